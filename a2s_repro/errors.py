@@ -1,0 +1,8 @@
+"""The one exception for things a user can put right."""
+
+
+class InputError(ValueError):
+    """A file, label, shape or flag that was given is wrong.
+
+    The message is one sentence that names the thing and the remedy; the tools print it and exit with status 2.
+    """

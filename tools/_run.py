@@ -1,0 +1,34 @@
+"""What every command line here shares: a clear word before installation, one sentence for an error, exit codes.
+
+Imported first by each tool. Exit status: 0 done, 1 the check that was asked for failed, 2 wrong input, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable
+
+try:
+    import a2s_repro  # noqa: F401
+except ImportError as missing:
+    sys.exit(
+        f"{missing.name or missing} is not installed for {sys.executable}: run `make setup`, "
+        f"then `.venv/bin/python {' '.join(sys.argv)}`."
+    )
+
+from a2s_repro.errors import InputError
+from caffe_weights import CaffeFileError
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs `main` and exits with its status; errors that a user can put right become one sentence on stderr."""
+    try:
+        status = main() or 0
+    except (InputError, CaffeFileError) as error:
+        status = 2
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        status = 2
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}.", file=sys.stderr)
+    except KeyboardInterrupt:
+        status = 130
+        print("interrupted.", file=sys.stderr)
+    sys.exit(status)
