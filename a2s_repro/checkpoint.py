@@ -1,0 +1,111 @@
+"""Weights files: a state dict and what is known about it, as `.pth` or `.safetensors`.
+
+Both forms hold only tensors and plain values, and both give back the same thing. A `.pth` file is a dict
+{"format", "state_dict", "meta"} that `torch.load(weights_only=True)` reads; a `.safetensors` file keeps "format" and
+"meta" (as JSON) in its metadata.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from a2s_repro.errors import InputError
+from a2s_repro.files import replacing
+
+FORMAT = "a2s_repro.weights/1"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a weights file holds.
+
+    `state_dict` maps parameter names (`conv1_1.weight`, ...) to CPU tensors. `meta` holds plain JSON values: `pool5a`
+    (bool), `classifier` (the Caffe name of layer fc8), `source` ({file, sha256, kind}), and for a trained net `model`
+    (the constructor arguments), `classes` (names) and `recipe`.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+
+
+def save_weights(path: str | os.PathLike, state_dict: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Writes `state_dict` (tensors on any device) and `meta` (JSON values) to `path`, a `.pth` or `.safetensors` file.
+
+    An existing file is replaced only once the new one is whole. Raises InputError for another suffix or when the file
+    cannot be written.
+    """
+    save = {".pth": _save_pth, ".safetensors": _save_safetensors}[weights_suffix(path)]
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state_dict.items()
+    }
+    meta_json = json.dumps(dict(meta))
+    with replacing(path) as temporary:
+        try:
+            save(temporary, tensors, meta_json)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"{path} cannot be written ({_first_line(error)}): is the disk full?") from error
+
+
+def load_weights(path: str | os.PathLike) -> Weights:
+    """Reads a weights file onto the CPU.
+
+    Raises InputError if `path` has another suffix, is damaged or was not written by `save_weights`, and
+    FileNotFoundError if there is none.
+    """
+    load = {".pth": _load_pth, ".safetensors": _load_safetensors}[weights_suffix(path)]
+    with open(path, "rb"):  # a missing or unreadable file is an OSError that names it, in either form
+        pass
+    try:
+        found = load(path)
+    except Exception as error:  # the unpicklers raise nearly anything on a damaged file
+        raise InputError(
+            f"{path} cannot be read ({_first_line(error)}): the file is damaged or no weights file."
+        ) from error
+    if found is None:
+        raise InputError(
+            f"{path} is not a weights file of this program (format {FORMAT!r}): "
+            "make one with tools/convert_caffe.py or by training."
+        )
+    return found
+
+
+def weights_suffix(path: str | os.PathLike) -> str:
+    """The suffix of a weights file, `.pth` or `.safetensors`; raises InputError for any other."""
+    suffix = Path(path).suffix
+    if suffix not in (".pth", ".safetensors"):
+        raise InputError(f"{path}: a weights file ends in .pth or .safetensors, not in {suffix or 'nothing'!r}.")
+    return suffix
+
+
+def _save_pth(path: Path, tensors: dict[str, torch.Tensor], meta_json: str) -> None:
+    torch.save({"format": FORMAT, "state_dict": tensors, "meta": json.loads(meta_json)}, path)
+
+
+def _save_safetensors(path: Path, tensors: dict[str, torch.Tensor], meta_json: str) -> None:
+    save_file(tensors, path, metadata={"format": FORMAT, "meta": meta_json})
+
+
+def _load_pth(path: str | os.PathLike) -> Weights | None:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
+    return Weights(content["state_dict"], content["meta"])
+
+
+def _load_safetensors(path: str | os.PathLike) -> Weights | None:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            return None
+        return Weights({name: file.get_tensor(name) for name in file.keys()}, json.loads(header["meta"]))  # noqa: SIM118
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
