@@ -1,0 +1,147 @@
+"""The native libraries: loading them, choosing between them and the pure-torch references, registering with torch.
+
+Every operator exists in up to three forms with one meaning: native (`torch.ops.a2s`), the pure-torch reference beside
+its public function, and, for tests, the CUDA kernels looped over their grid on the CPU (`torch.ops.a2s_emulated`).
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"
+NAMESPACES = ("a2s", "a2s_emulated")
+BACKENDS = ("native", "reference", "emulated")
+MAX_SCALES = 4
+
+_backend = "native"
+_devices: frozenset[str] = frozenset()
+problems: dict[str, str] = {}
+
+
+def _load(name: str) -> bool:
+    path = LIBRARY_DIR / f"lib{name}.so"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        problems[name] = f"{path} was not built" if not path.exists() else f"{path} does not load: {error}"
+        return False
+    return True
+
+
+def load() -> None:
+    """Loads what was built: the CPU library, and the CUDA one where torch has CUDA.
+
+    Raises:
+        ImportError: `A2S_REQUIRE_NATIVE=1` is set and the CPU library is missing or does not load.
+    """
+    global _devices
+    if _load("a2s_ops"):
+        _devices = frozenset({"cpu", "meta"})
+        if torch.version.cuda is not None and _load("a2s_ops_cuda"):
+            _devices |= {"cuda"}
+        return
+    remedy = f"{problems['a2s_ops']}: run `make setup` (or `pip install --no-build-isolation -e .`) to build it"
+    if os.environ.get("A2S_REQUIRE_NATIVE") == "1":
+        raise ImportError(f"a2s_repro: A2S_REQUIRE_NATIVE=1, but {remedy}.")
+    warnings.warn(f"a2s_repro runs on its slower pure-torch operators, because {remedy}.", stacklevel=2)
+
+
+def loaded_devices() -> frozenset[str]:
+    """Device types that have native operators in this process."""
+    return _devices
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block, operators run as `name`: `native` (the default), `reference` (pure torch: for `torch.export` to
+    ONNX, debugging and comparison) or `emulated` (the CUDA kernels looped on the CPU: for tests)."""
+    if name not in BACKENDS:
+        raise ValueError(f"use_backend: unknown backend {name!r}; known are {', '.join(BACKENDS)}.")
+    global _backend
+    before, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+def operators(tensor: Tensor) -> Any | None:
+    """The torch.ops namespace that serves `tensor`'s device under the current backend; None: use the reference."""
+    if _backend == "reference" or tensor.device.type not in _devices:
+        return None
+    return torch.ops.a2s_emulated if _backend == "emulated" else torch.ops.a2s
+
+
+def channels_last(tensor: Tensor) -> bool:
+    """Whether results computed from `tensor` are laid out channels_last: its channels are adjacent in memory."""
+    return tensor.size(1) > 1 and tensor.stride(1) == 1 and tensor.stride(3) != 1
+
+
+def empty_like_layout(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised result of `shape` in the layout that the native operators give it (for fake implementations)."""
+    memory_format = torch.channels_last if channels_last(tensor) else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype or tensor.dtype, device=tensor.device, memory_format=memory_format)
+
+
+def register(
+    name: str,
+    fake: Callable,
+    *,
+    setup_context: Callable | None = None,
+    backward: Callable | None = None,
+    differentiable: bool = True,
+    promote: bool = False,
+) -> None:
+    """Registers an operator's Python side in both namespaces.
+
+    `backward(ops, ctx, *grads)` gets the namespace to call its `*_backward` operator in. Without `backward`, a
+    differentiable operator raises RuntimeError when differentiated again (double backward). `promote`: under autocast
+    the tensor arguments are brought to their widest dtype, as torch.cat's are.
+    """
+    if not _devices:
+        return
+    for namespace in NAMESPACES:
+        qualified, ops = f"{namespace}::{name}", getattr(torch.ops, namespace)
+        torch.library.register_fake(qualified, fake)
+        if backward is not None:
+            torch.library.register_autograd(
+                qualified, functools.partial(backward, ops), setup_context=setup_context
+            )
+        elif differentiable:
+            torch.library.register_autograd(qualified, functools.partial(_no_double_backward, name))
+        if promote:
+            library = torch.library.Library(namespace, "IMPL")
+            _libraries.append(library)
+            for device in ("CPU", "CUDA"):
+                promoted = functools.partial(_promoted, getattr(ops, name), device.lower())
+                library.impl(name, promoted, f"Autocast{device}")
+
+
+_libraries: list[torch.library.Library] = []
+
+
+def _no_double_backward(name: str, ctx: Any, *grads: Any) -> None:
+    raise RuntimeError(
+        f"a2s::{name}: double backward is not supported; "
+        "run the forward pass under a2s_repro.ops.use_backend('reference') to differentiate twice."
+    )
+
+
+def _promoted(operator: Any, device: str, *args: Any) -> Any:
+    tensors = [t for a in args for t in (a if isinstance(a, (list, tuple)) else [a]) if isinstance(t, Tensor)]
+    widest = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [cast(item) for item in value]
+        return value.to(widest) if isinstance(value, Tensor) else value
+
+    with torch.autocast(device, enabled=False):
+        return operator(*[cast(a) for a in args])
