@@ -1,0 +1,152 @@
+"""The training losses and accuracies as Caffe's SoftmaxWithLoss and SegAccuracy layers compute them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from a2s_repro import ops
+from a2s_repro.errors import InputError
+from a2s_repro.models import Prediction
+
+IGNORE_LABEL = 255
+
+MAX_PIXEL_LOSS = 87.33654
+"""-log of the smallest normal float32, where Caffe clamps the probability."""
+
+SCALE_LOSS_NAMES = {1: "loss_res1", 0.75: "loss_res075", 0.5: "loss_res05", 0.25: "loss_res025"}
+
+LABEL_SHRINK = {1: 8, 0.75: 8, 0.5: 16, 0.25: 32}
+"""Pixels per cell of the grid on which the loss of a scale is taken. A label map cannot be resampled to 3/4, so scores
+at 0.75 are resized to the grid of scale 1; the others stay on their own."""
+
+
+def softmax_with_loss(
+    scores: Tensor,
+    labels: Tensor,
+    ignore_labels: Sequence[int] = (IGNORE_LABEL,),
+    normalize: bool = True,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Mean cross-entropy of the valid pixels of the whole batch, as a scalar.
+
+    sum over valid pixels of w[y] * min(logsumexp(x) - x[y], 87.33654), divided by the sum of their w[y], or by the
+    number of images if not `normalize`. Where the minimum acts, the gradient is still the softmax's, as in Caffe.
+    Without a valid pixel the loss and its gradient are 0.
+
+    Args:
+        scores: (N, C, h, w); float16 and bfloat16 compute in float32.
+        labels: (N, h, w) of any dtype; fractions are truncated.
+        ignore_labels: labels of pixels that count for nothing.
+        class_weights: (C,) w; all 1 by default.
+
+    Raises:
+        InputError: the shapes do not belong together, or a label is neither a class nor ignored. Labels on a GPU are
+            not looked at, because that would wait for it: data sets check theirs as they read them.
+
+    Source: Caffe SoftmaxWithLoss of the authors' fork, with its loss_param and softmax_loss_param.
+    """
+    if labels.shape != scores.shape[:1] + scores.shape[2:]:
+        raise InputError(f"labels of shape {tuple(labels.shape)} do not fit scores of shape {tuple(scores.shape)}.")
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    labels = labels.long()
+    valid = _valid_pixels(labels, ignore_labels, scores.shape[1])
+    target = torch.where(valid, labels, 0).unsqueeze(1)
+    loss = -F.log_softmax(scores, 1).gather(1, target).squeeze(1)
+    loss = loss + (loss.clamp(max=MAX_PIXEL_LOSS) - loss).detach()
+
+    weights = valid.to(scores.dtype) if class_weights is None else class_weights.to(scores)[target.squeeze(1)] * valid
+    total = weights.sum() if normalize else weights.new_tensor(len(scores))
+    return (weights * loss).sum() / torch.where(total == 0, 1, total)
+
+
+class SegAccuracy(NamedTuple):
+    """The three tops of Caffe's SegAccuracy layer, each in [0, 1]."""
+
+    pixel: float
+    """Correct pixels among the valid ones."""
+    recall: float
+    """Recall, averaged over the classes present in the labels."""
+    iou: float
+    """Intersection over union, averaged over all classes; a class in neither labels nor prediction counts 1."""
+
+
+def seg_accuracy(scores: Tensor, labels: Tensor, ignore_labels: Sequence[int] = (IGNORE_LABEL,)) -> SegAccuracy:
+    """Accuracies of a batch: scores (N, C, h, w), labels (N, h, w); equal scores go to the larger class.
+
+    Source: Caffe SegAccuracy. This is the layer that watches training, not the VOC protocol.
+    """
+    labels = labels.long()
+    classes = scores.shape[1]
+    valid = _valid_pixels(labels, ignore_labels, classes)
+    predicted = ops.segment(scores, scores.shape[2:]).long()
+    confusion = torch.bincount(labels[valid] * classes + predicted[valid], minlength=classes**2)
+    confusion = confusion.view(classes, classes).double()
+    correct, in_labels, in_prediction = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    union = in_labels + in_prediction - correct
+    present = in_labels > 0
+    return SegAccuracy(
+        pixel=(correct.sum() / in_labels.sum().clamp(min=1)).item(),
+        recall=((correct / in_labels)[present].sum() / present.sum().clamp(min=1)).item(),
+        iou=torch.where(union > 0, correct / union, 1).mean().item(),
+    )
+
+
+def loss_inputs(prediction: Prediction, labels: Tensor, extra_supervision: bool) -> dict[str, tuple[Tensor, Tensor]]:
+    """The scores and labels that meet in each loss of a training net, by the loss's name in the authors' files.
+
+    `loss` is the merged map's; extra supervision adds one per scale: `loss_res1`, `loss_res075`, `loss_res05`,
+    `loss_res025`. `labels` is (N, H, W) at the size of the image.
+
+    Raises:
+        InputError: extra supervision of a single scale, or a label size that does not align with the grids.
+    """
+    inputs = {"loss": (prediction.scores, shrink_labels(labels, LABEL_SHRINK[1]))}
+    if extra_supervision:
+        if len(prediction.scales) == 1:
+            raise InputError("extra supervision takes two or more scales; a single scale has only the one loss.")
+        for scale, scores in zip(prediction.scales, prediction.scale_scores, strict=True):
+            if scale == 0.75:
+                scores = ops.interp(scores, prediction.scores.shape[2:])
+            inputs[SCALE_LOSS_NAMES[scale]] = scores, shrink_labels(labels, LABEL_SHRINK[scale])
+    return inputs
+
+
+def training_loss(prediction: Prediction, labels: Tensor, extra_supervision: bool) -> dict[str, Tensor]:
+    """The losses of a training net, each a scalar of weight 1; the net is trained on their sum.
+
+    Args and names as for `loss_inputs`.
+    """
+    inputs = loss_inputs(prediction, labels, extra_supervision)
+    return {name: softmax_with_loss(scores, grid_labels) for name, (scores, grid_labels) in inputs.items()}
+
+
+def shrink_labels(labels: Tensor, factor: int) -> Tensor:
+    """Every `factor`-th pixel of (N, H, W) labels, which is what Interp does where H and W are k * factor + 1.
+
+    Raises:
+        InputError: another size, where Interp would blend label values into other labels.
+    """
+    if any((size - 1) % factor for size in labels.shape[1:]):
+        raise InputError(
+            f"labels of {labels.shape[1]}x{labels.shape[2]} pixels cannot be shrunk by {factor} without blending: "
+            f"use a crop of {factor}k + 1."
+        )
+    return labels[:, ::factor, ::factor]
+
+
+def _valid_pixels(labels: Tensor, ignore_labels: Sequence[int], num_classes: int) -> Tensor:
+    """Mask of the pixels that are not ignored, once their labels are known to be classes (see softmax_with_loss)."""
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    for ignored in ignore_labels:
+        valid &= labels != ignored
+    if not labels.is_cuda:
+        wrong = labels[valid & ((labels < 0) | (labels >= num_classes))].unique().tolist()
+        if wrong:
+            raise InputError(
+                f"labels hold {', '.join(map(str, wrong[:5]))}{' ...' if len(wrong) > 5 else ''}, but the net has "
+                f"classes 0 to {num_classes - 1}: give --num-classes, or mark those pixels {ignore_labels[0]}."
+            )
+    return valid
