@@ -1,5 +1,6 @@
 """Caffe files to numpy and back."""
 
+from caffe_weights.errors import CaffeFileError
+from caffe_weights.files import Layer, Net, SolverState, read_caffemodel, read_solverstate, write_caffemodel
 
-class CaffeFileError(ValueError):
-    """A Caffe file cannot be read or written as asked; the message is one sentence that names the file and why."""
+__all__ = ["CaffeFileError", "Layer", "Net", "SolverState", "read_caffemodel", "read_solverstate", "write_caffemodel"]

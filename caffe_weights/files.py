@@ -1,0 +1,196 @@
+"""Reading and writing `.caffemodel` and `.solverstate` files.
+
+A `.caffemodel` is a binary NetParameter: the layers of a net in order, each with a name, a type and its blobs. Both
+containers are known: `layer` (new, types by name) and `layers` (V1, types by number); and both ways to give a blob's
+shape: `shape` (any number of axes) and num/channels/height/width (always four: a bias of N values is 1x1x1xN).
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+
+from caffe_weights.errors import CaffeFileError
+from caffe_weights.messages import V1_TYPES, BlobProto, NetParameter, SolverStateParameter, UnpackedBlobProto
+
+_LEGACY_AXES = ("num", "channels", "height", "width")
+_MAX_AXES = 32  # Caffe's kMaxBlobAxes
+_MAX_BYTES = 2**31 - 1  # protobuf's own limit
+_DTYPES = {"data": np.dtype("<f4"), "double_data": np.dtype("<f8")}
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: its name, its type as the new format spells it, and its blobs (weight, bias, ...).
+
+    Blobs are float32 or float64 arrays; those that were read are read-only views, shaped as the file says. A type
+    number of a V1 file that only a fork defines is given in digits. Types are information: names and blobs decide.
+    """
+
+    name: str
+    type: str
+    blobs: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Net:
+    """A net's name and all its layers in file order, those without blobs too."""
+
+    name: str
+    layers: list[Layer]
+
+
+@dataclass(frozen=True)
+class SolverState:
+    """The state of Caffe's solver beside a snapshot.
+
+    `iter` updates were done, `current_step` rate drops were passed, `learned_net` is the `.caffemodel` as the solver
+    named it, and `history` holds the momentum: one array per parameter blob in net order, those of sharing layers too.
+    """
+
+    iter: int
+    current_step: int
+    learned_net: str
+    history: list[np.ndarray]
+
+
+def read_caffemodel(path: str | os.PathLike) -> Net:
+    """Reads a `.caffemodel` of either container.
+
+    Raises CaffeFileError if the file is empty, damaged, of another kind, in the V0 format, holds blobs whose values do
+    not fill their shape, or values that are not finite; OSError if it cannot be opened.
+    """
+    message = _parse(path, NetParameter)
+    if message.layer and message.layers:
+        raise CaffeFileError(f"{path} holds both `layer` and `layers` entries, which Caffe refuses too.")
+    if not message.layer and not message.layers:
+        raise CaffeFileError(f"{path} holds no layers: it is no .caffemodel, or it is damaged.")
+    layers = []
+    for entry in message.layers or message.layer:
+        name = _text(entry.name)
+        if message.layers and entry.HasField("layer"):
+            raise CaffeFileError(
+                f"{path} is in the V0 format of 2013: convert it with Caffe's upgrade_net_proto_binary first."
+            )
+        kind = _v1_type_name(entry.type) if message.layers else _text(entry.type)
+        blobs = [_array(blob, f"{path}: blob {i} of layer {name!r}") for i, blob in enumerate(entry.blobs)]
+        layers.append(Layer(name, kind, blobs))
+    return Net(_text(message.name), layers)
+
+
+def write_caffemodel(path: str | os.PathLike, net: Net, v1: bool = False) -> None:
+    """Writes `net` as a `.caffemodel`, in the new container or, with `v1`, in the V1 one.
+
+    V1 blobs have four axes: shapes with fewer are filled with ones from the left (a bias becomes 1x1x1xN). An existing
+    file is replaced only once the new one is whole. Raises CaffeFileError for blobs that are neither float32 nor
+    float64, and in V1 for more than four axes and for types without a number.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(NetParameter(name=net.name.encode()).SerializeToString())
+            for layer in net.layers:  # serialised messages concatenate, so that only one layer is in memory twice
+                file.write(_net_of_one_layer(layer, v1, path).SerializeToString())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_solverstate(path: str | os.PathLike) -> SolverState:
+    """Reads a `.solverstate`.
+
+    Raises CaffeFileError if the file is empty, damaged or of another kind, and OSError if it cannot be opened.
+    """
+    message = _parse(path, SolverStateParameter)
+    if not message.HasField("iter"):
+        raise CaffeFileError(f"{path} holds no iteration: it is no .solverstate, or it is damaged.")
+    history = [_array(blob, f"{path}: history blob {i}") for i, blob in enumerate(message.history)]
+    return SolverState(message.iter, message.current_step, _text(message.learned_net), history)
+
+
+def _parse(path: str | os.PathLike, kind: type[AnyMessage]) -> AnyMessage:
+    size = os.stat(path).st_size
+    if size > _MAX_BYTES:
+        raise CaffeFileError(f"{path} has {size} bytes, more than the 2 GiB that a binary Caffe file can have.")
+    content = Path(path).read_bytes()
+    if not content:
+        raise CaffeFileError(f"{path} is empty.")
+    try:
+        return kind.FromString(content)
+    except DecodeError:
+        raise CaffeFileError(f"{path} cannot be parsed: it is truncated, damaged or no binary Caffe file.") from None
+
+
+def _array(blob: Message, where: str) -> np.ndarray:
+    field = "double_data" if len(blob.double_data) else "data"
+    values = _values(blob, field, where)
+    legacy = any(blob.HasField(axis) for axis in _LEGACY_AXES)
+    shape = tuple(getattr(blob, axis) for axis in _LEGACY_AXES) if legacy else tuple(blob.shape.dim)
+    if len(shape) > _MAX_AXES or any(n < 1 for n in shape) or math.prod(shape) != values.size:
+        spelled = "x".join(map(str, shape[: _MAX_AXES + 1])) or "nothing"
+        raise CaffeFileError(f"{where} has {values.size} values for the shape {spelled}: the file is damaged.")
+    if not np.isfinite(values).all():
+        raise CaffeFileError(f"{where} holds NaN or infinite values: the file is damaged or its training diverged.")
+    return values.reshape(shape)
+
+
+def _values(blob: Message, field: str, where: str) -> np.ndarray:
+    dtype = _DTYPES[field]
+    raw = b"".join(getattr(blob, field))
+    if len(raw) % dtype.itemsize:
+        raise CaffeFileError(f"{where} has {len(raw)} bytes of {dtype.name} values: the file is damaged.")
+    if raw:
+        return np.frombuffer(raw, dtype)
+    unpacked = UnpackedBlobProto.FromString(blob.SerializeToString())
+    return np.array(unpacked.double_data, np.float64) if unpacked.double_data else np.array(unpacked.data, np.float32)
+
+
+def _net_of_one_layer(layer: Layer, v1: bool, path: Path) -> Message:
+    blobs = [_blob(array, v1, f"{path}: blob {i} of layer {layer.name!r}") for i, array in enumerate(layer.blobs)]
+    if not v1:
+        return NetParameter(layer=[{"name": layer.name.encode(), "type": layer.type.encode(), "blobs": blobs}])
+    number = _v1_type_number(layer.type)
+    if number is None:
+        raise CaffeFileError(
+            f"{path}: the V1 format has no number for type {layer.type!r} of layer {layer.name!r}: use the new format."
+        )
+    return NetParameter(layers=[{"name": layer.name.encode(), "type": number, "blobs": blobs}])
+
+
+def _blob(array: np.ndarray, v1: bool, where: str) -> Message:
+    field = {4: "data", 8: "double_data"}.get(array.dtype.itemsize) if array.dtype.kind == "f" else None
+    if field is None:
+        raise CaffeFileError(f"{where} is {array.dtype}: Caffe stores float32 and float64.")
+    blob = BlobProto(**{field: [array.astype(_DTYPES[field], copy=False).tobytes()]})
+    if not v1:
+        blob.shape.dim.extend(array.shape)
+        blob.shape.SetInParent()  # a blob with no axes has a shape too
+    elif array.ndim <= len(_LEGACY_AXES):
+        for axis, n in zip(_LEGACY_AXES, (1,) * (len(_LEGACY_AXES) - array.ndim) + array.shape, strict=True):
+            setattr(blob, axis, n)
+    else:
+        raise CaffeFileError(f"{where} has {array.ndim} axes: the V1 format has four.")
+    return blob
+
+
+def _v1_type_name(number: int) -> str:
+    return V1_TYPES[number] if 0 <= number < len(V1_TYPES) else str(number)
+
+
+def _v1_type_number(name: str) -> int | None:
+    if name in V1_TYPES:
+        return V1_TYPES.index(name)
+    return int(name) if name.isdecimal() else None
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="replace")
