@@ -1,0 +1,1 @@
+"""Data sets as list files, Caffe's ImageSegData stream, and the sets themselves: one file each."""

@@ -1,0 +1,175 @@
+"""Caffe's ImageSegData layer: random draws in the main process, decoding and cropping in workers.
+
+A training run's data is a pure function of (list, seed, batch number): a resumed run starts at its batch number.
+"""
+
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from a2s_repro.data.images import IGNORE_LABEL, read_pair
+from a2s_repro.data.lists import Item
+from a2s_repro.errors import InputError
+
+MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
+"""The ImageNet mean that the authors' nets subtract (transform_param.mean_value)."""
+
+
+class Draw(NamedTuple):
+    """The random choices for one sample, as raw 32-bit words: the range of an offset is known only after decoding."""
+
+    index: int
+    mirror: int
+    h_off: int
+    w_off: int
+
+
+class Sample(NamedTuple):
+    """One sample, or a batch of them with a leading axis."""
+
+    image: torch.Tensor
+    """(3, crop, crop) float32, B, G, R minus the mean; 0 where padded."""
+    label: torch.Tensor
+    """(crop, crop) uint8; 255 where ignored or padded."""
+    index: torch.Tensor
+    """int64, the item's place in the list."""
+    data_dim: torch.Tensor
+    """(2,) int64, the rows and columns of the crop that the image can fill: min(crop, H), min(crop, W)."""
+
+
+def subtract_mean(image: np.ndarray, mean: np.ndarray = MEAN_BGR) -> np.ndarray:
+    """(H, W, 3) uint8 -> (3, H, W) float32, subtracted in float32 as Caffe does."""
+    return np.ascontiguousarray((image.astype(np.float32) - mean).transpose(2, 0, 1))
+
+
+def transform(
+    image: np.ndarray, label: np.ndarray, crop: int, mean: np.ndarray, draw: Draw | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Caffe's DataTransformer::TransformImgAndSeg: pad at the bottom and right, crop, subtract the mean, mirror.
+
+    Takes an image (H, W, 3) uint8 and labels (H, W) uint8; returns (3, crop, crop) float32, 0 where padded, and
+    (crop, crop) uint8, 255 where padded. An offset is its word modulo the number of positions, counted after padding;
+    the sample is mirrored if its mirror word is odd. Without a draw (TEST phase) the crop is the centre.
+    """
+    height, width = image.shape[:2]
+    h_range, w_range = max(height - crop, 0), max(width - crop, 0)
+    if draw is None:
+        h_off, w_off, mirror = h_range // 2, w_range // 2, False
+    else:
+        h_off, w_off, mirror = draw.h_off % (h_range + 1), draw.w_off % (w_range + 1), draw.mirror % 2 == 1
+
+    rows, columns = min(crop, height), min(crop, width)
+    window = slice(h_off, h_off + rows), slice(w_off, w_off + columns)
+    pixels = np.zeros((3, crop, crop), np.float32)
+    pixels[:, :rows, :columns] = subtract_mean(image[window], mean)
+    labels = np.full((crop, crop), IGNORE_LABEL, np.uint8)
+    labels[:rows, :columns] = label[window]
+    if mirror:
+        pixels, labels = pixels[:, :, ::-1].copy(), labels[:, ::-1].copy()
+    return pixels, labels
+
+
+class RandomStream:
+    """The order and the random words of a run, without state: `batch(k)` depends on the arguments and k alone.
+
+    Every epoch has a permutation of its own, and batches straddle epochs, as in Caffe. The words belong to the position
+    in the stream, so that 3 x 10 and 30 x 1 images see the same draws. `mirror=False` leaves the mirror word 0.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, seed: int, shuffle: bool = True, mirror: bool = True):
+        if num_items < 1 or batch_size < 1 or seed < 0:
+            raise InputError(
+                f"A stream needs images, a batch size of at least 1 and a seed of at least 0, but was given "
+                f"{num_items} images, batch size {batch_size} and seed {seed}."
+            )
+        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+        self.shuffle, self.mirror = shuffle, mirror
+        self._epoch, self._order = -1, np.arange(num_items)
+
+    def batch(self, k: int) -> list[Draw]:
+        """The draws of batch k, counted from 0."""
+        return [self._draw(position) for position in range(k * self.batch_size, (k + 1) * self.batch_size)]
+
+    def _draw(self, position: int) -> Draw:
+        epoch, place = divmod(position, self.num_items)
+        mirror, h_off, w_off = np.random.default_rng((self.seed, 1, position)).integers(2**32, size=3).tolist()
+        return Draw(int(self._permutation(epoch)[place]), mirror if self.mirror else 0, h_off, w_off)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self.shuffle and epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(self.num_items)
+        return self._order
+
+
+class SegmentationDataset(Dataset):
+    """Reads and transforms: `dataset[draw]` is the Sample of a draw. Raises InputError for a bad file, naming it."""
+
+    def __init__(self, items: list[Item], num_classes: int, crop: int, mean: np.ndarray = MEAN_BGR):
+        self.items, self.num_classes, self.crop, self.mean = items, num_classes, crop, mean
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        image, label = read_pair(self.items[draw.index], self.num_classes)
+        pixels, labels = transform(image, label, self.crop, self.mean, draw)
+        data_dim = np.minimum(image.shape[:2], self.crop)
+        return Sample(torch.from_numpy(pixels), torch.from_numpy(labels), draw.index, torch.from_numpy(data_dim))
+
+
+def loader(
+    dataset: SegmentationDataset,
+    stream: RandomStream,
+    start: int,
+    num_batches: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> Iterator[Sample]:
+    """Yields batches `start` to `start + num_batches - 1` of a stream, as Samples with a batch axis.
+
+    Workers decode ahead and leave torch's global random state alone; 0 decodes in this process. A bad file raises its
+    InputError here, when its batch is due.
+    """
+    batches = DataLoader(
+        _Reporting(dataset),
+        batch_sampler=map(stream.batch, range(start, start + num_batches)),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_set_up_worker,
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),
+    )
+    for batch in batches:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+class _Reporting(Dataset):
+    """Returns an InputError as the sample: raised in a worker, it would arrive wrapped in a traceback."""
+
+    def __init__(self, dataset: SegmentationDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, draw: Draw) -> Sample | InputError:
+        try:
+            return self.dataset[draw]
+        except InputError as error:
+            return error
+
+
+def _collate(samples: list[Sample | InputError]) -> Sample | InputError:
+    errors = [sample for sample in samples if isinstance(sample, InputError)]
+    return errors[0] if errors else default_collate(samples)
+
+
+def _set_up_worker(_: int) -> None:
+    """One thread a worker; Ctrl-C is for the main process, which may still want its batches."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,114 @@
+"""Pictures and label maps from disk, or one sentence that says what is wrong with them."""
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from a2s_repro.data.lists import Item
+from a2s_repro.errors import InputError
+
+IGNORE_LABEL = 255
+MAX_PIXELS = 2**26  # 67 megapixels: a larger header is refused before memory is spent on it
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Decodes an image as Caffe does (OpenCV, IMREAD_COLOR): (H, W, 3) uint8 in B, G, R order.
+
+    Raises InputError if the file is unreadable, truncated or larger than MAX_PIXELS.
+    """
+    encoded = _read_bytes(path)
+    header = _open_header(encoded, path)
+    # OpenCV fills what a truncated file lacks with grey and goes on; Pillow refuses such a file.
+    if _looks_truncated(encoded, header.format):
+        _load(header, path)
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InputError(f"{path} cannot be decoded as an image: replace the file.")
+    return image
+
+
+def read_label(path: str | os.PathLike, num_classes: int, ignore_label: int = IGNORE_LABEL) -> np.ndarray:
+    """Decodes a label map: (H, W) uint8 class indices, 0..num_classes-1 or `ignore_label`.
+
+    Palette images give their indices (as greyscale, OpenCV and Caffe would give luminance), 8-bit grey images their
+    values. Raises InputError if the file is unreadable, truncated, larger than MAX_PIXELS, of another kind (a colour
+    image is not a label map), or holds any other value.
+    """
+    encoded = _read_bytes(path)
+    label = _open_header(encoded, path)
+    shallow_grey = label.format == "PNG" and label.mode == "L" and encoded[24] < 8  # Pillow scales these to 0..255
+    if label.mode not in ("P", "L") or shallow_grey:
+        kind = f"{encoded[24]}-bit grey" if shallow_grey else label.mode
+        raise InputError(
+            f"{path} is a {kind} image, not a label map: save class indices as an 8-bit palette or grey PNG."
+        )
+    labels = np.asarray(_load(label, path))
+    values = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
+    wrong = values[(values >= num_classes) & (values != ignore_label)]
+    if wrong.size:
+        listed = ", ".join(map(str, wrong[:8])) + (", ..." if wrong.size > 8 else "")
+        raise InputError(
+            f"{path} holds values that are no labels ({listed}): {num_classes} classes allow 0..{num_classes - 1} and "
+            f"{ignore_label} (ignore) only; correct the file or the number of classes."
+        )
+    return labels
+
+
+def read_pair(item: Item, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The image (H, W, 3) and label map (H, W) of an item; all IGNORE_LABEL where it has no label file.
+
+    Raises InputError as read_image and read_label do, and if the two differ in size.
+    """
+    image = read_image(item.image)
+    if item.label is None:
+        return image, np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
+    labels = read_label(item.label, num_classes)
+    if labels.shape != image.shape[:2]:
+        sizes = [f"{width}x{height}" for height, width in (image.shape[:2], labels.shape)]
+        raise InputError(f"{item.image} is {sizes[0]} pixels, its label {item.label} {sizes[1]}: they must agree.")
+    return image, labels
+
+
+def _read_bytes(path: str | os.PathLike) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _open_header(encoded: bytes, path: str | os.PathLike) -> Image.Image:
+    """Opens without decoding."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            image = Image.open(io.BytesIO(encoded))
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} is larger than {MAX_PIXELS} pixels: scale it down.") from None
+    except Exception:
+        raise InputError(f"{path} is not an image, or its header is damaged: replace the file.") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS} pixels: scale it down.")
+    return image
+
+
+def _load(image: Image.Image, path: str | os.PathLike) -> Image.Image:
+    try:
+        image.load()
+    except Exception:  # Pillow's decoders raise whatever comes to hand: OSError, SyntaxError, struct.error
+        raise InputError(f"{path} is truncated or damaged: replace the file.") from None
+    return image
+
+
+def _looks_truncated(encoded: bytes, file_format: str | None) -> bool:
+    """Whether the end of the picture is missing; cheap, and sure only when it says no."""
+    if file_format == "JPEG":
+        end_of_image, start_of_scan = b"\xff\xd9", b"\xff\xda"
+        return encoded.rfind(end_of_image) < encoded.rfind(start_of_scan)
+    if file_format == "PNG":
+        return b"IEND" not in encoded[-64:]
+    return True

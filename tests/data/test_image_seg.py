@@ -1,0 +1,159 @@
+"""Caffe's ImageSegData stream, given its recorded draws, and our own stream and loader."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from a2s_repro.data.image_seg import MEAN_BGR, Draw, RandomStream, SegmentationDataset, loader, transform
+from a2s_repro.data.images import read_image, read_pair
+from a2s_repro.data.lists import Item, read_list
+from a2s_repro.errors import InputError
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "data"
+CROP = 65
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return np.load(GOLDEN / "stream.npz")
+
+
+@pytest.fixture(scope="module")
+def items():
+    return read_list(GOLDEN / "files" / "list.txt", GOLDEN / "files")
+
+
+class RecordedStream:
+    """The draws of the authors' Caffe. An offset that it recorded is its own remainder, so it serves as the word."""
+
+    def __init__(self, recorded):
+        self.recorded = recorded
+
+    def batch(self, k):
+        names = ("index", "mirror", "h_off", "w_off")
+        return [Draw(*(int(self.recorded[name][k, slot]) for name in names)) for slot in range(3)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_stream_is_caffes_bit_for_bit(recorded, items, workers):
+    dataset = SegmentationDataset(items, num_classes=5, crop=CROP)
+    batches = list(loader(dataset, RecordedStream(recorded), start=0, num_batches=12, workers=workers))
+    assert len(batches) == 12
+    for k, batch in enumerate(batches):
+        assert (batch.index.numpy() == recorded["index"][k]).all()
+        assert (batch.data_dim.numpy() == recorded["data_dim"][k]).all()
+        assert (np.bincount(batch.label.numpy().ravel(), minlength=256) == recorded["label_hist"][k]).all()
+        assert (batch.image.numpy().astype(np.float64).sum((1, 2, 3)) == recorded["data_sum"][k]).all()
+        if k < 4:
+            assert (batch.image.numpy() == recorded["data_first4"][k]).all()
+            assert (batch.label.numpy() == recorded["label_first4"][k, :, 0]).all()
+
+
+def test_test_phase_crops_the_centre(recorded, items):
+    for k, expected in enumerate(recorded["test_data_first3"]):
+        image = read_image(items[k].image)
+        assert (transform(image, np.zeros(image.shape[:2], np.uint8), CROP, MEAN_BGR, draw=None)[0] == expected).all()
+
+
+def test_an_item_without_label_is_ignored_everywhere(recorded, items):
+    for k, expected in enumerate(recorded["test_label_values"][:3]):
+        image, label = read_pair(items[k]._replace(label=None), num_classes=5)
+        assert label.shape == image.shape[:2]
+        assert (label == expected).all()
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 8])
+def test_jpeg_pixels_are_those_of_the_reference(recorded, items, number):
+    assert (read_image(items[number].image) == recorded[f"decoded_bgr_{number}"]).all()
+
+
+def test_mean_is_subtracted_in_float32(recorded):
+    assert MEAN_BGR.dtype == np.float32
+    assert (recorded["mean_bgr"] == MEAN_BGR).all()
+
+
+def test_offset_words_are_taken_modulo_the_positions_after_padding():
+    image = np.arange(10 * 4 * 3, dtype=np.uint8).reshape(10, 4, 3)  # higher and narrower than the crop
+    label = np.arange(40, dtype=np.uint8).reshape(10, 4)
+    word = 2**32 - 1  # odd: mirrored
+    pixels, labels = transform(image, label, 6, np.zeros(3, np.float32), Draw(0, word, word, word))
+    h_off = word % 5
+    assert (labels[:, 2:] == label[h_off : h_off + 6, ::-1]).all()
+    assert (labels[:, :2] == 255).all()
+    assert (pixels[:, :, 2:] == image[h_off : h_off + 6, ::-1].transpose(2, 0, 1)).all()
+    assert (pixels[:, :, :2] == 0).all()
+
+
+def test_stream_shows_every_item_once_an_epoch_in_a_new_order():
+    stream = RandomStream(num_items=7, batch_size=3, seed=5)
+    indices = np.array([draw.index for k in range(7) for draw in stream.batch(k)]).reshape(3, 7)
+    assert (np.sort(indices) == np.arange(7)).all()
+    assert len({tuple(epoch) for epoch in indices}) == 3
+
+
+def test_stream_is_a_function_of_seed_and_batch_number():
+    whole = [RandomStream(7, 3, seed=5).batch(k) for k in range(10)]
+    assert RandomStream(7, 3, seed=5).batch(9) == whole[9]
+    revisited = RandomStream(7, 3, seed=5)
+    assert [revisited.batch(k) for k in (9, 2, 9)] == [whole[9], whole[2], whole[9]]
+    assert RandomStream(7, 3, seed=6).batch(9) != whole[9]
+    assert RandomStream(7, 30, seed=5).batch(0) == [draw for batch in whole for draw in batch]
+
+
+def test_stream_words_fill_32_bits_and_mirror_half_of_the_samples():
+    draws = np.array(RandomStream(10, 4000, seed=0).batch(0), dtype=np.int64)
+    words = draws[:, 1:]
+    assert words.min() >= 0
+    assert 2**32 * 0.99 < words.max() < 2**32
+    assert abs((words[:, 0] % 2).mean() - 0.5) < 0.03  # 4 standard deviations
+    assert all(draw.mirror == 0 for draw in RandomStream(10, 50, seed=0, mirror=False).batch(0))
+    assert [draw.index for draw in RandomStream(4, 6, seed=0, shuffle=False).batch(1)] == [2, 3, 0, 1, 2, 3]
+
+
+def test_loader_starts_anywhere_and_leaves_the_global_random_state_alone(items):
+    dataset = SegmentationDataset(items, num_classes=5, crop=33)
+    stream = RandomStream(len(items), 4, seed=1)
+    before = torch.get_rng_state()
+    whole = list(loader(dataset, stream, 0, 5, workers=0))
+    resumed = list(loader(dataset, stream, 3, 2, workers=2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for batch, expected in zip(resumed, whole[3:], strict=True):
+        assert all(torch.equal(mine, other) for mine, other in zip(batch, expected, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_arrives_as_its_sentence(tmp_path, workers):
+    image, label = tmp_path / "x.jpg", tmp_path / "x.png"
+    cv2.imwrite(str(image), np.zeros((20, 30, 3), np.uint8))
+    Image.fromarray(np.full((20, 30), 7, np.uint8)).save(label)
+    dataset = SegmentationDataset([Item("x", image, label)], num_classes=5, crop=33)
+    with pytest.raises(InputError) as caught:
+        list(loader(dataset, RandomStream(1, 2, seed=0), 0, 1, workers))
+    assert str(caught.value).startswith(f"{label} holds values that are no labels (7): 5 classes allow")
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_deliver_after_an_interrupt():
+    """The main process decides what Ctrl-C means: the batches that it still asks for must come."""
+    script = f"""
+import os, signal
+from a2s_repro.data.image_seg import RandomStream, SegmentationDataset, loader
+from a2s_repro.data.lists import read_list
+signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
+items = read_list({str(GOLDEN / "files/list.txt")!r}, {str(GOLDEN / "files")!r})
+batches = loader(SegmentationDataset(items, 5, 33), RandomStream(len(items), 2, 0), 0, 40, workers=1)
+next(batches)
+os.killpg(os.getpgrp(), signal.SIGINT)
+print(sum(1 for _ in batches))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, start_new_session=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["interrupted", "39"]

@@ -1,0 +1,127 @@
+"""Decoding: what Caffe would see, and a sentence for what must not be trained on."""
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from a2s_repro.data.images import read_image, read_label, read_pair
+from a2s_repro.data.lists import Item
+from a2s_repro.errors import InputError
+
+LABELS = np.array([[0, 1, 2], [4, 3, 255]], np.uint8)
+
+
+def save(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def png(width, height, bit_depth, colour_type, rows=b""):
+    """A PNG file from its parts (https://www.w3.org/TR/png): Pillow writes neither small depths nor lies."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def photograph(path, **options):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    return save(path, cv2.resize(noise, (160, 120), interpolation=cv2.INTER_CUBIC), **options)
+
+
+def test_image_is_bgr_whatever_the_file_holds(tmp_path):
+    rgb = np.array([[[10, 20, 30], [40, 50, 60]]], np.uint8)
+    assert (read_image(save(tmp_path / "rgb.png", rgb)) == rgb[..., ::-1]).all()
+    rgba = np.dstack([rgb, np.full((1, 2), 128, np.uint8)])
+    assert (read_image(save(tmp_path / "rgba.png", rgba)) == rgb[..., ::-1]).all()
+    grey = np.array([[7, 9]], np.uint8)
+    assert (read_image(save(tmp_path / "grey.png", grey)) == grey[..., None]).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_label_values_are_the_stored_indices(tmp_path, mode):
+    image = Image.fromarray(LABELS)
+    if mode == "P":
+        image.putpalette([200, 30, 90] * 256)  # makes it a palette image; every colour the same
+    image.save(tmp_path / "label.png")
+    assert Image.open(tmp_path / "label.png").mode == mode
+    assert (read_label(tmp_path / "label.png", num_classes=5) == LABELS).all()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("kept", [0.98, 0.5, 0.05])
+def test_truncated_images_are_named(tmp_path, suffix, kept):
+    path = photograph(tmp_path / f"x{suffix}")
+    encoded = path.read_bytes()
+    path.write_bytes(encoded[: int(len(encoded) * kept)])
+    with pytest.raises(InputError, match=rf"x\{suffix} .*replace the file"):
+        read_image(path)
+
+
+def test_truncation_shows_in_progressive_jpegs_and_not_in_trailing_bytes(tmp_path):
+    path = photograph(tmp_path / "x.jpg", progressive=True)
+    encoded, pixels = path.read_bytes(), read_image(path)
+    path.write_bytes(encoded + b"\xff\xda appended by a camera")
+    assert (read_image(path) == pixels).all()
+    path.write_bytes(encoded[: encoded.rfind(b"\xff\xda")])
+    with pytest.raises(InputError, match="replace the file"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize("read", [read_image, lambda path: read_label(path, 5)])
+def test_files_that_are_no_images_are_named(tmp_path, read, content):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"x.png is not an image"):
+        read(tmp_path / "x.png")
+    with pytest.raises(InputError, match=r"absent.png cannot be read"):
+        read(tmp_path / "absent.png")
+
+
+@pytest.mark.parametrize("read", [read_image, lambda path: read_label(path, 5)])
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_absurd_sizes_are_refused_before_decoding(tmp_path, read, side):
+    (tmp_path / "bomb.png").write_bytes(png(side, side, 8, 0))
+    with pytest.raises(InputError, match=r"bomb.png is .*pixels: scale it down"):
+        read(tmp_path / "bomb.png")
+
+
+def test_truncated_labels_are_named(tmp_path):
+    path = save(tmp_path / "label.png", np.random.default_rng(0).integers(0, 5, (80, 90), np.uint8))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"label.png is truncated or damaged"):
+        read_label(path, num_classes=5)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (4, "RGBA"), (2, "LA")])
+def test_colour_labels_are_refused_with_the_remedy(tmp_path, channels, mode):
+    path = save(tmp_path / "label.png", np.zeros((4, 5, channels), np.uint8))
+    with pytest.raises(InputError, match=rf"label.png is a {mode} image, .*palette or grey PNG"):
+        read_label(path, num_classes=5)
+
+
+def test_grey_labels_of_fewer_bits_are_refused_because_decoders_scale_them(tmp_path):
+    path = tmp_path / "label.png"
+    path.write_bytes(png(2, 1, 4, 0, rows=b"\x00\x0f"))  # the values 0 and 15, which would arrive as 0 and 255
+    with pytest.raises(InputError, match=r"label.png is a 4-bit grey image"):
+        read_label(path, num_classes=5)
+
+
+def test_values_outside_the_classes_are_named(tmp_path):
+    path = save(tmp_path / "label.png", LABELS)
+    with pytest.raises(InputError, match=r"label.png holds values that are no labels \(3, 4\): 3 classes allow 0"):
+        read_label(path, num_classes=3)
+
+
+def test_sizes_of_image_and_label_must_agree(tmp_path):
+    image = save(tmp_path / "x.png", np.zeros((2, 4, 3), np.uint8))
+    label = save(tmp_path / "y.png", LABELS)
+    with pytest.raises(InputError, match=r"x.png is 4x2 pixels, its label .*y.png 3x2"):
+        read_pair(Item("x", image, label), num_classes=5)

@@ -1,0 +1,88 @@
+"""List files of both kinds, and every way in which they can be wrong."""
+
+import pytest
+
+from a2s_repro.data.lists import Item, read_classes, read_list
+from a2s_repro.errors import InputError
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A VOC-layout tree; list files go beside it."""
+    for name in ("JPEGImages/a.jpg", "JPEGImages/b.png", "SegmentationClass/a.png", "SegmentationClass/b.png"):
+        path = tmp_path / "voc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "voc"
+
+
+def listed(root, text, **arguments):
+    list_file = root.parent / "list.txt"
+    list_file.write_text(text)
+    return read_list(list_file, root, **arguments)
+
+
+def test_two_columns_hang_off_the_root_with_or_without_slash(root):
+    expected = [
+        Item("a", root / "JPEGImages/a.jpg", root / "SegmentationClass/a.png"),
+        Item("b", root / "JPEGImages/b.png", root / "SegmentationClass/b.png"),
+    ]
+    lines = "/JPEGImages/a.jpg /SegmentationClass/a.png\nJPEGImages/b.png SegmentationClass/b.png\n"
+    assert listed(root, lines) == expected
+
+
+def test_ids_find_the_image_and_the_label_folder(root):
+    assert listed(root, "a\n\nb\n") == [
+        Item("a", root / "JPEGImages/a.jpg", root / "SegmentationClass/a.png"),
+        Item("b", root / "JPEGImages/b.png", root / "SegmentationClass/b.png"),
+    ]
+
+
+def test_ids_prefer_the_augmented_labels_and_obey_label_dir(root):
+    (root / "SegmentationClassAug").mkdir()
+    (root / "SegmentationClassAug/a.png").touch()
+    assert listed(root, "a")[0].label == root / "SegmentationClassAug/a.png"
+    assert listed(root, "a", label_dir="SegmentationClass")[0].label == root / "SegmentationClass/a.png"
+
+
+@pytest.mark.parametrize("line", ["a", "/JPEGImages/a.jpg", "/JPEGImages/a.jpg /nowhere/a.png"])
+def test_without_labels_only_the_image_counts(root, line):
+    assert listed(root, line, labelled=False) == [Item("a", root / "JPEGImages/a.jpg", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        (" \n\n", "is empty"),
+        ("a\nb\na\n", "line 3: 'a' is already on line 1"),
+        ("a 1\n", "line 1: 'a 1' is not an id, or an image and a label file"),
+        ("JPEGImages/a.jpg\n", "line 1: 'JPEGImages/a.jpg' is not"),
+        ("JPEGImages/a.jpg SegmentationClass/a.png more\n", "is not an id, or"),
+        ("a\nc\nd\ne\nf\n", r"8 of the 10 files .*list.txt names are missing \(.*c.jpg, .*c.png, .*d.jpg, \.\.\.\)"),
+    ],
+)
+def test_bad_lists_are_refused(root, text, message):
+    with pytest.raises(InputError, match=message):
+        listed(root, text)
+
+
+def test_missing_list_root_or_text_is_named(root):
+    with pytest.raises(InputError, match=r"absent.txt cannot be read: No such file"):
+        read_list(root / "absent.txt", root)
+    with pytest.raises(InputError, match=r"nowhere is not a folder"):
+        listed(root / "nowhere", "a")
+    (root / "picture").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(InputError, match=r"picture is not a text file"):
+        read_list(root / "picture", root)
+
+
+def test_classes_come_in_order_and_once(tmp_path):
+    (tmp_path / "classes.txt").write_text("background\ndining table\n\ncat\n")
+    assert read_classes(tmp_path / "classes.txt") == ["background", "dining table", "cat"]
+    (tmp_path / "classes.txt").write_text("cat\ndog\ncat\n")
+    with pytest.raises(InputError, match="names cat more than once"):
+        read_classes(tmp_path / "classes.txt")
+    (tmp_path / "classes.txt").write_text("\n")
+    with pytest.raises(InputError, match="is empty"):
+        read_classes(tmp_path / "classes.txt")
