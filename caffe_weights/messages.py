@@ -80,10 +80,12 @@ SolverStateParameter = _classes["SolverState"]
 
 # V1LayerParameter.LayerType by number, under the names of the new format. DeepLab's and the authors' Caffe gave 39 and
 # the numbers above to layers of their own, so a V1 type is information only: names and blobs decide.
+# fmt: off
 V1_TYPES = (
-    "",
-    *"Accuracy BNLL Concat Convolution Data Dropout EuclideanLoss Flatten HDF5Data HDF5Output Im2col ImageData".split(),
-    *"InfogainLoss InnerProduct LRN MultinomialLogisticLoss Pooling ReLU Sigmoid Softmax SoftmaxWithLoss Split".split(),
-    *"TanH WindowData Eltwise Power SigmoidCrossEntropyLoss HingeLoss MemoryData ArgMax Threshold DummyData".split(),
-    *"Slice MVN AbsVal Silence ContrastiveLoss Exp Deconvolution".split(),
+    "", "Accuracy", "BNLL", "Concat", "Convolution", "Data", "Dropout", "EuclideanLoss", "Flatten", "HDF5Data",
+    "HDF5Output", "Im2col", "ImageData", "InfogainLoss", "InnerProduct", "LRN", "MultinomialLogisticLoss",
+    "Pooling", "ReLU", "Sigmoid", "Softmax", "SoftmaxWithLoss", "Split", "TanH", "WindowData", "Eltwise", "Power",
+    "SigmoidCrossEntropyLoss", "HingeLoss", "MemoryData", "ArgMax", "Threshold", "DummyData", "Slice", "MVN",
+    "AbsVal", "Silence", "ContrastiveLoss", "Exp", "Deconvolution",
 )
+# fmt: on
