@@ -74,6 +74,12 @@ def read_pair(item: Item, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     return image, labels
 
 
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(rows, columns) as the header tells them. Raises InputError if the file is unreadable or too large."""
+    header = _open_header(_read_bytes(path), path)
+    return header.height, header.width
+
+
 def _read_bytes(path: str | os.PathLike) -> bytes:
     try:
         return Path(path).read_bytes()
