@@ -1,0 +1,75 @@
+"""The drawn data set: its layout, its determinism and what makes it a fair exercise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from a2s_repro.data.demo import CLASSES, draw_scene, make_demo_data
+from a2s_repro.data.images import read_pair
+from a2s_repro.data.lists import read_classes, read_list
+from a2s_repro.errors import InputError
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo") / "shapes"
+    command = [sys.executable, TOOLS / "make_demo_data.py", root, "--train", "6", "--val", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def files(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_layout_is_vocs_and_every_pair_reads(demo):
+    items = {split: read_list(demo / f"ImageSets/Segmentation/{split}.txt", demo) for split in ("train", "val")}
+    assert [len(items[split]) for split in ("train", "val")] == [6, 3]
+    assert read_classes(demo / "classes.txt") == list(CLASSES)
+    for item in items["train"] + items["val"]:
+        image, labels = read_pair(item, len(CLASSES))
+        assert 160 <= image.shape[0] <= 200 <= image.shape[1] <= 240
+        assert (labels == 255).any()
+        assert (labels == 0).any()
+
+
+def test_same_seed_same_bytes_other_seed_other_pictures(demo, tmp_path):
+    assert files(make_demo_data(tmp_path / "again", num_train=6, num_val=3)) == files(demo)
+    other = make_demo_data(tmp_path / "other", num_train=1, num_val=1, seed=1)
+    assert (other / "JPEGImages/train_0000.jpg").read_bytes() != (demo / "JPEGImages/train_0000.jpg").read_bytes()
+    assert (demo / "JPEGImages/val_0000.jpg").read_bytes() != (demo / "JPEGImages/train_0000.jpg").read_bytes()
+
+
+def test_every_class_occurs_and_none_can_be_told_by_colour_alone():
+    """Knowing the label of every colour bin (8 x 8 x 8) of the same pictures leaves most objects wrong."""
+    scenes = [draw_scene(np.random.default_rng((7, number))) for number in range(12)]
+    pixels = np.concatenate([picture[labels != 255] for picture, labels in scenes])
+    labels = np.concatenate([labels[labels != 255] for _, labels in scenes])
+    assert (np.bincount(labels, minlength=len(CLASSES)) > 0.005 * labels.size).all()
+    bins = (pixels // 32) @ np.array([64, 8, 1])
+    counts = np.zeros((512, len(CLASSES)))
+    np.add.at(counts, (bins, labels), 1)
+    recall = (counts.argmax(1)[bins] == labels)[labels > 0].mean()
+    assert 0.2 < recall < 0.7
+
+
+def test_senseless_sizes_are_refused(tmp_path):
+    with pytest.raises(InputError, match="at least 1 picture"):
+        make_demo_data(tmp_path, num_val=0)
+
+
+def test_bench_loader_reports_a_rate(demo):
+    command = [sys.executable, TOOLS / "bench_loader.py", "--data-root", demo]
+    command += ["--list", demo / "ImageSets/Segmentation/train.txt", "--num-classes", str(len(CLASSES)), "--crop", "65"]
+    command += ["--batch-size", "2", "--batches", "2", "--repeats", "3", "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    rate, unit = done.stdout.split()[:2]
+    assert float(rate) > 0
+    assert unit == "samples/s"

@@ -1,0 +1,54 @@
+"""Measures how many samples a second the data loader delivers: decoded, checked, cropped and batched.
+
+A run's first batch, which waits for the workers to start, is not counted.
+"""
+
+from _run import run
+
+import argparse
+import statistics
+import time
+
+from tqdm import trange
+
+from a2s_repro.data.image_seg import RandomStream, SegmentationDataset, loader
+from a2s_repro.data.lists import read_list
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n"
+        "  python tools/bench_loader.py --data-root data/VOC2012 --list data/VOC2012/list/train_aug.txt --workers 4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--list", required=True, help="list file, two columns or one id a line")
+    parser.add_argument("--num-classes", type=int, default=21, help="(default %(default)s)")
+    parser.add_argument("--crop", type=int, default=321, help="(default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=10, help="(default %(default)s)")
+    parser.add_argument("--workers", type=int, default=4, help="0 decodes in the main process (default %(default)s)")
+    parser.add_argument("--batches", type=int, default=50, help="counted batches a repeat (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="(default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    arguments = parser.parse_args()
+
+    items = read_list(arguments.list, arguments.data_root)
+    dataset = SegmentationDataset(items, arguments.num_classes, arguments.crop)
+    stream = RandomStream(len(items), arguments.batch_size, arguments.seed)
+    rates = []
+    for _ in trange(arguments.repeats, desc="repeats"):
+        batches = loader(dataset, stream, 0, arguments.batches + 1, arguments.workers)
+        next(batches)
+        start = time.perf_counter()
+        for _ in batches:
+            pass
+        rates.append(arguments.batches * arguments.batch_size / (time.perf_counter() - start))
+    print(
+        f"{statistics.median(rates):.0f} samples/s (median of {len(rates)}, {min(rates):.0f} to {max(rates):.0f}); "
+        f"{arguments.workers} workers, crop {arguments.crop}, batch {arguments.batch_size}, {len(items)} images"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
