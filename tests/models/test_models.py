@@ -1,0 +1,160 @@
+"""Shapes, names, parameter counts and refusals of the nets."""
+
+import pytest
+import torch
+
+from a2s_repro.errors import InputError
+from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths, build_model
+
+THIN = Widths().scaled(1 / 32)
+
+
+def filled(net, seed: int = 0):
+    """A net with random weights everywhere, because the trunk's filler is zero."""
+    torch.manual_seed(seed)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def parameters(net, *layers: str) -> int:
+    return sum(p.numel() for name, p in net.named_parameters() if name.split(".")[0].startswith(layers))
+
+
+def test_the_main_net_has_the_authors_layers_and_parameter_counts():
+    net = ShareNet(21)
+    assert parameters(net, "conv") == 14_714_688
+    assert parameters(net, "fc6") == 4_719_616
+    assert parameters(net, "fc7") == 1_049_600
+    assert parameters(net, "fc8") == 21_525
+    assert parameters(net, "att_conv1") == 14_156_288
+    assert parameters(net, "att_fc") == 1_539
+    assert parameters(ShareNet(21, (1, 0.5)), "att_") == 9_437_696 + 1_026
+
+
+def test_state_dict_keys_are_caffe_layer_names():
+    convolutions = [f"conv{group}_{i}" for group, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
+    layers = [*convolutions, "fc6", "fc7", "fc8", "att_conv1", "att_fc"]
+    assert list(ShareNet(5, widths=THIN).state_dict()) == [f"{la}.{p}" for la in layers for p in ("weight", "bias")]
+    assert not any(key.startswith("att_") for key in ShareNet(5, merge="max", widths=THIN).state_dict())
+
+
+def test_fillers_leave_the_trunk_at_zero_and_draw_the_heads():
+    torch.manual_seed(0)
+    net = ShareNet(21)
+    std = {"fc8.weight": 0.01, "att_conv1.weight": 0.005, "att_fc.weight": 0.01}
+    for name, parameter in net.named_parameters():
+        if name in std:
+            assert parameter.std().item() == pytest.approx(std[name], rel=0.05)
+        else:
+            assert not parameter.any(), name
+
+
+@pytest.mark.parametrize("scales", [(1, 0.5), (1, 0.75), (1, 0.25), (1, 0.75, 0.5), (1, 0.75, 0.5, 0.25)])
+@pytest.mark.parametrize("merge", ["attention", "average", "max"])
+def test_a_share_net_merges_on_the_grid_of_scale_one(scales, merge):
+    prediction = filled(ShareNet(5, scales, merge, widths=THIN))(torch.randn(2, 3, 65, 97))
+    sides = {1: (9, 13), 0.75: (7, 10), 0.5: (5, 7), 0.25: (3, 4)}
+    assert prediction.scales == scales
+    assert prediction.scores.shape == (2, 5, 9, 13)
+    assert [score.shape for score in prediction.scale_scores] == [(2, 5, *sides[scale]) for scale in scales]
+    if merge == "attention":
+        assert prediction.weights.shape == (2, len(scales), 9, 13)
+        assert torch.allclose(prediction.weights.sum(1), torch.ones(2, 9, 13))
+    else:
+        assert prediction.weights is None
+
+
+@pytest.mark.parametrize("side", [321, 513, 641])
+def test_score_map_sizes_of_the_papers_crops(side):
+    net = ShareNet(2, (1, 0.75, 0.5), "max", widths=Widths().scaled(1 / 64))
+    cells = [score.shape[-1] for score in net(torch.zeros(1, 3, side, side)).scale_scores]
+    assert cells == {321: [41, 31, 21], 513: [65, 49, 33], 641: [81, 61, 41]}[side]
+
+
+def test_pool5a_averages_before_fc6():
+    plain = filled(DeepLabLargeFOV(3, widths=THIN)).eval()
+    pooled = DeepLabLargeFOV(3, pool5a=True, widths=THIN).eval()
+    pooled.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 33, 33)
+    assert not torch.allclose(plain(image).scores, pooled(image).scores)
+
+
+def test_branches_draw_their_own_dropout_masks():
+    net = ShareNet(3, (1, 0.25), "max", widths=THIN)
+    net.fc7.bias.data.fill_(1)  # with the trunk at zero, fc7 is 1 everywhere and its dropout shows the mask
+    masks = []
+    net.drop7.register_forward_hook(lambda _, __, output: masks.append(output != 0))
+    net(torch.zeros(1, 3, 33, 33))
+    large, small = masks
+    assert 0.3 < large.float().mean() < 0.7
+    assert not torch.equal(large[..., 0, 0], small[..., 0, 0])
+
+
+def test_channels_last_gives_the_same_prediction():
+    net = filled(ShareNet(5, widths=THIN)).eval()
+    image = torch.randn(2, 3, 65, 65)
+    expected = net(image)
+    found = net.to(memory_format=torch.channels_last)(image.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.weights, expected.weights)
+
+
+@pytest.mark.parametrize("net", [DeepLabLargeFOV(4, pool5a=True, widths=THIN), ShareNet(4, (1, 0.5), widths=THIN)])
+def test_a_net_is_rebuilt_from_its_config(net):
+    copy = build_model(net.config())
+    copy.load_state_dict(net.state_dict())
+    assert copy.config() == net.config()
+    image = torch.randn(1, 3, 33, 33)
+    assert torch.equal(copy.eval()(image).scores, net.eval()(image).scores)
+
+
+def test_every_parameter_has_its_rule():
+    rules = ShareNet(5, widths=THIN).parameter_rules()
+    assert rules["conv1_1.weight"] == (1, 1, 3)
+    assert rules["fc7.bias"] == (2, 0, 3)
+    assert rules["fc8.weight"] == (10, 1, 3)
+    assert rules["fc8.bias"] == (20, 0, 3)
+    assert rules["att_conv1.weight"] == rules["att_fc.weight"] == (10, 1, 1)
+    assert rules["att_fc.bias"] == (20, 0, 1)
+    assert DeepLabLargeFOV(5, widths=THIN).parameter_rules()["fc6.weight"] == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: ShareNet(5, (0.5, 1)), "scales 0.5 1: a share-net takes two or more of 1 0.75 0.5 0.25"),
+        (lambda: ShareNet(5, (1, 0.6)), "scales 1 0.6"),
+        (lambda: ShareNet(5, (0.75, 0.5)), "with 1 among them"),
+        (lambda: ShareNet(5, (1,)), "two or more"),
+        (lambda: ShareNet(5, merge="mean"), "merge 'mean' is not known; it is one of attention, average, max"),
+        (lambda: DeepLabLargeFOV(0), "num_classes is 0"),
+        (lambda: DeepLabLargeFOV(5, dropout=1.0), "dropout is 1.0"),
+        (lambda: Widths().scaled(0), "width factor is 0"),
+        (lambda: build_model({"net": "UNet"}), "names the net 'UNet'"),
+        (lambda: build_model({"net": "ShareNet", "depth": 3}), "does not fit ShareNet"),
+    ],
+)
+def test_impossible_nets_are_refused_in_a_sentence(make, sentence):
+    with pytest.raises(InputError, match=sentence):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("scales", "good", "bad", "nearest"),
+    [
+        ((1, 0.5), 49, 41, "16k . 1, the nearest being 33 and 49"),
+        ((1, 0.75), 33, 49, "32k . 1, the nearest being 33 and 65"),
+        ((1, 0.25), 65, 320, "the nearest being 289 and 321"),
+    ],
+)
+def test_image_sizes_off_the_grid_are_refused_with_the_nearest_good_ones(scales, good, bad, nearest):
+    net = ShareNet(2, scales, "max", widths=Widths().scaled(1 / 64))
+    net(torch.zeros(1, 3, good, good))
+    with pytest.raises(InputError, match=f"side of {bad} pixels.*{nearest}"):
+        net(torch.zeros(1, 3, good, bad))
+
+
+def test_a_batch_of_another_shape_is_refused():
+    with pytest.raises(InputError, match=r"shape \(1, 4, 33, 33\); the net takes \(N, 3, H, W\)"):
+        DeepLabLargeFOV(2, widths=THIN)(torch.zeros(1, 4, 33, 33))

@@ -1,0 +1,149 @@
+"""Caffe's update rule against hand arithmetic and recorded updates, and its learning-rate policies."""
+
+import numpy as np
+import pytest
+import torch
+
+from a2s_repro.errors import InputError
+from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
+from a2s_repro.solver import CaffeSGD, LearningRate, parameter_groups
+
+THIN = Widths().scaled(1 / 64)
+
+
+def updates(gradients: list[float], rates: list[float], **group) -> list[float]:
+    """The values a weight of 1 takes under these gradients and rates."""
+    weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    solver = CaffeSGD([{"params": [weight], **group}], momentum=0.9, weight_decay=group.get("weight_decay", 0))
+    values = []
+    for gradient, rate in zip(gradients, rates, strict=True):
+        weight.grad = torch.full_like(weight, gradient)
+        solver.set_lr(rate)
+        solver.step()
+        values.append(weight.item())
+    return values
+
+
+def test_the_rate_is_inside_the_history():
+    """After the rate drops, the history still moves the weight at the old rate: 0.9 * 0.1 + 0.01 * 1."""
+    assert updates([1, 1], [0.1, 0.01]) == pytest.approx([0.9, 0.9 - (0.9 * 0.1 + 0.01)])
+
+
+def test_torch_sgd_is_another_rule_after_a_drop():
+    weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    for rate in (0.1, 0.01):
+        sgd.param_groups[0]["lr"] = rate
+        weight.grad = torch.ones_like(weight)
+        sgd.step()
+    assert weight.item() != pytest.approx(updates([1, 1], [0.1, 0.01])[-1])
+
+
+@pytest.mark.parametrize(("branches", "value"), [(1, 0.995), (3, 0.985)])
+def test_a_shared_weight_decays_once_per_branch(branches, value):
+    """The authors' Caffe, rate 0.1 and decay 0.05 without gradient: 0.985 for three sharing copies, else 0.995."""
+    assert updates([0], [0.1], branches=branches, weight_decay=0.05) == pytest.approx([value])
+
+
+def test_multipliers_and_iter_size():
+    """h = lr * lr_mult * (g / iter_size + wd * decay_mult * w) = 0.1 * 10 * (6 / 3 + 0.05 * 2)."""
+    group = {"lr_mult": 10, "decay_mult": 2, "iter_size": 3, "weight_decay": 0.05}
+    assert updates([6], [0.1], **group) == pytest.approx([1 - 2.1])
+
+
+def test_lr_mult_zero_freezes():
+    weight = torch.nn.Parameter(torch.ones(2))
+    other = torch.nn.Parameter(torch.ones(2))
+    solver = CaffeSGD([{"params": [weight], "lr_mult": 0}, {"params": [other]}], weight_decay=0.05)
+    (weight + other).sum().backward()
+    solver.step()
+    assert weight.grad is None and not solver.state[weight]
+    assert torch.equal(weight, torch.ones(2))
+    assert not torch.equal(other, torch.ones(2))
+
+
+def test_the_state_survives_a_round_trip():
+    def solver_of(weight):
+        return CaffeSGD([{"params": [weight], "lr_mult": 10}], lr=0.01)
+
+    weight = torch.nn.Parameter(torch.randn(5))
+    solver = solver_of(weight)
+    weight.grad = torch.randn(5)
+    solver.step()
+    copy = torch.nn.Parameter(weight.detach().clone())
+    resumed = solver_of(copy)
+    resumed.load_state_dict(solver.state_dict())
+    weight.grad = torch.randn(5)
+    copy.grad = weight.grad.clone()
+    solver.step()
+    resumed.step()
+    assert torch.equal(copy, weight)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        DeepLabLargeFOV(5, widths=THIN),
+        ShareNet(5, widths=THIN),
+        ShareNet(5, (1, 0.5), "average", pool5a=True, widths=THIN),
+    ],
+    ids=["largefov", "attention3", "average2"],
+)
+def test_every_parameter_is_in_exactly_one_group(net):
+    grouped = [parameter for group in parameter_groups(net) for parameter in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(net.parameters()))
+
+
+def test_groups_of_the_main_net():
+    net = ShareNet(5, widths=THIN)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    groups = {
+        (g["lr_mult"], g["decay_mult"], g["branches"]): {names[id(p)] for p in g["params"]}
+        for g in parameter_groups(net)
+    }
+    assert groups.keys() == {(1, 1, 3), (2, 0, 3), (10, 1, 3), (20, 0, 3), (10, 1, 1), (20, 0, 1)}
+    assert groups[10, 1, 3] == {"fc8.weight"}
+    assert groups[10, 1, 1] == {"att_conv1.weight", "att_fc.weight"}
+    assert groups[20, 0, 1] == {"att_conv1.bias", "att_fc.bias"}
+    assert {"conv1_1.weight", "fc7.weight"} < groups[1, 1, 3]
+
+
+def test_decay_once_counts_a_shared_weight_once():
+    assert {group["branches"] for group in parameter_groups(ShareNet(5, widths=THIN), "once")} == {1}
+    with pytest.raises(InputError, match="shared_decay 'twice' is not known"):
+        parameter_groups(ShareNet(5, widths=THIN), "twice")
+
+
+def test_step_drops_at_multiples_of_stepsize():
+    rate = LearningRate(1e-3, "step", gamma=0.1, stepsize=2000)
+    assert [rate(i) for i in (0, 1999)] == [float(np.float32(1e-3))] * 2
+    assert rate(2000) == pytest.approx(1e-4, rel=1e-7)
+    assert rate(5999) == pytest.approx(1e-5, rel=1e-7)
+
+
+def test_rates_are_float32_of_double_powers_of_float32_parameters():
+    base_lr, gamma = float(np.float32(0.0012)), float(np.float32(0.1))
+    assert LearningRate(0.0012, "step", gamma=0.1, stepsize=4)(9) == float(np.float32(base_lr * gamma**2))
+    assert base_lr != 0.0012
+
+
+def test_the_other_policies():
+    assert LearningRate(0.01, "fixed")(5000) == pytest.approx(0.01, rel=1e-7)
+    multistep = LearningRate(0.01, "multistep", gamma=0.5, stepvalues=(3, 5))
+    assert [multistep(i) for i in (2, 3, 4, 5)] == pytest.approx([0.01, 0.005, 0.005, 0.0025], rel=1e-6)
+    poly = LearningRate(0.01, "poly", power=0.9, max_iter=100)
+    assert [poly(i) for i in (0, 50, 99)] == pytest.approx([0.01, 0.01 * 0.5**0.9, 0.01 * 0.01**0.9], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"policy": "cosine"}, "lr_policy 'cosine' is not known; it is one of step, poly, fixed, multistep"),
+        ({"base_lr": 0}, "base_lr is 0"),
+        ({"stepsize": 0}, "stepsize is 0"),
+        ({"policy": "multistep", "stepvalues": (5, 3)}, "must ascend"),
+    ],
+)
+def test_impossible_schedules_are_refused(settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        LearningRate(**settings)
