@@ -1,0 +1,339 @@
+"""Caffe nets to state dicts and back.
+
+Modules are named as the authors name their layers, so that converting is matching names and comparing shapes. One
+layer has a name of its own in every experiment: the classifier, `fc8_voc12`, `fc8_coco` ..., is module `fc8`. A
+share-net's file holds every branch's copy of the shared layers; the copies are compared and folded into one.
+"""
+
+import hashlib
+import math
+import mmap
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from a2s_repro.checkpoint import Weights
+from a2s_repro.errors import InputError
+from a2s_repro.models import DeepLabLargeFOV, Widths, build_model
+from a2s_repro.vgg16 import is_fully_connected, net_from_torchvision, subsampled
+from caffe_weights import SCALE_OF_SUFFIX, Layer, Net, read_caffemodel, same_blobs, shared_base
+
+LAYERS_OF_WIDTH = {
+    "conv1": ("conv1_1", "conv1_2"),
+    "conv2": ("conv2_1", "conv2_2"),
+    "conv3": ("conv3_1", "conv3_2", "conv3_3"),
+    "conv4": ("conv4_1", "conv4_2", "conv4_3"),
+    "conv5": ("conv5_1", "conv5_2", "conv5_3"),
+    "fc6": ("fc6",),
+    "fc7": ("fc7",),
+}
+"""The trunk: the layers of each width, in the order of the net."""
+
+TRUNK = tuple(layer for layers in LAYERS_OF_WIDTH.values() for layer in layers)
+ATTENTION = ("att_conv1", "att_fc")
+MODULES = (*TRUNK, "fc8", *ATTENTION)
+
+FUSION = "fc8_fusion"
+FUSION_TYPE = {"attention": "Eltwise", "average": "Power", "max": "Eltwise"}
+"""The type of layer fc8_fusion by merge: SUM of the weighted maps, Power that scales their SUM, or MAX."""
+
+GREY_LEVEL_DEVIATION = 64
+"""About the standard deviation of a photograph's grey levels around the mean pixel."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The weights that a Caffe file gave, and what became of its layers.
+
+    `copies` are the folded copies of shared layers, `skipped` was left out as asked, `missing` are layers of the net
+    that the file lacks and `unmatched` layers of the file that the net lacks; all by their Caffe names.
+    """
+
+    weights: Weights
+    copies: list[str]
+    skipped: list[str]
+    missing: list[str]
+    unmatched: list[str]
+
+    def summary(self) -> str:
+        """A few lines that say what was converted."""
+        meta = self.weights.meta
+        matched = list(dict.fromkeys(key.split(".")[0] for key in self.weights.state_dict))
+        lines = [
+            f"matched {len(matched)} layers: {', '.join(matched)}",
+            f"folded {len(self.copies)} shared copies; scales {' '.join(f'{scale:g}' for scale in meta['scales'])}",
+            f"pool5a: {'yes' if meta['pool5a'] else 'no'}",
+            f"classifier: {meta['classifier'] or 'none'}",
+        ]
+        if meta["source"].get("subsampled"):
+            lines.append("sub-sampled fc6 and fc7, dropped fc8")
+        for what in ("skipped", "missing", "unmatched"):
+            if names := getattr(self, what):
+                lines.append(f"{what}: {', '.join(names)}")
+        return "\n".join(lines)
+
+
+def convert_file(path: str | os.PathLike, *, subsample: bool = False, **options: Any) -> Conversion:
+    """Converts a `.caffemodel`, or torchvision's VGG-16 state dict (`.pth`), with the options of `from_caffe`.
+
+    `subsample` is for the plain VGG-16 and reduces its fc6 and fc7 first (`vgg16.subsampled`). The meta's `source`
+    also gets the file's `sha256` and `subsampled`. Raises InputError, CaffeFileError or OSError.
+    """
+    path = Path(path)
+    net = net_from_torchvision(path) if path.suffix == ".pth" else read_caffemodel(path)
+    if subsample:
+        net = subsampled(net, path.name)
+    conversion = from_caffe(net, path.name, **options)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        digest = hashlib.sha256(content).hexdigest()
+    conversion.weights.meta["source"].update(sha256=digest, subsampled=subsample)
+    return conversion
+
+
+def from_caffe(
+    net: Net,
+    file: str,
+    *,
+    skip: Collection[str] = (),
+    num_classes: int | None = None,
+    allow_missing: bool = False,
+    allow_unmatched: bool = False,
+) -> Conversion:
+    """Turns a DeepLab-LargeFOV or share-net in Caffe's terms into float32 weights for ours.
+
+    The trunk conv1_1 .. fc7 must be there; the classifier and the attention head need not be (an init file has
+    neither). The widths are read off the shapes, so that thin nets convert too.
+
+    Args:
+        net: any `.caffemodel`; blobs may have V1 shapes.
+        file: its name, for the meta and for errors.
+        skip: layers to leave out, with their copies, by their name in the file; `fc8` also means the classifier.
+        num_classes: what the classifier's outputs must be.
+        allow_missing: accept a file that lacks layers of the trunk or half of the attention head.
+        allow_unmatched: drop layers with weights that the net does not know.
+
+    The meta holds `pool5a` (the file has that layer), `classifier` (its Caffe name, or None), `scales`, `widths`,
+    `source` ({file, kind: "init" without a classifier, else "net"}) and, where the file tells the whole net, `model`
+    (for `build_model`; Caffe's files do not tell the drop ratio, so it is 0.5).
+
+    Raises InputError, naming the layer, for missing or unmatched layers, copies that differ, shapes that do not chain,
+    values that float32 cannot hold, and a fully connected fc6 (the plain VGG-16).
+    """
+    layers, skipped = _without_skipped(_layers_with_blobs(net, file), skip, file)
+    bases, copies, scales = _folded(layers, file)
+    modules = _by_module(bases, file)
+    unmatched = [name for name in modules if name not in MODULES]
+    if unmatched and not allow_unmatched:
+        raise InputError(
+            f"{file} has layers that the net lacks: {', '.join(unmatched)}; drop them with --skip or --allow-unmatched."
+        )
+    has_attention = not modules.keys().isdisjoint(ATTENTION)
+    missing = [
+        name for name in (*TRUNK, *(ATTENTION if has_attention else ())) if name not in modules and name not in skipped
+    ]
+    if missing and not allow_missing:
+        raise InputError(
+            f"{file} lacks layers of the net: {', '.join(missing)}; allow missing layers if that is meant."
+        )
+    if has_attention and len(scales) == 1:
+        raise InputError(f"{file} has an attention head but branches of one scale only: it is no share-net.")
+
+    parameters = {name: _parameters(modules[name], file) for name in MODULES if name in modules}
+    classifier = modules["fc8"].name if "fc8" in modules else None
+    outputs = parameters["fc8"][1].size if classifier else None
+    if num_classes is not None and outputs != num_classes:
+        found = f"a classifier of {outputs} outputs" if classifier else "no classifier"
+        raise InputError(f"{file} has {found}, but one of {num_classes} is asked for.")
+
+    merge = _merge(net) if len(scales) > 1 else None
+    widths = _widths({name: weight.shape for name, (weight, _) in parameters.items()})
+    config = {
+        "net": "ShareNet" if merge else "DeepLabLargeFOV",
+        "num_classes": outputs or 1,
+        "pool5a": any(layer.name == "pool5a" for layer in net.layers),
+        "widths": widths,
+    }
+    if merge:
+        config |= {"scales": scales, "merge": merge}
+    with torch.device("meta"):
+        model = build_model(config)
+    state_dict = _fitted(parameters, model, file)
+
+    meta = {
+        "pool5a": config["pool5a"],
+        "classifier": classifier,
+        "scales": scales,
+        "widths": widths,
+        "source": {"file": file, "kind": "net" if classifier else "init"},
+    }
+    if state_dict.keys() == model.state_dict().keys() and (merge or len(scales) == 1):
+        meta["model"] = model.config()
+    return Conversion(Weights(state_dict, meta), copies, skipped, missing, unmatched)
+
+
+def to_caffe(weights: Weights) -> Net:
+    """The net in Caffe's terms, in the order of the authors' snapshots, with every branch's copy of the shared layers.
+
+    First come the trunks of the scales 1, 0.5, 0.75, 0.25, then the classifiers in the same order under the meta's
+    `classifier` name (`fc8` if it has none), then the attention head. Of the layers without blobs only those are
+    written that tell nets apart, pool5a and fc8_fusion. Raises InputError for layers that these nets do not have.
+    """
+    state_dict = weights.state_dict
+    if foreign := sorted({key.rpartition(".")[0] for key in state_dict} - set(MODULES)):
+        raise InputError(f"the weights have layers that these nets do not have: {', '.join(foreign)}.")
+    model = weights.meta.get("model", weights.meta)
+    scales = model.get("scales", [1])
+    suffixes = ["", *(suffix for suffix, scale in SCALE_OF_SUFFIX.items() if scale in scales)]
+    classifier = weights.meta.get("classifier") or "fc8"
+
+    def convolution(module: str, name: str) -> Iterator[Layer]:
+        if f"{module}.weight" in state_dict:
+            blobs = [state_dict[f"{module}.{kind}"].detach().float().cpu().numpy() for kind in ("weight", "bias")]
+            yield Layer(name, "Convolution", blobs)
+
+    layers: list[Layer] = []
+    for suffix in suffixes:
+        for module in TRUNK:
+            if module == "fc6" and model["pool5a"]:
+                layers.append(Layer(f"pool5a{suffix}", "Pooling", []))
+            layers += convolution(module, module + suffix)
+    for suffix in suffixes:
+        layers += convolution("fc8", classifier + suffix)
+    for module in ATTENTION:
+        layers += convolution(module, module)
+    if "merge" in model:
+        layers.append(Layer(FUSION, FUSION_TYPE[model["merge"]], []))
+    return Net("a2s_repro", layers)
+
+
+def random_init(widths: Widths, seed: int) -> Net:
+    """A trunk conv1_1 .. fc7 with random weights, in place of a trained init file: for thin nets and trials.
+
+    Weights are Caffe's msra filler (He et al. 2015, normal with variance 2 / fan-in), biases 0. conv1_1 takes grey
+    levels, so its weights are divided by their deviation: then the features of every layer are of order 1.
+    """
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in DeepLabLargeFOV(1, widths=widths).state_dict().items()}
+    generator = np.random.default_rng(seed)
+    layers = []
+    for name in TRUNK:
+        shape = shapes[f"{name}.weight"]
+        deviation = math.sqrt(2 / math.prod(shape[1:])) / (GREY_LEVEL_DEVIATION if name == "conv1_1" else 1)
+        weight = deviation * generator.standard_normal(shape, np.float32)
+        layers.append(Layer(name, "Convolution", [weight.astype(np.float32), np.zeros(shape[0], np.float32)]))
+    return Net("random_init", layers)
+
+
+def _module_of(name: str) -> str:
+    return "fc8" if name.startswith("fc8_") else name
+
+
+def _layers_with_blobs(net: Net, file: str) -> dict[str, Layer]:
+    layers: dict[str, Layer] = {}
+    for layer in net.layers:
+        if layer.blobs and layers.setdefault(layer.name, layer) is not layer:
+            raise InputError(f"{file} has two layers of the name {layer.name} with weights: the file is damaged.")
+    return layers
+
+
+def _without_skipped(
+    layers: Mapping[str, Layer], skip: Collection[str], file: str
+) -> tuple[dict[str, Layer], list[str]]:
+    def names(name: str) -> set[str]:
+        base = (shared_base(name, layers) or (name, 1))[0]
+        return {name, base, _module_of(base)}
+
+    if unknown := sorted(set(skip).difference(*map(names, layers))):
+        raise InputError(f"{file} has no layer {unknown[0]} to skip.")
+    skipped = [name for name in layers if not names(name).isdisjoint(skip)]
+    return {name: layer for name, layer in layers.items() if name not in skipped}, skipped
+
+
+def _folded(layers: Mapping[str, Layer], file: str) -> tuple[list[Layer], list[str], list[float]]:
+    """The layers without the shared copies, the copies' names, and the scales that were found, in descending order."""
+    bases, copies, scales = [], [], {1.0}
+    for name, layer in layers.items():
+        if found := shared_base(name, layers):
+            base, scale = found
+            if not same_blobs(layer, layers[base]):
+                raise InputError(f"layer {name} of {file} differs from {base}, but branches share weights: --skip one.")
+            copies.append(name)
+            scales.add(scale)
+        else:
+            bases.append(layer)
+    return bases, copies, sorted(scales, reverse=True)
+
+
+def _by_module(layers: list[Layer], file: str) -> dict[str, Layer]:
+    modules: dict[str, Layer] = {}
+    for layer in layers:
+        first = modules.setdefault(_module_of(layer.name), layer)
+        if first is not layer:
+            raise InputError(f"{file} has two classifiers, {first.name} and {layer.name}: --skip one.")
+    return modules
+
+
+def _parameters(layer: Layer, file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of a convolution, (O, C, kh, kw) and (O,), in float32."""
+    where = f"layer {layer.name} of {file}"
+    if len(layer.blobs) != 2:
+        raise InputError(f"{where} has {len(layer.blobs)} blobs, not a weight and a bias.")
+    with np.errstate(over="ignore"):
+        weight, bias = (blob.astype(np.float32, copy=False) for blob in layer.blobs)
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise InputError(f"{where} holds NaN, infinite or too large values: its training diverged.")
+    if layer.name == "fc6" and is_fully_connected(weight):
+        raise InputError(
+            f"{where} is the plain VGG-16's ({_spelled(weight)}), and LargeFOV's is a 3x3 convolution "
+            "(1024x512x3x3): convert with --subsample."
+        )
+    if weight.ndim != 4 or bias.size != max(bias.shape, default=0):
+        raise InputError(f"{where} has shapes {_spelled(weight)} and {_spelled(bias)}: it is no convolution.")
+    return weight, bias.ravel()
+
+
+def _widths(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The width of each group of layers, from the outputs of its first layer or else the inputs of the next group."""
+    widths = {"att_conv1": shapes["att_conv1"][0]} if "att_conv1" in shapes else {}
+    for group, layers in LAYERS_OF_WIDTH.items():
+        after = MODULES[MODULES.index(layers[-1]) + 1]
+        if inside := [shapes[name][0] for name in layers if name in shapes]:
+            widths[group] = inside[0]
+        elif after in shapes:
+            widths[group] = shapes[after][1]
+    return widths
+
+
+def _merge(net: Net) -> str | None:
+    """How a share-net merges, as far as its layers tell."""
+    types = {layer.name: layer.type for layer in net.layers}
+    if "att_fc" in types:
+        return "attention"
+    return {"Power": "average", "Eltwise": "max"}.get(types.get(FUSION, ""))
+
+
+def _fitted(
+    parameters: Mapping[str, tuple[np.ndarray, np.ndarray]], model: torch.nn.Module, file: str
+) -> dict[str, torch.Tensor]:
+    """The parameters under the model's names, checked against its shapes."""
+    state_dict = {}
+    for key, expected in model.state_dict().items():
+        module, kind = key.split(".")
+        if module in parameters:
+            array = parameters[module][0 if kind == "weight" else 1]
+            if array.shape != expected.shape:
+                raise InputError(
+                    f"the {kind} of layer {module} of {file} is {_spelled(array)}, but {_spelled(expected)} fits the "
+                    "layers around it."
+                )
+            state_dict[key] = torch.tensor(array)
+    return state_dict
+
+
+def _spelled(array: np.ndarray | torch.Tensor) -> str:
+    return "x".join(map(str, array.shape)) or "a scalar"

@@ -1,0 +1,117 @@
+"""From the plain VGG-16 to the trunk of LargeFOV.
+
+LargeFOV starts from VGG-16 with its fully connected fc6 (7x7 on 512 channels -> 4096) turned into a 3x3 convolution
+with 1024 outputs. How the authors made that file is not published; here it is made by strided sub-sampling, as the
+public reduced VGG-16 of ParseNet and SSD is.
+"""
+
+import os
+
+import numpy as np
+import torch
+
+from a2s_repro.data.image_seg import MEAN_BGR
+from a2s_repro.errors import InputError
+from caffe_weights import Layer, Net
+
+STEP = 4
+"""Every fourth output of fc6 and fc7 is kept."""
+
+KERNEL, TAPS = 7, 3
+"""Of the 7x7 kernel of fc6 every third row and column is kept."""
+
+TORCHVISION_LAYERS = {
+    "features.0": "conv1_1",
+    "features.2": "conv1_2",
+    "features.5": "conv2_1",
+    "features.7": "conv2_2",
+    "features.10": "conv3_1",
+    "features.12": "conv3_2",
+    "features.14": "conv3_3",
+    "features.17": "conv4_1",
+    "features.19": "conv4_2",
+    "features.21": "conv4_3",
+    "features.24": "conv5_1",
+    "features.26": "conv5_2",
+    "features.28": "conv5_3",
+    "classifier.0": "fc6",
+    "classifier.3": "fc7",
+    "classifier.6": "fc8",
+}
+TORCHVISION_MEAN_RGB = (0.485, 0.456, 0.406)
+TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
+
+
+def is_fully_connected(fc6: np.ndarray) -> bool:
+    """Whether a weight of fc6 is the plain VGG-16's: (O, C, 7, 7), (O, 49 C) or, in a V1 file, (1, 1, O, 49 C)."""
+    matrix = fc6.ndim == 2 or (fc6.ndim == 4 and fc6.shape[:2] == (1, 1))
+    return fc6.shape[-2:] == (KERNEL, KERNEL) or (matrix and fc6.shape[-1] % KERNEL**2 == 0)
+
+
+def subsampled(net: Net, file: str) -> Net:
+    """The plain VGG-16 with fc6 and fc7 reduced to convolutions, and without its classifier fc8.
+
+    fc6 becomes W[0::4, :, 0::3, 0::3], b[0::4] (4096x512x7x7 -> 1024x512x3x3) and fc7 W[0::4, 0::4], b[0::4]
+    (4096x4096 -> 1024x1024x1x1). `file` names the net in errors. Raises InputError if fc6 or fc7 is not the plain
+    VGG-16's.
+    """
+    layers = {layer.name: layer for layer in net.layers if len(layer.blobs) == 2}
+    if "fc6" not in layers or "fc7" not in layers:
+        raise InputError(f"{file} has no layers fc6 and fc7 with weight and bias to sub-sample.")
+    (weight6, bias6), (weight7, bias7) = layers["fc6"].blobs, layers["fc7"].blobs
+    if not is_fully_connected(weight6):
+        raise InputError(
+            f"fc6 of {file} is {'x'.join(map(str, weight6.shape))}, not the 4096x512x7x7 of the plain VGG-16: "
+            "leave out --subsample."
+        )
+    outputs6, outputs7 = bias6.size, bias7.size
+    if weight6.size % (outputs6 * KERNEL**2) or weight7.size != outputs7 * outputs6:
+        raise InputError(f"the weights and biases of fc6 and fc7 of {file} do not fit each other: the file is damaged.")
+    kernel6 = weight6.reshape(outputs6, -1, KERNEL, KERNEL)[::STEP, :, ::TAPS, ::TAPS]
+    kernel7 = weight7.reshape(outputs7, outputs6, 1, 1)[::STEP, ::STEP]
+    reduced = {
+        "fc6": Layer("fc6", "Convolution", [kernel6, bias6.ravel()[::STEP]]),
+        "fc7": Layer("fc7", "Convolution", [kernel7, bias7.ravel()[::STEP]]),
+    }
+    return Net(net.name, [reduced.get(layer.name, layer) for layer in net.layers if layer.name != "fc8"])
+
+
+def net_from_torchvision(path: str | os.PathLike) -> Net:
+    """Reads a torchvision VGG-16 state dict as the same net in Caffe's terms: its layer names, and BGR pixels.
+
+    torchvision's net takes RGB in [0, 1], less a mean and divided by a deviation: (r / 255 - mean) / std. Ours takes
+    BGR grey levels less Caffe's mean. So conv1_1's input channels are reversed and divided by 255 std, and its bias
+    takes up the difference of the two means (104.008, 116.669, 122.675 against 255 * 0.406, 0.456, 0.485). This is
+    exact wherever the 3x3 window lies in the image. At the border it is not: zero padding stands for the mean colour,
+    and the two mean colours differ, by at most one grey level. No bias can take that up.
+
+    Raises InputError if the file is damaged or holds anything but such a state dict.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler raises nearly anything on a damaged file
+        raise InputError(f"{path} cannot be read: the file is damaged or no state dict.") from error
+    keys = {f"{module}.{kind}" for module in TORCHVISION_LAYERS for kind in ("weight", "bias")}
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise InputError(f"{path} is no state dict of torchvision's vgg16: it holds other things than tensors.")
+    if odd := sorted(keys.symmetric_difference(state)):
+        raise InputError(f"{path} is no state dict of torchvision's vgg16: {odd[0]} is missing from it or too much.")
+    layers = []
+    for module, name in TORCHVISION_LAYERS.items():
+        kind = "Convolution" if module.startswith("features") else "InnerProduct"
+        layers.append(Layer(name, kind, [state[f"{module}.{blob}"].float().numpy() for blob in ("weight", "bias")]))
+    weight, bias = layers[0].blobs
+    if weight.ndim != 4 or weight.shape[1] != 3 or bias.shape != weight.shape[:1]:
+        raise InputError(f"{path}: features.0 is no convolution of 3 input channels.")
+    layers[0] = Layer("conv1_1", "Convolution", _for_caffe_pixels(weight, bias))
+    return Net("torchvision_vgg16", layers)
+
+
+def _for_caffe_pixels(weight: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
+    """conv1_1 (O, 3, 3, 3) and (O,) for RGB as torchvision normalises it -> for BGR grey levels less Caffe's mean."""
+    scale = 255 * np.array(TORCHVISION_STD_RGB)[::-1]
+    shift = MEAN_BGR.astype(np.float64) - 255 * np.array(TORCHVISION_MEAN_RGB)[::-1]
+    kernel = weight[:, ::-1].astype(np.float64) / scale[:, None, None]
+    return [kernel.astype(np.float32), (bias + np.einsum("ochw,c->o", kernel, shift)).astype(np.float32)]
