@@ -1,6 +1,7 @@
 """List files: which image goes with which label map."""
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,16 @@ def read_list(
 
     _check_present([path for item in items for path in (item.image, item.label) if path], list_file)
     return items
+
+
+def select(items: list[Item], ids: list[str]) -> list[Item]:
+    """The items of the given ids, in their order. Raises InputError for an id that is not among them."""
+    by_id = {item.id: item for item in items}
+    unknown = [name for name in ids if name not in by_id]
+    if unknown:
+        nearest = get_close_matches(unknown[0], by_id, n=1, cutoff=0) or ["nothing"]
+        raise InputError(f"The list has no image {', '.join(unknown)}; the nearest to the first is {nearest[0]}.")
+    return [by_id[name] for name in ids]
 
 
 def read_classes(path: str | os.PathLike) -> list[str]:

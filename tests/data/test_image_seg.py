@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,18 +14,17 @@ from a2s_repro.data.images import read_image, read_pair
 from a2s_repro.data.lists import Item, read_list
 from a2s_repro.errors import InputError
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "data"
 CROP = 65
 
 
 @pytest.fixture(scope="module")
-def recorded():
-    return np.load(GOLDEN / "stream.npz")
+def recorded(golden):
+    return np.load(golden / "data" / "stream.npz")
 
 
 @pytest.fixture(scope="module")
-def items():
-    return read_list(GOLDEN / "files" / "list.txt", GOLDEN / "files")
+def items(golden):
+    return read_list(golden / "data/files/list.txt", golden / "data/files")
 
 
 class RecordedStream:
@@ -139,14 +137,14 @@ def test_a_bad_file_arrives_as_its_sentence(tmp_path, workers):
     assert "\n" not in str(caught.value)
 
 
-def test_workers_deliver_after_an_interrupt():
+def test_workers_deliver_after_an_interrupt(golden):
     """The main process decides what Ctrl-C means: the batches that it still asks for must come."""
     script = f"""
 import os, signal
 from a2s_repro.data.image_seg import RandomStream, SegmentationDataset, loader
 from a2s_repro.data.lists import read_list
 signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
-items = read_list({str(GOLDEN / "files/list.txt")!r}, {str(GOLDEN / "files")!r})
+items = read_list({str(golden / "data/files/list.txt")!r}, {str(golden / "data/files")!r})
 batches = loader(SegmentationDataset(items, 5, 33), RandomStream(len(items), 2, 0), 0, 40, workers=1)
 next(batches)
 os.killpg(os.getpgrp(), signal.SIGINT)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from a2s_repro.data.lists import Item, read_classes, read_list
+from a2s_repro.data.lists import Item, read_classes, read_list, select
 from a2s_repro.errors import InputError
 
 
@@ -75,6 +75,13 @@ def test_missing_list_root_or_text_is_named(root):
     (root / "picture").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(InputError, match=r"picture is not a text file"):
         read_list(root / "picture", root)
+
+
+def test_select_keeps_the_asked_order_and_names_unknown_ids(root):
+    items = listed(root, "a\nb\n")
+    assert select(items, ["b", "a"]) == items[::-1]
+    with pytest.raises(InputError, match="no image bb, c; the nearest to the first is b"):
+        select(items, ["bb", "c"])
 
 
 def test_classes_come_in_order_and_once(tmp_path):

@@ -1,0 +1,57 @@
+"""Scores a trained net on a list of images by the PASCAL VOC protocol, and writes its segmentations."""
+
+from _run import run
+
+import argparse
+import json
+from pathlib import Path
+
+from a2s_repro.data.lists import read_list
+from a2s_repro.evaluation import class_names, evaluate, load_model, server_folder
+from a2s_repro.files import replacing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n"
+        "  python tools/evaluate.py --model runs/x/final.pth --data-root data/VOC2012 \\\n"
+        "      --list data/VOC2012/list/val.txt --json runs/x/val.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="weights file of a complete net")
+    parser.add_argument("--data-root", required=True, help="folder that holds JPEGImages")
+    parser.add_argument("--list", required=True, help="list file, two columns or one id a line")
+    parser.add_argument("--label-dir", help="label folder of an id list (default: SegmentationClassAug if present)")
+    parser.add_argument("--no-labels", action="store_true", help="only segment, as for VOC's test set; needs --out")
+    parser.add_argument("--classes", help="file of class names, one a line (default: those in the model file)")
+    parser.add_argument("--crop", type=int, default=513, help="least side that images are padded to (default 513)")
+    parser.add_argument("--out", help="write palette PNGs to OUT/results/VOC2012/Segmentation/comp6_<list>_cls")
+    parser.add_argument("--json", help="write the scores, as fractions, to this file")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
+    arguments = parser.parse_args()
+    if arguments.no_labels and not arguments.out:
+        parser.error("--no-labels needs --out, for there is nothing to score")
+
+    model, meta = load_model(arguments.model, arguments.device)
+    classes = class_names(model.num_classes, meta, arguments.classes)
+    items = read_list(
+        arguments.list, arguments.data_root, label_dir=arguments.label_dir, labelled=not arguments.no_labels
+    )
+    folder = server_folder(arguments.out, Path(arguments.list).stem) if arguments.out else None
+    result = evaluate(model, items, crop=arguments.crop, label_folder=folder)
+
+    if not arguments.no_labels:
+        print(result.table(classes))
+    if result.attention:
+        print(result.attention_table())
+    if folder:
+        print(f"segmentations: {folder}")
+    if arguments.json:
+        with replacing(arguments.json) as temporary:
+            temporary.write_text(json.dumps(result.summary(classes), indent=1) + "\n")
+        print(f"scores: {arguments.json}")
+
+
+if __name__ == "__main__":
+    run(main)
