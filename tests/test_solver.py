@@ -1,5 +1,7 @@
 """Caffe's update rule against hand arithmetic and recorded updates, and its learning-rate policies."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_the_state_survives_a_round_trip():
     solver.step()
     copy = torch.nn.Parameter(weight.detach().clone())
     resumed = solver_of(copy)
-    resumed.load_state_dict(solver.state_dict())
+    resumed.load_state_dict(deepcopy(solver.state_dict()))
     weight.grad = torch.randn(5)
     copy.grad = weight.grad.clone()
     solver.step()
