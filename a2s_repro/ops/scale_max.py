@@ -50,11 +50,10 @@ def _fake_backward(grad: Tensor, winner: Tensor, scores: list[Tensor]) -> list[T
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[0], output[1])
 
 
-def _backward(ops: Any, ctx: Any, grad: Tensor, _: Any) -> tuple:
+def _backward(ops: Any, ctx: Any, grad: Tensor, _: None) -> tuple:
     *scores, winner = ctx.saved_tensors
     return ops.scale_max_backward(grad, winner, scores), None, None
 

@@ -1,0 +1,135 @@
+// Caffe's Interp layer: the rule of one axis, and the arithmetic of one element.
+//
+// Align-corners bilinear sampling. Along an axis of `in` pixels resized to `out`:
+//   ratio = (in - 1) / (out - 1), 0 if out is 1;  position(o) = ratio * o;  low(o) = trunc(position);
+//   high(o) = min(low + 1, in - 1);  lambda(o) = position - low          all in float32, whatever the dtype
+//   y[n, c, i, j] = (1 - li) ((1 - lj) x[low_i, low_j] + lj x[low_i, high_j])
+//                 +      li  ((1 - lj) x[high_i, low_j] + lj x[high_i, high_j])
+// A map whose size does not change is copied.
+#pragma once
+
+#include "../support/tensor.h"
+
+namespace a2s {
+
+struct Tap {
+  int64_t low, high;
+  float lambda;
+};
+
+struct Axis {
+  int64_t in, out;
+  float ratio;
+
+  Axis() = default;
+  Axis(int64_t in_length, int64_t out_length)
+      : in(in_length),
+        out(out_length),
+        ratio(out_length > 1 ? static_cast<float>(in_length - 1) / static_cast<float>(out_length - 1) : 0.f) {}
+
+  A2S_HD float position(int64_t o) const { return exact_mul(ratio, static_cast<float>(o)); }
+  A2S_HD int64_t low(int64_t o) const { return static_cast<int64_t>(position(o)); }
+
+  A2S_HD Tap tap(int64_t o) const {
+    const int64_t l = low(o);
+    return {l, l < in - 1 ? l + 1 : l, exact_sub(position(o), static_cast<float>(l))};
+  }
+
+  // Weight of input i in output o.
+  template <class Acc>
+  A2S_HD Acc weight(int64_t o, int64_t i) const {
+    const Tap t = tap(o);
+    const Acc lambda = t.lambda;
+    return (t.low == i ? 1 - lambda : Acc(0)) + (t.high == i ? lambda : Acc(0));
+  }
+
+  // The outputs [first, last] that read input i, as their low or high neighbour; empty if first > last. low() does not
+  // decrease, so the division gives a guess and the exact rule moves it.
+  A2S_HD void readers(int64_t i, int64_t& first, int64_t& last) const {
+    first = 0;
+    last = out - 1;
+    if (ratio > 0.f) {
+      first = clamped((i - 1) / ratio);
+      last = clamped((i + 1) / ratio);
+    }
+    while (first > 0 && low(first - 1) >= i - 1) --first;
+    while (first < out && low(first) < i - 1) ++first;
+    while (last < out - 1 && low(last + 1) <= i) ++last;
+    while (last >= 0 && low(last) > i) --last;
+  }
+
+ private:
+  A2S_HD int64_t clamped(float o) const {
+    return o <= 0.f ? 0 : o >= static_cast<float>(out - 1) ? out - 1 : static_cast<int64_t>(o);
+  }
+};
+
+// Both axes of a resize.
+struct Resize {
+  Axis y, x;
+  bool copies;
+
+  Resize() = default;
+  Resize(int64_t in_h, int64_t in_w, int64_t out_h, int64_t out_w)
+      : y(in_h, out_h), x(in_w, out_w), copies(in_h == out_h && in_w == out_w) {}
+};
+
+// Where one output pixel samples a map.
+struct PixelTaps {
+  Tap y, x;
+};
+
+A2S_HD PixelTaps taps_at(const Resize& resize, int64_t y, int64_t x) { return {resize.y.tap(y), resize.x.tap(x)}; }
+
+template <class T>
+A2S_HD acc_t<T> sample(const Map<T>& map, bool copies, const PixelTaps& at, int64_t n, int64_t c) {
+  using Acc = acc_t<T>;
+  if (copies) return static_cast<Acc>(map.at(n, c, at.y.low, at.x.low));
+  const Acc ly = at.y.lambda, lx = at.x.lambda;
+  const Acc low = (1 - lx) * static_cast<Acc>(map.at(n, c, at.y.low, at.x.low)) +
+                  lx * static_cast<Acc>(map.at(n, c, at.y.low, at.x.high));
+  const Acc high = (1 - lx) * static_cast<Acc>(map.at(n, c, at.y.high, at.x.low)) +
+                   lx * static_cast<Acc>(map.at(n, c, at.y.high, at.x.high));
+  return (1 - ly) * low + ly * high;
+}
+
+// The adjoint at input pixel (i, j): sum over the outputs (y, x) that read it of their weight times value(y, x).
+template <class Acc, class Value>
+A2S_HD Acc gather(const Resize& resize, int64_t i, int64_t j, const Value& value) {
+  if (resize.copies) return value(i, j);
+  int64_t y_first, y_last, x_first, x_last;
+  resize.y.readers(i, y_first, y_last);
+  resize.x.readers(j, x_first, x_last);
+  Acc sum = 0;
+  for (int64_t y = y_first; y <= y_last; ++y) {
+    Acc row = 0;
+    for (int64_t x = x_first; x <= x_last; ++x) row += resize.x.template weight<Acc>(x, j) * value(y, x);
+    sum += resize.y.template weight<Acc>(y, i) * row;
+  }
+  return sum;
+}
+
+// Element (n, c, y, x) of a map by its place in memory order.
+struct Element {
+  int64_t n, c, y, x;
+};
+
+A2S_HD Element element_at(int64_t i, int64_t channels, int64_t height, int64_t width, bool channels_last) {
+  Element e;
+  if (channels_last) {
+    e.c = i % channels;
+    i /= channels;
+  }
+  e.x = i % width;
+  i /= width;
+  e.y = i % height;
+  i /= height;
+  if (!channels_last) {
+    e.c = i % channels;
+    i /= channels;
+  }
+  e.n = i;
+  return e;
+}
+
+}  // namespace a2s

@@ -1,0 +1,102 @@
+// GPU kernels of interp, interp_concat and their adjoint, and the host code that launches them.
+#pragma once
+
+#include <vector>
+
+#include "../support/check.h"
+#include "../support/launch.h"
+#include "interp.h"
+
+namespace a2s {
+
+// A thread computes element (n, c, y, x) of the result.
+template <class T>
+struct InterpForward {
+  Map<const T> in;
+  Map<T> out;
+  Resize resize;
+
+  A2S_HD void operator()(int64_t i) const {
+    const Element e = element_at(i, out.c, out.h, out.w, out.channels_last);
+    out.at(e.n, e.c, e.y, e.x) = static_cast<T>(sample(in, resize.copies, taps_at(resize, e.y, e.x), e.n, e.c));
+  }
+};
+
+// A thread owns element (n, c, i, j) of the input's gradient and gathers from the outputs that read it.
+template <class T>
+struct InterpBackward {
+  Map<const T> grad;
+  Map<T> grad_in;
+  Resize resize;
+
+  A2S_HD void operator()(int64_t i) const {
+    using Acc = acc_t<T>;
+    const Element e = element_at(i, grad_in.c, grad_in.h, grad_in.w, grad_in.channels_last);
+    grad_in.at(e.n, e.c, e.y, e.x) = static_cast<T>(gather<Acc>(
+        resize, e.y, e.x, [&](int64_t y, int64_t x) { return static_cast<Acc>(grad.at(e.n, e.c, y, x)); }));
+  }
+};
+
+template <class Launch>
+void interp_into(const Tensor& x, const Tensor& y) {
+  dispatch("interp", x, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const InterpForward<T> kernel{map_of<const T>(x), map_of<T>(y), Resize(x.size(2), x.size(3), y.size(2), y.size(3))};
+    Launch::run(x, kernel.out.numel(), kernel);
+  });
+}
+
+template <class Launch>
+Tensor interp(const Tensor& x, int64_t height, int64_t width) {
+  check_map("interp", "x", x);
+  check_size("interp", height, width);
+  Tensor y = empty_map(x, x.size(0), x.size(1), height, width);
+  interp_into<Launch>(x, y);
+  return y;
+}
+
+template <class Launch>
+Tensor interp_backward(const Tensor& grad, int64_t height, int64_t width) {
+  check_map("interp_backward", "grad", grad);
+  check_size("interp_backward", height, width);
+  Tensor grad_x = empty_map(grad, grad.size(0), grad.size(1), height, width);
+  dispatch("interp_backward", grad, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const InterpBackward<T> kernel{map_of<const T>(grad), map_of<T>(grad_x),
+                                   Resize(height, width, grad.size(2), grad.size(3))};
+    Launch::run(grad, kernel.grad_in.numel(), kernel);
+  });
+  return grad_x;
+}
+
+// The result of interp_concat, to be filled slice by slice.
+inline Tensor empty_concat(const std::vector<Tensor>& features, int64_t height, int64_t width) {
+  check(!features.empty(), "a2s::interp_concat: features must be a list of at least one map.");
+  int64_t channels = 0;
+  for (const Tensor& feature : features) {
+    check_map("interp_concat", "features", feature);
+    check_matches("interp_concat", "features", feature, features[0]);
+    channels += feature.size(1);
+  }
+  check_size("interp_concat", height, width);
+  return empty_map(features[0], features[0].size(0), channels, height, width);
+}
+
+// Calls fill(feature, its slice of y's channels) for every feature.
+template <class Fill>
+void for_each_slice(const std::vector<Tensor>& features, Tensor& y, const Fill& fill) {
+  int64_t first = 0;
+  for (const Tensor& feature : features) {
+    fill(feature, torch::stable::narrow(y, 1, first, feature.size(1)));
+    first += feature.size(1);
+  }
+}
+
+template <class Launch>
+Tensor interp_concat(const std::vector<Tensor>& features, int64_t height, int64_t width) {
+  Tensor y = empty_concat(features, height, width);
+  for_each_slice(features, y, interp_into<Launch>);
+  return y;
+}
+
+}  // namespace a2s

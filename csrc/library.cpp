@@ -1,0 +1,26 @@
+// Every operator's schema, in the namespace that users call and in the one where tests run the CUDA code on the CPU.
+// Sizes are SymInt so that torch.compile does not recompile for each shape.
+#include <torch/csrc/stable/library.h>
+
+namespace {
+
+void define_operators(torch::stable::detail::StableLibrary& m) {
+  m.def("interp(Tensor x, SymInt height, SymInt width) -> Tensor");
+  m.def("interp_backward(Tensor grad, SymInt height, SymInt width) -> Tensor");
+  m.def("interp_concat(Tensor[] features, SymInt height, SymInt width) -> Tensor");
+  m.def("scale_softmax(Tensor logits) -> Tensor");
+  m.def("scale_softmax_backward(Tensor grad, Tensor weights) -> Tensor");
+  m.def("scale_merge(Tensor[] scores, Tensor logits, SymInt height, SymInt width) -> (Tensor merged, Tensor weights)");
+  m.def(
+      "scale_merge_backward(Tensor grad, Tensor? grad_weights, Tensor[] scores, Tensor logits, Tensor weights)"
+      " -> (Tensor[] grad_scores, Tensor grad_logits)");
+  m.def("scale_average(Tensor[] scores, SymInt height, SymInt width, float factor) -> Tensor");
+  m.def("scale_max(Tensor[] scores, SymInt height, SymInt width) -> (Tensor merged, Tensor winner)");
+  m.def("scale_max_backward(Tensor grad, Tensor winner, Tensor[] scores) -> Tensor[]");
+  m.def("segment(Tensor scores, SymInt height, SymInt width) -> Tensor");
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(a2s, m) { define_operators(m); }
+STABLE_TORCH_LIBRARY(a2s_emulated, m) { define_operators(m); }

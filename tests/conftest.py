@@ -1,0 +1,33 @@
+"""Shared by all tests: the golden figures, and the forms in which every operator runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from a2s_repro import ops
+
+GOLDEN = Path(__file__).parent / "golden"
+
+BACKENDS = [
+    pytest.param(("reference", "cpu"), id="reference"),
+    pytest.param(("native", "cpu"), id="native-cpu"),
+    pytest.param(("emulated", "cpu"), id="cuda-code-on-cpu"),
+]
+if torch.cuda.is_available():
+    BACKENDS.append(pytest.param(("native", "cuda"), id="native-cuda"))
+
+
+@pytest.fixture(params=BACKENDS)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per form of the operators; gives the device to put tensors on."""
+    backend, device = request.param
+    with ops.use_backend(backend):
+        yield device
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the figures recorded from the authors' Caffe; its INDEX.md says what each is."""
+    return GOLDEN
