@@ -214,18 +214,21 @@ def to_caffe(weights: Weights) -> Net:
 def random_init(widths: Widths, seed: int) -> Net:
     """A trunk conv1_1 .. fc7 with random weights, in place of a trained init file: for thin nets and trials.
 
-    Weights are Caffe's msra filler (He et al. 2015, normal with variance 2 / fan-in), biases 0. conv1_1 takes grey
-    levels, so its weights are divided by their deviation: then the features of every layer are of order 1.
+    Weights are Caffe's msra filler (He et al. 2015: normal, variance 2 / fan-in), biases 0. That keeps the deviation of
+    the pixels, so every layer's weights are also divided by the same factor, after which fc7 is of order 1. Dividing
+    those of conv1_1 alone would give the same features, but rates that suit the other layers would make it diverge.
     """
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in DeepLabLargeFOV(1, widths=widths).state_dict().items()}
     generator = np.random.default_rng(seed)
+    damping = GREY_LEVEL_DEVIATION ** (-1 / len(TRUNK))
     layers = []
     for name in TRUNK:
         shape = shapes[f"{name}.weight"]
-        deviation = math.sqrt(2 / math.prod(shape[1:])) / (GREY_LEVEL_DEVIATION if name == "conv1_1" else 1)
-        weight = deviation * generator.standard_normal(shape, np.float32)
-        layers.append(Layer(name, "Convolution", [weight.astype(np.float32), np.zeros(shape[0], np.float32)]))
+        weight = generator.standard_normal(shape, np.float32) * np.float32(
+            damping * math.sqrt(2 / math.prod(shape[1:]))
+        )
+        layers.append(Layer(name, "Convolution", [weight, np.zeros(shape[0], np.float32)]))
     return Net("random_init", layers)
 
 
