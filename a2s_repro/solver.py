@@ -1,7 +1,7 @@
 """Caffe's SGD and its learning-rate policies."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,18 +134,20 @@ class CaffeSGD(torch.optim.Optimizer):
         return loss
 
 
-def parameter_groups(model: nn.Module, shared_decay: str = "per_branch") -> list[dict[str, Any]]:
-    """Groups for CaffeSGD from `model.parameter_rules()`: every parameter in exactly one, equal rules together.
+def parameter_groups(
+    model: nn.Module, shared_decay: str = "per_branch", lr_mult: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Groups for CaffeSGD from `model.parameter_rules(lr_mult)`: every parameter in exactly one, equal rules together.
 
     shared_decay: "per_branch" decays a parameter once for each branch that shares it, as the authors' Caffe does;
-    "once" is DeepLab v2's and today's Caffe's way.
+    "once" is DeepLab v2's and today's Caffe's way. lr_mult: multipliers for layers that differ from the net's rule.
 
     Raises:
         InputError: another value of shared_decay.
     """
     if shared_decay not in SHARED_DECAY:
         raise InputError(f"shared_decay '{shared_decay}' is not known; it is one of {', '.join(SHARED_DECAY)}.")
-    rules = model.parameter_rules()
+    rules = model.parameter_rules(lr_mult)
     groups: dict[tuple, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         rule = rules[name]

@@ -4,6 +4,7 @@ Modules carry the names of the authors' Caffe layers, so the state dict's keys a
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -140,16 +141,18 @@ class DeepLabLargeFOV(nn.Module):
         scores = self.fc8(self.features(image))
         return Prediction(scores, (scores,), None, self.scales)
 
-    def parameter_rules(self) -> dict[str, ParameterRule]:
-        """The rule of every parameter by its name; biases learn at twice the rate of weights, without decay."""
+    def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> dict[str, ParameterRule]:
+        """The rule of every parameter by its name.
+
+        Weights of new layers learn at ten times the rate; `lr_mult` gives layers other multipliers. Biases learn at
+        twice the rate of their weights and do not decay.
+        """
         rules = {}
         for name, _ in self.named_parameters():
             layer, kind = name.split(".")
-            lr_mult = 10 if layer in self.new_layers else 1
+            mult = (lr_mult or {}).get(layer, 10 if layer in self.new_layers else 1)
             branches = 1 if layer in self.unshared_layers else len(self.scales)
-            rules[name] = (
-                ParameterRule(lr_mult, 1, branches) if kind == "weight" else ParameterRule(2 * lr_mult, 0, branches)
-            )
+            rules[name] = ParameterRule(mult, 1, branches) if kind == "weight" else ParameterRule(2 * mult, 0, branches)
         return rules
 
     def config(self) -> dict:
