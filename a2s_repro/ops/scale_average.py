@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from a2s_repro.ops import _native
@@ -37,9 +38,7 @@ def scale_average_reference(scores: Sequence[Tensor], size: Sequence[int], facto
 
 def float32(value: float) -> float:
     """`value` rounded to float32, as Caffe's layer parameters are."""
-    import numpy
-
-    return float(numpy.float32(value))
+    return float(np.float32(value))
 
 
 def _fake(scores: list[Tensor], height: int, width: int, factor: float) -> Tensor:

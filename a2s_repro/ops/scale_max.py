@@ -34,7 +34,8 @@ def scale_max_reference(scores: Sequence[Tensor], size: Sequence[int]) -> Tensor
     """`scale_max` in plain torch operations."""
     merged, *others = (resample(to_compute_dtype(score), size) for score in scores)
     for index, other in enumerate(others):
-        merged = torch.where(merged > other, merged, other) if index == 0 else torch.where(other > merged, other, merged)
+        keeps = merged > other if index == 0 else ~(other > merged)
+        merged = torch.where(keeps, merged, other)
     return merged.to(scores[0].dtype)
 
 

@@ -1,4 +1,4 @@
-"""Every operator in every form: the same meaning as the pure-torch reference, gradients, layouts, odd shapes, errors."""
+"""Every operator in every form: the reference's meaning, gradients, layouts, odd shapes, errors."""
 
 from collections.abc import Callable, Sequence
 
