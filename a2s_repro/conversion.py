@@ -127,22 +127,14 @@ def from_caffe(
     layers, skipped = _without_skipped(_layers_with_blobs(net, file), skip, file)
     bases, copies, scales = _folded(layers, file)
     modules = _by_module(bases, file)
+    missing = [name for name in _wanted(modules) if name not in modules and name not in skipped]
+    if missing and not allow_missing:
+        raise InputError(f"{file} lacks layers of the net: {', '.join(missing)}; accept that with --allow-missing.")
     unmatched = [name for name in modules if name not in MODULES]
     if unmatched and not allow_unmatched:
         raise InputError(
             f"{file} has layers that the net lacks: {', '.join(unmatched)}; drop them with --skip or --allow-unmatched."
         )
-    has_attention = not modules.keys().isdisjoint(ATTENTION)
-    missing = [
-        name for name in (*TRUNK, *(ATTENTION if has_attention else ())) if name not in modules and name not in skipped
-    ]
-    if missing and not allow_missing:
-        raise InputError(
-            f"{file} lacks layers of the net: {', '.join(missing)}; allow missing layers if that is meant."
-        )
-    if has_attention and len(scales) == 1:
-        raise InputError(f"{file} has an attention head but branches of one scale only: it is no share-net.")
-
     parameters = {name: _parameters(modules[name], file) for name in MODULES if name in modules}
     classifier = modules["fc8"].name if "fc8" in modules else None
     outputs = parameters["fc8"][1].size if classifier else None
@@ -150,28 +142,23 @@ def from_caffe(
         found = f"a classifier of {outputs} outputs" if classifier else "no classifier"
         raise InputError(f"{file} has {found}, but one of {num_classes} is asked for.")
 
-    merge = _merge(net) if len(scales) > 1 else None
-    widths = _widths({name: weight.shape for name, (weight, _) in parameters.items()})
-    config = {
-        "net": "ShareNet" if merge else "DeepLabLargeFOV",
-        "num_classes": outputs or 1,
+    meta = {
         "pool5a": any(layer.name == "pool5a" for layer in net.layers),
-        "widths": widths,
+        "classifier": classifier,
+        "scales": scales,
+        "widths": _widths({name: weight.shape for name, (weight, _) in parameters.items()}),
+        "source": {"file": file, "kind": "net" if classifier else "init"},
     }
-    if merge:
-        config |= {"scales": scales, "merge": merge}
+    config = {"net": "DeepLabLargeFOV", "num_classes": outputs or 1, "pool5a": meta["pool5a"], "widths": meta["widths"]}
+    merge = _merge(net)
+    if merge and len(scales) > 1:
+        config |= {"net": "ShareNet", "scales": scales, "merge": merge}
+    elif not modules.keys().isdisjoint(ATTENTION):
+        raise InputError(f"{file} has an attention head but the branch of one scale only: --skip att_conv1 and att_fc.")
     with torch.device("meta"):
         model = build_model(config)
     state_dict = _fitted(parameters, model, file)
-
-    meta = {
-        "pool5a": config["pool5a"],
-        "classifier": classifier,
-        "scales": scales,
-        "widths": widths,
-        "source": {"file": file, "kind": "net" if classifier else "init"},
-    }
-    if state_dict.keys() == model.state_dict().keys() and (merge or len(scales) == 1):
+    if state_dict.keys() == model.state_dict().keys() and model.scales == tuple(scales):
         meta["model"] = model.config()
     return Conversion(Weights(state_dict, meta), copies, skipped, missing, unmatched)
 
@@ -199,7 +186,7 @@ def to_caffe(weights: Weights) -> Net:
     layers: list[Layer] = []
     for suffix in suffixes:
         for module in TRUNK:
-            if module == "fc6" and model["pool5a"]:
+            if module == "fc6" and model.get("pool5a"):
                 layers.append(Layer(f"pool5a{suffix}", "Pooling", []))
             layers += convolution(module, module + suffix)
     for suffix in suffixes:
@@ -225,9 +212,8 @@ def random_init(widths: Widths, seed: int) -> Net:
     layers = []
     for name in TRUNK:
         shape = shapes[f"{name}.weight"]
-        weight = generator.standard_normal(shape, np.float32) * np.float32(
-            damping * math.sqrt(2 / math.prod(shape[1:]))
-        )
+        deviation = np.float32(damping * math.sqrt(2 / math.prod(shape[1:])))
+        weight = deviation * generator.standard_normal(shape, np.float32)
         layers.append(Layer(name, "Convolution", [weight, np.zeros(shape[0], np.float32)]))
     return Net("random_init", layers)
 
@@ -281,6 +267,11 @@ def _by_module(layers: list[Layer], file: str) -> dict[str, Layer]:
     return modules
 
 
+def _wanted(modules: Collection[str]) -> tuple[str, ...]:
+    """The modules that a file with these must have: the trunk, and an attention head whole or not at all."""
+    return TRUNK if set(modules).isdisjoint(ATTENTION) else TRUNK + ATTENTION
+
+
 def _parameters(layer: Layer, file: str) -> tuple[np.ndarray, np.ndarray]:
     """Weight and bias of a convolution, (O, C, kh, kw) and (O,), in float32."""
     where = f"layer {layer.name} of {file}"
@@ -315,7 +306,7 @@ def _widths(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 def _merge(net: Net) -> str | None:
     """How a share-net merges, as far as its layers tell."""
     types = {layer.name: layer.type for layer in net.layers}
-    if "att_fc" in types:
+    if not types.keys().isdisjoint(ATTENTION):
         return "attention"
     return {"Power": "average", "Eltwise": "max"}.get(types.get(FUSION, ""))
 

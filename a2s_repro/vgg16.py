@@ -14,11 +14,14 @@ from a2s_repro.data.image_seg import MEAN_BGR
 from a2s_repro.errors import InputError
 from caffe_weights import Layer, Net
 
-STEP = 4
-"""Every fourth output of fc6 and fc7 is kept."""
+KERNEL = 7
+"""Side of fc6's window on pool5."""
 
-KERNEL, TAPS = 7, 3
-"""Of the 7x7 kernel of fc6 every third row and column is kept."""
+TAP_STEP = 3
+"""Of the window's rows and columns every third is kept: 0, 3, 6."""
+
+OUTPUT_STEP = 4
+"""Of the outputs of fc6 and fc7 every fourth is kept."""
 
 TORCHVISION_LAYERS = {
     "features.0": "conv1_1",
@@ -67,11 +70,11 @@ def subsampled(net: Net, file: str) -> Net:
     outputs6, outputs7 = bias6.size, bias7.size
     if weight6.size % (outputs6 * KERNEL**2) or weight7.size != outputs7 * outputs6:
         raise InputError(f"the weights and biases of fc6 and fc7 of {file} do not fit each other: the file is damaged.")
-    kernel6 = weight6.reshape(outputs6, -1, KERNEL, KERNEL)[::STEP, :, ::TAPS, ::TAPS]
-    kernel7 = weight7.reshape(outputs7, outputs6, 1, 1)[::STEP, ::STEP]
+    kernel6 = weight6.reshape(outputs6, -1, KERNEL, KERNEL)[::OUTPUT_STEP, :, ::TAP_STEP, ::TAP_STEP]
+    kernel7 = weight7.reshape(outputs7, outputs6, 1, 1)[::OUTPUT_STEP, ::OUTPUT_STEP]
     reduced = {
-        "fc6": Layer("fc6", "Convolution", [kernel6, bias6.ravel()[::STEP]]),
-        "fc7": Layer("fc7", "Convolution", [kernel7, bias7.ravel()[::STEP]]),
+        "fc6": Layer("fc6", "Convolution", [kernel6, bias6.ravel()[::OUTPUT_STEP]]),
+        "fc7": Layer("fc7", "Convolution", [kernel7, bias7.ravel()[::OUTPUT_STEP]]),
     }
     return Net(net.name, [reduced.get(layer.name, layer) for layer in net.layers if layer.name != "fc8"])
 

@@ -92,6 +92,7 @@ def write_caffemodel(path: str | os.PathLike, net: Net, v1: bool = False) -> Non
     float64, and in V1 for more than four axes and for types without a number.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
         with open(temporary, "wb") as file:

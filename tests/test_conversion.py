@@ -177,13 +177,19 @@ def test_an_unmatched_layer_is_named_unless_allowed_or_skipped():
     assert from_caffe(net, "net", skip=["norm1"]).skipped == ["norm1"]
 
 
-def test_half_an_attention_head_is_refused():
-    refused(without(read_caffemodel(SHARED), "att_fc"), "lacks layers of the net: att_fc")
+def test_half_an_attention_head_is_refused_unless_allowed():
+    net = without(read_caffemodel(SHARED), "att_fc")
+    refused(net, "lacks layers of the net: att_fc")
+    weights = from_caffe(net, "net.caffemodel", allow_missing=True).weights
+    assert "att_conv1.weight" in weights.state_dict and "model" not in weights.meta
 
 
 def test_an_attention_head_on_one_scale_is_refused():
     net = read_caffemodel(SHARED)
-    refused(without(net, *(layer.name for layer in net.layers if layer.name.endswith("_res05"))), "one scale only")
+    refused(
+        without(net, *(layer.name for layer in net.layers if layer.name.endswith("_res05"))),
+        "the branch of one scale only",
+    )
 
 
 def test_copies_that_differ_by_one_bit_are_refused():

@@ -20,15 +20,14 @@ def run(tool: str, *args: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, ROOT / "tools" / tool, *map(str, args)], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("v1", [[], ["--v1"]], ids=["new", "v1"])
-def test_to_torch_and_back_gives_the_same_blobs(tmp_path, v1):
+def test_to_torch_and_back_gives_the_same_blobs(tmp_path):
     forth = run("convert_caffe.py", SHARED, tmp_path / "net.safetensors", "--num-classes", 5)
     assert forth.returncode == 0, forth.stderr
     for said in ("matched 18 layers", "folded 16 shared copies; scales 1 0.5", "pool5a: no", "classifier: fc8_voc12"):
         assert said in forth.stdout
     assert forth.stdout.endswith(f"wrote {tmp_path / 'net.safetensors'}\n")
 
-    back = run("convert_caffe.py", tmp_path / "net.safetensors", tmp_path / "net.caffemodel", "--to-caffe", *v1)
+    back = run("convert_caffe.py", tmp_path / "net.safetensors", tmp_path / "net.caffemodel", "--to-caffe")
     assert back.returncode == 0, back.stderr
     blobs = [
         [
@@ -52,9 +51,7 @@ def test_inspect_shows_both_kinds_of_file():
     "args, words",
     [
         ([SHARED, "net.pth", "--num-classes", 21], "a classifier of 5 outputs, but one of 21 is asked for"),
-        ([SHARED, "net.onnx"], "ends in .pth or .safetensors"),
         ([SHARED], "an output is needed"),
-        ([SHARED, "net.pth", "--v1"], "--v1 goes with --to-caffe"),
         ([GOLDEN / "INDEX.md", "net.pth"], "no binary Caffe file"),
         (["absent.caffemodel", "net.pth"], "absent.caffemodel: No such file"),
     ],
