@@ -1,8 +1,4 @@
-"""A recipe per table cell: the net, the schedule and the crop of one published experiment, with its number.
-
-    recipe = find_recipe("voc12/attention3_esupv")
-    net = recipe.net()
-"""
+"""A recipe per table cell: the net, the schedule and the crop of one published experiment, with its number."""
 
 import dataclasses
 from difflib import get_close_matches
@@ -24,9 +20,8 @@ class Recipe:
     num_classes: int = 21
     classifier: str = "fc8_voc12"
     """The Caffe name of layer fc8. Weights come from a file by name, so another data set's classifier is not taken."""
-    train_list: str = "list/train_aug.txt"
-    val_list: str = "list/val.txt"
-    """List files, relative to the data root."""
+    training_set: str = "list/train_aug.txt"
+    """List file, relative to the data root."""
 
     scales: tuple[float, ...] = (1,)
     merge: str | None = None
@@ -68,6 +63,8 @@ class Recipe:
 
         Another number of classes is another data set, whose classifier is plainly `fc8` unless named.
         """
+        if "scales" in fields:
+            fields["scales"] = tuple(fields["scales"])
         fields = {name: value for name, value in fields.items() if value != getattr(self, name)}
         if not fields:
             return self

@@ -1,0 +1,81 @@
+"""What a training run writes down: `config.json` at its start, `log.jsonl` and TensorBoard events as it goes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from a2s_repro.files import replacing
+from a2s_repro.info import info
+
+
+def write_config(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
+    """Writes `config.json`: the settings, the command line, the versions of everything and the commit if known."""
+    origin = {"argv": sys.argv, "versions": info(), "git_commit": git_commit()}
+    with replacing(Path(folder) / "config.json") as temporary:
+        temporary.write_text(json.dumps(settings | origin, indent=1) + "\n")
+
+
+def git_commit() -> str | None:
+    """The commit of this package's checkout, with `-dirty` if it was changed; None if it is not in one."""
+    package = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", package, *arguments], capture_output=True, check=True, text=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class RunLog:
+    """Appends a line per display to `log.jsonl` in a run's folder and the same values to `tensorboard/`.
+
+    A line is {"iteration", "losses": {name: value, ...}, "total", "lr", "images_per_second"}. Opening the log of a run
+    that is resumed at iteration `start` drops the lines that the run will write again.
+    """
+
+    def __init__(self, folder: str | os.PathLike, start: int) -> None:
+        path = Path(folder) / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _iteration(line) < start]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        self._events = SummaryWriter(Path(folder) / "tensorboard", purge_step=start)
+
+    def write(self, iteration: int, losses: dict[str, float], lr: float, images_per_second: float) -> None:
+        """Writes down the losses (smoothed), their sum and the rate of the update numbered `iteration` from 0."""
+        total = sum(losses.values())
+        line = {"iteration": iteration, "losses": losses, "total": total, "lr": lr}
+        self._file.write(json.dumps(line | {"images_per_second": round(images_per_second, 3)}) + "\n")
+        values = {f"loss/{name}": value for name, value in losses.items()}
+        values |= {"loss/total": total, "lr": lr, "images_per_second": images_per_second}
+        for name, value in values.items():
+            self._events.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _iteration(line: str) -> float:
+    """The iteration of a line; a line that was cut short by a crash comes last."""
+    try:
+        return json.loads(line)["iteration"]
+    except ValueError:
+        return float("inf")

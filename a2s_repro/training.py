@@ -1,0 +1,313 @@
+"""The training loop: where the nets meet the data."""
+
+import dataclasses
+import hashlib
+import math
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from a2s_repro.checkpoint import save_weights
+from a2s_repro.data.image_seg import RandomStream, Sample, SegmentationDataset, loader
+from a2s_repro.data.lists import Item, read_list
+from a2s_repro.errors import InputError
+from a2s_repro.evaluation import Result, class_names, evaluate
+from a2s_repro.initialisation import load_init
+from a2s_repro.losses import training_loss
+from a2s_repro.recipes import Recipe
+from a2s_repro.run_log import RunLog, write_config
+from a2s_repro.snapshots import (
+    Snapshot,
+    load_snapshot,
+    newest_snapshot,
+    random_state,
+    restore_random_state,
+    save_snapshot,
+    snapshot_path,
+)
+from a2s_repro.solver import CaffeSGD, parameter_groups
+
+PRECISIONS = ("caffe", "tf32", "bf16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a training run needs beside its recipe."""
+
+    data_root: Path
+    out: Path
+    """The run's folder: config.json, log.jsonl, tensorboard/, snapshots and final.pth."""
+    init: Path | None = None
+    """Weights file to start from; needed unless the run is resumed."""
+    resume: str | None = None
+    """A snapshot's path, or "auto": the newest one in `out`, or from the start if there is none."""
+    train_list: Path | None = None
+    """Default: the recipe's, in the data root."""
+    val_list: Path | None = None
+    """Evaluated at the end if given."""
+    classes: Path | None = None
+    """Class names, one a line."""
+    device: str = "cpu"
+    precision: str = "caffe"
+    """caffe: float32 throughout. tf32: its products in TensorFloat-32. bf16: autocast; the losses stay float32."""
+    seed: int = 0
+    workers: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    iterations: int
+    interrupted: bool
+    file: Path
+    """final.pth, or the snapshot of an interrupted run."""
+    validation: Result | None
+    classes: list[str]
+
+
+def train(recipe: Recipe, run: Run) -> Outcome:
+    """Trains the recipe's net under a progress bar; Ctrl-C finishes the update, writes a snapshot and returns.
+
+    Raises:
+        InputError: settings, files or labels that do not fit, each in a sentence; a loss that is no number any more.
+    """
+    device = _usable_device(run.device)
+    if run.precision not in PRECISIONS:
+        raise InputError(f"precision '{run.precision}' is not known; it is one of {', '.join(PRECISIONS)}.")
+    items = read_list(run.train_list or run.data_root / recipe.training_set, run.data_root)
+    val_items = read_list(run.val_list, run.data_root) if run.val_list else None
+    classes = class_names(recipe.num_classes, {}, run.classes)
+
+    torch.manual_seed(run.seed)
+    trainer = Trainer(recipe, items, device, run.precision, run.seed)
+    start = _snapshot_to_resume(run)
+    if start is not None:
+        trainer.restore(load_snapshot(start))
+        origin = f"resumed from {start} at iteration {trainer.iteration}"
+    elif run.init is None:
+        raise InputError("the net cannot start without --init: its trunk conv1_1 to fc7 has no filler of its own.")
+    else:
+        origin = f"{run.init}: {load_init(trainer.model, run.init, recipe.classifier)}"
+    tqdm.write(origin)
+
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(run).items()}
+    model = trainer.model.config()
+    write_config(
+        run.out, {"recipe": recipe.config(), "model": model, "run": settings, "classes": classes, "origin": origin}
+    )
+    with _products_in(run.precision):
+        if _interrupted(trainer, run):
+            return Outcome(trainer.iteration, True, snapshot_path(run.out, trainer.iteration), None, classes)
+        validation = evaluate(trainer.model, val_items, crop=recipe.test_crop) if val_items else None
+
+    meta = {
+        "pool5a": recipe.pool5a,
+        "classifier": recipe.classifier,
+        "scales": model.get("scales", [1]),
+        "source": {"file": str(run.out), "kind": "trained"},
+        "model": model,
+        "classes": classes,
+        "recipe": recipe.config(),
+    }
+    final = run.out / "final.pth"
+    save_weights(final, trainer.model.state_dict(), meta)
+    return Outcome(trainer.iteration, False, final, validation, classes)
+
+
+class Trainer:
+    """A net, its solver and its place in the data.
+
+    An update is `losses = trainer.backward(batches)` and then `trainer.update()`.
+    """
+
+    def __init__(self, recipe: Recipe, items: list[Item], device: torch.device, precision: str, seed: int) -> None:
+        self.recipe, self.items, self.device, self.precision = recipe, items, device, precision
+        self.model = recipe.net().to(device, memory_format=torch.channels_last).train()
+        groups = parameter_groups(self.model, recipe.shared_decay, recipe.lr_mult)
+        self.solver = CaffeSGD(
+            groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay, iter_size=recipe.iter_size
+        )
+        self.rate = recipe.learning_rate()
+        self.stream = RandomStream(len(items), recipe.batch_size, seed)
+        self.iteration = 0
+        self.recent: deque[dict[str, float]] = deque(maxlen=recipe.average_loss)
+        ids = hashlib.sha256("\n".join(item.id for item in items).encode())
+        self.config = {"seed": seed, "precision": precision, "training list": ids.hexdigest(), **recipe.config()}
+
+    def batches(self, workers: int) -> Iterator[Sample]:
+        """The batches of the remaining iterations."""
+        dataset = SegmentationDataset(self.items, self.recipe.num_classes, self.recipe.crop)
+        passes = self.recipe.iter_size
+        remaining = max(self.recipe.max_iter - self.iteration, 0)
+        pin_memory = self.device.type == "cuda"
+        return loader(dataset, self.stream, self.iteration * passes, remaining * passes, workers, pin_memory)
+
+    def backward(self, batches: Iterator[Sample]) -> dict[str, float]:
+        """iter_size forward and backward passes; returns their mean losses and adds them to the recent ones.
+
+        Raises:
+            InputError: a loss is infinite or not a number, naming the images; nothing was updated.
+        """
+        self.solver.zero_grad()
+        passes, indices = [], []
+        for _ in range(self.recipe.iter_size):
+            batch = next(batches)
+            image = batch.image.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+            label = batch.label.to(self.device, non_blocking=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                prediction = self.model(image)
+            losses = training_loss(prediction, label, self.recipe.extra_supervision)
+            sum(losses.values()).backward()
+            passes.append(torch.stack(list(losses.values())).detach())
+            indices.append(batch.index)
+        values = torch.stack(passes).tolist()
+        for row, index in zip(values, indices, strict=True):
+            for name, value in zip(losses, row, strict=True):
+                if not math.isfinite(value):
+                    images = ", ".join(self.items[i].id for i in index.tolist())
+                    raise InputError(
+                        f"iteration {self.iteration}: {name} is {value} on the images {images}; lower --base-lr or "
+                        "look at them (earlier snapshots are untouched)."
+                    )
+        mean = {name: sum(column) / len(values) for name, column in zip(losses, zip(*values, strict=True), strict=True)}
+        self.recent.append(mean)
+        return mean
+
+    def smoothed(self) -> dict[str, float]:
+        """The losses averaged over the recent iterations, as Caffe displays them."""
+        return {name: sum(losses[name] for losses in self.recent) / len(self.recent) for name in self.recent[-1]}
+
+    def update(self) -> None:
+        """Applies the gradients at the rate of this iteration."""
+        self.solver.set_lr(self.rate(self.iteration))
+        self.solver.step()
+        self.iteration += 1
+
+    def snapshot(self) -> Snapshot:
+        """The state to go on from. Raises InputError if the last update left weights that are no numbers."""
+        broken = [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
+        if broken:
+            raise InputError(
+                f"iteration {self.iteration - 1}: the update left {', '.join(broken[:3])} without finite values; "
+                "lower --base-lr (earlier snapshots are untouched)."
+            )
+        return Snapshot(
+            iteration=self.iteration,
+            model=self.model.state_dict(),
+            solver=self.solver.state_dict(),
+            random=random_state(self.device),
+            losses=list(self.recent),
+            config=self.config,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a snapshot. Raises InputError, naming the settings, if it is of another run."""
+        free = {"name", "published_miou", "display", "snapshot"}
+        if self.recipe.lr_policy != "poly":
+            free.add("max_iter")
+        changed = [
+            f"{name} {snapshot.config.get(name)} instead of {value}"
+            for name, value in self.config.items()
+            if name not in free and snapshot.config.get(name) != value
+        ]
+        if changed:
+            raise InputError(f"the snapshot belongs to a run with {', '.join(changed)}: resume with the same settings.")
+        self.model.load_state_dict(snapshot.model)
+        self.solver.load_state_dict(snapshot.solver)
+        self.recent.extend(snapshot.losses)
+        self.iteration = snapshot.iteration
+        restore_random_state(snapshot.random, self.device)
+
+
+def _interrupted(trainer: Trainer, run: Run) -> bool:
+    """Trains to the end, or to an interrupt; returns whether there was one."""
+    recipe = trainer.recipe
+    if trainer.iteration >= recipe.max_iter:
+        return False
+    with (
+        _deferred_interrupt() as interrupt,
+        RunLog(run.out, trainer.iteration) as log,
+        tqdm(total=recipe.max_iter, initial=trainer.iteration, unit="it", desc=run.out.name) as bar,
+    ):
+        batches = trainer.batches(run.workers)
+        since, shown = time.monotonic(), trainer.iteration - 1
+        while trainer.iteration < recipe.max_iter:
+            iteration = trainer.iteration
+            last = iteration + 1 == recipe.max_iter
+            trainer.backward(batches)
+            if iteration % recipe.display == 0 or last:
+                images = (iteration - shown) * recipe.batch_size * recipe.iter_size
+                images_per_second = images / (time.monotonic() - since)
+                since, shown = time.monotonic(), iteration
+                losses, lr = trainer.smoothed(), trainer.rate(iteration)
+                log.write(iteration, losses, lr, images_per_second)
+                terms = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
+                bar.set_postfix_str(f"{terms}, lr {lr:.1e}, {images_per_second:.1f} images/s", refresh=False)
+            trainer.update()
+            bar.update()
+            stop = interrupt.is_set()
+            if trainer.iteration % recipe.snapshot == 0 or last or stop:
+                save_snapshot(snapshot_path(run.out, trainer.iteration), trainer.snapshot())
+            if stop and not last:
+                return True
+    return False
+
+
+def _usable_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"device {name} cannot be used ({reason}): choose cpu or another.") from None
+    return device
+
+
+def _snapshot_to_resume(run: Run) -> Path | None:
+    if run.resume not in (None, "auto"):
+        return Path(run.resume)
+    newest = newest_snapshot(run.out)
+    if run.resume is None and (newest or (run.out / "log.jsonl").exists()):
+        raise InputError(f"{run.out} already holds a run: go on with it by --resume auto, or give another --out.")
+    return newest
+
+
+@contextmanager
+def _products_in(precision: str) -> Iterator[None]:
+    """Float32 matrix products and convolutions on a GPU exactly, or in TensorFloat-32."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee" if precision == "caffe" else "tf32"
+    try:
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Within the block the first Ctrl-C only sets the event; a second one ends the program as usual."""
+    asked = threading.Event()
+
+    def note(*_: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+        tqdm.write(f"{os.linesep}finishing this update to write a snapshot; Ctrl-C again ends at once.")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,85 @@
+"""Trains a net by a recipe, on PASCAL VOC 2012 or any other data set in VOC's layout."""
+
+from _run import run
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from a2s_repro.data.lists import read_classes
+from a2s_repro.models.share_net import MERGES
+from a2s_repro.recipes import RECIPES, Recipe, find_recipe
+from a2s_repro.solver import LR_POLICIES
+from a2s_repro.training import PRECISIONS, Run, train
+
+EXAMPLE = """examples:
+  python tools/train_voc.py --recipe voc12/attention3_esupv --data-root VOCdevkit/VOC2012 \\
+      --init init.pth --out runs/attention3_esupv --device cuda
+  python tools/train_voc.py --data-root demo/shapes --train-list demo/shapes/ImageSets/Segmentation/train.txt \\
+      --classes demo/shapes/classes.txt --scales 1 0.5 --width 0.125 --crop 129 --max-iter 300 \\
+      --init thin.pth --out runs/shapes
+
+recipes: """ + ", ".join(RECIPES)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="voc12/attention3_esupv", help="what to reproduce (default %(default)s)")
+    files = parser.add_argument_group("files")
+    files.add_argument("--data-root", type=Path, required=True, help="folder that holds JPEGImages")
+    files.add_argument("--out", type=Path, required=True, help="the run's folder")
+    files.add_argument("--init", type=Path, help="weights file to start from (see tools/convert_caffe.py)")
+    files.add_argument("--resume", metavar="auto|SNAPSHOT", help="go on from the newest or a given snapshot")
+    files.add_argument("--train-list", type=Path, help="list file (default: the recipe's, in the data root)")
+    files.add_argument("--val-list", type=Path, help="list file to evaluate on at the end")
+    files.add_argument("--classes", type=Path, help="file of class names, one a line")
+    machine = parser.add_argument_group("machine")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine.add_argument("--device", default=device, help="cpu, cuda, cuda:1 ... (here by default %(default)s)")
+    machine.add_argument("--precision", choices=PRECISIONS, default="caffe", help="caffe: plain float32 (default)")
+    machine.add_argument("--seed", type=int, default=0, help="of fillers, data and dropout (default 0)")
+    machine.add_argument("--workers", type=int, default=2, help="decoding processes (default 2)")
+    changes = parser.add_argument_group("changes to the recipe")
+    changes.add_argument("--num-classes", type=int, help="background included (default: as many as --classes names)")
+    changes.add_argument("--classifier", help="Caffe's name of fc8; another than the init file's starts it afresh")
+    changes.add_argument("--scales", type=float, nargs="+", metavar="S", help="1 and any of 0.75 0.5 0.25")
+    changes.add_argument("--merge", choices=MERGES)
+    changes.add_argument("--extra-supervision", action=argparse.BooleanOptionalAction, help="a loss for every scale")
+    changes.add_argument("--width", type=float, metavar="F", help="factor on all layers' widths")
+    changes.add_argument("--crop", type=int, help="side of the training crops, 32k + 1 pixels")
+    changes.add_argument("--test-crop", type=int, help="least side that images are padded to in evaluation")
+    for name in ("max-iter", "batch-size", "iter-size", "stepsize", "snapshot", "display"):
+        changes.add_argument(f"--{name}", type=int)
+    for name in ("base-lr", "gamma"):
+        changes.add_argument(f"--{name}", type=float)
+    changes.add_argument("--lr-policy", choices=LR_POLICIES)
+    arguments = vars(parser.parse_args())
+
+    if arguments["classes"] and arguments["num_classes"] is None:
+        arguments["num_classes"] = len(read_classes(arguments["classes"]))
+    given = {name: value for name, value in arguments.items() if value is not None}
+    recipe = find_recipe(arguments["recipe"]).changed(**_fields(Recipe, given))
+    outcome = train(recipe, Run(**_fields(Run, given)))
+
+    if outcome.interrupted:
+        print(f"interrupted after {outcome.iterations} iterations: {outcome.file}; go on with --resume auto")
+        return 130
+    print(f"trained {outcome.iterations} iterations: {outcome.file}")
+    if outcome.validation:
+        print(outcome.validation.table(outcome.classes))
+        print(outcome.validation.attention_table())
+        if recipe.published_miou:
+            print(f"published: mIoU {recipe.published_miou:.2f} %")
+    return 0
+
+
+def _fields(kind: type, values: dict) -> dict:
+    return {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
+
+
+if __name__ == "__main__":
+    run(main)
