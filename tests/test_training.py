@@ -1,0 +1,279 @@
+"""Training runs on a few drawn pictures: resuming bit for bit, interrupts, logs, refusals that overwrite nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from a2s_repro.checkpoint import load_weights, save_weights
+from a2s_repro.conversion import from_caffe, random_init
+from a2s_repro.data.demo import CLASSES, make_demo_data
+from a2s_repro.data.lists import read_list
+from a2s_repro.errors import InputError
+from a2s_repro.evaluation import load_model
+from a2s_repro.models import Widths
+from a2s_repro.recipes import Recipe
+from a2s_repro.run_log import RunLog, git_commit
+from a2s_repro.snapshots import load_snapshot, newest_snapshot, save_snapshot, snapshot_path
+from a2s_repro.training import Run, Trainer, train
+
+TOOL = Path(__file__).parents[1] / "tools" / "train_voc.py"
+WIDTH = 1 / 32
+
+RECIPE = Recipe(
+    "tests/attention2_esupv",
+    num_classes=len(CLASSES),
+    classifier="fc8",
+    scales=(1, 0.5),
+    merge="attention",
+    extra_supervision=True,
+    width=WIDTH,
+    crop=65,
+    test_crop=65,
+    batch_size=2,
+    iter_size=2,
+    max_iter=3,
+    display=1,
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    """A small data set and thin initial weights, as the options of a run."""
+    root = make_demo_data(tmp_path_factory.mktemp("shapes"), num_train=5, num_val=2)
+    init = root / "init.pth"
+    weights = from_caffe(random_init(Widths().scaled(WIDTH), seed=0), "init").weights
+    save_weights(init, weights.state_dict, weights.meta)
+    lists = root / "ImageSets" / "Segmentation"
+    return {
+        "data_root": root,
+        "init": init,
+        "train_list": lists / "train.txt",
+        "val_list": lists / "val.txt",
+        "classes": root / "classes.txt",
+    }
+
+
+@pytest.fixture
+def run(files, tmp_path) -> Run:
+    return Run(out=tmp_path / "run", workers=0, **files)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def log_of(folder: Path) -> list[dict]:
+    """The lines of a run's log, without the one thing that may differ between two runs."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def start_tool(files: dict[str, Path], out: Path, *more: str) -> subprocess.Popen:
+    options = [f"--{name.replace('_', '-')}={path}" for name, path in files.items() if name != "val_list"]
+    settings = {"width": WIDTH, "crop": 65, "batch-size": 2, "iter-size": 2, "display": 1, "stepsize": 5}
+    return subprocess.Popen(
+        [
+            *(sys.executable, TOOL, f"--out={out}", *options, "--scales", "1", "0.5"),
+            *(f"--{name}={value}" for name, value in settings.items()),
+            *more,
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_an_interrupted_and_resumed_run_equals_the_undisturbed_one_bit_for_bit(files, tmp_path):
+    """Losses, rates and weights over 40 iterations with dropout, shuffling and decoding workers; Ctrl-C exits 130."""
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    whole = start_tool(files, undisturbed, "--max-iter=40", "--workers=1")
+    part = start_tool(files, disturbed, "--max-iter=40", "--workers=1")
+    log = disturbed / "log.jsonl"
+    while part.poll() is None and not (log.exists() and log.read_text().count("\n") > 7):
+        time.sleep(0.01)
+    part.send_signal(signal.SIGINT)
+    stdout, stderr = part.communicate()
+    assert part.returncode == 130, stderr
+    done = load_snapshot(newest_snapshot(disturbed)).iteration
+    assert 8 <= done < 40 and f"interrupted after {done} iterations" in stdout
+    assert not (disturbed / "final.pth").exists()
+
+    rest = start_tool(files, disturbed, "--max-iter=40", "--workers=0", "--resume=auto")
+    for process in (whole, rest):
+        _, stderr = process.communicate()
+        assert process.returncode == 0, stderr
+    assert len(log_of(undisturbed)) == 40
+    assert log_of(disturbed) == log_of(undisturbed)
+    ours, theirs = (load_weights(folder / "final.pth").state_dict for folder in (disturbed, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_leaves_its_net_log_and_settings(run):
+    outcome = train(RECIPE, run)
+    assert (outcome.iterations, outcome.interrupted) == (3, False)
+
+    net, meta = load_model(outcome.file)
+    assert net.config() == RECIPE.net().config()
+    assert meta["classes"] == list(CLASSES) and meta["recipe"] == RECIPE.config()
+
+    lines = log_of(run.out)
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
+    assert list(lines[0]["losses"]) == ["loss", "loss_res1", "loss_res05"]
+    assert lines[0]["total"] == sum(lines[0]["losses"].values())
+    assert list((run.out / "tensorboard").iterdir())
+
+    config = json.loads((run.out / "config.json").read_text())
+    assert config["recipe"] == RECIPE.config() and config["run"]["seed"] == 0
+    assert config["versions"]["torch"] and config["argv"]
+    assert config["git_commit"] == git_commit()
+
+    assert newest_snapshot(run.out) == snapshot_path(run.out, 3)
+    assert outcome.validation.images == 2
+
+
+def test_the_seed_decides(run, files, tmp_path):
+    for name, seed in (("again", 0), ("other", 1)):
+        train(RECIPE, Run(out=tmp_path / name, workers=0, seed=seed, **files))
+    train(RECIPE, run)
+    assert log_of(run.out) == log_of(tmp_path / "again") != log_of(tmp_path / "other")
+
+
+def test_the_displayed_loss_is_the_mean_of_the_last_iterations(run, files, tmp_path):
+    train(RECIPE.changed(average_loss=1), run)
+    train(RECIPE, Run(out=tmp_path / "smooth", workers=0, **files))
+    raw, smooth = log_of(run.out), log_of(tmp_path / "smooth")
+    for line, until in zip(smooth, (1, 2, 3), strict=True):
+        assert line["losses"]["loss"] == sum(other["losses"]["loss"] for other in raw[:until]) / until
+
+
+def test_bf16_trains_a_float32_net(run, files, tmp_path):
+    outcome = train(RECIPE, Run(out=tmp_path / "bf16", workers=0, precision="bf16", **files))
+    train(RECIPE, run)
+    assert all(tensor.dtype == torch.float32 for tensor in load_weights(outcome.file).state_dict.values())
+    ours, theirs = log_of(tmp_path / "bf16"), log_of(run.out)
+    assert ours != theirs
+    assert ours[0]["total"] == pytest.approx(theirs[0]["total"], rel=0.01)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_overwrites_nothing(run):
+    with pytest.raises(InputError, match=r"iteration 1: loss\S* is (nan|inf) on the images train_\d+, train_\d+;"):
+        train(RECIPE.changed(base_lr=1e20, snapshot=1), run)
+    assert newest_snapshot(run.out) in (None, snapshot_path(run.out, 1))
+    assert not (run.out / "final.pth").exists()
+
+
+def test_weights_that_are_no_numbers_are_never_saved(files):
+    trainer = Trainer(RECIPE, read_list(files["train_list"], files["data_root"]), torch.device("cpu"), "caffe", seed=0)
+    trainer.snapshot()
+    trainer.model.fc6.bias.data[3] = float("inf")
+    with pytest.raises(InputError, match=r"the update left fc6.bias without finite values; lower --base-lr"):
+        trainer.snapshot()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(run):
+    train(RECIPE.changed(max_iter=1), run)
+    before = (run.out / "final.pth").read_bytes()
+    with pytest.raises(InputError, match="already holds a run: go on with it by --resume auto"):
+        train(RECIPE, run)
+    assert (run.out / "final.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch_size": 3}, "run with batch_size 2 instead of 3"),
+        ({"merge": "max"}, "run with merge attention instead of max"),
+        ({"lr_policy": "poly"}, "run with lr_policy step instead of poly"),
+    ],
+)
+def test_a_snapshot_of_other_settings_is_refused_by_name(run, files, changes, sentence):
+    train(RECIPE.changed(max_iter=1), run)
+    with pytest.raises(InputError, match=sentence):
+        train(RECIPE.changed(**changes), Run(out=run.out, resume="auto", workers=0, **files))
+
+
+def test_a_finished_run_can_be_made_longer(run, files):
+    train(RECIPE.changed(max_iter=1), run)
+    outcome = train(RECIPE, Run(out=run.out, resume="auto", workers=0, **files))
+    assert outcome.iterations == 3
+    assert [line["iteration"] for line in log_of(run.out)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"init": None}, "cannot start without --init"),
+        ({"device": "cuda:7"}, "device cuda:7 cannot be used"),
+        ({"precision": "fp8"}, "precision 'fp8' is not known; it is one of caffe, tf32, bf16"),
+    ],
+)
+def test_impossible_runs_are_refused(files, tmp_path, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        train(RECIPE, Run(out=tmp_path / "run", **{**files, **options}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_crop_off_the_grid_is_refused(run):
+    with pytest.raises(InputError, match=r"side of 72 pixels .* nearest being 65 and 81"):
+        train(RECIPE.changed(crop=72), run)
+
+
+def test_the_tool_answers_wrong_input_with_a_sentence_and_status_2(files, tmp_path):
+    process = start_tool(files, tmp_path / "run", "--recipe=voc12/atention3")
+    _, stderr = process.communicate()
+    assert process.returncode == 2
+    assert stderr.startswith("error: there is no recipe 'voc12/atention3'; the nearest are voc12/attention3")
+    assert stderr.count("\n") == 1
+
+
+def test_damaged_snapshots_are_refused(run, tmp_path):
+    train(RECIPE.changed(max_iter=1), run)
+    content = newest_snapshot(run.out).read_bytes()
+    for name, damage in {"cut": content[: len(content) // 2], "empty": b"", "text": b"no snapshot"}.items():
+        path = tmp_path / f"{name}.pth"
+        path.write_bytes(damage)
+        with pytest.raises(InputError, match=f"{name}.pth cannot be read: the file is damaged or no snapshot"):
+            load_snapshot(path)
+    with pytest.raises(InputError, match=r"final\.pth is not a training snapshot"):
+        load_snapshot(run.out / "final.pth")
+
+
+def test_a_snapshot_holds_what_it_was_given(run, tmp_path):
+    train(RECIPE.changed(max_iter=2), run)
+    snapshot = load_snapshot(newest_snapshot(run.out))
+    assert snapshot.iteration == 2 and len(snapshot.losses) == 2
+    save_snapshot(tmp_path / "copy.pth", snapshot)
+    copy = load_snapshot(tmp_path / "copy.pth")
+    assert copy.losses == snapshot.losses and copy.config == snapshot.config
+    assert torch.equal(copy.random["cpu"], snapshot.random["cpu"])
+
+
+def test_the_newest_snapshot_is_the_one_of_most_iterations(tmp_path):
+    assert newest_snapshot(tmp_path) is None
+    for name in ("snapshot_iter_900.pth", "snapshot_iter_1000.pth", "snapshot_iter_x.pth", ".snapshot_iter_9999.pth"):
+        (tmp_path / name).touch()
+    assert newest_snapshot(tmp_path) == snapshot_path(tmp_path, 1000)
+
+
+def test_a_reopened_log_drops_what_will_be_written_again(tmp_path):
+    with RunLog(tmp_path, 0) as log:
+        for iteration in range(4):
+            log.write(iteration, {"loss": 1.0}, 0.1, 5.0)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"iteration": 4, "los')  # the power went
+    with RunLog(tmp_path, 2) as log:
+        log.write(2, {"loss": 2.0}, 0.1, 5.0)
+    lines = log_of(tmp_path)
+    assert [(line["iteration"], line["total"]) for line in lines] == [(0, 1), (1, 1), (2, 2)]
