@@ -55,6 +55,8 @@ class Recipe:
         for name in ("batch_size", "iter_size", "max_iter", "average_loss", "display", "snapshot", "crop", "test_crop"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if len(self.scales) == 1 and tuple(self.scales) != (1,):
+            raise InputError(f"the only scale is {self.scales[0]:g}; a net of one scale takes the image at scale 1.")
         if self.extra_supervision and len(self.scales) == 1:
             raise InputError("extra supervision takes two or more scales: give --no-extra-supervision for one.")
 

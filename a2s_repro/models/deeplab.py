@@ -34,7 +34,7 @@ class Widths:
 
 
 class Prediction(NamedTuple):
-    """What a net says about a batch of N images; C classes, S scales, (h, w) the grid of the largest scale."""
+    """What a net says about a batch of N images; C classes, S scales, (h, w) the grid of scale 1."""
 
     scores: Tensor
     """(N, C, h, w) merged score map."""

@@ -29,7 +29,7 @@ class ShareNet(DeepLabLargeFOV):
 
     Args:
         num_classes: C, background included.
-        scales: two or more of 1, 0.75, 0.5, 0.25, in descending order, with 1 among them.
+        scales: two or more of 1, 0.75, 0.5, 0.25, in descending order.
         merge: "attention", "average" or "max".
         pool5a, dropout, widths: as in DeepLabLargeFOV.
 
@@ -51,10 +51,10 @@ class ShareNet(DeepLabLargeFOV):
     ) -> None:
         super().__init__(num_classes, pool5a=pool5a, dropout=dropout, widths=widths)
         scales = tuple(scales)
-        if len(scales) < 2 or scales != tuple(scale for scale in RESAMPLING if scale in scales) or 1 not in scales:
+        if len(scales) < 2 or scales != tuple(scale for scale in RESAMPLING if scale in scales):
             raise InputError(
                 f"scales {' '.join(f'{scale:g}' for scale in scales) or '(none)'}: a share-net takes two or more of "
-                "1 0.75 0.5 0.25, in this order and with 1 among them."
+                "1 0.75 0.5 0.25, in this order."
             )
         if merge not in MERGES:
             raise InputError(f"merge '{merge}' is not known; it is one of {', '.join(MERGES)}.")
@@ -81,19 +81,19 @@ class ShareNet(DeepLabLargeFOV):
         check_image(image, self.grid_step)
         features = [self.features(rescaled(image, scale)) for scale in self.scales]
         scores = [self.fc8(feature) for feature in features]
-        grid = scores[0].shape[-2:]
+        grid = tuple(ops.interp_size(side, shrink=GRID_STEP[1]) for side in image.shape[-2:])
         weights = None
         if self.merge == "attention":
-            merged, weights = ops.scale_merge(scores, self.attention_logits(features))
+            merged, weights = ops.scale_merge(scores, self.attention_logits(features, grid))
         elif self.merge == "average":
             merged = ops.scale_average(scores, grid, AVERAGE_FACTOR[len(scores)])
         else:
             merged = ops.scale_max(scores, grid)
         return Prediction(merged, tuple(scores), weights, self.scales)
 
-    def attention_logits(self, features: list[Tensor]) -> Tensor:
-        """fc7 of the S scales, (N, fc7, h_s, w_s) each -> (N, S, h, w) on the grid of scale 1."""
-        x = ops.interp_concat(features, features[0].shape[-2:])
+    def attention_logits(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """fc7 of the S scales, (N, fc7, h_s, w_s) each -> (N, S, *grid)."""
+        x = ops.interp_concat(features, grid)
         return self.att_fc(self.drop_att_conv1(relu(self.att_conv1(x))))
 
     def config(self) -> dict:
