@@ -5,8 +5,10 @@ containers are known: `layer` (new, types by name) and `layers` (V1, types by nu
 shape: `shape` (any number of axes) and num/channels/height/width (always four: a bias of N values is 1x1x1xN).
 """
 
+import itertools
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -91,19 +93,7 @@ def write_caffemodel(path: str | os.PathLike, net: Net, v1: bool = False) -> Non
     file is replaced only once the new one is whole. Raises CaffeFileError for blobs that are neither float32 nor
     float64, and in V1 for more than four axes and for types without a number.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(NetParameter(name=net.name.encode()).SerializeToString())
-            for layer in net.layers:  # serialised messages concatenate, so that only one layer is in memory twice
-                file.write(_net_of_one_layer(layer, v1, path).SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _write(path, [NetParameter(name=net.name.encode())], (_net_of_one_layer(layer, v1, path) for layer in net.layers))
 
 
 def read_solverstate(path: str | os.PathLike) -> SolverState:
@@ -118,6 +108,21 @@ def read_solverstate(path: str | os.PathLike) -> SolverState:
     return SolverState(message.iter, message.current_step, _text(message.learned_net), history)
 
 
+def write_solverstate(path: str | os.PathLike, state: SolverState) -> None:
+    """Writes `state` as a `.solverstate`; the authors' Caffe reads float32 histories only.
+
+    An existing file is replaced only once the new one is whole. Raises CaffeFileError for histories that are neither
+    float32 nor float64.
+    """
+    head = SolverStateParameter(iter=state.iter, learned_net=os.fsencode(state.learned_net))
+    tail = SolverStateParameter(current_step=state.current_step)
+    history = (
+        SolverStateParameter(history=[_blob(array, False, f"{path}: history blob {i}")])
+        for i, array in enumerate(state.history)
+    )
+    _write(path, [head], history, [tail])
+
+
 def _parse(path: str | os.PathLike, kind: type[AnyMessage]) -> AnyMessage:
     size = os.stat(path).st_size
     if size > _MAX_BYTES:
@@ -129,6 +134,22 @@ def _parse(path: str | os.PathLike, kind: type[AnyMessage]) -> AnyMessage:
         return kind.FromString(content)
     except DecodeError:
         raise CaffeFileError(f"{path} cannot be parsed: it is truncated, damaged or no binary Caffe file.") from None
+
+
+def _write(path: str | os.PathLike, *parts: Iterable[Message]) -> None:
+    """Writes messages one after the other, which is their union: so only one of them is in memory twice."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            for message in itertools.chain(*parts):
+                file.write(message.SerializeToString())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _array(blob: Message, where: str) -> np.ndarray:
@@ -155,7 +176,7 @@ def _values(blob: Message, field: str, where: str) -> np.ndarray:
     return np.array(unpacked.double_data, np.float64) if unpacked.double_data else np.array(unpacked.data, np.float32)
 
 
-def _net_of_one_layer(layer: Layer, v1: bool, path: Path) -> Message:
+def _net_of_one_layer(layer: Layer, v1: bool, path: str | os.PathLike) -> Message:
     blobs = [_blob(array, v1, f"{path}: blob {i} of layer {layer.name!r}") for i, array in enumerate(layer.blobs)]
     if not v1:
         return NetParameter(layer=[{"name": layer.name.encode(), "type": layer.type.encode(), "blobs": blobs}])
@@ -194,4 +215,6 @@ def _v1_type_number(name: str) -> int | None:
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", errors="replace")
+    """A name as printable text; what is no UTF-8 or no character to print is escaped."""
+    text = raw.decode("utf-8", errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

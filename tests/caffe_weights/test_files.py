@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caffe_weights import CaffeFileError, Layer, Net, read_caffemodel, read_solverstate, write_caffemodel
+from caffe_weights import (
+    CaffeFileError,
+    Layer,
+    Net,
+    SolverState,
+    read_caffemodel,
+    read_solverstate,
+    write_caffemodel,
+    write_solverstate,
+)
 from caffe_weights.messages import BlobProto, NetParameter, UnpackedBlobProto
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -41,6 +50,13 @@ def test_both_containers_hold_the_same_weights():
     assert list(new) == list(old) and len(new) == 16
     for name in new:
         assert [blob.tobytes() for blob in new[name]] == [blob.tobytes() for blob in old[name]]
+
+
+def test_names_are_given_printable(tmp_path):
+    (tmp_path / "net.caffemodel").write_bytes(
+        NetParameter(layer=[{"name": "fc\n8é".encode() + b"\xff"}]).SerializeToString()
+    )
+    assert read_caffemodel(tmp_path / "net.caffemodel").layers[0].name == r"fc\n8é\xff"
 
 
 def test_shapes_are_as_the_file_says():
@@ -80,6 +96,19 @@ def test_solverstate_has_a_history_for_every_copy_of_a_shared_layer():
     snapshot = read_caffemodel(GOLDEN / "nets/iv_att2_esupv_B_iter_20.caffemodel")
     parameters = [blob for layer in snapshot.layers for blob in layer.blobs]
     assert [history.shape for history in state.history] == [parameter.shape for parameter in parameters]
+
+
+@pytest.mark.parametrize("name", ["nets/iv_att2_esupv_B_iter_20", "sgd/sgd_iter_10", "sgd/sgd_iter_20"])
+def test_a_solverstate_is_written_byte_for_byte_as_caffe_wrote_it(tmp_path, name):
+    path = tmp_path / "copy.solverstate"
+    write_solverstate(path, read_solverstate(GOLDEN / f"{name}.solverstate"))
+    assert path.read_bytes() == (GOLDEN / f"{name}.solverstate").read_bytes()
+
+
+def test_a_history_that_caffe_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(CaffeFileError, match="history blob 0 is int64"):
+        write_solverstate(tmp_path / "x.solverstate", SolverState(1, 0, "x.caffemodel", [np.zeros(3, np.int64)]))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("source", [NEW, V1, GOLDEN / "nets/iv_att2_esupv_B_iter_20.caffemodel"])
@@ -141,6 +170,7 @@ def test_values_written_one_by_one_or_in_chunks_are_read_too(tmp_path, field, dt
         assert read.dtype == dtype and np.array_equal(read, values.reshape(2, 3))
 
 
+@pytest.mark.skipif(not hasattr(cv2.dnn, "readNetFromCaffe"), reason=f"OpenCV {cv2.__version__} reads no Caffe nets")
 @pytest.mark.parametrize("v1", [False, True], ids=["new", "v1"])
 def test_opencv_reads_what_we_write(tmp_path, v1):
     """OpenCV's importer is an independent reader of both containers."""
