@@ -208,7 +208,7 @@ def blobs_of(rec: Record, dtype: torch.dtype) -> dict[str, Tensor | float]:
     return blobs
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_blob_of_the_first_pass(name, dtype, backend, record_property):
     rec = record(name)
@@ -232,11 +232,19 @@ def test_the_images_and_labels_at_each_scale_are_exact():
         assert np.array_equal(shrink_labels(labels, factor), theirs[f"label_shrink{factor}"][:, 0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", NAMES)
+# In float32, iii is left out: in its second pass a max-pool window (pool5[1, 26, 0, 7]) has two values 1.2e-6 apart,
+# and AVX-512 kernels take the other one.
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for dtype in (torch.float32, torch.float64)
+        for name in NAMES
+        if (name, dtype) != ("iii_max3_esupv", torch.float32)
+    ],
+    ids=str,
+)
 def test_the_gradients_of_the_first_iteration(name, dtype, backend, record_property):
-    if name == "iii_max3_esupv" and dtype == torch.float32:
-        pytest.skip("a max-pool window of its second pass holds two values 1.2e-6 apart: kernels disagree on the first")
     rec = record(name)
     net = rec.net(dtype)
     for indices in rec.order[0]:

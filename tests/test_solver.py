@@ -1,4 +1,4 @@
-"""Caffe's update rule against hand arithmetic and recorded updates, and its learning-rate policies."""
+"""Caffe's update rule against hand arithmetic, the parameter groups of the nets, and the learning-rate policies."""
 
 from copy import deepcopy
 
@@ -108,6 +108,12 @@ def test_groups_of_the_main_net():
     assert groups[10, 1, 1] == {"att_conv1.weight", "att_fc.weight"}
     assert groups[20, 0, 1] == {"att_conv1.bias", "att_fc.bias"}
     assert {"conv1_1.weight", "fc7.weight"} < groups[1, 1, 3]
+
+
+def test_a_layer_can_be_given_another_multiplier():
+    groups = parameter_groups(ShareNet(5, widths=THIN), lr_mult={"fc8": 0})
+    (frozen,) = (group for group in groups if group["lr_mult"] == 0 and group["decay_mult"] == 1)
+    assert [parameter.shape[0] for parameter in frozen["params"]] == [5]
 
 
 def test_decay_once_counts_a_shared_weight_once():

@@ -96,10 +96,10 @@ def start_tool(files: dict[str, Path], out: Path, *more: str) -> subprocess.Pope
 
 
 def test_an_interrupted_and_resumed_run_equals_the_undisturbed_one_bit_for_bit(files, tmp_path):
-    """Losses, rates and weights over 40 iterations with dropout, shuffling and decoding workers; Ctrl-C exits 130."""
+    """Losses, rates and weights over 60 iterations with dropout, shuffling and decoding workers; Ctrl-C exits 130."""
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    whole = start_tool(files, undisturbed, "--max-iter=40", "--workers=1")
-    part = start_tool(files, disturbed, "--max-iter=40", "--workers=1")
+    whole = start_tool(files, undisturbed, "--max-iter=60", "--workers=1")
+    part = start_tool(files, disturbed, "--max-iter=60", "--workers=1")
     log = disturbed / "log.jsonl"
     while part.poll() is None and not (log.exists() and log.read_text().count("\n") > 7):
         time.sleep(0.01)
@@ -107,14 +107,14 @@ def test_an_interrupted_and_resumed_run_equals_the_undisturbed_one_bit_for_bit(f
     stdout, stderr = part.communicate()
     assert part.returncode == 130, stderr
     done = load_snapshot(newest_snapshot(disturbed)).iteration
-    assert 8 <= done < 40 and f"interrupted after {done} iterations" in stdout
+    assert 8 <= done < 60 and f"interrupted after {done} iterations" in stdout
     assert not (disturbed / "final.pth").exists()
 
-    rest = start_tool(files, disturbed, "--max-iter=40", "--workers=0", "--resume=auto")
+    rest = start_tool(files, disturbed, "--max-iter=60", "--workers=0", "--resume=auto")
     for process in (whole, rest):
         _, stderr = process.communicate()
         assert process.returncode == 0, stderr
-    assert len(log_of(undisturbed)) == 40
+    assert len(log_of(undisturbed)) == 60
     assert log_of(disturbed) == log_of(undisturbed)
     ours, theirs = (load_weights(folder / "final.pth").state_dict for folder in (disturbed, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
