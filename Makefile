@@ -29,6 +29,18 @@ lint: setup
 clean:
 	rm -rf build a2s_repro/lib a2s_repro.egg-info
 
+# A thin net learns drawn shapes: every step that a real run takes, in minutes on a CPU.
 DEMO := demo
+DEMO_LIST := $(DEMO)/data/ImageSets/Segmentation
 demo: setup
+	@rm -rf $(DEMO)
 	$(PY) tools/make_demo_data.py $(DEMO)/data
+	$(PY) tools/make_init.py $(DEMO)/init.caffemodel --width 0.125
+	$(PY) tools/convert_caffe.py $(DEMO)/init.caffemodel $(DEMO)/init.pth
+	$(PY) tools/train_voc.py --init $(DEMO)/init.pth --out $(DEMO)/run --data-root $(DEMO)/data \
+	  --train-list $(DEMO_LIST)/train.txt --classes $(DEMO)/data/classes.txt \
+	  --scales 1 0.5 --width 0.125 --crop 129 --batch-size 4 --iter-size 1 --lr-policy poly --base-lr 3e-3 --max-iter 500
+	$(PY) tools/evaluate.py --model $(DEMO)/run/final.pth --data-root $(DEMO)/data --list $(DEMO_LIST)/val.txt \
+	  --crop 257 --out $(DEMO) --json $(DEMO)/val.json
+	$(PY) tools/show_attention.py --model $(DEMO)/run/final.pth --data-root $(DEMO)/data --list $(DEMO_LIST)/val.txt \
+	  --crop 257 --out $(DEMO)/attention.png
