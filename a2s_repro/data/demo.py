@@ -51,7 +51,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     picture = _background(rng, height, width)
     labels = np.zeros((height, width), np.uint8)
     crowded = rng.random() < 1 / 3
-    count = rng.integers(10, 21) if crowded else rng.integers(2, 7)
+    count = rng.integers(15, 31) if crowded else rng.integers(4, 10)
     radii = np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST / 2 if crowded else LARGEST), count))
     for radius in sorted(radii, reverse=True):  # small objects lie on top
         _draw_object(rng, picture, labels, radius)
@@ -71,9 +71,9 @@ def _draw_object(rng: np.random.Generator, picture: np.ndarray, labels: np.ndarr
 
     coverage = cv2.resize(inside.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     pattern = cv2.resize(np.tanh(3 * texture) / 2 + 0.5, (width, height), interpolation=cv2.INTER_AREA)[..., None]
-    hue = (label - 1) / (len(CLASSES) - 1) + rng.normal(0, 0.09)
-    light = _colour(hue, rng.uniform(0.4, 0.9), rng.uniform(0.7, 1.0))
-    dark = _colour(hue + rng.normal(0, 0.1), rng.uniform(0.4, 0.9), rng.uniform(0.15, 0.4))
+    hue = (label - 1) / (len(CLASSES) - 1) + rng.normal(0, 0.1)
+    light = _colour(hue, rng.uniform(0.5, 1), rng.uniform(0.7, 1.0))
+    dark = _colour(hue + rng.normal(0, 0.05), rng.uniform(0.5, 1), rng.uniform(0.15, 0.4))
     picture += coverage[..., None] * (pattern * light + (1 - pattern) * dark - picture)
 
     body, disk = (coverage > 0.5).astype(np.uint8), np.ones((3, 3), np.uint8)
@@ -104,7 +104,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
         noise = rng.normal(0, 1, (height // cell + 2, width // cell + 2)).astype(np.float32)
         clouds += rng.uniform(0.3, 1) * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
     mix = 1 / (1 + np.exp(-2 * clouds[..., None]))
-    first, second = (_colour(rng.random(), rng.uniform(0.1, 0.6), rng.uniform(0.2, 0.9)) for _ in range(2))
+    first, second = (_colour(rng.random(), rng.uniform(0, 0.5), rng.uniform(0.2, 0.9)) for _ in range(2))
     return mix * first + (1 - mix) * second
 
 

@@ -47,16 +47,20 @@ def test_same_seed_same_bytes_other_seed_other_pictures(demo, tmp_path):
 
 
 def test_every_class_occurs_and_none_can_be_told_by_colour_alone():
-    """Knowing the label of every colour bin (8 x 8 x 8) of the same pictures leaves most objects wrong."""
-    scenes = [draw_scene(np.random.default_rng((7, number))) for number in range(12)]
-    pixels = np.concatenate([picture[labels != 255] for picture, labels in scenes])
-    labels = np.concatenate([labels[labels != 255] for _, labels in scenes])
-    assert (np.bincount(labels, minlength=len(CLASSES)) > 0.005 * labels.size).all()
-    bins = (pixels // 32) @ np.array([64, 8, 1])
+    """The commonest label of each colour bin (8 x 8 x 8) gives much of the objects in other pictures, not all."""
+
+    def bins_and_labels(numbers):
+        scenes = [draw_scene(np.random.default_rng((7, number))) for number in numbers]
+        pixels = np.concatenate([picture[labels != 255] for picture, labels in scenes])
+        return (pixels // 32) @ np.array([64, 8, 1]), np.concatenate([labels[labels != 255] for _, labels in scenes])
+
+    bins, labels = bins_and_labels(range(12))
+    assert (np.bincount(labels, minlength=len(CLASSES)) > 0.01 * labels.size).all()
     counts = np.zeros((512, len(CLASSES)))
     np.add.at(counts, (bins, labels), 1)
-    recall = (counts.argmax(1)[bins] == labels)[labels > 0].mean()
-    assert 0.2 < recall < 0.7
+    bins, labels = bins_and_labels(range(12, 24))
+    found = (counts.argmax(1)[bins] == labels)[labels > 0].mean()
+    assert 0.3 < found < 0.8
 
 
 def test_senseless_sizes_are_refused(tmp_path):
