@@ -147,6 +147,6 @@ def _valid_pixels(labels: Tensor, ignore_labels: Sequence[int], num_classes: int
         if wrong:
             raise InputError(
                 f"labels hold {', '.join(map(str, wrong[:5]))}{' ...' if len(wrong) > 5 else ''}, but the net has "
-                f"classes 0 to {num_classes - 1}: give --num-classes, or mark those pixels {ignore_labels[0]}."
+                f"classes 0 to {num_classes - 1}: give the net more classes, or mark those pixels to be ignored."
             )
     return valid

@@ -84,8 +84,8 @@ class CaffeSGD(torch.optim.Optimizer):
         weight_decay: float = 5e-4,
         iter_size: int = 1,
     ) -> None:
-        for name, value, least in (("lr", lr, 0), ("momentum", momentum, 0), ("weight_decay", weight_decay, 0)):
-            if not value >= least:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not value >= 0:
                 raise InputError(f"{name} is {value}; it must not be negative.")
         if iter_size < 1:
             raise InputError(f"iter_size is {iter_size}; an update takes at least one pass.")

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import math
-import os
 import signal
 import threading
 import time
@@ -37,6 +36,9 @@ from a2s_repro.snapshots import (
 from a2s_repro.solver import CaffeSGD, parameter_groups
 
 PRECISIONS = ("caffe", "tf32", "bf16")
+
+NO_EFFECT_ON_TRAINING = ("name", "published_miou", "training_set", "test_crop", "display", "snapshot")
+"""Fields of a recipe that may change when a run is resumed; so may max_iter where the rate does not depend on it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,33 +103,28 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     tqdm.write(origin)
 
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(run).items()}
-    model = trainer.model.config()
-    write_config(
-        run.out, {"recipe": recipe.config(), "model": model, "run": settings, "classes": classes, "origin": origin}
-    )
+    described = {"recipe": recipe.config(), "model": trainer.model.config(), "classes": classes}
+    write_config(run.out, {**described, "run": settings, "origin": origin})
     with _products_in(run.precision):
         if _interrupted(trainer, run):
             return Outcome(trainer.iteration, True, snapshot_path(run.out, trainer.iteration), None, classes)
+        meta = {
+            "pool5a": recipe.pool5a,
+            "classifier": recipe.classifier,
+            "scales": list(recipe.scales),
+            "source": {"file": str(run.out), "kind": "trained"},
+            **described,
+        }
+        final = run.out / "final.pth"
+        save_weights(final, trainer.model.state_dict(), meta)
         validation = evaluate(trainer.model, val_items, crop=recipe.test_crop) if val_items else None
-
-    meta = {
-        "pool5a": recipe.pool5a,
-        "classifier": recipe.classifier,
-        "scales": model.get("scales", [1]),
-        "source": {"file": str(run.out), "kind": "trained"},
-        "model": model,
-        "classes": classes,
-        "recipe": recipe.config(),
-    }
-    final = run.out / "final.pth"
-    save_weights(final, trainer.model.state_dict(), meta)
     return Outcome(trainer.iteration, False, final, validation, classes)
 
 
 class Trainer:
     """A net, its solver and its place in the data.
 
-    An update is `losses = trainer.backward(batches)` and then `trainer.update()`.
+    An update is `trainer.backward(batches)` and then `trainer.update()`.
     """
 
     def __init__(self, recipe: Recipe, items: list[Item], device: torch.device, precision: str, seed: int) -> None:
@@ -143,6 +140,8 @@ class Trainer:
         self.recent: deque[dict[str, float]] = deque(maxlen=recipe.average_loss)
         ids = hashlib.sha256("\n".join(item.id for item in items).encode())
         self.config = {"seed": seed, "precision": precision, "training list": ids.hexdigest(), **recipe.config()}
+        for name in NO_EFFECT_ON_TRAINING + (("max_iter",) if recipe.lr_policy != "poly" else ()):
+            del self.config[name]
 
     def batches(self, workers: int) -> Iterator[Sample]:
         """The batches of the remaining iterations."""
@@ -152,8 +151,8 @@ class Trainer:
         pin_memory = self.device.type == "cuda"
         return loader(dataset, self.stream, self.iteration * passes, remaining * passes, workers, pin_memory)
 
-    def backward(self, batches: Iterator[Sample]) -> dict[str, float]:
-        """iter_size forward and backward passes; returns their mean losses and adds them to the recent ones.
+    def backward(self, batches: Iterator[Sample]) -> None:
+        """iter_size forward and backward passes; their mean losses join the recent ones.
 
         Raises:
             InputError: a loss is infinite or not a number, naming the images; nothing was updated.
@@ -179,9 +178,8 @@ class Trainer:
                         f"iteration {self.iteration}: {name} is {value} on the images {images}; lower --base-lr or "
                         "look at them (earlier snapshots are untouched)."
                     )
-        mean = {name: sum(column) / len(values) for name, column in zip(losses, zip(*values, strict=True), strict=True)}
-        self.recent.append(mean)
-        return mean
+        columns = zip(*values, strict=True)
+        self.recent.append({name: sum(column) / len(values) for name, column in zip(losses, columns, strict=True)})
 
     def smoothed(self) -> dict[str, float]:
         """The losses averaged over the recent iterations, as Caffe displays them."""
@@ -212,13 +210,10 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot. Raises InputError, naming the settings, if it is of another run."""
-        free = {"name", "published_miou", "display", "snapshot"}
-        if self.recipe.lr_policy != "poly":
-            free.add("max_iter")
         changed = [
             f"{name} {snapshot.config.get(name)} instead of {value}"
             for name, value in self.config.items()
-            if name not in free and snapshot.config.get(name) != value
+            if snapshot.config.get(name) != value
         ]
         if changed:
             raise InputError(f"the snapshot belongs to a run with {', '.join(changed)}: resume with the same settings.")
@@ -304,7 +299,7 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
     def note(*_: Any) -> None:
         asked.set()
         signal.signal(signal.SIGINT, before)
-        tqdm.write(f"{os.linesep}finishing this update to write a snapshot; Ctrl-C again ends at once.")
+        tqdm.write("\nfinishing this update to write a snapshot; Ctrl-C again ends at once.")
 
     before = signal.signal(signal.SIGINT, note)
     try:
