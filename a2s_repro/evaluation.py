@@ -19,6 +19,7 @@ from a2s_repro.data.images import IGNORE_LABEL, read_pair
 from a2s_repro.data.lists import Item, read_classes
 from a2s_repro.errors import InputError
 from a2s_repro.models import build_model
+from a2s_repro.precision import float32_products
 
 
 class ConfusionMatrix:
@@ -196,13 +197,14 @@ def segment_image(model: nn.Module, image: np.ndarray, crop: int = 513) -> Segme
 
     The image less the mean pixel is padded with 0 at the bottom and right to `crop`, or further to 32k + 1 where it is
     larger; the score map is interpolated to that size (fc8_interp), the largest class taken, and the padding cut off.
+    All in exact float32, as in Caffe. Leaves the model in evaluation mode.
     """
     height, width = image.shape[:2]
     size = tuple(max(crop, -(-(side - 1) // 32) * 32 + 1) for side in (height, width))
     padded = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
     padded[0, :, :height, :width] = torch.from_numpy(subtract_mean(image, MEAN_BGR))
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), float32_products("ieee"):
         prediction = model(padded)
         labels = ops.segment(prediction.scores, size)[0, :height, :width].cpu().numpy()
         weights = prediction.weights

@@ -59,12 +59,10 @@ def test_tool_writes_a_png_of_the_asked_images(tmp_path):
     model = ShareNet(len(CLASSES), (1, 0.5), widths=Widths().scaled(1 / 32))
     save_weights(tmp_path / "final.pth", model.state_dict(), {"model": model.config(), "pool5a": False})
     command = [sys.executable, TOOL, "--model", tmp_path / "final.pth", "--data-root", demo, "--crop", "65"]
-    command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--out", tmp_path / "attention.png"]
-    done = subprocess.run([*command, "--ids", "val_0001"], capture_output=True, text=True, timeout=120, check=False)
+    command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--ids", "val_0001"]
+    command += ["--out", tmp_path / "attention.png"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "attention.png")
     picture = np.asarray(Image.open(tmp_path / "attention.png").convert("RGB"))
     assert picture.std() > 10
-    done = subprocess.run([*command, "--ids", "val_7"], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
-    assert "no image val_7" in done.stderr
