@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from a2s_repro.errors import InputError
-from a2s_repro.files import replacing
+from a2s_repro.files import check_archive, replacing
 
 FORMAT = "a2s_repro.weights/1"
 
@@ -73,6 +73,8 @@ def load_weights(path: str | os.PathLike) -> Weights:
             f"{path} is not a weights file of this program (format {FORMAT!r}): "
             "make one with tools/convert_caffe.py or by training."
         )
+    if not _is_sound(found):
+        raise InputError(f"{path} holds other things than named tensors and their description: the file is damaged.")
     return found
 
 
@@ -93,6 +95,7 @@ def _save_safetensors(path: Path, tensors: dict[str, torch.Tensor], meta_json: s
 
 
 def _load_pth(path: str | os.PathLike) -> Weights | None:
+    check_archive(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None
@@ -105,6 +108,22 @@ def _load_safetensors(path: str | os.PathLike) -> Weights | None:
         if header.get("format") != FORMAT:
             return None
         return Weights({name: file.get_tensor(name) for name in file.keys()}, json.loads(header["meta"]))  # noqa: SIM118
+
+
+def _is_sound(weights: Weights) -> bool:
+    """Whether the tensors are plain floats with a value in the file for every element."""
+    return (
+        isinstance(weights.meta, dict)
+        and isinstance(weights.state_dict, dict)
+        and all(
+            isinstance(name, str)
+            and isinstance(tensor, torch.Tensor)
+            and tensor.is_floating_point()
+            and tensor.layout == torch.strided
+            and tensor.is_contiguous()
+            for name, tensor in weights.state_dict.items()
+        )
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ import math
 import mmap
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from a2s_repro.checkpoint import Weights
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLabLargeFOV, Widths, build_model
 from a2s_repro.vgg16 import is_fully_connected, net_from_torchvision, subsampled
-from caffe_weights import SCALE_OF_SUFFIX, Layer, Net, read_caffemodel, same_blobs, shared_base
+from caffe_weights import SUFFIX_OF_SCALE, Layer, Net, branch_of, read_caffemodel, same_blobs
 
 LAYERS_OF_WIDTH = {
     "conv1": ("conv1_1", "conv1_2"),
@@ -35,8 +35,9 @@ LAYERS_OF_WIDTH = {
 """The trunk: the layers of each width, in the order of the net."""
 
 TRUNK = tuple(layer for layers in LAYERS_OF_WIDTH.values() for layer in layers)
+SHARED = (*TRUNK, "fc8")
 ATTENTION = ("att_conv1", "att_fc")
-MODULES = (*TRUNK, "fc8", *ATTENTION)
+MODULES = (*SHARED, *ATTENTION)
 
 FUSION = "fc8_fusion"
 FUSION_TYPE = {"attention": "Eltwise", "average": "Power", "max": "Eltwise"}
@@ -122,7 +123,8 @@ def from_caffe(
     (for `build_model`; Caffe's files do not tell the drop ratio, so it is 0.5).
 
     Raises InputError, naming the layer, for missing or unmatched layers, copies that differ, shapes that do not chain,
-    values that float32 cannot hold, and a fully connected fc6 (the plain VGG-16).
+    values that float32 cannot hold, a fully connected fc6 (the plain VGG-16), and on a trunk of the full widths any fc6
+    but LargeFOV's.
     """
     layers, skipped = _without_skipped(_layers_with_blobs(net, file), skip, file)
     bases, copies, scales = _folded(layers, file)
@@ -136,6 +138,8 @@ def from_caffe(
             f"{file} has layers that the net lacks: {', '.join(unmatched)}; drop them with --skip or --allow-unmatched."
         )
     parameters = {name: _parameters(modules[name], file) for name in MODULES if name in modules}
+    widths = _widths({name: weight.shape for name, (weight, _) in parameters.items()})
+    _check_fc6(parameters, widths, file)
     classifier = modules["fc8"].name if "fc8" in modules else None
     outputs = parameters["fc8"][1].size if classifier else None
     if num_classes is not None and outputs != num_classes:
@@ -146,10 +150,10 @@ def from_caffe(
         "pool5a": any(layer.name == "pool5a" for layer in net.layers),
         "classifier": classifier,
         "scales": scales,
-        "widths": _widths({name: weight.shape for name, (weight, _) in parameters.items()}),
+        "widths": widths,
         "source": {"file": file, "kind": "net" if classifier else "init"},
     }
-    config = {"net": "DeepLabLargeFOV", "num_classes": outputs or 1, "pool5a": meta["pool5a"], "widths": meta["widths"]}
+    config = {"net": "DeepLabLargeFOV", "num_classes": outputs or 1, "pool5a": meta["pool5a"], "widths": widths}
     merge = _merge(net)
     if merge and len(scales) > 1:
         config |= {"net": "ShareNet", "scales": scales, "merge": merge}
@@ -163,39 +167,61 @@ def from_caffe(
     return Conversion(Weights(state_dict, meta), copies, skipped, missing, unmatched)
 
 
-def to_caffe(weights: Weights) -> Net:
+def to_caffe(weights: Weights, file: str = "the weights") -> Net:
     """The net in Caffe's terms, in the order of the authors' snapshots, with every branch's copy of the shared layers.
 
-    First come the trunks of the scales 1, 0.5, 0.75, 0.25, then the classifiers in the same order under the meta's
-    `classifier` name (`fc8` if it has none), then the attention head. Of the layers without blobs only those are
-    written that tell nets apart, pool5a and fc8_fusion. Raises InputError for layers that these nets do not have.
+    First come the trunks of the net's scales in the order 1, 0.5, 0.75, 0.25, then the classifiers in the same order
+    under the meta's `classifier` name (`fc8` if it has none), then the attention head. Of the layers without blobs only
+    those are written that tell nets apart: pool5a and fc8_fusion. `file` names the weights in errors.
+
+    Raises InputError if `from_caffe` would not read the same weights back: for layers that these nets do not have,
+    shapes that do not fit each other or the meta, and values that are not finite.
     """
-    state_dict = weights.state_dict
-    if foreign := sorted({key.rpartition(".")[0] for key in state_dict} - set(MODULES)):
-        raise InputError(f"the weights have layers that these nets do not have: {', '.join(foreign)}.")
-    model = weights.meta.get("model", weights.meta)
-    scales = model.get("scales", [1])
-    suffixes = ["", *(suffix for suffix, scale in SCALE_OF_SUFFIX.items() if scale in scales)]
-    classifier = weights.meta.get("classifier") or "fc8"
+    state_dict, meta = weights.state_dict, weights.meta
+    known = {f"{module}.{kind}" for module in MODULES for kind in ("weight", "bias")}
+    if foreign := sorted(state_dict.keys() - known):
+        raise InputError(f"{file} has parameters that these nets do not have: {', '.join(foreign)}.")
+    model = _described_model(weights, file)
+    scales = model.scales if model else meta.get("scales", [1])
+    merge = getattr(model, "merge", None)
+    pool5a = model.pool5a is not None if model else meta.get("pool5a")
+    suffixes = [suffix for scale, suffix in SUFFIX_OF_SCALE.items() if scale in scales]
+    classifier = str(meta.get("classifier") or "fc8")
 
     def convolution(module: str, name: str) -> Iterator[Layer]:
-        if f"{module}.weight" in state_dict:
-            blobs = [state_dict[f"{module}.{kind}"].detach().float().cpu().numpy() for kind in ("weight", "bias")]
-            yield Layer(name, "Convolution", blobs)
+        tensors = [state_dict[key] for key in (f"{module}.weight", f"{module}.bias") if key in state_dict]
+        if tensors:
+            yield Layer(name, "Convolution", [tensor.detach().float().cpu().numpy() for tensor in tensors])
 
     layers: list[Layer] = []
     for suffix in suffixes:
         for module in TRUNK:
-            if module == "fc6" and model.get("pool5a"):
+            if module == "fc6" and pool5a:
                 layers.append(Layer(f"pool5a{suffix}", "Pooling", []))
             layers += convolution(module, module + suffix)
     for suffix in suffixes:
         layers += convolution("fc8", classifier + suffix)
     for module in ATTENTION:
         layers += convolution(module, module)
-    if "merge" in model:
-        layers.append(Layer(FUSION, FUSION_TYPE[model["merge"]], []))
-    return Net("a2s_repro", layers)
+    if merge:
+        layers.append(Layer(FUSION, FUSION_TYPE[merge], []))
+    net = Net("a2s_repro", layers)
+    if from_caffe(net, file, allow_missing=True).weights.state_dict.keys() != state_dict.keys():
+        raise InputError(f"{file} does not say to which scales its layers belong: the file is damaged.")
+    return net
+
+
+def _described_model(weights: Weights, file: str) -> DeepLabLargeFOV | None:
+    """The net that the meta describes, without values; None if it describes none. Raises InputError if they differ."""
+    if "model" not in weights.meta:
+        return None
+    with torch.device("meta"):
+        model = build_model(weights.meta["model"])
+    theirs, ours = weights.state_dict, model.state_dict()
+    differing = sorted(theirs.keys() ^ ours.keys()) or [key for key in ours if theirs[key].shape != ours[key].shape]
+    if differing:
+        raise InputError(f"{file} holds another net than it describes ({differing[0]} differs): the file is damaged.")
+    return model
 
 
 def random_init(widths: Widths, seed: int) -> Net:
@@ -234,7 +260,7 @@ def _without_skipped(
     layers: Mapping[str, Layer], skip: Collection[str], file: str
 ) -> tuple[dict[str, Layer], list[str]]:
     def names(name: str) -> set[str]:
-        base = (shared_base(name, layers) or (name, 1))[0]
+        base, _ = branch_of(name)
         return {name, base, _module_of(base)}
 
     if unknown := sorted(set(skip).difference(*map(names, layers))):
@@ -244,18 +270,22 @@ def _without_skipped(
 
 
 def _folded(layers: Mapping[str, Layer], file: str) -> tuple[list[Layer], list[str], list[float]]:
-    """The layers without the shared copies, the copies' names, and the scales that were found, in descending order."""
-    bases, copies, scales = [], [], {1.0}
+    """The layers under their names without suffix, once each; the copies' names; the scales, in descending order."""
+    owners: dict[str, Layer] = {}
+    copies, scales = [], set()
     for name, layer in layers.items():
-        if found := shared_base(name, layers):
-            base, scale = found
-            if not same_blobs(layer, layers[base]):
-                raise InputError(f"layer {name} of {file} differs from {base}, but branches share weights: --skip one.")
-            copies.append(name)
+        base, scale = branch_of(name)
+        if _module_of(base) in SHARED:
             scales.add(scale)
-        else:
-            bases.append(layer)
-    return bases, copies, sorted(scales, reverse=True)
+        owner = owners.setdefault(base, layer)
+        if owner is not layer:
+            if not same_blobs(layer, owner):
+                raise InputError(
+                    f"layer {name} of {file} differs from {owner.name}, but branches share weights: --skip one."
+                )
+            copies.append(name)
+    bases = [replace(owner, name=base) for base, owner in owners.items()]
+    return bases, copies, sorted(scales or {1}, reverse=True)
 
 
 def _by_module(layers: list[Layer], file: str) -> dict[str, Layer]:
@@ -301,6 +331,18 @@ def _widths(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         elif after in shapes:
             widths[group] = shapes[after][1]
     return widths
+
+
+def _check_fc6(parameters: Mapping[str, tuple[np.ndarray, np.ndarray]], widths: Mapping[str, int], file: str) -> None:
+    """Refuses an fc6 of another system on the full VGG-16: DeepLab also had them with other windows and outputs."""
+    full = Widths()
+    expected = (full.fc6, full.conv5, 3, 3)
+    is_full = all(widths.get(group) == getattr(full, group) for group in ("conv1", "conv2", "conv3", "conv4", "conv5"))
+    if is_full and "fc6" in parameters and parameters["fc6"][0].shape != expected:
+        raise InputError(
+            f"layer fc6 of {file} is {_spelled(parameters['fc6'][0])}, but LargeFOV's is 1024x512x3x3: "
+            "the file is of another net; leave out fc6 and the layers after it with --skip."
+        )
 
 
 def _merge(net: Net) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from a2s_repro.errors import InputError
-from a2s_repro.files import replacing
+from a2s_repro.files import check_archive, replacing
 
 FORMAT = "a2s_repro.snapshot/1"
 
@@ -62,6 +62,7 @@ def load_snapshot(path: str | os.PathLike) -> Snapshot:
     with open(path, "rb"):  # a missing or unreadable file is an OSError that names it
         pass
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly anything on a damaged file
         raise InputError(f"{path} cannot be read: the file is damaged or no snapshot; resume from another.") from error

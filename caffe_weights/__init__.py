@@ -10,20 +10,23 @@ from caffe_weights.files import (
     write_caffemodel,
     write_solverstate,
 )
-from caffe_weights.sharing import SCALE_OF_SUFFIX, same_blobs, shared_base
+from caffe_weights.prototxt import Word, prototxt
+from caffe_weights.sharing import SUFFIX_OF_SCALE, branch_of, same_blobs
 from caffe_weights.tables import net_table, solverstate_table
 
 __all__ = [
-    "SCALE_OF_SUFFIX",
+    "SUFFIX_OF_SCALE",
     "CaffeFileError",
     "Layer",
     "Net",
     "SolverState",
+    "Word",
+    "branch_of",
     "net_table",
+    "prototxt",
     "read_caffemodel",
     "read_solverstate",
     "same_blobs",
-    "shared_base",
     "solverstate_table",
     "write_caffemodel",
     "write_solverstate",

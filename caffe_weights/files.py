@@ -127,7 +127,11 @@ def _parse(path: str | os.PathLike, kind: type[AnyMessage]) -> AnyMessage:
     size = os.stat(path).st_size
     if size > _MAX_BYTES:
         raise CaffeFileError(f"{path} has {size} bytes, more than the 2 GiB that a binary Caffe file can have.")
-    content = Path(path).read_bytes()
+    with open(path, "rb") as file:
+        if file.read(1) == b"\0":  # as no message does; files of zeros are not worth reading
+            raise CaffeFileError(f"{path} begins with a zero byte: it is damaged or no binary Caffe file.")
+        file.seek(0)
+        content = file.read()
     if not content:
         raise CaffeFileError(f"{path} is empty.")
     try:

@@ -1,22 +1,20 @@
 """The copies of a shared layer. A share-net's snapshot stores every branch's copy, named for the branch's scale."""
 
-from collections.abc import Collection
-
 import numpy as np
 
 from caffe_weights.files import Layer
 
-SCALE_OF_SUFFIX = {"_res05": 0.5, "_res075": 0.75, "_res025": 0.25}
-"""Name suffix of a branch -> its scale, in the order of the branches in the authors' share-nets (scale 1 first)."""
+SUFFIX_OF_SCALE = {1: "", 0.5: "_res05", 0.75: "_res075", 0.25: "_res025"}
+"""Scale of a branch -> suffix of its layers' names, in the order of the branches in the authors' share-nets."""
 
 
-def shared_base(name: str, names: Collection[str]) -> tuple[str, float] | None:
-    """(base layer, scale) if `name` is the name of another layer in `names` plus a branch's suffix, else None."""
-    for suffix, scale in SCALE_OF_SUFFIX.items():
+def branch_of(name: str) -> tuple[str, float]:
+    """A layer's name without its branch's suffix, and the scale of the branch: `fc6_res05` -> (`fc6`, 0.5)."""
+    for scale, suffix in SUFFIX_OF_SCALE.items():
         base = name.removesuffix(suffix)
-        if base != name and base in names:
+        if base != name:
             return base, scale
-    return None
+    return name, 1
 
 
 def same_blobs(a: Layer, b: Layer) -> bool:

@@ -2,23 +2,24 @@
 
 import numpy as np
 
-from caffe_weights.files import Net, SolverState
-from caffe_weights.sharing import same_blobs, shared_base
+from caffe_weights.files import Layer, Net, SolverState
+from caffe_weights.sharing import branch_of, same_blobs
 
 
 def net_table(net: Net) -> str:
     """A row per blob: layer, type, shape, dtype, sum and l2 norm (in float64), and of which layer it is a copy.
 
-    A copy that differs from its layer is marked `differs from`. Layers without blobs have a row with name and type.
+    A branch's layer is `copy of` the first branch's, or `differs from` it. Layers without blobs have a row of name and
+    type.
     """
     by_name = {layer.name: layer for layer in net.layers if layer.blobs}
+    owners: dict[str, Layer] = {}
     rows = [("layer", "type", "shape", "dtype", "sum", "l2", "")]
     for layer in net.layers:
-        shared = shared_base(layer.name, by_name) if layer.blobs else None
+        owner = owners.setdefault(branch_of(layer.name)[0], layer) if layer.blobs else layer
         note = ""
-        if shared:
-            base = by_name[shared[0]]
-            note = f"{'copy of' if same_blobs(layer, base) else 'differs from'} {base.name}"
+        if owner is not layer:
+            note = f"{'copy of' if same_blobs(layer, owner) else 'differs from'} {owner.name}"
         rows += [(layer.name, layer.type, *_figures(blob), note) for blob in layer.blobs]
         if not layer.blobs:
             rows.append((layer.name, layer.type, "", "", "", "", ""))

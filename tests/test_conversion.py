@@ -147,8 +147,40 @@ def test_a_trained_net_survives_the_way_through_caffe(merge, pool5a):
     assert all(torch.equal(back.state_dict[key], tensor) for key, tensor in weights.state_dict.items())
 
 
+def test_a_net_without_scale_1_survives_too():
+    weights = trained(ShareNet(5, (0.75, 0.5), widths=THIN))
+    net = to_caffe(weights)
+    assert [layer.name for layer in net.layers][:1] == ["conv1_1_res05"]
+    back = from_caffe(net, "net.caffemodel").weights
+    assert back.meta["model"] == weights.meta["model"]
+    assert all(torch.equal(back.state_dict[key], tensor) for key, tensor in weights.state_dict.items())
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda state, meta: state.pop("fc6.bias"), "fc6.bias differs"),
+        (lambda state, meta: state.update({"fc6.bias": torch.ones(2)}), "fc6.bias differs"),
+        (lambda state, meta: state["conv1_1.weight"].fill_(torch.nan), "layer conv1_1 of the weights holds NaN"),
+        (lambda state, meta: meta["model"].update(scales=[1, 0.5]), "att_conv1.weight differs"),
+        (lambda state, meta: meta["model"].update(scales=["1"]), "does not fit ShareNet"),
+        (lambda state, meta: meta["model"].update(num_classes=2**62), "does not fit ShareNet"),
+        (lambda state, meta: meta.update(model=3), "names the net None"),
+        (lambda state, meta: meta.pop("model"), "one scale only"),
+        (lambda state, meta: meta.update(classifier="fc7"), "two layers of the name fc7"),
+        (lambda state, meta: meta.update(classifier=3), "layers that the net lacks: 3"),
+    ],
+)
+def test_damaged_weights_do_not_become_a_caffemodel(damage, words):
+    weights = trained(ShareNet(5, widths=THIN))
+    damage(weights.state_dict, weights.meta)
+    with pytest.raises(InputError) as error:
+        to_caffe(weights)
+    assert words in str(error.value)
+
+
 def test_foreign_weights_do_not_become_a_caffemodel():
-    with pytest.raises(InputError, match="do not have: layer4"):
+    with pytest.raises(InputError, match="do not have: layer4\\.weight"):
         to_caffe(Weights({"layer4.weight": torch.zeros(1)}, {"pool5a": False}))
 
 
@@ -249,6 +281,27 @@ def test_weights_beyond_float32_are_refused():
 )
 def test_shapes_that_do_not_chain_are_refused_by_name(layer, index, change, words):
     refused(changed(read_caffemodel(SINGLE), layer, change, only=index), words)
+
+
+def full_net(fc6: tuple[int, ...]) -> Net:
+    """A trunk of the full widths, without fc7, and with another fc6."""
+    shapes = {key: tensor.shape for key, tensor in DeepLabLargeFOV(1).state_dict().items() if key.startswith("conv")}
+    shapes |= {"fc6.weight": fc6, "fc6.bias": fc6[:1]}
+    layers = [key.removesuffix(".weight") for key in shapes if key.endswith(".weight")]
+    return Net(
+        "full",
+        [
+            Layer(name, "Convolution", [np.zeros(shapes[f"{name}.{kind}"], np.float32) for kind in ("weight", "bias")])
+            for name in layers
+        ],
+    )
+
+
+def test_on_the_full_trunk_only_largefovs_fc6_is_accepted():
+    """A net of other widths is a thin one; this one is DeepLab's, with another head."""
+    refused(full_net((512, 512, 3, 3)), "layer fc6 of net.caffemodel is 512x512x3x3", allow_missing=True)
+    refused(full_net((1024, 512, 4, 4)), "LargeFOV's is 1024x512x3x3", allow_missing=True)
+    assert from_caffe(full_net((1024, 512, 3, 3)), "net", allow_missing=True).missing == ["fc7"]
 
 
 # From the plain VGG-16

@@ -5,9 +5,10 @@ from _run import run
 import argparse
 from pathlib import Path
 
-from a2s_repro.checkpoint import load_weights, save_weights, weights_suffix
-from a2s_repro.conversion import convert_file, to_caffe
-from caffe_weights import net_table, read_caffemodel, read_solverstate, solverstate_table, write_caffemodel
+from a2s_repro.checkpoint import save_weights, weights_suffix
+from a2s_repro.conversion import convert_file
+from a2s_repro.export import export
+from caffe_weights import net_table, read_caffemodel, read_solverstate, solverstate_table
 
 EXAMPLES = """examples:
   python tools/convert_caffe.py init.caffemodel init.pth
@@ -28,7 +29,17 @@ def main() -> int:
     parser.add_argument("output", type=Path, nargs="?", help=".pth or .safetensors; with --to-caffe .caffemodel")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--inspect", action="store_true", help="print a table of a .caffemodel or .solverstate and stop")
-    way.add_argument("--to-caffe", action="store_true", help="write a .caffemodel from our weights")
+    way.add_argument(
+        "--to-caffe", action="store_true", help="write a .caffemodel from our weights, and its _deploy.prototxt"
+    )
+    parser.add_argument(
+        "--deploy-size",
+        type=int,
+        nargs=2,
+        default=(513, 513),
+        metavar=("H", "W"),
+        help="with --to-caffe: size of the images that the _deploy.prototxt takes (default 513 513)",
+    )
     parser.add_argument("--v1", action="store_true", help="with --to-caffe: write the V1 container of 2014")
     parser.add_argument("--num-classes", type=int, metavar="N", help="refuse a classifier that has not N outputs")
     parser.add_argument(
@@ -54,9 +65,8 @@ def main() -> int:
     if args.to_caffe:
         if args.output.suffix != ".caffemodel":
             parser.error(f"{args.output}: with --to-caffe the output ends in .caffemodel")
-        net = to_caffe(load_weights(args.input))
-        write_caffemodel(args.output, net, v1=args.v1)
-        print(f"wrote {args.output}: {', '.join(layer.name for layer in net.layers)}")
+        written = export(args.input, args.output, v1=args.v1, deploy_size=tuple(args.deploy_size))
+        print("\n".join(f"wrote {path}" for path in written))
         return 0
     if args.v1:
         parser.error("--v1 goes with --to-caffe")

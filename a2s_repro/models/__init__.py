@@ -13,13 +13,16 @@ def build_model(config: dict) -> DeepLabLargeFOV:
     """The net that `config`, as `net.config()` gives it, describes; its weights are the fillers'.
 
     Raises:
-        InputError: the description names no known net, or has an argument that the net does not take.
+        InputError: the description names no known net, or has arguments that the net does not take.
     """
-    arguments = dict(config)
-    name = arguments.pop("net", None)
-    if name not in _NETS:
+    name = config.get("net") if isinstance(config, dict) else None
+    if not isinstance(name, str) or name not in _NETS:
         raise InputError(f"the model description names the net {name!r}; known are {', '.join(_NETS)}.")
+    arguments = {field: value for field, value in config.items() if field != "net"}
     try:
         return _NETS[name](**arguments | {"widths": Widths(**arguments.get("widths", {}))})
-    except TypeError as error:
-        raise InputError(f"the model description does not fit {name}: {error}.") from error
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # torch refuses sizes with a RuntimeError
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"the model description does not fit {name}: {reason}.") from error

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from caffe_weights import Net, net_table, read_caffemodel, read_solverstate, same_blobs, shared_base, solverstate_table
+from caffe_weights import Net, branch_of, net_table, read_caffemodel, read_solverstate, same_blobs, solverstate_table
 
 
 def row(table: str, start: str) -> list[str]:
@@ -40,12 +40,11 @@ def test_solverstate_table(golden):
     assert len(table.splitlines()) == 2 + 10
 
 
-def test_a_copy_is_known_by_its_exact_name_only():
-    names = {"fc8_voc12", "fc8_voc12_res05", "fc8_voc12_res075", "conv_res05", "fc6_res5"}
-    assert shared_base("fc8_voc12_res05", names) == ("fc8_voc12", 0.5)
-    assert shared_base("fc8_voc12_res075", names) == ("fc8_voc12", 0.75)
-    assert shared_base("conv_res05", names) is None  # no layer `conv`
-    assert shared_base("fc6_res5", names | {"fc6"}) is None
+def test_a_branch_is_known_by_its_exact_suffix():
+    assert branch_of("fc8_voc12_res05") == ("fc8_voc12", 0.5)
+    assert branch_of("conv1_1_res075") == ("conv1_1", 0.75)
+    assert branch_of("fc6_res025") == ("fc6", 0.25)
+    assert branch_of("fc6") == ("fc6", 1) and branch_of("fc6_res5") == ("fc6_res5", 1)
 
 
 def test_copies_are_compared_bit_for_bit(golden):
