@@ -65,15 +65,24 @@ class CaffeSGD(torch.optim.Optimizer):
         h = momentum * h + lr * lr_mult * (g / iter_size + branches * weight_decay * decay_mult * w);  w = w - h
 
     It differs from torch.optim.SGD after a change of rate: the history keeps the rates it was made with.
-    `branches` is the number of sharing copies of a parameter. The authors' Caffe decays once per copy, each copy having
-    its own history; as all is linear, that is one history with the copies' gradients summed and the decay `branches`
-    times.
+
+    The authors' Caffe gives every sharing copy of a weight a slot of its own: gradient, history, lr_mult, decay_mult.
+    All slots see the weight as it was before the update, and their updates add up. Here a slot is a parameter, and the
+    copies of a weight are parameters that share its storage, each in a group of its own. Copies with equal multipliers
+    need one slot only, because the rule is linear: one parameter whose gradient is the sum of theirs, decayed
+    `branches` times.
 
     Args:
         groups: as `parameter_groups` makes them: dicts with `params` and optionally `lr_mult`, `decay_mult`,
-            `branches` (1 each). lr_mult 0 freezes a group: no gradient, no history, no decay.
+            `branches` (1 each) and `owner` (True; False for a group of copies). lr_mult 0 freezes a group: no gradient,
+            no history, no decay.
         lr: rate of the next update; set it before each by `set_lr`.
         iter_size: how many backward passes are summed in a gradient.
+        clip_gradients: where the owners' gradients together, before the division by iter_size, are longer than this,
+            they are scaled down to it. The copies' are neither counted nor scaled, as in Caffe.
+
+    Raises:
+        InputError: a setting that is not possible; clipping gradients that `branches` copies have in common.
     """
 
     def __init__(
@@ -83,10 +92,13 @@ class CaffeSGD(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         iter_size: int = 1,
+        clip_gradients: float | None = None,
     ) -> None:
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:
                 raise InputError(f"{name} is {value}; it must not be negative.")
+        if clip_gradients is not None and not clip_gradients > 0:
+            raise InputError(f"clip_gradients is {clip_gradients}; the longest gradient must be positive.")
         if iter_size < 1:
             raise InputError(f"iter_size is {iter_size}; an update takes at least one pass.")
         defaults = {
@@ -97,9 +109,15 @@ class CaffeSGD(torch.optim.Optimizer):
             "lr_mult": 1,
             "decay_mult": 1,
             "branches": 1,
+            "owner": True,
         }
         super().__init__(groups, defaults)
+        self.clip_gradients = clip_gradients
         for group in self.param_groups:
+            if clip_gradients is not None and group["branches"] > 1:
+                raise InputError("clip_gradients looks at the owners' gradients alone: give every copy a slot.")
+            if len({parameter.data_ptr() for parameter in group["params"]}) < len(group["params"]):
+                raise InputError("parameters that share their storage need groups of their own.")
             if group["lr_mult"] == 0:
                 for parameter in group["params"]:
                     parameter.requires_grad_(False)
@@ -116,6 +134,8 @@ class CaffeSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        clipping = self._clipping()
+        updates = []
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights or group["lr_mult"] == 0:
@@ -125,19 +145,34 @@ class CaffeSGD(torch.optim.Optimizer):
                     self.state[weight]["history"] = torch.zeros_like(weight)
             histories = [self.state[weight]["history"] for weight in weights]
             gradients = torch._foreach_mul([weight.grad for weight in weights], 1 / group["iter_size"])
+            if clipping is not None and group["owner"]:
+                torch._foreach_mul_(gradients, clipping)
             decay = group["weight_decay"] * group["decay_mult"] * group["branches"]
             if decay:
                 torch._foreach_add_(gradients, weights, alpha=decay)
             torch._foreach_mul_(histories, group["momentum"])
             torch._foreach_add_(histories, gradients, alpha=group["lr"] * group["lr_mult"])
+            updates.append((weights, histories))
+        for weights, histories in updates:
             torch._foreach_sub_(weights, histories)
         return loss
+
+    def _clipping(self) -> torch.Tensor | None:
+        """What to multiply the owners' gradients with, a scalar; None if they are not clipped."""
+        if self.clip_gradients is None:
+            return None
+        owners = [parameter for group in self.param_groups if group["owner"] for parameter in group["params"]]
+        gradients = [owner.grad for owner in owners if owner.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return (self.clip_gradients / norm).clamp(max=1)
 
 
 def parameter_groups(
     model: nn.Module, shared_decay: str = "per_branch", lr_mult: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
     """Groups for CaffeSGD from `model.parameter_rules(lr_mult)`: every parameter in exactly one, equal rules together.
+
+    A net whose branches have copies (`ShareNet.copy_per_branch`) gets a slot for each, otherwise one slot for all.
 
     shared_decay: "per_branch" decays a parameter once for each branch that shares it, as the authors' Caffe does;
     "once" is DeepLab v2's and today's Caffe's way. lr_mult: multipliers for layers that differ from the net's rule.
@@ -149,11 +184,13 @@ def parameter_groups(
         raise InputError(f"shared_decay '{shared_decay}' is not known; it is one of {', '.join(SHARED_DECAY)}.")
     rules = model.parameter_rules(lr_mult)
     groups: dict[tuple, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        rule = rules[name]
-        branches = rule.branches if shared_decay == "per_branch" else 1
-        groups.setdefault((rule.lr_mult, rule.decay_mult, branches), []).append(parameter)
+    for index, branch in enumerate((model, *model.copies)):
+        for name, parameter in branch.named_parameters():
+            rule = rules[name]
+            decay_mult = rule.decay_mult if index == 0 or shared_decay == "per_branch" else 0
+            branches = rule.branches if shared_decay == "per_branch" and not model.copies else 1
+            groups.setdefault((index, rule.lr_mult, decay_mult, branches), []).append(parameter)
     return [
-        {"params": parameters, "lr_mult": lr_mult, "decay_mult": decay_mult, "branches": branches}
-        for (lr_mult, decay_mult, branches), parameters in groups.items()
+        {"params": parameters, "lr_mult": lr_mult, "decay_mult": decay_mult, "branches": branches, "owner": index == 0}
+        for (index, lr_mult, decay_mult, branches), parameters in groups.items()
     ]

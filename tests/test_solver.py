@@ -122,6 +122,52 @@ def test_decay_once_counts_a_shared_weight_once():
         parameter_groups(ShareNet(5, widths=THIN), "twice")
 
 
+@pytest.mark.parametrize("shared_decay", ["per_branch", "once"])
+@pytest.mark.parametrize("merge", ["attention", "average"])
+def test_a_slot_for_every_copy_trains_the_same_net_as_one_slot(merge, shared_decay):
+    torch.manual_seed(0)
+    net = ShareNet(5, merge=merge, widths=Widths().scaled(1 / 32), dropout=0).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(std=0.1)
+    copied = deepcopy(net)
+    copied.copy_per_branch()
+    solvers = [
+        CaffeSGD(parameter_groups(each, shared_decay), lr=0.01, weight_decay=0.5, iter_size=2) for each in (net, copied)
+    ]
+    for _ in range(3):
+        image = torch.randn(1, 3, 33, 33, dtype=torch.float64)
+        for each, solver in zip((net, copied), solvers, strict=True):
+            solver.zero_grad()
+            each(image).scores.square().sum().backward()
+            solver.step()
+    one, per_copy = solvers
+    for name, parameter in copied.named_parameters():
+        copies = [parameter] + [dict(copy.named_parameters())[name] for copy in copied.copies if "att" not in name]
+        histories = [per_copy.state[copy]["history"] for copy in copies]
+        ours = dict(net.named_parameters())[name]
+        assert torch.allclose(sum(histories), one.state[ours]["history"], rtol=1e-9, atol=1e-15), name
+        assert torch.allclose(parameter, ours, rtol=1e-9, atol=1e-15), name
+        assert len({copy.data_ptr() for copy in copies}) == 1
+        assert len(copies) == 1 or not torch.equal(histories[0], histories[1])
+
+
+def test_copies_follow_the_net_into_training_and_evaluation():
+    net = ShareNet(5, widths=Widths().scaled(1 / 32))
+    net.copy_per_branch()
+    assert net.state_dict().keys() == ShareNet(5, widths=Widths().scaled(1 / 32)).state_dict().keys()
+    assert not net.eval().copies[0].drop6.training
+    assert net.train().copies[1].drop7.training
+
+
+def test_slots_that_cannot_be_told_apart_are_refused():
+    weight = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(InputError, match="groups of their own"):
+        CaffeSGD([{"params": [weight, torch.nn.Parameter(weight.data)]}])
+    with pytest.raises(InputError, match="give every copy a slot"):
+        CaffeSGD([{"params": [weight], "branches": 2}], clip_gradients=1.0)
+
+
 def test_step_drops_at_multiples_of_stepsize():
     rate = LearningRate(1e-3, "step", gamma=0.1, stepsize=2000)
     assert [rate(i) for i in (0, 1999)] == [float(np.float32(1e-3))] * 2

@@ -76,6 +76,8 @@ class DeepLabLargeFOV(nn.Module):
     """Layers that start from a filler and learn at ten times the rate."""
     unshared_layers: tuple[str, ...] = ()
     """Layers that exist once, not once per scale."""
+    copies: "tuple[DeepLabLargeFOV, ...]" = ()
+    """Copies of the net for the scales after the first; see `ShareNet.copy_per_branch`."""
     grid_step: int = 8
     """Image sides must be k times this plus 1 pixels: then the pixels under the cells of all score maps align."""
 

@@ -1,5 +1,7 @@
 """The share-net: DeepLab-LargeFOV run on an image at several scales, and the three ways to merge the score maps."""
 
+import copy
+
 from torch import Tensor, nn
 
 from a2s_repro import ops
@@ -79,8 +81,11 @@ class ShareNet(DeepLabLargeFOV):
             InputError: the image has another shape or a size off the grid.
         """
         check_image(image, self.grid_step)
-        features = [self.features(rescaled(image, scale)) for scale in self.scales]
-        scores = [self.fc8(feature) for feature in features]
+        branches = (self, *self.copies) if self.copies else (self,) * len(self.scales)
+        features = [
+            branch.features(rescaled(image, scale)) for branch, scale in zip(branches, self.scales, strict=True)
+        ]
+        scores = [branch.fc8(feature) for branch, feature in zip(branches, features, strict=True)]
         grid = tuple(ops.interp_size(side, shrink=GRID_STEP[1]) for side in image.shape[-2:])
         weights = None
         if self.merge == "attention":
@@ -96,8 +101,33 @@ class ShareNet(DeepLabLargeFOV):
         x = ops.interp_concat(features, grid)
         return self.att_fc(self.drop_att_conv1(relu(self.att_conv1(x))))
 
+    def copy_per_branch(self) -> None:
+        """Gives the branches after the first parameters of their own, which share the storage of the net's.
+
+        The net computes the same, but every branch has gradients of its own: `copies[i]` holds those of
+        `scales[i + 1]`, of all layers but the attention head. This is how Caffe shares weights; training needs it only
+        where the copies' histories must be kept apart. The storage stays shared as long as the net stays where it is:
+        call it after moving the net to its device and dtype.
+        """
+        self.copies = tuple(_sharing_copy(self) for _ in self.scales[1:])
+
     def config(self) -> dict:
         return super().config() | {"scales": list(self.scales), "merge": self.merge}
+
+
+def _sharing_copy(net: ShareNet) -> DeepLabLargeFOV:
+    """The net without its unshared layers, with parameters that share the net's storage; the rest is the net's own."""
+    branch = copy.copy(net)
+    branch.copies = ()
+    layers = {name: layer for name, layer in net._modules.items() if name not in net.unshared_layers}
+    for name, layer in layers.items():
+        if layer._parameters:
+            layers[name] = copy.copy(layer)
+            layers[name]._parameters = {
+                kind: nn.Parameter(p.data, requires_grad=p.requires_grad) for kind, p in layer._parameters.items()
+            }
+    branch._modules = layers
+    return branch
 
 
 def rescaled(image: Tensor, scale: float) -> Tensor:
