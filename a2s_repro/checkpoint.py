@@ -86,6 +86,13 @@ def weights_suffix(path: str | os.PathLike) -> str:
     return suffix
 
 
+def is_stored(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is plain floats with a value in memory for every element: then its size cannot be absurd."""
+    return (
+        tensor.is_floating_point() and tensor.layout == torch.strided and tensor.is_contiguous() and tensor.numel() > 0
+    )
+
+
 def _save_pth(path: Path, tensors: dict[str, torch.Tensor], meta_json: str) -> None:
     torch.save({"format": FORMAT, "state_dict": tensors, "meta": json.loads(meta_json)}, path)
 
@@ -111,18 +118,11 @@ def _load_safetensors(path: str | os.PathLike) -> Weights | None:
 
 
 def _is_sound(weights: Weights) -> bool:
-    """Whether the tensors are plain floats with a value in the file for every element."""
     return (
         isinstance(weights.meta, dict)
         and isinstance(weights.state_dict, dict)
-        and all(
-            isinstance(name, str)
-            and isinstance(tensor, torch.Tensor)
-            and tensor.is_floating_point()
-            and tensor.layout == torch.strided
-            and tensor.is_contiguous()
-            for name, tensor in weights.state_dict.items()
-        )
+        and all(isinstance(name, str) for name in weights.state_dict)
+        and all(isinstance(tensor, torch.Tensor) and is_stored(tensor) for tensor in weights.state_dict.values())
     )
 
 

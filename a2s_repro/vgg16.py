@@ -6,10 +6,12 @@ public reduced VGG-16 of ParseNet and SSD is.
 """
 
 import os
+import warnings
 
 import numpy as np
 import torch
 
+from a2s_repro.checkpoint import is_stored
 from a2s_repro.data.image_seg import MEAN_BGR
 from a2s_repro.errors import InputError
 from caffe_weights import Layer, Net
@@ -90,10 +92,12 @@ def net_from_torchvision(path: str | os.PathLike) -> Net:
 
     Raises InputError if the file is damaged or holds anything but such a state dict.
     """
+    with open(path, "rb"):  # a missing or unreadable file is an OSError that names it
+        pass
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly anything on a damaged file
         raise InputError(f"{path} cannot be read: the file is damaged or no state dict.") from error
     keys = {f"{module}.{kind}" for module in TORCHVISION_LAYERS for kind in ("weight", "bias")}
@@ -101,6 +105,8 @@ def net_from_torchvision(path: str | os.PathLike) -> Net:
         raise InputError(f"{path} is no state dict of torchvision's vgg16: it holds other things than tensors.")
     if odd := sorted(keys.symmetric_difference(state)):
         raise InputError(f"{path} is no state dict of torchvision's vgg16: {odd[0]} is missing from it or too much.")
+    if not all(is_stored(tensor) for tensor in state.values()):
+        raise InputError(f"{path} holds other tensors than plain floats, or empty ones: the file is damaged.")
     layers = []
     for module, name in TORCHVISION_LAYERS.items():
         kind = "Convolution" if module.startswith("features") else "InnerProduct"
@@ -117,4 +123,5 @@ def _for_caffe_pixels(weight: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
     scale = 255 * np.array(TORCHVISION_STD_RGB)[::-1]
     shift = MEAN_BGR.astype(np.float64) - 255 * np.array(TORCHVISION_MEAN_RGB)[::-1]
     kernel = weight[:, ::-1].astype(np.float64) / scale[:, None, None]
-    return [kernel.astype(np.float32), (bias + np.einsum("ochw,c->o", kernel, shift)).astype(np.float32)]
+    with np.errstate(over="ignore", invalid="ignore"):  # of a damaged file, whose values are looked at afterwards
+        return [kernel.astype(np.float32), (bias + np.einsum("ochw,c->o", kernel, shift)).astype(np.float32)]
