@@ -1,11 +1,12 @@
 """Caffe's ImageSegData layer: random draws in the main process, decoding and cropping in workers.
 
 A training run's data is a pure function of (list, seed, batch number): a resumed run starts at its batch number.
+Caffe's own draws are in `a2s_repro.data.caffe_rng`.
 """
 
 import signal
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -74,6 +75,13 @@ def transform(
     return pixels, labels
 
 
+class Stream(Protocol):
+    """Where a loader takes the draws of its batches from, in the main process."""
+
+    def batch(self, k: int) -> list[Draw]:
+        """The draws of batch k, counted from 0."""
+
+
 class RandomStream:
     """The order and the random words of a run, without state: `batch(k)` depends on the arguments and k alone.
 
@@ -124,7 +132,7 @@ class SegmentationDataset(Dataset):
 
 def loader(
     dataset: SegmentationDataset,
-    stream: RandomStream,
+    stream: Stream,
     start: int,
     num_batches: int,
     workers: int,

@@ -1,0 +1,268 @@
+"""The random numbers of Caffe's CPU build: 32-bit words of mt19937, and what the layers make of them.
+
+Caffe takes them from boost 1.74's distributions where nothing else is said; they are written here from their definition
+and held to recorded draws. `a2s_repro.caffe_streams` puts them in the order in which a training net draws.
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from a2s_repro.data.image_seg import Draw
+from a2s_repro.errors import InputError
+
+MAX_WORD = 2**32 - 1
+
+
+class WordStream:
+    """mt19937 seeded as boost seeds it: by init_genrand, which is RandomState's way and not numpy's Generators'."""
+
+    def __init__(self, seed: int) -> None:
+        if not 0 <= seed <= MAX_WORD:
+            raise InputError(f"seed {seed} is not possible with Caffe's streams: it must be from 0 to {MAX_WORD}.")
+        self._bits = np.random.MT19937()
+        self._random = np.random.RandomState(self._bits)
+        self._random.seed(seed)
+
+    def words(self, count: int) -> np.ndarray:
+        """The next `count` words, uint32."""
+        return self._random.randint(2**32, size=count, dtype=np.uint32)
+
+    def word(self) -> int:
+        return int(self.words(1)[0])
+
+    def skip(self, count: int) -> None:
+        self._bits.random_raw(count, output=False)
+
+    def copy(self) -> "WordStream":
+        """A stream that goes on from here on its own."""
+        return copy.deepcopy(self)
+
+    def state(self) -> dict[str, Any]:
+        """The place in the stream, as plain values."""
+        state = self._bits.state["state"]
+        return {"key": state["key"].tolist(), "pos": state["pos"]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes to a place that `state` gave."""
+        key = np.array(state["key"], np.uint32)
+        self._bits.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": state["pos"]}}
+
+
+def uniform_int(stream: WordStream, largest: int) -> int:
+    """One of 0 .. `largest`, as boost's uniform_int: words fall into equal buckets, and those beyond are redrawn."""
+    bucket, rest = divmod(MAX_WORD, largest + 1)
+    bucket += rest == largest
+    while (drawn := stream.word() // bucket) > largest:
+        pass
+    return drawn
+
+
+def shuffle(order: np.ndarray, stream: WordStream) -> None:
+    """Fisher-Yates in place, from the last entry down."""
+    for i in range(len(order) - 1, 0, -1):
+        j = uniform_int(stream, i)
+        order[i], order[j] = order[j], order[i]
+
+
+class CaffeStream:
+    """ImageSegData's order of the list and its transformer's words, with shuffling, mirroring and cropping.
+
+    Batches straddle epochs. The list is shuffled once at set-up and, from its order then, after each epoch. Every batch
+    has a transformer stream of its own, which gives each image the words for mirror, row and column.
+
+    Args:
+        num_items, batch_size: at least 1.
+        shuffle_seed: of the stream that shuffles.
+        transformer_seeds: of batches `first`, `first` + 1, ...; taken as far as batches are asked for.
+        first: the earliest batch that will be asked for.
+    """
+
+    def __init__(
+        self, num_items: int, batch_size: int, shuffle_seed: int, transformer_seeds: Iterator[int], first: int = 0
+    ) -> None:
+        self.num_items, self.batch_size, self.first = num_items, batch_size, first
+        self._shuffling = WordStream(shuffle_seed)
+        self._orders: list[np.ndarray] = []
+        self._upcoming_seeds, self._seeds = transformer_seeds, []
+
+    def batch(self, k: int) -> list[Draw]:
+        """The draws of batch k >= `first`, counted from 0."""
+        missing = k - self.first + 1 - len(self._seeds)
+        self._seeds.extend(itertools.islice(self._upcoming_seeds, max(missing, 0)))
+        words = WordStream(self._seeds[k - self.first]).words(3 * self.batch_size).reshape(-1, 3).tolist()
+        positions = range(k * self.batch_size, (k + 1) * self.batch_size)
+        return [Draw(self._index(position), *image) for position, image in zip(positions, words, strict=True)]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The items' places in the list, in the order of an epoch counted from 0."""
+        while len(self._orders) <= epoch:
+            order = self._orders[-1].copy() if self._orders else np.arange(self.num_items)
+            shuffle(order, self._shuffling)
+            self._orders.append(order)
+        return self._orders[epoch]
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, self.num_items)
+        return int(self.order(epoch)[place])
+
+
+def dropout_mask(stream: WordStream, shape: tuple[int, ...], ratio: float) -> np.ndarray:
+    """Which elements the Dropout layer keeps: one word for each, in the order of the axes, also at ratio 0.
+
+    An element is kept if its word is at most (1 - ratio) * (2^32 - 1), in double, the ratio being a float32; at
+    ratio 1 nothing is drawn.
+    """
+    keep = 1 - float(np.float32(ratio))
+    if keep == 0:
+        return np.zeros(shape, bool)
+    return (stream.words(int(np.prod(shape))) <= np.uint32(int(keep * MAX_WORD))).reshape(shape)
+
+
+def _ziggurat_tables(x0: float, x1: float, strips: int, density: Any, inverse: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Edges x and heights y of strips of equal area, computed in double and used in float32."""
+    area = x0 * density(x1)
+    x = [x0, x1]
+    while len(x) < strips:
+        x.append(inverse(area / x[-1] + density(x[-1])))
+    x.append(0.0)
+    return np.array(x, np.float32), np.array([density(edge) for edge in x], np.float32)
+
+
+NORMAL_X, NORMAL_Y = _ziggurat_tables(
+    3.7130862467403633, 3.4426198558966521, 128, lambda x: np.exp(-x * x / 2), lambda y: np.sqrt(-2 * np.log(y))
+)
+EXPONENTIAL_X, EXPONENTIAL_Y = _ziggurat_tables(
+    8.6971174701310497, 7.6971174701310497, 256, lambda x: np.exp(-x), lambda y: -np.log(y)
+)
+
+BLOCK = 2**20
+TAIL_WORDS = 1024
+"""Words that hold any draw from the tail: it takes two or three on average, and so many never."""
+
+
+def ziggurat(stream: WordStream, count: int, std: float) -> np.ndarray:
+    """The gaussian filler with boost 1.56 and later: `count` values (float32) of mean 0, from 128 strips.
+
+    A word is a try: it gives a sign, a strip and a place x in the strip, which nearly always is the value. Outside the
+    inner edge of the next strip it takes another word to see whether x is under the curve, and in the tail several.
+    """
+    values = np.empty(count, np.float32)
+    filled = 0
+    while filled < count:
+        tries = min(count - filled, BLOCK)
+        drawn, used = _ziggurat(stream.copy().words(tries + TAIL_WORDS), tries)
+        values[filled : filled + len(drawn)] = drawn
+        filled += len(drawn)
+        stream.skip(used)
+    return values * np.float32(std)
+
+
+def _ziggurat(words: np.ndarray, tries: int) -> tuple[np.ndarray, int]:
+    """The unit values of the tries that start in the first `tries` words, and how many words they took.
+
+    Every word is first taken for a try; then the tries outside are settled in order, as their words are no tries.
+    """
+    strip = words >> 1 & 127
+    x = _fraction(words) * NORMAL_X[strip]
+    is_value = x < NORMAL_X[strip + 1]
+    is_value[tries:] = False
+    outside = np.flatnonzero(~is_value[:tries])
+
+    low, high, curve = NORMAL_Y[strip[outside]], NORMAL_Y[strip[outside] + 1], _exp(-(x[outside] * x[outside] / 2))
+    uniform = _uniform(words[outside + 1])
+    under_curve = low + uniform * (high - low) < curve
+    in_tail, redrawn = strip[outside] == 0, uniform == 1
+
+    next_try = 0
+    for i, place in enumerate(outside.tolist()):
+        if place < next_try:
+            continue
+        if in_tail[i]:
+            is_value[place] = True
+            x[place], next_try = _tail(words, place + 1)
+        elif redrawn[i]:
+            is_value[place], next_try = _under_curve(words, place + 1, low[i], high[i], curve[i])
+        else:
+            is_value[place], next_try = under_curve[i], place + 2
+        is_value[place + 1 : next_try] = False
+    signed = np.where(words & 1, x, -x)
+    return signed[is_value], max(tries, next_try)
+
+
+def _tail(words: np.ndarray, place: int) -> tuple[np.float32, int]:
+    """A value beyond the outermost strip from the words at `place`, and the place after them."""
+    start = NORMAL_X[1]
+    while True:
+        beyond, place = _exponential(words, place)
+        other, place = _exponential(words, place)
+        beyond = beyond / start
+        if other + other > beyond * beyond:
+            return start + beyond, place
+
+
+def _exponential(words: np.ndarray, place: int) -> tuple[np.float32, int]:
+    """An exponential variate, from a ziggurat of 256 strips whose tail is the whole curve again."""
+    shift = np.float32(0)
+    while True:
+        strip = int(words[place]) & 255
+        x = _fraction(words[place]) * EXPONENTIAL_X[strip]
+        place += 1
+        if x < EXPONENTIAL_X[strip + 1]:
+            return shift + x, place
+        if strip == 0:
+            shift += EXPONENTIAL_X[1]
+            continue
+        low, high = EXPONENTIAL_Y[strip], EXPONENTIAL_Y[strip + 1]
+        accepted, place = _under_curve(words, place, low, high, _exp(-x))
+        if accepted:
+            return shift + x, place
+
+
+def _under_curve(
+    words: np.ndarray, place: int, low: np.float32, high: np.float32, curve: np.float32
+) -> tuple[bool, int]:
+    """Whether a uniform height in the strip is below the curve; a uniform number that rounds to 1 is redrawn."""
+    while (uniform := _uniform(words[place])) == 1:
+        place += 1
+    return bool(low + uniform * (high - low) < curve), place + 1
+
+
+def _fraction(words: np.ndarray) -> np.ndarray:
+    """The upper 24 bits as a float32 in [0, 1)."""
+    return (words >> 8).astype(np.float32) * np.float32(2**-24)
+
+
+def _uniform(words: np.ndarray) -> np.ndarray:
+    """All 32 bits as a float32 in [0, 1]: the largest words round to 1."""
+    return words.astype(np.float32) * np.float32(2**-32)
+
+
+def _exp(x: np.ndarray) -> np.ndarray:
+    """A float32's exponential, rounded once: numpy's own for float32 may be further off."""
+    return np.exp(x.astype(np.float64)).astype(np.float32)
+
+
+def box_muller(stream: WordStream, count: int, std: float) -> np.ndarray:
+    """The gaussian filler with boost 1.55 and earlier: as `ziggurat`, but in pairs from two uniform numbers r1, r2.
+
+    rho = sqrt(-2 ln(1 - r2)), then rho cos(2 pi r1) and rho sin(2 pi r1), float32 throughout. Not verified against a
+    recording: the last bits of the logarithm and the circle functions are this machine's.
+    """
+    wanted = count + count % 2
+    uniform = np.empty(0, np.float32)
+    while len(uniform) < wanted:
+        drawn = _uniform(stream.words(wanted - len(uniform)))
+        uniform = np.concatenate([uniform, drawn[drawn < 1]])
+    r1, r2 = uniform[0::2], uniform[1::2]
+    rho = np.sqrt(np.float32(-2) * np.log(1 - r2))
+    angle = np.float32(2 * np.pi) * r1
+    values = np.stack([rho * np.cos(angle), rho * np.sin(angle)], axis=1).ravel()
+    return values[:count] * np.float32(std)
+
+
+GAUSSIANS = {"ziggurat": ziggurat, "box-muller": box_muller}
+"""The gaussian fillers by name; the first is the recorded one."""

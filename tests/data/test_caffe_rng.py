@@ -1,0 +1,209 @@
+"""The random numbers of the authors' Caffe, number by number: all comparisons with the records are exact."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from a2s_repro.data.caffe_rng import (
+    GAUSSIANS,
+    MAX_WORD,
+    CaffeStream,
+    WordStream,
+    box_muller,
+    dropout_mask,
+    shuffle,
+    uniform_int,
+    ziggurat,
+)
+from a2s_repro.data.image_seg import SegmentationDataset, loader
+from a2s_repro.data.images import read_image
+from a2s_repro.data.lists import read_list
+from a2s_repro.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def recorded(golden):
+    return np.load(golden / "rng" / "dropout_and_fillers.npz")
+
+
+@pytest.fixture(scope="module")
+def recorded_data(golden):
+    return np.load(golden / "data" / "stream.npz")
+
+
+def stream_of(*words: int) -> WordStream:
+    """A stream whose next words are these: its state holds them as they are before mt19937's tempering."""
+
+    def untempered(y: int) -> int:
+        y ^= y >> 18
+        y ^= y << 15 & 0xEFC60000
+        x = y
+        for _ in range(4):
+            x = y ^ (x << 7 & 0x9D2C5680)
+        return x ^ x >> 11 ^ x >> 22
+
+    stream = WordStream(0)
+    stream.restore({"key": [untempered(word) for word in words] + [1] * (624 - len(words)), "pos": 0})
+    assert stream.copy().words(len(words)).tolist() == list(words)
+    return stream
+
+
+def test_words(recorded):
+    stream = WordStream(1701)
+    assert (stream.words(1000) == recorded["first_words"][:1000]).all()
+    stream.skip(7)
+    ahead = stream.copy()
+    state = stream.state()
+    expected = recorded["first_words"][1007:]
+    assert (ahead.words(993) == expected).all()
+    assert stream.word() == expected[0]
+    elsewhere = WordStream(5)
+    elsewhere.restore(state)
+    assert (elsewhere.words(993) == expected).all()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_boost_does_not_take_are_refused(seed):
+    with pytest.raises(InputError, match=f"seed {seed} is not possible with Caffe's streams"):
+        WordStream(seed)
+
+
+def test_dropout_masks(recorded):
+    stream = WordStream(int(recorded["seed"]))
+    for k, (name, ratio) in itertools.product(range(3), zip("ab", recorded["ratios"], strict=True)):
+        expected = recorded[f"mask_{name}_pass{k}"]
+        assert (dropout_mask(stream, expected.shape, ratio) == expected).all(), (name, k)
+
+
+def test_a_word_equal_to_the_dropout_threshold_keeps():
+    keep = 1 - float(np.float32(0.3))  # the ratio is a float32, everything after it a double
+    threshold = math.floor(keep * MAX_WORD)
+    assert threshold != math.floor(0.7 * MAX_WORD)
+    stream = stream_of(threshold - 1, threshold, threshold + 1, 0, MAX_WORD)
+    assert dropout_mask(stream, (5,), 0.3).tolist() == [True, True, False, True, False]
+
+
+def test_dropout_without_a_choice():
+    stream = stream_of(0, MAX_WORD, 17)
+    assert dropout_mask(stream, (2,), 0).all()  # draws a word for each
+    assert not dropout_mask(stream, (2,), 1).any()  # draws none
+    assert stream.word() == 17
+
+
+def test_gaussian_filler(recorded):
+    stream = WordStream(int(recorded["seed"]))
+    expected = recorded["gauss_weight"]
+    values = ziggurat(stream, expected.size, float(recorded["gauss_std"])).reshape(expected.shape)
+    assert values.dtype == np.float32 and (values == expected).all()
+    assert stream.word() == recorded["next_word_after_filler"]
+
+
+def test_gaussian_filler_with_its_tail(recorded):
+    """400000 values, of which 230 or so lie beyond the outermost strip."""
+    values = ziggurat(WordStream(99), 400000, 1)
+    assert (values[recorded["gauss_std1_seed99_tail_index"]] == recorded["gauss_std1_seed99_tail_value"]).all()
+    sums = [values.sum(dtype=float), np.square(values.astype(float)).sum()]
+    assert sums == pytest.approx(recorded["gauss_std1_seed99_checksum"], rel=1e-12)  # sums in another order
+
+
+def test_a_filler_takes_no_word_too_many():
+    """So that a large tensor, which is drawn in blocks, and two small ones see the same values."""
+    whole, parts = WordStream(7), WordStream(7)
+    values = ziggurat(whole, 1_100_000, 1)
+    assert (values == np.concatenate([ziggurat(parts, count, 1) for count in (1, 99_999, 1_000_000)])).all()
+    assert whole.word() == parts.word()
+
+
+def test_a_uniform_number_that_rounds_to_1_is_redrawn():
+    """A word from strip 1 beyond the inner edge; the height of its place comes from the next word but the rounded."""
+    beyond = 0xFFFFFF << 8 | 1 << 1 | 1
+    below, above = 0, MAX_WORD - 128  # of the strip's heights
+    edge = 3.4426198558966521 * (1 - 2**-24)
+    stream = stream_of(beyond, MAX_WORD, below, 17)
+    assert ziggurat(stream, 1, 1) == pytest.approx(edge, rel=1e-7) and stream.word() == 17
+    stream = stream_of(beyond, MAX_WORD, above, 0, 17)
+    assert ziggurat(stream, 1, 1) == 0 and stream.word() == 17  # refused; the next try is word 0
+
+
+def test_box_muller_worked_by_hand():
+    words = (0x40000000, 0x80000000, 0x20000000, 0xC0000000, MAX_WORD, 0x80000000, 0x80000000)
+    halves = math.sqrt(2 * math.log(2)), math.sqrt(2 * math.log(4))
+    expected = [
+        halves[0] * math.cos(math.pi / 2),
+        halves[0] * math.sin(math.pi / 2),
+        halves[1] * math.cos(math.pi / 4),
+        halves[1] * math.sin(math.pi / 4),
+        halves[0] * math.cos(math.pi),  # its partner is not asked for; the word that rounds to 1 was redrawn
+    ]
+    stream = stream_of(*words, 17)
+    values = box_muller(stream, 5, 0.5)
+    assert values.dtype == np.float32
+    assert values == pytest.approx(0.5 * np.array(expected), abs=1e-7)
+    assert stream.word() == 17
+
+
+@pytest.mark.parametrize("name", GAUSSIANS)
+def test_gaussian_moments(name):
+    """Mean, variance, skewness, kurtosis of a million values, within five standard errors."""
+    values = GAUSSIANS[name](WordStream(3), 10**6, 2).astype(float) / 2
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert (values**power).mean() == pytest.approx(moment, abs=5e-3 * math.sqrt(variance)), power
+
+
+def test_uniform_int_redraws_beyond_its_last_bucket():
+    bucket = MAX_WORD // 3 + 1  # the remainder is 0, not 2, for 3 values: no wider bucket
+    assert MAX_WORD % 3 == 0
+    stream = stream_of(MAX_WORD, bucket - 2, bucket - 1, MAX_WORD - 1)
+    assert [uniform_int(stream, 2) for _ in range(3)] == [0, 1, 2]
+    assert [uniform_int(stream_of(word), 1) for word in (2**31 - 1, 2**31, MAX_WORD)] == [0, 1, 1]  # a wider bucket
+
+
+def transformer_seeds(stream: WordStream):
+    """Of a net whose only draws are its data layer's."""
+    while True:
+        yield stream.word()
+
+
+def test_the_data_layers_order(recorded_data):
+    words = WordStream(int(recorded_data["seed"]))
+    assert words.word() == recorded_data["transformer_seeds"][0]
+    assert words.word() == recorded_data["prefetch_seed"][0]
+    shuffling = WordStream(int(recorded_data["prefetch_seed"][0]))
+    order = np.arange(9)
+    for expected in recorded_data["epoch_orders"]:
+        shuffle(order, shuffling)
+        assert (order == expected).all()
+    assert [words.word() for _ in range(13)] == recorded_data["transformer_seeds"][1:].tolist()
+    assert words.word() == recorded_data["next_global_word_after"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_data_layer(recorded_data, golden, workers):
+    """All 12 batches: which images, where cropped, whether mirrored; and the pixels of the first four."""
+    items = read_list(golden / "data/files/list.txt", golden / "data/files")
+    dataset = SegmentationDataset(items, num_classes=5, crop=65)
+    words = WordStream(1701)
+    words.skip(1)
+    stream = CaffeStream(9, 3, shuffle_seed=words.word(), transformer_seeds=transformer_seeds(words))
+    for k, batch in enumerate(loader(dataset, stream, start=0, num_batches=12, workers=workers)):
+        assert (batch.index.numpy() == recorded_data["index"][k]).all()
+        assert (batch.image.numpy().astype(float).sum((1, 2, 3)) == recorded_data["data_sum"][k]).all()
+        assert (np.bincount(batch.label.numpy().ravel(), minlength=256) == recorded_data["label_hist"][k]).all()
+        if k < 4:
+            assert (batch.image.numpy() == recorded_data["data_first4"][k]).all()
+            assert (batch.label.numpy() == recorded_data["label_first4"][k, :, 0]).all()
+    for k in range(12):
+        for slot, draw in enumerate(stream.batch(k)):
+            height, width = (max(side, 65) for side in read_image(items[draw.index].image).shape[:2])
+            offsets = draw.mirror % 2, draw.h_off % (height - 64), draw.w_off % (width - 64)
+            assert offsets == tuple(recorded_data[name][k, slot] for name in ("mirror", "h_off", "w_off"))
+
+
+def test_a_stream_that_starts_later_goes_on_the_same():
+    seeds = WordStream(4).words(9).tolist()
+    whole = CaffeStream(5, 3, 8, iter(seeds))
+    late = CaffeStream(5, 3, 8, iter(seeds[6:]), first=6)
+    assert [late.batch(k) for k in (8, 6, 7)] == [whole.batch(k) for k in (8, 6, 7)]
+    assert sorted(whole.order(1)) == list(range(5))
