@@ -79,6 +79,11 @@ class Conversion:
         return "\n".join(lines)
 
 
+def module_of(name: str) -> str:
+    """The module that a layer's name, without its branch's suffix, stands for."""
+    return "fc8" if name.startswith("fc8_") else name
+
+
 def convert_file(path: str | os.PathLike, *, subsample: bool = False, **options: Any) -> Conversion:
     """Converts a `.caffemodel`, or torchvision's VGG-16 state dict (`.pth`), with the options of `from_caffe`.
 
@@ -244,10 +249,6 @@ def random_init(widths: Widths, seed: int) -> Net:
     return Net("random_init", layers)
 
 
-def _module_of(name: str) -> str:
-    return "fc8" if name.startswith("fc8_") else name
-
-
 def _layers_with_blobs(net: Net, file: str) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
     for layer in net.layers:
@@ -261,7 +262,7 @@ def _without_skipped(
 ) -> tuple[dict[str, Layer], list[str]]:
     def names(name: str) -> set[str]:
         base, _ = branch_of(name)
-        return {name, base, _module_of(base)}
+        return {name, base, module_of(base)}
 
     if unknown := sorted(set(skip).difference(*map(names, layers))):
         raise InputError(f"{file} has no layer {unknown[0]} to skip.")
@@ -275,7 +276,7 @@ def _folded(layers: Mapping[str, Layer], file: str) -> tuple[list[Layer], list[s
     copies, scales = [], set()
     for name, layer in layers.items():
         base, scale = branch_of(name)
-        if _module_of(base) in SHARED:
+        if module_of(base) in SHARED:
             scales.add(scale)
         owner = owners.setdefault(base, layer)
         if owner is not layer:
@@ -291,7 +292,7 @@ def _folded(layers: Mapping[str, Layer], file: str) -> tuple[list[Layer], list[s
 def _by_module(layers: list[Layer], file: str) -> dict[str, Layer]:
     modules: dict[str, Layer] = {}
     for layer in layers:
-        first = modules.setdefault(_module_of(layer.name), layer)
+        first = modules.setdefault(module_of(layer.name), layer)
         if first is not layer:
             raise InputError(f"{file} has two classifiers, {first.name} and {layer.name}: --skip one.")
     return modules

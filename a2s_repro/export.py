@@ -5,34 +5,76 @@ from pathlib import Path
 
 import torch
 
-from a2s_repro.checkpoint import load_weights
+from a2s_repro.caffe_state import caffe_histories
+from a2s_repro.checkpoint import Weights, load_weights
 from a2s_repro.conversion import to_caffe
 from a2s_repro.deploy import deploy_prototxt
+from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 from a2s_repro.models import build_model
-from caffe_weights import write_caffemodel
+from a2s_repro.recipes import Recipe
+from a2s_repro.snapshots import Snapshot, is_snapshot, load_snapshot
+from caffe_weights import Net, SolverState, write_caffemodel, write_solverstate
 
 
 def export(
     path: str | os.PathLike, output: str | os.PathLike, *, v1: bool = False, deploy_size: tuple[int, int] = (513, 513)
 ) -> list[Path]:
-    """Writes a weights file as `output`, a `.caffemodel`, and returns all files written.
+    """Writes a weights file or a training snapshot as `output`, a `.caffemodel`, and returns all files written.
 
-    Where the weights are a whole net, `<output>_deploy.prototxt` runs it on images of `deploy_size` (height, width).
-    `v1` is for `write_caffemodel`. Raises InputError, CaffeFileError or OSError, before anything is written unless the
-    disk is full.
+    With a snapshot goes the `.solverstate` of the same name, from which Caffe continues the run. Where the weights are
+    a whole net, `<output>_deploy.prototxt` runs it on images of `deploy_size` (height, width). `v1` is for
+    `write_caffemodel`.
+
+    Raises:
+        InputError, CaffeFileError, OSError: before anything is written, unless the disk is full.
     """
-    output = Path(output)
-    weights = load_weights(path)
-    net = to_caffe(weights, Path(path).name)
-    texts = {}
-    if "model" in weights.meta:
-        with torch.device("meta"):
-            model = build_model(weights.meta["model"])
-        prototxt = deploy_prototxt(model, weights.meta.get("classifier") or "fc8", deploy_size)
-        texts[output.with_name(f"{output.stem}_deploy.prototxt")] = prototxt
+    path, output = Path(path), Path(output)
+    if is_snapshot(path):
+        net, weights, state = snapshot_in_caffe(load_snapshot(path), path.name, str(output))
+    else:
+        weights = load_weights(path)
+        net, state = to_caffe(weights, path.name), None
+    prototxt = _prototxt(weights, deploy_size)
+
+    written = [output]
     write_caffemodel(output, net, v1=v1)
-    for file, text in texts.items():
-        with replacing(file) as temporary:
-            temporary.write_text(text)
-    return [output, *texts]
+    if state:
+        written.append(output.with_suffix(".solverstate"))
+        write_solverstate(written[-1], state)
+    if prototxt:
+        written.append(output.with_name(f"{output.stem}_deploy.prototxt"))
+        with replacing(written[-1]) as temporary:
+            temporary.write_text(prototxt)
+    return written
+
+
+def snapshot_in_caffe(snapshot: Snapshot, file: str, learned_net: str) -> tuple[Net, Weights, SolverState]:
+    """A snapshot in Caffe's terms: the net, the same as weights of ours, and the solver's state.
+
+    `file` names the snapshot in errors; `learned_net` is the path of the `.caffemodel`, as Caffe will look for it.
+
+    Raises:
+        InputError: what `to_caffe` refuses, or a share-net that decays once, which the authors' Caffe cannot do.
+    """
+    recipe = Recipe.of_config(snapshot.config)
+    if recipe.shared_decay == "once" and len(recipe.scales) > 1:
+        raise InputError(f"{file} is of a run with shared_decay once, but Caffe decays once for every sharing copy.")
+    model = recipe.net()
+    if snapshot.has_slots:
+        model.copy_per_branch()
+    solver = recipe.solver(model)
+    model.load_state_dict(snapshot.model)
+    solver.load_state_dict(snapshot.solver)
+    weights = Weights(snapshot.model, {"model": model.config(), "classifier": recipe.classifier})
+    net = to_caffe(weights, file)
+    drops = recipe.learning_rate().drops(max(snapshot.iteration - 1, 0))
+    return net, weights, SolverState(snapshot.iteration, drops, learned_net, caffe_histories(net, model, solver))
+
+
+def _prototxt(weights: Weights, size: tuple[int, int]) -> str | None:
+    if "model" not in weights.meta:
+        return None
+    with torch.device("meta"):
+        model = build_model(weights.meta["model"])
+    return deploy_prototxt(model, weights.meta.get("classifier") or "fc8", size)

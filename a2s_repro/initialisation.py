@@ -27,7 +27,12 @@ class Loaded(NamedTuple):
 
 
 def load_init(model: DeepLabLargeFOV, path: str | os.PathLike, classifier: str) -> Loaded:
-    """Copies the layers of a weights file into `model`.
+    """Copies the layers of a weights file into `model`, as `load_layers` does."""
+    return load_layers(model, load_weights(path), path, classifier)
+
+
+def load_layers(model: DeepLabLargeFOV, weights: Weights, path: str | os.PathLike, classifier: str) -> Loaded:
+    """Copies the layers of `weights`, read from `path`, into `model`.
 
     The trunk must be there, whole and of the net's shapes, because it has no filler. fc8 is taken if the file's net
     called it `classifier` too; otherwise it and layers that the file lacks keep their fillers, and layers that only the
@@ -36,7 +41,6 @@ def load_init(model: DeepLabLargeFOV, path: str | os.PathLike, classifier: str) 
     Raises:
         InputError: a missing trunk layer or another shape, naming the layers and the remedy.
     """
-    weights = load_weights(path)
     ours, theirs = _by_layer(model.state_dict()), _by_layer(_under_names_of(weights, classifier))
     missing = [layer for layer in ours if layer not in theirs and layer not in model.new_layers]
     if missing:

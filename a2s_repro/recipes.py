@@ -1,12 +1,13 @@
 """A recipe per table cell: the net, the schedule and the crop of one published experiment, with its number."""
 
 import dataclasses
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
-from a2s_repro.solver import LearningRate
+from a2s_repro.solver import CaffeSGD, LearningRate, parameter_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Recipe:
             return DeepLabLargeFOV(self.num_classes, **settings)
         return ShareNet(self.num_classes, self.scales, self.merge, **settings)
 
+    def solver(self, net: DeepLabLargeFOV) -> CaffeSGD:
+        """The solver of a net of this recipe, with a slot for each of its copies if it has any."""
+        groups = parameter_groups(net, self.shared_decay, self.lr_mult)
+        return CaffeSGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, iter_size=self.iter_size)
+
     def learning_rate(self) -> LearningRate:
         return LearningRate(
             self.base_lr, self.lr_policy, self.gamma, self.stepsize, power=self.power, max_iter=self.max_iter
@@ -89,6 +95,12 @@ class Recipe:
     def config(self) -> dict[str, Any]:
         """Every field as a plain value."""
         return dataclasses.asdict(self) | {"scales": list(self.scales)}
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Recipe":
+        """The recipe of such values; other keys are left aside, and fields that lack have their defaults."""
+        values = {field.name: config[field.name] for field in dataclasses.fields(cls) if field.name in config}
+        return cls(**{"name": "", **values, "scales": tuple(config["scales"])})
 
 
 def find_recipe(name: str) -> Recipe:

@@ -18,8 +18,8 @@ FORMAT = "a2s_repro.snapshot/1"
 class Snapshot:
     """The state between two updates; only tensors and plain values.
 
-    The data position is not in it: the data is a function of the seed and the batch number, which is the number of
-    updates times iter_size.
+    The data position is not in it, but with Caffe's streams: the data is a function of the seed and the batch number,
+    which is the number of updates since `start` times iter_size.
     """
 
     iteration: int
@@ -27,12 +27,19 @@ class Snapshot:
     model: dict[str, torch.Tensor]
     solver: dict[str, Any]
     """The solver's state dict: histories and groups."""
-    random: dict[str, torch.Tensor]
-    """States of torch's generators, as `random_state` gives them."""
+    random: dict[str, Any]
+    """States of torch's generators, as `random_state` gives them, and of a run on Caffe's streams as "caffe"."""
     losses: list[dict[str, float]]
     """The losses of the last iterations, over which the displayed ones are averaged."""
     config: dict[str, Any]
     """What determines the run; a snapshot only continues a run of the same."""
+    start: int = 0
+    """Updates that Caffe had done when this run took over from it."""
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether every sharing copy has a history of its own."""
+        return not all(group["owner"] for group in self.solver["param_groups"])
 
 
 def snapshot_path(folder: str | os.PathLike, iteration: int) -> Path:
@@ -55,6 +62,15 @@ def save_snapshot(path: str | os.PathLike, snapshot: Snapshot) -> None:
         except RuntimeError as error:  # how torch reports a failed write
             reason = str(error).splitlines()[0].rstrip(".")
             raise InputError(f"{path} cannot be written ({reason}): is the disk full?") from error
+
+
+def is_snapshot(path: str | os.PathLike) -> bool:
+    """Whether a file says that it is a snapshot; one that cannot be read does not."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # the unpickler raises nearly anything on a damaged file
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def load_snapshot(path: str | os.PathLike) -> Snapshot:

@@ -47,16 +47,18 @@ class LearningRate:
 
     def __call__(self, iteration: int) -> float:
         base_lr, gamma, power = (float(np.float32(value)) for value in (self.base_lr, self.gamma, self.power))
-        if self.policy == "fixed":
-            factor = 1.0
-        elif self.policy == "step":
-            factor = gamma ** (iteration // self.stepsize)
-        elif self.policy == "multistep":
-            factor = gamma ** bisect_right(self.stepvalues, iteration)
-        else:
+        if self.policy == "poly":
             progress = np.float32(iteration) / np.float32(self.max_iter)
             factor = float(np.float32(1) - progress) ** power
+        else:
+            factor = gamma ** self.drops(iteration)
         return float(np.float32(base_lr * factor))
+
+    def drops(self, iteration: int) -> int:
+        """How many times the rate was multiplied by gamma until then (Caffe's current_step)."""
+        if self.policy == "step":
+            return iteration // self.stepsize
+        return bisect_right(self.stepvalues, iteration) if self.policy == "multistep" else 0
 
 
 class CaffeSGD(torch.optim.Optimizer):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from a2s_repro.caffe_state import load_caffe_state
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.image_seg import RandomStream, Sample, SegmentationDataset, loader
 from a2s_repro.data.lists import Item, read_list
@@ -22,6 +23,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.evaluation import Result, class_names, evaluate
 from a2s_repro.initialisation import load_init
 from a2s_repro.losses import training_loss
+from a2s_repro.models import ShareNet
 from a2s_repro.recipes import Recipe
 from a2s_repro.run_log import RunLog, write_config
 from a2s_repro.snapshots import (
@@ -33,9 +35,9 @@ from a2s_repro.snapshots import (
     save_snapshot,
     snapshot_path,
 )
-from a2s_repro.solver import CaffeSGD, parameter_groups
 
 PRECISIONS = ("caffe", "tf32", "bf16")
+CAFFE_SUFFIX = ".solverstate"
 
 NO_EFFECT_ON_TRAINING = ("name", "published_miou", "training_set", "test_crop", "display", "snapshot")
 """Fields of a recipe that may change when a run is resumed; so may max_iter where the rate does not depend on it."""
@@ -51,7 +53,8 @@ class Run:
     init: Path | None = None
     """Weights file to start from; needed unless the run is resumed."""
     resume: str | None = None
-    """A snapshot's path, or "auto": the newest one in `out`, or from the start if there is none."""
+    """A snapshot's path, or "auto": the newest one in `out`, or from the start if there is none. A `.solverstate` of
+    Caffe's: go on from it and the `.caffemodel` that it names. As in Caffe, data and random streams begin anew then."""
     train_list: Path | None = None
     """Default: the recipe's, in the data root."""
     val_list: Path | None = None
@@ -94,7 +97,10 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     trainer = Trainer(recipe, items, device, run.precision, run.seed)
     start = _snapshot_to_resume(run)
     if start is not None:
-        trainer.restore(load_snapshot(start))
+        if start.suffix == CAFFE_SUFFIX:
+            trainer.take_over(start)
+        else:
+            trainer.restore(load_snapshot(start))
         origin = f"resumed from {start} at iteration {trainer.iteration}"
     elif run.init is None:
         raise InputError("the net cannot start without --init: its trunk conv1_1 to fc7 has no filler of its own.")
@@ -130,13 +136,10 @@ class Trainer:
     def __init__(self, recipe: Recipe, items: list[Item], device: torch.device, precision: str, seed: int) -> None:
         self.recipe, self.items, self.device, self.precision = recipe, items, device, precision
         self.model = recipe.net().to(device, memory_format=torch.channels_last).train()
-        groups = parameter_groups(self.model, recipe.shared_decay, recipe.lr_mult)
-        self.solver = CaffeSGD(
-            groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay, iter_size=recipe.iter_size
-        )
+        self.solver = recipe.solver(self.model)
         self.rate = recipe.learning_rate()
         self.stream = RandomStream(len(items), recipe.batch_size, seed)
-        self.iteration = 0
+        self.iteration = self.start = 0
         self.recent: deque[dict[str, float]] = deque(maxlen=recipe.average_loss)
         ids = hashlib.sha256("\n".join(item.id for item in items).encode())
         self.config = {"seed": seed, "precision": precision, "training list": ids.hexdigest(), **recipe.config()}
@@ -149,7 +152,8 @@ class Trainer:
         passes = self.recipe.iter_size
         remaining = max(self.recipe.max_iter - self.iteration, 0)
         pin_memory = self.device.type == "cuda"
-        return loader(dataset, self.stream, self.iteration * passes, remaining * passes, workers, pin_memory)
+        start = (self.iteration - self.start) * passes
+        return loader(dataset, self.stream, start, remaining * passes, workers, pin_memory)
 
     def backward(self, batches: Iterator[Sample]) -> None:
         """iter_size forward and backward passes; their mean losses join the recent ones.
@@ -206,6 +210,7 @@ class Trainer:
             random=random_state(self.device),
             losses=list(self.recent),
             config=self.config,
+            start=self.start,
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -217,11 +222,33 @@ class Trainer:
         ]
         if changed:
             raise InputError(f"the snapshot belongs to a run with {', '.join(changed)}: resume with the same settings.")
+        if snapshot.has_slots:
+            self._give_slots()
         self.model.load_state_dict(snapshot.model)
         self.solver.load_state_dict(snapshot.solver)
         self.recent.extend(snapshot.losses)
-        self.iteration = snapshot.iteration
+        self.iteration, self.start = snapshot.iteration, snapshot.start
         restore_random_state(snapshot.random, self.device)
+
+    def take_over(self, path: Path) -> None:
+        """Goes on from a `.solverstate`, with a slot for every sharing copy.
+
+        Raises InputError, naming the difference, if it is of another net or of another schedule.
+        """
+        self._give_slots()
+        state = load_caffe_state(path, self.model, self.solver, self.recipe.classifier)
+        drops = self.rate.drops(max(state.iter - 1, 0))
+        if state.current_step != drops:
+            raise InputError(
+                f"{path}: the rate had dropped {state.current_step} times in {state.iter} iterations, but by these "
+                f"settings {drops} times: give the --lr-policy and --stepsize of that run."
+            )
+        self.iteration = self.start = state.iter
+
+    def _give_slots(self) -> None:
+        if isinstance(self.model, ShareNet):
+            self.model.copy_per_branch()
+        self.solver = self.recipe.solver(self.model)
 
 
 def _interrupted(trainer: Trainer, run: Run) -> bool:
@@ -269,12 +296,12 @@ def _usable_device(name: str) -> torch.device:
 
 
 def _snapshot_to_resume(run: Run) -> Path | None:
-    if run.resume not in (None, "auto"):
-        return Path(run.resume)
+    given = None if run.resume in (None, "auto") else Path(run.resume)
     newest = newest_snapshot(run.out)
-    if run.resume is None and (newest or (run.out / "log.jsonl").exists()):
+    starts = run.resume is None or (given is not None and given.suffix == CAFFE_SUFFIX)
+    if starts and (newest or (run.out / "log.jsonl").exists()):
         raise InputError(f"{run.out} already holds a run: go on with it by --resume auto, or give another --out.")
-    return newest
+    return given or newest
 
 
 @contextmanager

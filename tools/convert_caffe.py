@@ -16,7 +16,8 @@ EXAMPLES = """examples:
   python tools/convert_caffe.py vgg16-397923af.pth init.pth --subsample
   python tools/convert_caffe.py train_iter_6000.caffemodel trunk.pth --skip fc8
   python tools/convert_caffe.py train_iter_6000.caffemodel --inspect
-  python tools/convert_caffe.py trained.pth trained.caffemodel --to-caffe"""
+  python tools/convert_caffe.py trained.pth trained.caffemodel --to-caffe
+  python tools/convert_caffe.py snapshot_iter_2000.pth train_iter_2000.caffemodel --to-caffe"""
 
 
 def main() -> int:
@@ -24,13 +25,17 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "input", type=Path, help=".caffemodel, or torchvision's VGG-16 .pth; with --to-caffe our .pth or .safetensors"
+        "input",
+        type=Path,
+        help=".caffemodel, or torchvision's VGG-16 .pth; with --to-caffe our .pth, .safetensors or snapshot",
     )
     parser.add_argument("output", type=Path, nargs="?", help=".pth or .safetensors; with --to-caffe .caffemodel")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--inspect", action="store_true", help="print a table of a .caffemodel or .solverstate and stop")
     way.add_argument(
-        "--to-caffe", action="store_true", help="write a .caffemodel from our weights, and its _deploy.prototxt"
+        "--to-caffe",
+        action="store_true",
+        help="write our weights as a .caffemodel and a _deploy.prototxt; of a training snapshot also a .solverstate",
     )
     parser.add_argument(
         "--deploy-size",

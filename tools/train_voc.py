@@ -33,7 +33,11 @@ def main() -> int:
     files.add_argument("--data-root", type=Path, required=True, help="folder that holds JPEGImages")
     files.add_argument("--out", type=Path, required=True, help="the run's folder")
     files.add_argument("--init", type=Path, help="weights file to start from (see tools/convert_caffe.py)")
-    files.add_argument("--resume", metavar="auto|SNAPSHOT", help="go on from the newest or a given snapshot")
+    files.add_argument(
+        "--resume",
+        metavar="auto|FILE",
+        help="go on from the newest snapshot, a given one, or a .solverstate of Caffe's with its .caffemodel beside it",
+    )
     files.add_argument("--train-list", type=Path, help="list file (default: the recipe's, in the data root)")
     files.add_argument("--val-list", type=Path, help="list file to evaluate on at the end")
     files.add_argument("--classes", type=Path, help="file of class names, one a line")

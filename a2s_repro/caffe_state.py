@@ -1,0 +1,94 @@
+"""The state of a training run in Caffe's `.solverstate`: a history for every copy of every parameter."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from a2s_repro.conversion import from_caffe, module_of
+from a2s_repro.errors import InputError
+from a2s_repro.initialisation import load_layers
+from a2s_repro.models import DeepLabLargeFOV
+from a2s_repro.solver import CaffeSGD
+from caffe_weights import Net, SolverState, branch_of, read_caffemodel, read_solverstate
+
+
+def caffe_histories(net: Net, model: DeepLabLargeFOV, solver: CaffeSGD) -> list[np.ndarray]:
+    """The solver's histories in float32, one for every blob of `net`, which is `model` in Caffe's terms.
+
+    Where the copies of a parameter have one slot, its history is the first copy's and the others' are zero: as the
+    solver is linear, Caffe goes on in the same way.
+    """
+    histories = []
+    for parameter, blob in _slots(net, model):
+        state = solver.state.get(parameter, {}) if parameter is not None else {}
+        if "history" in state:
+            histories.append(state["history"].float().cpu().contiguous().numpy())
+        else:
+            histories.append(np.zeros(blob.shape, np.float32))
+    return histories
+
+
+def load_caffe_state(path: str | os.PathLike, model: DeepLabLargeFOV, solver: CaffeSGD, classifier: str) -> SolverState:
+    """Puts the weights and histories of a snapshot of Caffe's into `model` and `solver`, and returns its state.
+
+    Args:
+        path: the `.solverstate`; its `.caffemodel` is where it says, relative to the working directory, or else beside
+            it.
+        model: the same net; a share-net must have a copy per branch (`ShareNet.copy_per_branch`).
+        solver: of the groups of `model`.
+        classifier: Caffe's name of layer fc8.
+
+    Raises:
+        InputError: the weights are not found, or one of the files is of another net, naming the difference.
+        CaffeFileError: a damaged file.
+    """
+    path = Path(path)
+    state = read_solverstate(path)
+    weights_path = _weights_of(path, state)
+    net = read_caffemodel(weights_path)
+    weights = from_caffe(net, weights_path.name).weights
+    _check_same_net(weights.meta, model, weights_path)
+    loaded = load_layers(model, weights, weights_path, classifier)
+    if loaded.fresh or loaded.ignored:
+        raise InputError(f"{weights_path} is of another net than the recipe ({loaded}): give its --classifier.")
+
+    slots = list(_slots(net, model))
+    if [history.shape for history in state.history] != [blob.shape for _, blob in slots]:
+        raise InputError(f"the histories of {path} do not fit the parameters of {weights_path}: they are of two runs.")
+    for (parameter, _), history in zip(slots, state.history, strict=True):
+        values = torch.from_numpy(history.copy()).reshape(parameter.shape)
+        solver.state[parameter]["history"] = torch.zeros_like(parameter).copy_(values)
+    return state
+
+
+def _slots(net: Net, model: DeepLabLargeFOV) -> Iterator[tuple[nn.Parameter | None, np.ndarray]]:
+    """For every blob of `net`: the parameter whose history it has, or None for a copy without a slot; the blob."""
+    branches = dict(zip(model.scales, (model, *model.copies), strict=False))
+    seen = set()
+    for layer in net.layers:
+        base, scale = branch_of(layer.name)
+        for kind, blob in zip(("weight", "bias"), layer.blobs, strict=False):
+            name = f"{module_of(base)}.{kind}"
+            branch = branches[scale] if model.copies and module_of(base) not in model.unshared_layers else model
+            parameter = branch.get_parameter(name)
+            yield (None if parameter in seen else parameter), blob
+            seen.add(parameter)
+
+
+def _weights_of(path: Path, state: SolverState) -> Path:
+    named = Path(state.learned_net)
+    for candidate in (named, path.parent / named.name):
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"the weights of {path}, {state.learned_net or 'which it does not name'}, are not beside it.")
+
+
+def _check_same_net(meta: dict, model: DeepLabLargeFOV, path: Path) -> None:
+    theirs, ours = {"scales": meta["scales"], **meta.get("model", {})}, {"scales": list(model.scales), **model.config()}
+    for name in ("scales", "merge", "num_classes", "pool5a"):
+        if name in theirs and theirs[name] != ours.get(name):
+            raise InputError(f"{path} is of a net with {name} {theirs[name]}, the recipe's has {ours.get(name)}.")
