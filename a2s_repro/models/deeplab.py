@@ -5,12 +5,13 @@ Modules carry the names of the authors' Caffe layers, so the state dict's keys a
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2s_repro.errors import InputError
+from a2s_repro.models.dropout import Dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +73,8 @@ class DeepLabLargeFOV(nn.Module):
     """
 
     scales: tuple[float, ...] = (1,)
-    new_layers: tuple[str, ...] = ("fc8",)
-    """Layers that start from a filler and learn at ten times the rate."""
+    new_layers: ClassVar[Mapping[str, float]] = {"fc8": 0.01}
+    """Layers that start from a gaussian filler, of this standard deviation, and learn at ten times the rate."""
     unshared_layers: tuple[str, ...] = ()
     """Layers that exist once, not once per scale."""
     copies: "tuple[DeepLabLargeFOV, ...]" = ()
@@ -112,14 +113,14 @@ class DeepLabLargeFOV(nn.Module):
         self.pool5 = max_pool(stride=1)
         self.pool5a = nn.AvgPool2d(3, stride=1, padding=1) if pool5a else None
         self.fc6 = nn.Conv2d(w.conv5, w.fc6, 3, padding=12, dilation=12)
-        self.drop6 = nn.Dropout(dropout)
+        self.drop6 = Dropout(dropout)
         self.fc7 = nn.Conv2d(w.fc6, w.fc7, 1)
-        self.drop7 = nn.Dropout(dropout)
+        self.drop7 = Dropout(dropout)
         self.fc8 = nn.Conv2d(w.fc7, num_classes, 1)
 
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
-        nn.init.normal_(self.fc8.weight, std=0.01)
+        nn.init.normal_(self.fc8.weight, std=self.new_layers["fc8"])
 
     def features(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, fc7, H/8, W/8): fc7 after its ReLU and dropout."""

@@ -1,12 +1,15 @@
 """The share-net: DeepLab-LargeFOV run on an image at several scales, and the three ways to merge the score maps."""
 
 import copy
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.errors import InputError
 from a2s_repro.models.deeplab import DeepLabLargeFOV, Prediction, Widths, check_image, relu
+from a2s_repro.models.dropout import Dropout
 
 RESAMPLING = {1: {}, 0.75: {"shrink": 4, "zoom": 3}, 0.5: {"shrink": 2}, 0.25: {"shrink": 4}}
 """Interp's factors for the image at each scale. The authors halve the half image for 0.25; on sizes of 32k + 1 that is
@@ -17,6 +20,9 @@ GRID_STEP = {1: 8, 0.75: 32, 0.5: 16, 0.25: 32}
 
 AVERAGE_FACTOR = {2: 0.5, 3: 0.33333, 4: 0.25}
 """The scale of the authors' Power layer by the number of scales: five digits of 1/3, rounded to float32 in use."""
+
+BRANCH_ORDER = (1, 0.5, 0.75, 0.25)
+"""In which the scales' branches run, as in the authors' files: their dropout layers draw in this order."""
 
 MERGES = ("attention", "average", "max")
 
@@ -38,7 +44,7 @@ class ShareNet(DeepLabLargeFOV):
     The attention head starts gaussian (standard deviation 0.005 for att_conv1, 0.01 for att_fc) with biases 0.
     """
 
-    new_layers = ("fc8", "att_conv1", "att_fc")
+    new_layers: ClassVar[Mapping[str, float]] = {"fc8": 0.01, "att_conv1": 0.005, "att_fc": 0.01}
     unshared_layers = ("att_conv1", "att_fc")
 
     def __init__(
@@ -65,10 +71,10 @@ class ShareNet(DeepLabLargeFOV):
         if merge == "attention":
             w = self.widths
             self.att_conv1 = nn.Conv2d(len(scales) * w.fc7, w.att_conv1, 3, padding=1)
-            self.drop_att_conv1 = nn.Dropout(dropout)
+            self.drop_att_conv1 = Dropout(dropout)
             self.att_fc = nn.Conv2d(w.att_conv1, len(scales), 1)
-            nn.init.normal_(self.att_conv1.weight, std=0.005)
-            nn.init.normal_(self.att_fc.weight, std=0.01)
+            nn.init.normal_(self.att_conv1.weight, std=self.new_layers["att_conv1"])
+            nn.init.normal_(self.att_fc.weight, std=self.new_layers["att_fc"])
             nn.init.zeros_(self.att_conv1.bias)
             nn.init.zeros_(self.att_fc.bias)
 
@@ -82,10 +88,10 @@ class ShareNet(DeepLabLargeFOV):
         """
         check_image(image, self.grid_step)
         branches = (self, *self.copies) if self.copies else (self,) * len(self.scales)
-        features = [
-            branch.features(rescaled(image, scale)) for branch, scale in zip(branches, self.scales, strict=True)
-        ]
-        scores = [branch.fc8(feature) for branch, feature in zip(branches, features, strict=True)]
+        in_order = sorted(zip(self.scales, branches, strict=True), key=lambda pair: BRANCH_ORDER.index(pair[0]))
+        features_at = {scale: branch.features(rescaled(image, scale)) for scale, branch in in_order}
+        scores_at = {scale: branch.fc8(features_at[scale]) for scale, branch in in_order}
+        features, scores = ([maps[scale] for scale in self.scales] for maps in (features_at, scores_at))
         grid = tuple(ops.interp_size(side, shrink=GRID_STEP[1]) for side in image.shape[-2:])
         weights = None
         if self.merge == "attention":

@@ -1,0 +1,60 @@
+"""Dropout with masks from outside, against what the authors' Caffe made of its own."""
+
+import numpy as np
+import pytest
+import torch
+
+from a2s_repro.data.caffe_rng import WordStream, dropout_mask
+from a2s_repro.models import ShareNet, Widths
+from a2s_repro.models.dropout import Dropout, take_masks_from
+
+THIN = Widths().scaled(1 / 64)
+
+
+def test_given_masks_make_the_recorded_output(golden):
+    recorded = np.load(golden / "rng" / "dropout_and_fillers.npz")
+    layer, words = Dropout(0.5), WordStream(1701)
+    take_masks_from(layer, lambda shape, ratio: torch.from_numpy(dropout_mask(words, shape, ratio)))
+    for k in range(3):
+        for name in "ab":
+            expected = recorded[f"out_{name}_pass{k}"]
+            assert (layer(torch.ones(expected.shape)).numpy() == expected).all()
+
+
+def test_what_is_kept_and_its_gradient_are_scaled_by_the_float32_ratio():
+    layer, kept = Dropout(0.3), torch.tensor([True, False, True])
+    take_masks_from(layer, lambda shape, ratio: kept)
+    x = torch.tensor([3.0, 4.0, -5.0], requires_grad=True)
+    layer(x).sum().backward()
+    scale = np.float32(1 / (1 - float(np.float32(0.3))))
+    assert layer(x).tolist() == [np.float32(3) * scale, 0, np.float32(-5) * scale]
+    assert x.grad.tolist() == [scale, 0, scale]
+
+
+def test_masks_are_for_training_only():
+    layer = Dropout(0.5).eval()
+    take_masks_from(layer, lambda shape, ratio: pytest.fail("a mask was asked for"))
+    x = torch.randn(5)
+    assert torch.equal(layer(x), x)
+
+
+def test_without_masks_torch_draws_them():
+    layer, x = Dropout(0.5), torch.randn(1000)
+    torch.manual_seed(0)
+    ours = layer(x)
+    torch.manual_seed(0)
+    assert torch.equal(ours, torch.nn.functional.dropout(x, 0.5))
+
+
+def test_branches_ask_in_the_order_of_caffes_files():
+    """drop6 and drop7 of scales 1, 0.5, 0.75, 0.25, then the attention's; a grid tells its scale."""
+    net, asked = ShareNet(3, (1, 0.75, 0.5, 0.25), widths=THIN), []
+
+    def masks(shape, ratio):
+        asked.append((*shape, ratio))
+        return torch.ones(shape, dtype=torch.bool)
+
+    take_masks_from(net, masks)
+    net(torch.randn(2, 3, 65, 65))
+    grids = [9, 9, 5, 5, 7, 7, 3, 3]
+    assert asked == [(2, 16, grid, grid, 0.5) for grid in grids] + [(2, 8, 9, 9, 0.5)]
