@@ -1,0 +1,357 @@
+"""Recorded training runs: what a program computed, in a folder, for another program to be held to.
+
+docs/fidelity.md, "A recorded run", describes the two layouts. Names in a record are Caffe's: `conv1_1_res05/0` is the
+weight (`/1` the bias) of the copy of conv1_1 in the branch of scale 0.5.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from a2s_repro.conversion import FUSION, from_caffe
+from a2s_repro.data.image_seg import Draw, SegmentationDataset, subtract_mean
+from a2s_repro.data.lists import read_list
+from a2s_repro.errors import InputError
+from a2s_repro.models import DeepLabLargeFOV, build_model
+from a2s_repro.solver import LearningRate
+from caffe_weights import SUFFIX_OF_SCALE, Layer, Net, branch_of, read_caffemodel, read_solverstate
+
+MERGE = {"avg": "average", "max": "max", "att": "attention"}
+SOLVER = {"gamma": 0.1, "stepsize": 8, "momentum": 0.9, "weight_decay": 5e-4, "shared_decay": "per_branch"}
+"""Settings of a recorded run whose info does not say otherwise."""
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedRun:
+    """A training run from the record's initial weights over its batches."""
+
+    rate: LearningRate
+    momentum: float
+    weight_decay: float
+    shared_decay: str
+    """As in `parameter_groups`."""
+    lr_mult: dict[str, float]
+    """By layer; a bias has twice its layer's."""
+    tops: Arrays
+    """(iterations, passes) each: the losses and accuracies by their names in the record."""
+    weights: Arrays
+    """The final weights by parameter. Here and in a history an array may hold only the first values."""
+    history: Arrays
+    """The final momentum by parameter, summed over sharing copies; empty if it was not recorded."""
+    copy_history: Arrays
+    """The same of each copy, by `copy_name`; empty if it was not recorded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedStreams:
+    """What a run drew from its random_seed."""
+
+    seed: int
+    dataset: SegmentationDataset
+    draws: list[list[Draw]]
+    """By forward pass; with the offsets in pixels."""
+    transformer_seeds: np.ndarray
+    """(passes + 1,) those of the batches, and of the next one."""
+    fillers: Arrays
+    """New layers after construction, by parameter."""
+    next_word: int
+    """The next word of the global generator after the run."""
+
+    def batch(self, draws: list[Draw]) -> tuple[Tensor, Tensor]:
+        samples = [self.dataset[draw] for draw in draws]
+        return torch.stack([sample.image for sample in samples]), torch.stack([sample.label for sample in samples])
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A recorded net: everything to repeat its runs, and what they gave."""
+
+    name: str
+    config: dict
+    """For `build_model`."""
+    classifier: str
+    extra_supervision: bool
+    initial: dict[str, Tensor]
+    """State dict at the start."""
+    iterations: int
+    passes: int
+    """Forward and backward passes of an update (iter_size)."""
+    batch: Callable[[int, int], tuple[Tensor, Tensor]]
+    """(iteration, pass) -> image (N, 3, H, W) float32, labels (N, H, W)."""
+    runs: dict[str, RecordedRun]
+    blobs: Arrays
+    """Of the first forward pass, by Caffe's names."""
+    gradients: Arrays
+    """Of the first iteration, summed over its passes and over sharing copies, by parameter."""
+    copy_gradients: Arrays
+    """The same of each copy, by `copy_name`."""
+    test_image: np.ndarray | None
+    """(H, W, 3) uint8 BGR: the image of the TEST phase with the initial weights."""
+    test: Arrays
+    """What the TEST phase gave, by Caffe's names."""
+    mean: np.ndarray
+    """(3,) mean pixel, BGR."""
+    streams: RecordedStreams | None = None
+    """For a run with dropout, from a seed."""
+
+    @property
+    def per_copy(self) -> bool:
+        """Whether gradients or histories were recorded copy by copy."""
+        return bool(self.copy_gradients) or any(run.copy_history for run in self.runs.values())
+
+    def net(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> DeepLabLargeFOV:
+        """The net with the initial weights."""
+        net = build_model(self.config)
+        net.load_state_dict(self.initial)
+        return net.to(device, dtype)
+
+
+def copy_name(layer: str, scale: float, kind: str) -> str:
+    """`conv1_1`, 0.5, `weight` -> `conv1_1_res05.weight`."""
+    return f"{layer}{SUFFIX_OF_SCALE[scale]}.{kind}"
+
+
+def read_recording(folder: str | os.PathLike, case: str | None = None) -> Recording:
+    """Reads a recorded run: `case` of a folder of nets, or the one end-to-end run of a folder with a run.npz.
+
+    Raises:
+        InputError: no such case, a net that is not implemented, or a record that lacks a part, naming it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give that of a recorded run.")
+    try:
+        if case is None and (folder / "run.npz").exists():
+            return _read_end_to_end(folder)
+        return _read_net(folder, case)
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"the record in {folder} lacks {error}: docs/fidelity.md lists what one holds.") from error
+    except ValueError as error:  # numpy on a damaged file, json, mismatched lengths
+        raise InputError(f"the record in {folder} cannot be read ({str(error).splitlines()[0]}).") from error
+
+
+def cases(folder: Path) -> list[str]:
+    """The names of the nets in a folder."""
+    return sorted(path.stem.removeprefix("net_") for path in folder.glob("net_*.npz"))
+
+
+def _read_net(folder: Path, case: str | None) -> Recording:
+    known = cases(folder)
+    if case not in known:
+        if not known:
+            raise InputError(f"{folder} holds no recorded run: neither net_NAME.npz nor run.npz.")
+        what = f"no case '{case}'" if case else "several cases"
+        raise InputError(f"{folder} holds {what}: give --case, one of {', '.join(known)}.")
+    arrays = _load(folder / f"net_{case}.npz")
+    info = json.loads(str(arrays["info_json"]))
+    if info.get("kind", "msc") not in ("single", "multi"):
+        raise InputError(f"{case} is a DeepLab-MSc net, with skip branches, which is not implemented yet.")
+    cfg = info["cfg"]
+    if cfg.get("dropout"):
+        raise InputError(f"{case} was recorded with dropout: only an end-to-end record says which masks were drawn.")
+    classifier = f"fc8_{cfg['exp']}"
+    scales = cfg.get("scales", [1])
+    config = {
+        "net": "ShareNet" if len(scales) > 1 else "DeepLabLargeFOV",
+        "num_classes": cfg["classes"],
+        "pool5a": cfg.get("pool5a", False),
+        "dropout": 0,
+        "widths": {**cfg["w"], "att_conv1": cfg["att"]},
+    }
+    if len(scales) > 1:
+        config |= {"scales": scales, "merge": MERGE[cfg["merge"]]}
+    data = _load(folder / "data.npz")
+    order = arrays["order"]
+
+    def batch(iteration: int, pass_: int) -> tuple[Tensor, Tensor]:
+        indices = order[iteration, pass_]
+        pixels = np.stack([subtract_mean(data["images_bgr"][i], data["mean_bgr"]) for i in indices])
+        return torch.from_numpy(pixels), torch.from_numpy(data["labels"][indices])
+
+    initial = _blobs_of_file(folder / "init_single.caffemodel") | _under(arrays, "head")
+    shared = _load(folder / "blobs_shared.npz") if info["shared_blobs"] else {}
+    test = _under(arrays, "test")
+    return Recording(
+        name=case,
+        config=config,
+        classifier=classifier,
+        extra_supervision=bool(cfg.get("esupv")),
+        initial=_state_dict(config, _by_parameter(initial)),
+        iterations=order.shape[0],
+        passes=order.shape[1],
+        batch=batch,
+        runs={run: _read_run(folder, arrays, info, run) for run in info["base_lr"]},
+        blobs={name: shared[f"blob|{name}"] for name in info["shared_blobs"]} | _under(arrays, "blob"),
+        gradients=_summed(_under(arrays, "grad")),
+        copy_gradients=_by_copy(_under(arrays, "grad_copy")),
+        test_image=test.pop("image_bgr", None),
+        test=test,
+        mean=data["mean_bgr"],
+    )
+
+
+def _read_run(folder: Path, arrays: Arrays, info: Mapping, run: str) -> RecordedRun:
+    """One of the runs; its weights and history are in the npz, or in snapshot files of Caffe's."""
+    solver = SOLVER | info.get("solver", {})
+    losses = arrays[f"losses_{run}"]
+    weights = _under(arrays, f"final_{run}") | _under(arrays, f"final_{run}_first400")
+    history = _under(arrays, f"hist_{run}") | _under(arrays, f"hist_{run}_first400")
+    copies: Arrays = {}
+    prefix = f"{info['id']}_{run}_iter_{len(losses)}"
+    if (folder / f"{prefix}.caffemodel").exists():
+        weights = _blobs_of_file(folder / f"{prefix}.caffemodel")
+    if (folder / f"{prefix}.solverstate").exists():
+        state = read_solverstate(folder / f"{prefix}.solverstate")
+        copies = history = dict(zip(info["params"], state.history, strict=True))
+    return RecordedRun(
+        rate=LearningRate(info["base_lr"][run], "step", gamma=solver["gamma"], stepsize=solver["stepsize"]),
+        momentum=solver["momentum"],
+        weight_decay=solver["weight_decay"],
+        shared_decay=solver["shared_decay"],
+        lr_mult=_lr_mult(info),
+        tops={top: losses[:, :, column] for column, top in enumerate(info["tops"])},
+        weights=_by_parameter(weights),
+        history=_summed(history),
+        copy_history=_by_copy(copies),
+    )
+
+
+def _read_end_to_end(folder: Path) -> Recording:
+    arrays = _load(folder / "run.npz")
+    info = json.loads(str(arrays["info_json"]))
+    prototxt = (folder / "train.prototxt").read_text()
+    final = _under(arrays, "final")
+    layers: dict[str, list[np.ndarray]] = {}
+    for key, owner in zip(info["params"], info["owners"], strict=True):
+        layers.setdefault(key.split("/")[0], []).append(final[key if owner < 0 else info["params"][owner]])
+    described = [Layer(name, "Convolution", blobs) for name, blobs in layers.items()]
+    if 'name: "pool5a"' in prototxt:
+        described.append(Layer("pool5a", "Pooling", []))
+    described.append(Layer(FUSION, "Eltwise" if "operation: MAX" in prototxt else "Power", []))
+    meta = from_caffe(Net(info.get("name", "e2e"), described), "run.npz").weights.meta
+    config = meta["model"] | {"dropout": info["dropout"]}
+
+    files = _sibling(folder, "files", "data")
+    mean = np.array([float(value) for value in re.findall(r"mean_value: ([\d.]+)", prototxt)], np.float32)
+    crop = int(re.search(r"crop_size: (\d+)", prototxt)[1])
+
+    losses = arrays["losses"]
+    iterations, passes = losses.shape[:2]
+    drawn = np.stack([arrays[field] for field in Draw._fields], axis=-1).reshape(iterations * passes, -1, 4).tolist()
+    fillers = _by_parameter(_under(arrays, "filler"))
+    streams = RecordedStreams(
+        seed=info["seed"],
+        dataset=SegmentationDataset(read_list(files / "list.txt", files), config["num_classes"], crop, mean),
+        draws=[[Draw(*draw) for draw in batch] for batch in drawn],
+        transformer_seeds=arrays["transformer_seeds"][1:],
+        fillers=fillers,
+        next_word=int(arrays["next_global_word"]),
+    )
+
+    # Caffe loads by layer name after the fillers: a layer of the file overrides them.
+    loaded = _blobs_of_file(_sibling(folder, "init_single.caffemodel", "nets"))
+    initial = fillers | _by_parameter({key: value for key, value in loaded.items() if key.split("/")[0] in layers})
+    run = RecordedRun(
+        rate=LearningRate(info["base_lr"], "step", gamma=info["gamma"], stepsize=info["stepsize"]),
+        momentum=info["momentum"],
+        weight_decay=info["weight_decay"],
+        shared_decay=SOLVER["shared_decay"],
+        lr_mult=_lr_mult(info),
+        tops={top: losses[:, :, column] for column, top in enumerate(info["tops"])},
+        weights=_by_parameter(final),
+        history={},
+        copy_history={},
+    )
+    return Recording(
+        name=folder.name,
+        config=config,
+        classifier=meta["classifier"],
+        extra_supervision="loss_res1" in info["tops"],
+        initial=_state_dict(config, initial),
+        iterations=iterations,
+        passes=passes,
+        batch=lambda iteration, pass_: streams.batch(streams.draws[iteration * passes + pass_]),
+        runs={"A": run},
+        blobs={},
+        gradients=_summed(_under(arrays, "grad")),
+        copy_gradients={},
+        test_image=None,
+        test={},
+        mean=mean,
+        streams=streams,
+    )
+
+
+def _lr_mult(info: Mapping) -> dict[str, float]:
+    """The multiplier of every layer's weight, where they were recorded."""
+    slots = zip(map(_slot, info["params"]), info.get("lr_mult", ()), strict=False)
+    return {layer: mult for (layer, _, kind), mult in slots if kind == "weight"}
+
+
+def _load(path: Path) -> Arrays:
+    if not path.exists():
+        raise InputError(f"{path} is missing: a recorded run needs it.")
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def _sibling(folder: Path, name: str, other: str) -> Path:
+    """`name` in the folder, or in the folder `other` beside it."""
+    for path in (folder / name, folder.parent / other / name):
+        if path.exists():
+            return path
+    raise InputError(f"{name} is missing: it belongs in {folder}, or in {folder.parent / other}.")
+
+
+def _blobs_of_file(path: Path) -> Arrays:
+    return {f"{layer.name}/{i}": blob for layer in read_caffemodel(path).layers for i, blob in enumerate(layer.blobs)}
+
+
+def _under(arrays: Arrays, prefix: str) -> Arrays:
+    return {key.removeprefix(f"{prefix}|"): value for key, value in arrays.items() if key.startswith(f"{prefix}|")}
+
+
+def _slot(key: str) -> tuple[str, float, str]:
+    """`fc8_voc12_res05/0` -> (`fc8`, 0.5, `weight`)."""
+    name, index = key.split("/")
+    layer, scale = branch_of(name)
+    return "fc8" if layer.startswith("fc8_") else layer, scale, ("weight", "bias")[int(index)]
+
+
+def _by_parameter(blobs: Arrays) -> Arrays:
+    """By parameter; all copies of one are the same."""
+    return {f"{layer}.{kind}": value for (layer, _, kind), value in ((_slot(k), v) for k, v in blobs.items())}
+
+
+def _by_copy(blobs: Arrays) -> Arrays:
+    return {copy_name(*_slot(key)): value for key, value in blobs.items()}
+
+
+def _summed(blobs: Arrays) -> Arrays:
+    """By parameter, summed over copies."""
+    total: Arrays = {}
+    for key, value in blobs.items():
+        layer, _, kind = _slot(key)
+        name = f"{layer}.{kind}"
+        total[name] = total[name] + value if name in total else value
+    return total
+
+
+def _state_dict(config: dict, values: Arrays) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        net = build_model(config)
+    for name, parameter in net.state_dict().items():
+        if values[name].shape != parameter.shape:
+            raise InputError(f"the record's initial {name} is {values[name].shape}, not {tuple(parameter.shape)}.")
+    return {name: torch.from_numpy(np.array(values[name], np.float32)) for name in net.state_dict()}

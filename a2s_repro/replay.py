@@ -1,0 +1,327 @@
+"""Repeating a recorded run, and how far every number of ours is from the recorded one."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from a2s_repro import ops
+from a2s_repro.caffe_streams import CaffeStreams
+from a2s_repro.comparison import GATES, Comparison, Report, compare, gates_of
+from a2s_repro.data.image_seg import transform
+from a2s_repro.losses import loss_inputs, seg_accuracy, shrink_labels, training_loss
+from a2s_repro.models import DeepLabLargeFOV, Prediction, build_model
+from a2s_repro.models.share_net import rescaled
+from a2s_repro.precision import float32_products
+from a2s_repro.recordings import Arrays, Recording, copy_name
+from a2s_repro.solver import CaffeSGD, parameter_groups
+from a2s_repro.units import Flip, first_flip, recorded_decisions
+from caffe_weights import SUFFIX_OF_SCALE
+
+TEST_ROW = 5
+"""The row of the enlarged scores that records of the TEST phase hold."""
+
+
+def replay(
+    recording: Recording,
+    dtype: torch.dtype = torch.float64,
+    device: str | torch.device = "cpu",
+    rtol: float | None = None,
+    progress: Callable[[], Any] = lambda: None,
+) -> Report:
+    """Compares all that was recorded: the first pass, the first gradients, every run, and the TEST phase.
+
+    `rtol` replaces all gates by one on the relative deviation. `progress` is called after every training iteration.
+    """
+    comparisons, flips = compare_streams(recording) + compare_first_pass(recording, dtype, device), {}
+    comparisons += compare_gradients(recording, dtype, device)
+    for run in recording.runs:
+        found, flip = compare_run(recording, run, dtype, device, progress)
+        comparisons += found
+        if flip:
+            flips[run] = flip
+    comparisons += compare_test_phase(recording, dtype, device)
+    if rtol is not None:
+        comparisons = [comparison.held_to(rtol) for comparison in comparisons]
+    return Report(recording.name, str(dtype).removeprefix("torch."), comparisons, flips)
+
+
+def compare_streams(recording: Recording) -> list[Comparison]:
+    """What the run drew from its seed, exactly: fillers, transformer seeds, images as cropped and mirrored."""
+    if recording.streams is None:
+        return []
+    recorded = recording.streams
+    net = build_model(recording.config)
+    streams = _streams(recording, net)
+    ours = {name: net.get_parameter(name).detach() for name in recorded.fillers}
+    data, seeds = streams.data(), [streams.transformer_seed]
+    for number in range(len(recorded.draws)):
+        ours[f"images of pass {number}"], _ = recorded.batch(data.batch(number))
+        streams.begin_pass()
+        streams.words.skip(streams.words_per_pass - 1)
+        seeds.append(streams.transformer_seed)
+    ours |= {"transformer seeds": torch.tensor(seeds), "next word": torch.tensor(streams.words.word())}
+    theirs = recorded.fillers | {
+        f"images of pass {number}": recorded.batch(draws)[0].numpy() for number, draws in enumerate(recorded.draws)
+    }
+    theirs |= {"transformer seeds": recorded.transformer_seeds, "next word": np.array(recorded.next_word)}
+    return _compared("stream", ours, theirs, GATES)
+
+
+@float32_products("ieee")
+def compare_first_pass(recording: Recording, dtype: torch.dtype, device: str | torch.device) -> list[Comparison]:
+    """Every recorded blob of the first forward pass."""
+    if not recording.blobs:
+        return []
+    stored, recomputed = first_blobs(recording, dtype, device)
+    return _compared("blob", stored | recomputed, recording.blobs, gates_of(dtype), recomputed=recomputed.keys())
+
+
+@float32_products("ieee")
+def compare_gradients(recording: Recording, dtype: torch.dtype, device: str | torch.device) -> list[Comparison]:
+    """The gradients of the first iteration, which are not held to anything where float32 flipped a unit."""
+    training = Training(recording, next(iter(recording.runs)), dtype, device)
+    _, flip = training.passes(0)
+    summed, copies = training.by_parameter_and_copy(lambda parameter: parameter.grad)
+    gates = gates_of(dtype, flip is not None)
+    found = _compared("gradient", summed, recording.gradients, gates)
+    return found + _compared("gradient", copies, recording.copy_gradients, gates)
+
+
+@float32_products("ieee")
+def compare_run(
+    recording: Recording,
+    run: str,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    progress: Callable[[], Any] = lambda: None,
+) -> tuple[list[Comparison], tuple[int, Flip] | None]:
+    """The losses and accuracies of every iteration, the final weights and the histories of one run.
+
+    In float32 the net is run in float64 beside it: the second result is the first unit that float32 flipped, and its
+    iteration. From there on only the losses are held, more loosely. On a GPU a run is shown, not held to anything.
+    """
+    recorded = recording.runs[run]
+    training = Training(recording, run, dtype, device)
+    comparisons, flipped = [], None
+
+    def gates() -> dict[str, float | None]:
+        return gates_of(dtype, flipped is not None) if torch.device(device).type == "cpu" else dict.fromkeys(GATES)
+
+    for iteration in range(recording.iterations):
+        tops, flip = training.passes(iteration)
+        training.update(iteration)
+        if flip and not flipped:
+            flipped = iteration, flip
+        for kind in ("loss", "accuracy"):
+            theirs = {top: values[iteration] for top, values in recorded.tops.items() if top.startswith(kind)}
+            comparisons += _compared(kind, tops, theirs, gates(), run=run, iteration=iteration)
+        progress()
+    weights = {name: parameter.detach() for name, parameter in training.net.named_parameters()}
+    histories, of_copies = training.by_parameter_and_copy(lambda p: training.solver.state[p].get("history"))
+    comparisons += _compared("weight", weights, recorded.weights, gates(), run=run)
+    comparisons += _compared("history", histories, recorded.history, gates(), run=run)
+    comparisons += _compared("history", of_copies, recorded.copy_history, gates(), run=run)
+    return comparisons, flipped
+
+
+@float32_products("ieee")
+@torch.no_grad()
+def compare_test_phase(recording: Recording, dtype: torch.dtype, device: str | torch.device) -> list[Comparison]:
+    """The TEST phase on an image of its own: padded or cropped to the centre, scores enlarged by 8, and labels."""
+    if recording.test_image is None:
+        return []
+    image, labels = recording.test_image, np.zeros(recording.test_image.shape[:2], np.uint8)
+    side = recording.test["fc8_interp_argmax"].shape[-1]
+    pixels, _ = transform(image, labels, side, recording.mean, None)
+    net = recording.net(dtype, device).eval()
+    with recorded_outputs(net) as outputs:
+        prediction = net(torch.from_numpy(pixels)[None].to(device, dtype))
+    ours = {"fc8_fusion": prediction.scores}
+    ours["fc8_interp_row0"] = ops.interp(prediction.scores, (side, side))[0, :, TEST_ROW]
+    if prediction.weights is not None:
+        ours |= {"att_fc": outputs["att_fc"][0], "attention": prediction.weights}
+    theirs = dict(recording.test)
+    labels = {"fc8_interp_argmax": theirs.pop("fc8_interp_argmax")}
+    found = _compared("test map", ours, theirs, gates_of(dtype))
+    segmented = {"fc8_interp_argmax": ops.segment(prediction.scores, (side, side))}
+    return found + _compared("test label", segmented, labels, gates_of(dtype))
+
+
+def first_blobs(
+    recording: Recording, dtype: torch.dtype, device: str | torch.device
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The blobs of the authors' training net in the first pass: those that ours computes too, and those that its fused
+    operators never store, which are computed again by the operators' references."""
+    net = recording.net(dtype, device)
+    image, labels = recording.batch(0, 0)
+    image, labels = image.to(device, dtype), labels.to(device)
+    with torch.no_grad(), recorded_outputs(net) as outputs:
+        prediction = net(image)
+    suffixes = [SUFFIX_OF_SCALE[scale] for scale in net.scales]
+    classifier, grid = recording.classifier, prediction.scores.shape[2:]
+
+    size = torch.tensor(image.shape[2:]).expand(len(image), 2)
+    stored = {"data": image, "label": labels, "automatic0": size, "fc8_fusion": prediction.scores}
+    for name, values in outputs.items():
+        blob = classifier if name == "fc8" else name
+        stored |= {blob + suffix: value for suffix, value in zip(suffixes, values, strict=False)}
+    for suffix, scale in zip(suffixes[1:], net.scales[1:], strict=True):
+        stored[f"shrink_data{suffix.removeprefix('_res')}"] = rescaled(image, scale)
+    stored["label_shrink"] = shrink_labels(labels, 8)
+    for factor in (8, 16, 32):
+        if all((side - 1) % factor == 0 for side in labels.shape[1:]):
+            stored[f"label_shrink{factor}"] = shrink_labels(labels, factor)
+    losses = training_loss(prediction, labels, recording.extra_supervision)
+    stored |= {f"automatic{index}": loss for index, loss in enumerate(losses.values(), 1)}
+    accuracies = _accuracies(prediction, labels, recording.extra_supervision)
+    stored |= {name: torch.tensor(values) for name, values in accuracies.items()}
+    if prediction.weights is not None:
+        stored["attention"] = prediction.weights
+    with ops.use_backend("reference"):
+        return stored, _recomputed_blobs(stored, prediction, classifier, suffixes, grid)
+
+
+def _recomputed_blobs(
+    stored: dict[str, Tensor], prediction: Prediction, classifier: str, suffixes: list[str], grid: torch.Size
+) -> dict[str, Tensor]:
+    blobs = {
+        f"{name}{suffix}_interp": ops.interp(stored[name + suffix], grid)
+        for name in ("fc7", classifier)
+        for suffix in suffixes[1:]
+    }
+    aligned = [stored[classifier], *(blobs[f"{classifier}{suffix}_interp"] for suffix in suffixes[1:])]
+    if len(aligned) > 1 and prediction.weights is None:
+        blobs["fc_fusion"] = sum(aligned)
+    if prediction.weights is not None:
+        blobs["fc7_concat"] = ops.interp_concat([stored["fc7" + suffix] for suffix in suffixes], grid)
+        for index, (suffix, scores) in enumerate(zip(suffixes, aligned, strict=True)):
+            blobs[f"attention{index + 1}"] = prediction.weights[:, index : index + 1]
+            blobs[f"fc8{suffix}_product"] = blobs[f"attention{index + 1}"] * scores
+    return blobs
+
+
+@contextmanager
+def recorded_outputs(net: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Collects what every layer gives, by its name: one map per branch, in the order of the scales.
+
+    ReLUs act in place, so a layer's map shows the value after them, as a Caffe blob does.
+    """
+    outputs: dict[str, list[Tensor]] = {}
+
+    def collect(name: str, output: Tensor) -> None:
+        outputs.setdefault(name, []).append(output)
+        outputs[name].sort(key=lambda output: -output.shape[-1])  # branches run in another order than that of scales
+
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output, name=name: collect(name, output))
+        for name, layer in net.named_children()
+        if not isinstance(layer, nn.Dropout)
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Training:
+    """A recorded run repeated; in float32 with a float64 one beside it, to know a flipped unit from a mistake."""
+
+    def __init__(self, recording: Recording, run: str, dtype: torch.dtype, device: str | torch.device) -> None:
+        settings = recording.runs[run]
+        self.recording, self.rate, self.device, self.dtype = recording, settings.rate, device, dtype
+        self.net = recording.net(dtype, device).train()
+        self.streams = None
+        if recording.streams:
+            self.streams = _streams(recording, self.net)  # fills the new layers, which the file may override
+            self.net.load_state_dict(recording.initial)
+        if recording.per_copy:
+            self.net.copy_per_branch()
+        self.solver = CaffeSGD(
+            parameter_groups(self.net, settings.shared_decay, settings.lr_mult),
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            iter_size=recording.passes,
+        )
+        self.exact = None if dtype == torch.float64 else Training(recording, run, torch.float64, device)
+
+    def passes(self, iteration: int) -> tuple[Arrays, Flip | None]:
+        """Forward and backward passes of an iteration: its tops, (passes,) each, and the first unit that flipped."""
+        tops, flip = [], None
+        for training in (self, self.exact):
+            if training:
+                training.solver.zero_grad()
+        for pass_ in range(self.recording.passes):
+            image, labels = self.recording.batch(iteration, pass_)
+            if not self.exact:
+                tops.append(self._pass(image, labels))
+                continue
+            with recorded_decisions(self.net) as ours, recorded_decisions(self.exact.net) as right:
+                tops.append(self._pass(image, labels))
+                self.exact._pass(image, labels)
+            flip = flip or first_flip(ours, right)
+        if flip:
+            self.exact = None
+        return {top: np.array([values[top] for values in tops]) for top in tops[0]}, flip
+
+    def _pass(self, image: Tensor, labels: Tensor) -> dict[str, float]:
+        if self.streams:
+            self.streams.begin_pass()
+        prediction = self.net(image.to(self.device, self.dtype))
+        labels = labels.to(self.device)
+        losses = training_loss(prediction, labels, self.recording.extra_supervision)
+        sum(losses.values()).backward()
+        tops = {name: loss.item() for name, loss in losses.items()}
+        for name, accuracies in _accuracies(prediction, labels, self.recording.extra_supervision).items():
+            tops |= {f"{name}[{index}]": value for index, value in enumerate(accuracies)}
+        return tops
+
+    def update(self, iteration: int) -> None:
+        for training in (self, self.exact):
+            if training:
+                training.solver.set_lr(self.rate(iteration))
+                training.solver.step()
+
+    def by_parameter_and_copy(self, value: Callable[[nn.Parameter], Tensor | None]) -> tuple[dict, dict]:
+        """A tensor of every slot: summed over the copies of a parameter, and copy by copy."""
+        summed, copies = {}, {}
+        for branch, scale in zip((self.net, *self.net.copies), self.net.scales, strict=False):
+            for name, parameter in branch.named_parameters():
+                tensor = value(parameter)
+                if tensor is not None:
+                    layer, kind = name.split(".")
+                    copies[copy_name(layer, scale, kind)] = tensor
+                    summed[name] = summed[name] + tensor if name in summed else tensor
+        return summed, copies
+
+
+def _streams(recording: Recording, net: DeepLabLargeFOV) -> CaffeStreams:
+    recorded = recording.streams
+    return CaffeStreams(net, len(recorded.dataset), len(recorded.draws[0]), recorded.dataset.crop, recorded.seed)
+
+
+def _accuracies(
+    prediction: Prediction, labels: Tensor, extra_supervision: bool
+) -> dict[str, tuple[float, float, float]]:
+    """What SegAccuracy says beside each loss, by the layer's name."""
+    watched = loss_inputs(prediction, labels, extra_supervision)
+    return {name.replace("loss", "accuracy"): tuple(seg_accuracy(*inputs)) for name, inputs in watched.items()}
+
+
+def _compared(
+    kind: str,
+    ours: dict[str, Tensor],
+    theirs: Arrays,
+    gates: dict[str, float | None],
+    recomputed: Iterable[str] = (),
+    **place: Any,
+) -> list[Comparison]:
+    """Every recorded array against ours; one that ours lacks fails."""
+    return [
+        compare(kind, name, ours.get(name), values, gates[kind], recomputed=name in recomputed, **place)
+        for name, values in theirs.items()
+    ]
