@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from a2s_repro.caffe_state import load_caffe_state
+from a2s_repro.caffe_streams import CaffeStreams
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.image_seg import RandomStream, Sample, SegmentationDataset, loader
 from a2s_repro.data.lists import Item, read_list
@@ -65,6 +66,9 @@ class Run:
     precision: str = "caffe"
     """caffe: float32 throughout. tf32: its products in TensorFloat-32. bf16: autocast; the losses stay float32."""
     seed: int = 0
+    caffe_streams: str | None = None
+    """The gaussian filler of data.caffe_rng.GAUSSIANS, if the run is to draw what Caffe's CPU build with this
+    random_seed draws: images, crops, mirrors, dropout masks and fillers."""
     workers: int = 2
 
 
@@ -94,7 +98,7 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     classes = class_names(recipe.num_classes, {}, run.classes)
 
     torch.manual_seed(run.seed)
-    trainer = Trainer(recipe, items, device, run.precision, run.seed)
+    trainer = Trainer(recipe, items, device, run.precision, run.seed, run.caffe_streams)
     start = _snapshot_to_resume(run)
     if start is not None:
         if start.suffix == CAFFE_SUFFIX:
@@ -133,16 +137,33 @@ class Trainer:
     An update is `trainer.backward(batches)` and then `trainer.update()`.
     """
 
-    def __init__(self, recipe: Recipe, items: list[Item], device: torch.device, precision: str, seed: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        items: list[Item],
+        device: torch.device,
+        precision: str,
+        seed: int,
+        caffe_streams: str | None = None,
+    ) -> None:
         self.recipe, self.items, self.device, self.precision = recipe, items, device, precision
         self.model = recipe.net().to(device, memory_format=torch.channels_last).train()
         self.solver = recipe.solver(self.model)
         self.rate = recipe.learning_rate()
         self.stream = RandomStream(len(items), recipe.batch_size, seed)
+        self.caffe = None
+        if caffe_streams:
+            self.caffe = CaffeStreams(self.model, len(items), recipe.batch_size, recipe.crop, seed, caffe_streams)
         self.iteration = self.start = 0
         self.recent: deque[dict[str, float]] = deque(maxlen=recipe.average_loss)
         ids = hashlib.sha256("\n".join(item.id for item in items).encode())
-        self.config = {"seed": seed, "precision": precision, "training list": ids.hexdigest(), **recipe.config()}
+        self.config = {
+            "seed": seed,
+            "caffe_streams": caffe_streams,
+            "precision": precision,
+            "training list": ids.hexdigest(),
+            **recipe.config(),
+        }
         for name in NO_EFFECT_ON_TRAINING + (("max_iter",) if recipe.lr_policy != "poly" else ()):
             del self.config[name]
 
@@ -150,10 +171,12 @@ class Trainer:
         """The batches of the remaining iterations."""
         dataset = SegmentationDataset(self.items, self.recipe.num_classes, self.recipe.crop)
         passes = self.recipe.iter_size
+        stream, start = self.stream, (self.iteration - self.start) * passes
+        if self.caffe:
+            stream, start = self.caffe.data(), self.caffe.passes
         remaining = max(self.recipe.max_iter - self.iteration, 0)
         pin_memory = self.device.type == "cuda"
-        start = (self.iteration - self.start) * passes
-        return loader(dataset, self.stream, start, remaining * passes, workers, pin_memory)
+        return loader(dataset, stream, start, remaining * passes, workers, pin_memory)
 
     def backward(self, batches: Iterator[Sample]) -> None:
         """iter_size forward and backward passes; their mean losses join the recent ones.
@@ -167,6 +190,8 @@ class Trainer:
             batch = next(batches)
             image = batch.image.to(self.device, memory_format=torch.channels_last, non_blocking=True)
             label = batch.label.to(self.device, non_blocking=True)
+            if self.caffe:
+                self.caffe.begin_pass()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 prediction = self.model(image)
             losses = training_loss(prediction, label, self.recipe.extra_supervision)
@@ -207,7 +232,7 @@ class Trainer:
             iteration=self.iteration,
             model=self.model.state_dict(),
             solver=self.solver.state_dict(),
-            random=random_state(self.device),
+            random=random_state(self.device) | ({"caffe": self.caffe.state()} if self.caffe else {}),
             losses=list(self.recent),
             config=self.config,
             start=self.start,
@@ -229,6 +254,8 @@ class Trainer:
         self.recent.extend(snapshot.losses)
         self.iteration, self.start = snapshot.iteration, snapshot.start
         restore_random_state(snapshot.random, self.device)
+        if self.caffe:
+            self.caffe.restore(snapshot.random["caffe"])
 
     def take_over(self, path: Path) -> None:
         """Goes on from a `.solverstate`, with a slot for every sharing copy.

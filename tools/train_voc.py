@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from a2s_repro.data.caffe_rng import GAUSSIANS
 from a2s_repro.data.lists import read_classes
 from a2s_repro.models.share_net import MERGES
 from a2s_repro.recipes import RECIPES, Recipe, find_recipe
@@ -46,6 +47,15 @@ def main() -> int:
     machine.add_argument("--device", default=device, help="cpu, cuda, cuda:1 ... (here by default %(default)s)")
     machine.add_argument("--precision", choices=PRECISIONS, default="caffe", help="caffe: plain float32 (default)")
     machine.add_argument("--seed", type=int, default=0, help="of fillers, data and dropout (default 0)")
+    machine.add_argument(
+        "--caffe-streams",
+        nargs="?",
+        const="ziggurat",
+        choices=GAUSSIANS,
+        metavar="FILLER",
+        help="draw data, dropout and fillers as Caffe's CPU build with random_seed SEED does; FILLER is how its boost "
+        "makes gaussian values: ziggurat (1.56 and later, default) or box-muller (earlier)",
+    )
     machine.add_argument("--workers", type=int, default=2, help="decoding processes (default 2)")
     changes = parser.add_argument_group("changes to the recipe")
     changes.add_argument("--num-classes", type=int, help="background included (default: as many as --classes names)")

@@ -1,0 +1,104 @@
+"""A training run on the random numbers of Caffe's CPU build, seed for seed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from a2s_repro.data.caffe_rng import GAUSSIANS, CaffeStream, WordStream, dropout_mask
+from a2s_repro.errors import InputError
+from a2s_repro.models import DeepLabLargeFOV, build_model
+from a2s_repro.models.dropout import take_masks_from
+
+
+class CaffeStreams:
+    """What a net and its data layer draw from Caffe's global generator, in the order in which Caffe draws.
+
+    When the net is made: one word for a transformer that is never used, one that seeds the shuffling, one that seeds
+    the transformer of batch 0; then the gaussian fillers in the order of the layers, where a sharing copy draws too and
+    its values are discarded. In every forward pass: one word that seeds the transformer of the next batch, then the
+    dropout layers' masks.
+
+    Args:
+        model: gets its new layers filled, and its dropout layers will take their masks from here.
+        num_items: length of the training list.
+        batch_size: images in a forward pass.
+        crop: their side in pixels.
+        seed: Caffe's random_seed, 0 to 2^32 - 1.
+        filler: "ziggurat" for boost 1.56 and later, which the records are of, or "box-muller" for earlier ones.
+
+    Raises:
+        InputError: a seed or a filler that does not exist, or a crop off the net's grids.
+    """
+
+    def __init__(
+        self, model: DeepLabLargeFOV, num_items: int, batch_size: int, crop: int, seed: int, filler: str = "ziggurat"
+    ) -> None:
+        if filler not in GAUSSIANS:
+            raise InputError(f"filler '{filler}' is not known; it is one of {', '.join(GAUSSIANS)}.")
+        self.num_items, self.batch_size = num_items, batch_size
+        self.words_per_pass = 1 + _dropout_elements(model, batch_size, crop)
+        self.passes = 0
+        """Forward passes begun."""
+        self.words = WordStream(seed)
+        self.words.skip(1)
+        self.shuffle_seed, self.transformer_seed = self.words.word(), self.words.word()
+        self._fill(model, filler)
+        take_masks_from(model, self._mask)
+
+    def begin_pass(self) -> None:
+        """Takes the word that every forward pass begins with; call it before each."""
+        self.transformer_seed = self.words.word()
+        self.passes += 1
+
+    def data(self) -> CaffeStream:
+        """The draws of the batches from number `passes` on. They can be taken ahead of the passes."""
+        seeds = _transformer_seeds(self.transformer_seed, self.words.copy(), self.words_per_pass)
+        return CaffeStream(self.num_items, self.batch_size, self.shuffle_seed, seeds, self.passes)
+
+    def state(self) -> dict[str, Any]:
+        """The place between two passes, as plain values."""
+        return {"passes": self.passes, "transformer_seed": self.transformer_seed, "words": self.words.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes to a place that `state` gave in a run of the same arguments."""
+        self.passes, self.transformer_seed = state["passes"], state["transformer_seed"]
+        self.words.restore(state["words"])
+
+    def _mask(self, shape: torch.Size, ratio: float) -> Tensor:
+        return torch.from_numpy(dropout_mask(self.words, shape, ratio))
+
+    @torch.no_grad()
+    def _fill(self, model: DeepLabLargeFOV, filler: str) -> None:
+        rules = model.parameter_rules()
+        for layer, std in model.new_layers.items():
+            name = f"{layer}.weight"
+            if name in rules:
+                weight = model.get_parameter(name)
+                drawn = [GAUSSIANS[filler](self.words, weight.numel(), std) for _ in range(rules[name].branches)]
+                weight.copy_(torch.from_numpy(drawn[0]).view(weight.shape))
+
+
+def _transformer_seeds(upcoming: int, words: WordStream, words_per_pass: int) -> Iterator[int]:
+    """The seed of the coming batch, then those that the coming passes take as their first words."""
+    yield upcoming
+    while True:
+        yield words.word()
+        words.skip(words_per_pass - 1)
+
+
+def _dropout_elements(model: DeepLabLargeFOV, batch_size: int, crop: int) -> int:
+    """Elements that the dropout layers see in a forward pass, counted on shapes alone."""
+    total = 0
+
+    def count(shape: torch.Size, _: float) -> Tensor:
+        nonlocal total
+        total += shape.numel()
+        return torch.empty(shape, dtype=torch.bool, device="meta")
+
+    with torch.device("meta"), torch.no_grad():
+        shapes = build_model(model.config())
+        take_masks_from(shapes, count)
+        shapes(torch.empty(batch_size, 3, crop, crop))
+    return total
