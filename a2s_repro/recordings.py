@@ -148,6 +148,8 @@ def cases(folder: Path) -> list[str]:
 
 def _read_net(folder: Path, case: str | None) -> Recording:
     known = cases(folder)
+    if case is None and len(known) == 1:
+        (case,) = known
     if case not in known:
         if not known:
             raise InputError(f"{folder} holds no recorded run: neither net_NAME.npz nor run.npz.")

@@ -1,0 +1,82 @@
+"""Replays a recorded training run and says how far every number of ours is from the recorded one.
+
+The folder holds what a run of Caffe gave: docs/fidelity.md, "A recorded run", says how. All blobs, gradients, losses,
+weights and histories are compared, the worst first; the exit status is 1 if one is beyond its gate. --record writes
+such a folder from a run of ours."""
+
+from _run import run
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from a2s_repro.data.lists import read_list
+from a2s_repro.errors import InputError
+from a2s_repro.initialisation import load_init
+from a2s_repro.recipes import find_recipe
+from a2s_repro.record import record
+from a2s_repro.recordings import read_recording
+from a2s_repro.replay import replay
+
+EXAMPLES = """examples:
+  python tools/replay_caffe.py tests/golden/nets --case iv_att2_esupv
+  python tools/replay_caffe.py tests/golden/nets --case i_single --dtype float32 --json
+  python tools/replay_caffe.py tests/golden/e2e
+  python tools/replay_caffe.py mine --record --case att3 --recipe voc12/attention3_esupv --init init.pth \\
+      --data-root VOC2012 --iterations 4"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="folder of the recorded run; with --record a new one")
+    parser.add_argument("--case", metavar="NAME", help="net of a folder that holds several (net_NAME.npz)")
+    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="default %(default)s")
+    parser.add_argument("--rtol", type=float, help="one relative gate in place of all others")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--device", default="cpu", help="default cpu; on a GPU training runs are shown only")
+    ours = parser.add_argument_group("recording a run of ours")
+    ours.add_argument("--record", action="store_true", help="write the folder")
+    ours.add_argument("--recipe", default="voc12/attention3_esupv", help="net and solver (default %(default)s)")
+    ours.add_argument("--init", type=Path, help="weights file to start from")
+    ours.add_argument("--data-root", type=Path, help="folder of the data set")
+    ours.add_argument("--train-list", type=Path, help="list file (default: the recipe's, in the data root)")
+    ours.add_argument("--iterations", type=int, default=20, dest="max_iter", help="default %(default)s")
+    ours.add_argument("--seed", type=int, default=0, help="of the heads' fillers and the order (default 0)")
+    for name in ("num-classes", "crop", "batch-size", "iter-size", "stepsize"):
+        ours.add_argument(f"--{name}", type=int, help="in place of the recipe's")
+    for name in ("width", "base-lr"):
+        ours.add_argument(f"--{name}", type=float, help="in place of the recipe's")
+    args = parser.parse_args()
+    if args.record:
+        return write(args)
+
+    recording = read_recording(args.folder, args.case)
+    steps = len(recording.runs) * recording.iterations
+    with tqdm(total=steps, unit="it", desc=recording.name) as bar:
+        report = replay(recording, getattr(torch, args.dtype), args.device, args.rtol, bar.update)
+    print(json.dumps(report.plain(), indent=1) if args.json else report.table())
+    return 0 if report.passed else 1
+
+
+def write(args: argparse.Namespace) -> int:
+    for name in ("case", "init", "data_root"):
+        if getattr(args, name) is None:
+            raise InputError(f"--record takes --{name.replace('_', '-')}.")
+    names = ("num_classes", "crop", "batch_size", "iter_size", "stepsize", "width", "base_lr", "max_iter")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    recipe = find_recipe(args.recipe).changed(dropout=0.0, **changes)
+    items = read_list(args.train_list or args.data_root / recipe.training_set, args.data_root)
+    torch.manual_seed(args.seed)
+    net = recipe.net()
+    print(load_init(net, args.init, recipe.classifier))
+    print(f"wrote {record(args.folder, args.case, net, recipe, items, args.seed)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
