@@ -18,8 +18,9 @@ FORMAT = "a2s_repro.snapshot/1"
 class Snapshot:
     """The state between two updates; only tensors and plain values.
 
-    The data position is not in it, but with Caffe's streams: the data is a function of the seed and the batch number,
-    which is the number of updates since `start` times iter_size.
+    The data position is not in it: the data is a function of the seed and the batch number, which is the number of
+    updates since `start` times iter_size. Only Caffe's streams, where data and dropout draw in turn from one generator,
+    keep their place, in `random`.
     """
 
     iteration: int
