@@ -220,8 +220,11 @@ def _described_model(weights: Weights, file: str) -> DeepLabLargeFOV | None:
     """The net that the meta describes, without values; None if it describes none. Raises InputError if they differ."""
     if "model" not in weights.meta:
         return None
-    with torch.device("meta"):
-        model = build_model(weights.meta["model"])
+    try:
+        with torch.device("meta"):
+            model = build_model(weights.meta["model"])
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     theirs, ours = weights.state_dict, model.state_dict()
     differing = sorted(theirs.keys() ^ ours.keys()) or [key for key in ours if theirs[key].shape != ours[key].shape]
     if differing:

@@ -68,11 +68,11 @@ class Recipe:
         """
         if "scales" in fields:
             fields["scales"] = tuple(fields["scales"])
+        if fields.get("num_classes", self.num_classes) != self.num_classes:
+            fields.setdefault("classifier", "fc8")
         fields = {name: value for name, value in fields.items() if value != getattr(self, name)}
         if not fields:
             return self
-        if "num_classes" in fields:
-            fields.setdefault("classifier", "fc8")
         return dataclasses.replace(self, published_miou=None, **fields)
 
     def net(self) -> DeepLabLargeFOV:

@@ -66,8 +66,9 @@ def save_snapshot(path: str | os.PathLike, snapshot: Snapshot) -> None:
 
 
 def is_snapshot(path: str | os.PathLike) -> bool:
-    """Whether a file says that it is a snapshot; one that cannot be read does not."""
+    """Whether a file says that it is a snapshot; a damaged one does not."""
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # the unpickler raises nearly anything on a damaged file
         return False

@@ -1,6 +1,8 @@
 """A run goes on from Caffe's files, and Caffe can go on from ours: weights, a history per copy, iteration and step."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from caffe_weights import (
     write_solverstate,
 )
 
+TOOLS = Path(__file__).parents[1] / "tools"
 GOLDEN = Path(__file__).parent / "golden"
 THEIRS = GOLDEN / "nets" / "iv_att2_esupv_B_iter_20.solverstate"
 
@@ -202,6 +205,26 @@ def test_a_run_of_ours_is_written_for_caffe_and_taken_over_again(files, tmp_path
     run = options(files, Path("second"), resume="elsewhere/train_iter_3.solverstate")
     outcome = train(recipe.changed(max_iter=5), run)
     assert outcome.iterations == 5 and newest_snapshot("second") == snapshot_path("second", 5)
+
+
+def test_the_tools_go_there_and_back(files, tmp_path):
+    def run(tool: str, *arguments: object) -> str:
+        command = [sys.executable, TOOLS / tool, *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    settings = {"stepsize": 8, "width": 1 / 16, "crop": 65, "batch-size": 2, "iter-size": 1, "max-iter": 21}
+    settings |= {"num-classes": 5, "classifier": "fc8_voc12", "workers": 0, "device": "cpu"}
+    settings |= {"data-root": files["data_root"], "train-list": files["train_list"], "out": "run", "resume": THEIRS}
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    said = run("train_voc.py", "--recipe=voc12/attention2_esupv", *options)
+    assert "trained 21 iterations" in said
+    said = run("convert_caffe.py", "run/snapshot_iter_21.pth", "back.caffemodel", "--to-caffe")
+    assert said == "wrote back.caffemodel\nwrote back.solverstate\nwrote back_deploy.prototxt\n"
+    state = read_solverstate(tmp_path / "back.solverstate")
+    assert (state.iter, state.current_step, state.learned_net) == (21, 2, "back.caffemodel")
+    assert len(state.history) == len(read_solverstate(THEIRS).history)
 
 
 # What is refused

@@ -49,6 +49,12 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         find_recipe("voc12/attention_3_esup")
 
 
+def test_other_classes_mean_another_classifier_unless_it_is_named():
+    recipe = find_recipe("voc12/largefov")
+    assert recipe.changed(num_classes=7).classifier == "fc8"
+    assert recipe.changed(num_classes=7, classifier=recipe.classifier).classifier == "fc8_voc12"
+
+
 def test_a_changed_recipe_loses_the_published_number():
     recipe = find_recipe("voc12/max2")
     assert recipe.changed(max_iter=6000, scales=[1.0, 0.5]) is recipe

@@ -111,7 +111,9 @@ def test_a_history_that_caffe_cannot_hold_is_refused_and_nothing_is_written(tmp_
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("source", [NEW, V1, GOLDEN / "nets/iv_att2_esupv_B_iter_20.caffemodel"])
+@pytest.mark.parametrize(
+    "source", [NEW, V1, GOLDEN / "nets/iv_att2_esupv_B_iter_20.caffemodel", GOLDEN / "sgd/sgd_iter_20.caffemodel"]
+)
 def test_the_new_format_round_trips(tmp_path, source):
     net = read_caffemodel(source)
     write_caffemodel(tmp_path / "copy.caffemodel", net)
