@@ -57,7 +57,7 @@ def load_caffe_state(path: str | os.PathLike, model: DeepLabLargeFOV, solver: Ca
         raise InputError(f"{weights_path} is of another net than the recipe ({loaded}): give its --classifier.")
 
     slots = list(_slots(net, model))
-    if [history.shape for history in state.history] != [blob.shape for _, blob in slots]:
+    if [history.size for history in state.history] != [blob.size for _, blob in slots]:
         raise InputError(f"the histories of {path} do not fit the parameters of {weights_path}: they are of two runs.")
     for (parameter, _), history in zip(slots, state.history, strict=True):
         values = torch.from_numpy(history.copy()).reshape(parameter.shape)

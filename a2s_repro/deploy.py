@@ -21,9 +21,10 @@ def deploy_prototxt(model: DeepLabLargeFOV, classifier: str, size: tuple[int, in
     """The net in its test phase for `conversion.to_caffe`'s weights, from blob `data` to blob `fc8_interp`.
 
     `data` is (1, 3, H, W), BGR grey levels less the mean pixel. Layers and blobs have the names of the authors' test
-    nets. Three things are said in another way, so that any Caffe with an Interp layer, and OpenCV's importer, can run
-    it: Interp has explicit sizes, holes are called `dilation`, and SpatialProduct is an element-wise product with the
-    weights concatenated with themselves, once per class. Dropout, which does nothing in this phase, is left out.
+    nets. Three things are said in another way, so that Interp is the only layer beyond those of today's Caffe, and
+    OpenCV runs the net: Interp has explicit sizes, holes are called `dilation`, and SpatialProduct is an element-wise
+    product with the weights concatenated with themselves, once per class. Dropout, which does nothing in this phase, is
+    left out.
 
     Args:
         model: of any weights; only its shapes count.

@@ -69,10 +69,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def trainer_of(files: dict[str, Path], recipe: Recipe = RECIPE) -> Trainer:
+def trainer_of(files: dict[str, Path], recipe: Recipe = RECIPE, caffe_streams: str | None = None) -> Trainer:
     torch.manual_seed(0)
     items = read_list(files["train_list"], files["data_root"])
-    return Trainer(recipe, items, torch.device("cpu"), "caffe", seed=0)
+    return Trainer(recipe, items, torch.device("cpu"), "caffe", seed=0, caffe_streams=caffe_streams)
 
 
 def blobs(net: Net) -> list[tuple]:
@@ -84,10 +84,10 @@ def blobs(net: Net) -> list[tuple]:
     ]
 
 
-def exported(trainer: Trainer, folder: Path) -> Path:
+def exported(trainer: Trainer, folder: Path, v1: bool = False) -> Path:
     """The `.solverstate` of a trainer's snapshot."""
     save_snapshot(folder / "snapshot.pth", trainer.snapshot())
-    _, state, _ = export(folder / "snapshot.pth", folder / "run.caffemodel", deploy_size=(65, 65))
+    _, state, _ = export(folder / "snapshot.pth", folder / "run.caffemodel", v1=v1, deploy_size=(65, 65))
     return state
 
 
@@ -105,10 +105,11 @@ def test_caffes_own_run_comes_back_bit_for_bit(files, tmp_path):
     assert blobs(caffemodels[0]) == blobs(caffemodels[1])
 
 
-def test_the_files_that_are_written_can_be_taken_over_again(files, tmp_path):
+@pytest.mark.parametrize("v1", [False, True], ids=["new", "v1"])
+def test_the_files_that_are_written_can_be_taken_over_again(files, tmp_path, v1):
     first, second = trainer_of(files), trainer_of(files)
     first.take_over(THEIRS)
-    second.take_over(exported(first, tmp_path))
+    second.take_over(exported(first, tmp_path, v1))
     batches = first.batches(0), second.batches(0)
     for trainer, stream in zip((first, second), batches, strict=True):
         torch.manual_seed(1)
@@ -174,14 +175,17 @@ def options(files: dict[str, Path], out: Path, **more) -> Run:
     return Run(out=out, workers=0, **{**files, **more})
 
 
-def test_data_and_random_streams_begin_anew_as_in_caffe(files):
-    fresh, resumed = trainer_of(files), trainer_of(files)
+@pytest.mark.parametrize("caffe_streams", [None, "ziggurat"])
+def test_data_and_random_streams_begin_anew_as_in_caffe(files, caffe_streams):
+    fresh, resumed = (trainer_of(files, caffe_streams=caffe_streams) for _ in range(2))
     resumed.take_over(THEIRS)
     streams = fresh.batches(0), resumed.batches(0)
     assert len(list(fresh.batches(0))) == 2 * 24 and len(list(resumed.batches(0))) == 2 * 4
     for _ in range(4):
         ours, theirs = (next(stream) for stream in streams)
         assert torch.equal(ours.index, theirs.index) and torch.equal(ours.image, theirs.image)
+    if caffe_streams:
+        assert fresh.caffe.words.word() == resumed.caffe.words.word()
 
 
 def test_a_run_from_caffes_files_can_itself_be_resumed_bit_for_bit(files, tmp_path):
