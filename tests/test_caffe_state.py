@@ -199,12 +199,13 @@ def test_a_run_from_caffes_files_can_itself_be_resumed_bit_for_bit(files, tmp_pa
 
 
 def test_a_run_of_ours_is_written_for_caffe_and_taken_over_again(files, tmp_path, monkeypatch):
-    recipe = RECIPE.changed(max_iter=3, stepsize=2)
+    recipe = RECIPE.changed(max_iter=3, stepsize=3)
     train(recipe, options(files, tmp_path / "first"))
     monkeypatch.chdir(tmp_path)
     export(newest_snapshot("first"), "caffe/train_iter_3.caffemodel")
     state = read_solverstate("caffe/train_iter_3.solverstate")
-    assert (state.iter, state.current_step, state.learned_net) == (3, 1, "caffe/train_iter_3.caffemodel")
+    assert (state.iter, state.learned_net) == (3, "caffe/train_iter_3.caffemodel")
+    assert state.current_step == 0, "the step of the last update; the next one is the first at the lower rate"
     os.rename("caffe", "elsewhere")
     run = options(files, Path("second"), resume="elsewhere/train_iter_3.solverstate")
     outcome = train(recipe.changed(max_iter=5), run)
