@@ -157,7 +157,7 @@ def _read_net(folder: Path, case: str | None) -> Recording:
         raise InputError(f"{folder} holds {what}: give --case, one of {', '.join(known)}.")
     arrays = _load(folder / f"net_{case}.npz")
     info = json.loads(str(arrays["info_json"]))
-    if info.get("kind", "msc") not in ("single", "multi"):
+    if any("_ms" in key for key in arrays):
         raise InputError(f"{case} is a DeepLab-MSc net, with skip branches, which is not implemented yet.")
     cfg = info["cfg"]
     if cfg.get("dropout"):
@@ -184,6 +184,9 @@ def _read_net(folder: Path, case: str | None) -> Recording:
     initial = _blobs_of_file(folder / "init_single.caffemodel") | _under(arrays, "head")
     shared = _load(folder / "blobs_shared.npz") if info["shared_blobs"] else {}
     test = _under(arrays, "test")
+    test_image = test.pop("image_bgr") if test else None
+    if test and "fc8_interp_argmax" not in test:
+        raise KeyError("test|fc8_interp_argmax")
     return Recording(
         name=case,
         config=config,
@@ -197,7 +200,7 @@ def _read_net(folder: Path, case: str | None) -> Recording:
         blobs={name: shared[f"blob|{name}"] for name in info["shared_blobs"]} | _under(arrays, "blob"),
         gradients=_summed(_under(arrays, "grad")),
         copy_gradients=_by_copy(_under(arrays, "grad_copy")),
-        test_image=test.pop("image_bgr", None),
+        test_image=test_image,
         test=test,
         mean=data["mean_bgr"],
     )
@@ -246,7 +249,9 @@ def _read_end_to_end(folder: Path) -> Recording:
 
     files = _sibling(folder, "files", "data")
     mean = np.array([float(value) for value in re.findall(r"mean_value: ([\d.]+)", prototxt)], np.float32)
-    crop = int(re.search(r"crop_size: (\d+)", prototxt)[1])
+    crop = re.search(r"crop_size: (\d+)", prototxt)
+    if crop is None or mean.shape != (3,):
+        raise InputError(f"{folder / 'train.prototxt'} does not give the data layer's crop_size and three mean_values.")
 
     losses = arrays["losses"]
     iterations, passes = losses.shape[:2]
@@ -254,7 +259,7 @@ def _read_end_to_end(folder: Path) -> Recording:
     fillers = _by_parameter(_under(arrays, "filler"))
     streams = RecordedStreams(
         seed=info["seed"],
-        dataset=SegmentationDataset(read_list(files / "list.txt", files), config["num_classes"], crop, mean),
+        dataset=SegmentationDataset(read_list(files / "list.txt", files), config["num_classes"], int(crop[1]), mean),
         draws=[[Draw(*draw) for draw in batch] for batch in drawn],
         transformer_seeds=arrays["transformer_seeds"][1:],
         fillers=fillers,

@@ -116,8 +116,9 @@ def compare_run(
         training.update(iteration)
         if flip and not flipped:
             flipped = iteration, flip
-        for kind in ("loss", "accuracy"):
-            theirs = {top: values[iteration] for top, values in recorded.tops.items() if top.startswith(kind)}
+        for top, values in recorded.tops.items():
+            kind = "accuracy" if top.startswith("accuracy") else "loss"
+            theirs = {top: values[iteration]}
             comparisons += _compared(kind, tops, theirs, gates(), run=run, iteration=iteration)
         progress()
     weights = {name: parameter.detach() for name, parameter in training.net.named_parameters()}

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from a2s_repro import ops
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths, build_model
 
@@ -70,6 +71,12 @@ def test_a_share_net_merges_on_the_grid_of_scale_one(scales, merge):
         assert prediction.weights is None
 
 
+def test_the_average_of_three_scales_is_their_sum_times_five_digits_of_a_third():
+    prediction = filled(ShareNet(5, merge="average", widths=THIN).eval())(torch.randn(1, 3, 65, 65))
+    total = sum(ops.interp(scores, (9, 9)) for scores in prediction.scale_scores)
+    assert torch.allclose(prediction.scores, total * 0.33333, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("side", [321, 513, 641])
 def test_score_map_sizes_of_the_papers_crops(side):
     net = ShareNet(2, (1, 0.75, 0.5), "max", widths=Widths().scaled(1 / 64))
@@ -94,6 +101,14 @@ def test_branches_draw_their_own_dropout_masks():
     large, small = masks
     assert 0.3 < large.float().mean() < 0.7
     assert not torch.equal(large[..., 0, 0], small[..., 0, 0])
+
+
+@pytest.mark.parametrize("layer", ["drop6", "drop7", "drop_att_conv1"])
+def test_dropout_drops_single_values_and_no_whole_channels(layer):
+    torch.manual_seed(0)
+    kept = ShareNet(3, widths=THIN).train().get_submodule(layer)(torch.ones(1, 16, 9, 9)) != 0
+    of_channels = kept.flatten(2).float().mean(2)
+    assert of_channels.min() > 0.2 and of_channels.max() < 0.8
 
 
 def test_channels_last_gives_the_same_prediction():
