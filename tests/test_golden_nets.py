@@ -6,6 +6,7 @@ near a tie on another convolution kernel, so the runs are held tightly in float6
 coordinates are float32 in both. The gates are `a2s_repro.comparison.GATES`.
 """
 
+import json
 from collections.abc import Callable
 from functools import cache
 
@@ -20,6 +21,7 @@ from a2s_repro.models.share_net import rescaled
 from a2s_repro.ops import _native
 from a2s_repro.recordings import Recording, read_recording
 from a2s_repro.replay import compare_first_pass, compare_gradients, compare_run, compare_test_phase
+from caffe_weights import branch_of
 from tests.conftest import GOLDEN
 
 NAMES = ("i_single", "ii_avg2", "iii_max3_esupv", "iv_att2_esupv", "v_att3_esupv", "vii_att4_esupv")
@@ -65,6 +67,19 @@ def check(record_property) -> Callable[[list[Comparison]], None]:
     return check
 
 
+@over_nets
+def test_every_slot_has_the_recorded_rule(name):
+    """The replays below take lr_mult from the record; here the net's own rules are held to it."""
+    info = json.loads(str(np.load(GOLDEN / f"nets/net_{name}.npz")["info_json"]))
+    recorded: dict[str, list[tuple[float, float]]] = {}
+    for key, lr_mult, decay_mult in zip(info["params"], info["lr_mult"], info["decay_mult"], strict=True):
+        layer, index = key.split("/")
+        module = branch_of(layer)[0].replace(record(name).classifier, "fc8")
+        recorded.setdefault(f"{module}.{('weight', 'bias')[int(index)]}", []).append((lr_mult, decay_mult))
+    rules = record(name).net(torch.float32).parameter_rules()
+    assert recorded == {name: [(rule.lr_mult, rule.decay_mult)] * rule.branches for name, rule in rules.items()}
+
+
 @over_dtypes
 @over_nets
 def test_every_blob_of_the_first_pass(name, dtype, device, check):
@@ -103,6 +118,8 @@ def test_twenty_iterations_in_float64(name, run, backend, check):
     compared, _ = compare_run(record(name), run, torch.float64, "cpu")
     kinds = {comparison.kind for comparison in compared}
     assert kinds == {"loss", "accuracy", "weight"} | ({"history"} if run == "B" else set())
+    weights = [comparison.name for comparison in compared if comparison.kind == "weight"]
+    assert sorted(weights) == sorted(record(name).initial)
     check(compared)
 
 
