@@ -58,7 +58,8 @@ def test_require_native_makes_that_an_import_error(unbuilt: Path) -> None:
 def test_a_library_that_does_not_load_is_named(unbuilt: Path) -> None:
     (unbuilt / "a2s_repro" / "lib").mkdir()
     (unbuilt / "a2s_repro" / "lib" / "liba2s_ops.so").write_bytes(b"not a library")
-    done = run(sys.executable, "-m", "a2s_repro.info", PYTHONPATH=str(unbuilt), A2S_REQUIRE_NATIVE="0", PWD=str(unbuilt))
+    place = {"PYTHONPATH": str(unbuilt), "PWD": str(unbuilt)}
+    done = run(sys.executable, "-m", "a2s_repro.info", A2S_REQUIRE_NATIVE="0", **place)
     assert done.returncode == 0, done.stderr
     assert "liba2s_ops.so does not load" in done.stdout and "nothing" in done.stdout
 
