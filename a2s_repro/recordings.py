@@ -338,7 +338,8 @@ def _slot(key: str) -> tuple[str, float, str]:
 
 def _by_parameter(blobs: Arrays) -> Arrays:
     """By parameter; all copies of one are the same."""
-    return {f"{layer}.{kind}": value for (layer, _, kind), value in ((_slot(k), v) for k, v in blobs.items())}
+    slots = {key: _slot(key) for key in blobs}
+    return {f"{layer}.{kind}": blobs[key] for key, (layer, _, kind) in slots.items()}
 
 
 def _by_copy(blobs: Arrays) -> Arrays:

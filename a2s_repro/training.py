@@ -20,6 +20,7 @@ from a2s_repro.caffe_streams import CaffeStreams
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.image_seg import RandomStream, Sample, SegmentationDataset, loader
 from a2s_repro.data.lists import Item, read_list
+from a2s_repro.devices import usable_device
 from a2s_repro.errors import InputError
 from a2s_repro.evaluation import Result, class_names, evaluate
 from a2s_repro.initialisation import load_init
@@ -90,7 +91,7 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     Raises:
         InputError: settings, files or labels that do not fit, each in a sentence; a loss that is no number any more.
     """
-    device = _usable_device(run.device)
+    device = usable_device(run.device)
     if run.precision not in PRECISIONS:
         raise InputError(f"precision '{run.precision}' is not known; it is one of {', '.join(PRECISIONS)}.")
     items = read_list(run.train_list or run.data_root / recipe.training_set, run.data_root)
@@ -310,16 +311,6 @@ def _interrupted(trainer: Trainer, run: Run) -> bool:
             if stop and not last:
                 return True
     return False
-
-
-def _usable_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"device {name} cannot be used ({reason}): choose cpu or another.") from None
-    return device
 
 
 def _snapshot_to_resume(run: Run) -> Path | None:

@@ -194,6 +194,7 @@ def test_the_tool_records(tmp_path):
         (["--case", "viii_msc_att3_esupv"], "viii_msc_att3_esupv is a DeepLab-MSc net"),
         (["--case", "nothing"], "no case 'nothing': give --case, one of i_single, ii_avg2"),
         ([], "several cases: give --case"),
+        (["--device", "cuda:99"], "device cuda:99 cannot be used"),
     ],
 )
 def test_what_cannot_be_replayed_is_one_sentence(args, words):

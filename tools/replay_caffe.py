@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from a2s_repro.data.lists import read_list
+from a2s_repro.devices import usable_device
 from a2s_repro.errors import InputError
 from a2s_repro.initialisation import load_init
 from a2s_repro.recipes import find_recipe
@@ -55,10 +56,11 @@ def main() -> int:
     if args.record:
         return write(args)
 
+    device = usable_device(args.device)
     recording = read_recording(args.folder, args.case)
     steps = len(recording.runs) * recording.iterations
     with tqdm(total=steps, unit="it", desc=recording.name) as bar:
-        report = replay(recording, getattr(torch, args.dtype), args.device, args.rtol, bar.update)
+        report = replay(recording, getattr(torch, args.dtype), device, args.rtol, bar.update)
     print(json.dumps(report.plain(), indent=1) if args.json else report.table())
     return 0 if report.passed else 1
 
