@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from a2s_repro.caffe_state import load_caffe_state
-from a2s_repro.caffe_streams import CaffeStreams
+from a2s_repro.caffe.state import load_caffe_state
+from a2s_repro.caffe.streams import CaffeStreams
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.image_seg import RandomStream, Sample, SegmentationDataset, loader
 from a2s_repro.data.lists import Item, read_list

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from a2s_repro.caffe_state import caffe_histories, load_caffe_state
+from a2s_repro.caffe.conversion import from_caffe, random_init, to_caffe
+from a2s_repro.caffe.export import export
+from a2s_repro.caffe.state import caffe_histories, load_caffe_state
 from a2s_repro.checkpoint import Weights, load_weights, save_weights
-from a2s_repro.conversion import from_caffe, random_init, to_caffe
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
-from a2s_repro.export import export
 from a2s_repro.losses import training_loss
 from a2s_repro.models import Widths
 from a2s_repro.recipes import Recipe

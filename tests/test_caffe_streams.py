@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from a2s_repro.caffe_streams import CaffeStreams
+from a2s_repro.caffe.conversion import from_caffe
+from a2s_repro.caffe.streams import CaffeStreams
 from a2s_repro.checkpoint import load_weights, save_weights
-from a2s_repro.conversion import from_caffe
 from a2s_repro.data.caffe_rng import WordStream, dropout_mask, ziggurat
 from a2s_repro.data.images import read_image
 from a2s_repro.data.lists import read_list

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from a2s_repro.caffe.conversion import TRUNK, convert_file, from_caffe, random_init, to_caffe
+from a2s_repro.caffe.vgg16 import TORCHVISION_LAYERS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB, subsampled
 from a2s_repro.checkpoint import Weights
-from a2s_repro.conversion import TRUNK, convert_file, from_caffe, random_init, to_caffe
 from a2s_repro.data.image_seg import MEAN_BGR
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths, build_model
-from a2s_repro.vgg16 import TORCHVISION_LAYERS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB, subsampled
 from caffe_weights import Layer, Net, read_caffemodel, write_caffemodel
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,8 +16,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from a2s_repro.caffe.conversion import to_caffe
 from a2s_repro.checkpoint import Weights, load_weights, save_weights
-from a2s_repro.conversion import to_caffe
 from a2s_repro.models import ShareNet, Widths
 from a2s_repro.recipes import Recipe
 from a2s_repro.snapshots import Snapshot, save_snapshot

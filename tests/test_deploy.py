@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from a2s_repro import ops
+from a2s_repro.caffe.conversion import from_caffe, random_init, to_caffe
+from a2s_repro.caffe.deploy import deploy_prototxt
 from a2s_repro.checkpoint import Weights, save_weights
-from a2s_repro.conversion import from_caffe, random_init, to_caffe
-from a2s_repro.deploy import deploy_prototxt
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
 from caffe_weights import write_caffemodel

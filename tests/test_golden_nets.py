@@ -3,7 +3,7 @@
 Each record holds every blob of the first forward pass, the gradients of the first iteration, and two runs of 20 SGD
 iterations (A and B, at two rates with two drops each). A run in float32 may flip a ReLU or a max-pool unit that is
 near a tie on another convolution kernel, so the runs are held tightly in float64, where none flips; Interp's
-coordinates are float32 in both. The gates are `a2s_repro.comparison.GATES`.
+coordinates are float32 in both. The gates are `a2s_repro.replay.comparison.GATES`.
 """
 
 import json
@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from a2s_repro import ops
-from a2s_repro.comparison import Comparison, gates_of
 from a2s_repro.losses import shrink_labels
 from a2s_repro.models.share_net import rescaled
 from a2s_repro.ops import _native
-from a2s_repro.recordings import Recording, read_recording
-from a2s_repro.replay import compare_first_pass, compare_gradients, compare_run, compare_test_phase
+from a2s_repro.replay.comparison import Comparison, gates_of
+from a2s_repro.replay.recordings import Recording, read_recording
+from a2s_repro.replay.repeating import compare_first_pass, compare_gradients, compare_run, compare_test_phase
 from caffe_weights import branch_of
 from tests.conftest import GOLDEN
 

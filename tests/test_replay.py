@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from a2s_repro.caffe.conversion import from_caffe, random_init
 from a2s_repro.checkpoint import save_weights
-from a2s_repro.comparison import Comparison, Report
-from a2s_repro.conversion import from_caffe, random_init
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
 from a2s_repro.models import Widths
 from a2s_repro.recipes import Recipe
-from a2s_repro.record import record
-from a2s_repro.recordings import read_recording
-from a2s_repro.replay import replay
-from a2s_repro.units import Decision, first_flip, recorded_decisions
+from a2s_repro.replay.comparison import Comparison, Report
+from a2s_repro.replay.recorder import record
+from a2s_repro.replay.recordings import read_recording
+from a2s_repro.replay.repeating import replay
+from a2s_repro.replay.units import Decision, first_flip, recorded_decisions
 from tests.conftest import GOLDEN
 
 TOOL = Path(__file__).parents[1] / "tools" / "replay_caffe.py"

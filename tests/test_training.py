@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from a2s_repro.caffe.conversion import from_caffe, random_init
 from a2s_repro.checkpoint import load_weights, save_weights
-from a2s_repro.conversion import from_caffe, random_init
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError

@@ -5,7 +5,7 @@ from _run import run
 import argparse
 from pathlib import Path
 
-from a2s_repro.conversion import random_init
+from a2s_repro.caffe.conversion import random_init
 from a2s_repro.models import Widths
 from caffe_weights import write_caffemodel
 

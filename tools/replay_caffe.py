@@ -18,9 +18,9 @@ from a2s_repro.devices import usable_device
 from a2s_repro.errors import InputError
 from a2s_repro.initialisation import load_init
 from a2s_repro.recipes import find_recipe
-from a2s_repro.record import record
-from a2s_repro.recordings import read_recording
-from a2s_repro.replay import replay
+from a2s_repro.replay.recorder import record
+from a2s_repro.replay.recordings import read_recording
+from a2s_repro.replay.repeating import replay
 
 EXAMPLES = """examples:
   python tools/replay_caffe.py tests/golden/nets --case iv_att2_esupv

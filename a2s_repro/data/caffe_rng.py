@@ -1,7 +1,7 @@
 """The random numbers of Caffe's CPU build: 32-bit words of mt19937, and what the layers make of them.
 
 Caffe takes them from boost 1.74's distributions where nothing else is said; they are written here from their definition
-and held to recorded draws. `a2s_repro.caffe_streams` puts them in the order in which a training net draws.
+and held to recorded draws. `a2s_repro.caffe.streams` puts them in the order in which a training net draws.
 """
 
 import copy

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from a2s_repro.caffe.vgg16 import is_fully_connected, net_from_torchvision, subsampled
 from a2s_repro.checkpoint import Weights
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLabLargeFOV, Widths, build_model
-from a2s_repro.vgg16 import is_fully_connected, net_from_torchvision, subsampled
 from caffe_weights import SUFFIX_OF_SCALE, Layer, Net, branch_of, read_caffemodel, same_blobs
 
 LAYERS_OF_WIDTH = {

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from a2s_repro import ops
-from a2s_repro.caffe_streams import CaffeStreams
-from a2s_repro.comparison import GATES, Comparison, Report, compare, gates_of
+from a2s_repro.caffe.streams import CaffeStreams
 from a2s_repro.data.image_seg import transform
 from a2s_repro.losses import loss_inputs, seg_accuracy, shrink_labels, training_loss
 from a2s_repro.models import DeepLabLargeFOV, Prediction, build_model
 from a2s_repro.models.share_net import rescaled
 from a2s_repro.precision import float32_products
-from a2s_repro.recordings import Arrays, Recording, copy_name
+from a2s_repro.replay.comparison import GATES, Comparison, Report, compare, gates_of
+from a2s_repro.replay.recordings import Arrays, Recording, copy_name
+from a2s_repro.replay.units import Flip, first_flip, recorded_decisions
 from a2s_repro.solver import CaffeSGD, parameter_groups
-from a2s_repro.units import Flip, first_flip, recorded_decisions
 from caffe_weights import SUFFIX_OF_SCALE
 
 TEST_ROW = 5

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from a2s_repro.caffe_state import caffe_histories
+from a2s_repro.caffe.conversion import to_caffe
+from a2s_repro.caffe.deploy import deploy_prototxt
+from a2s_repro.caffe.state import caffe_histories
 from a2s_repro.checkpoint import Weights, load_weights
-from a2s_repro.conversion import to_caffe
-from a2s_repro.deploy import deploy_prototxt
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 from a2s_repro.models import build_model

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2s_repro.conversion import FUSION, from_caffe
+from a2s_repro.caffe.conversion import FUSION, from_caffe
 from a2s_repro.data.image_seg import Draw, SegmentationDataset, subtract_mean
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError

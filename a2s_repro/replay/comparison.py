@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from a2s_repro.units import Flip
+from a2s_repro.replay.units import Flip
 
 GATES = {
     "stream": 0.0,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from a2s_repro.conversion import from_caffe, module_of
+from a2s_repro.caffe.conversion import from_caffe, module_of
 from a2s_repro.errors import InputError
 from a2s_repro.initialisation import load_layers
 from a2s_repro.models import DeepLabLargeFOV

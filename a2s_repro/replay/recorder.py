@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from a2s_repro.caffe.conversion import to_caffe
 from a2s_repro.checkpoint import Weights
-from a2s_repro.conversion import to_caffe
 from a2s_repro.data.image_seg import MEAN_BGR, RandomStream, subtract_mean
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import Item
@@ -16,8 +16,8 @@ from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 from a2s_repro.models import DeepLabLargeFOV
 from a2s_repro.recipes import Recipe
-from a2s_repro.recordings import MERGE, Arrays, RecordedRun, Recording
-from a2s_repro.replay import Training, first_blobs
+from a2s_repro.replay.recordings import MERGE, Arrays, RecordedRun, Recording
+from a2s_repro.replay.repeating import Training, first_blobs
 from caffe_weights import write_caffemodel
 
 RUN = "A"
