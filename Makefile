@@ -39,7 +39,7 @@ demo: setup
 	$(PY) tools/convert_caffe.py $(DEMO)/init.caffemodel $(DEMO)/init.pth
 	$(PY) tools/train_voc.py --init $(DEMO)/init.pth --out $(DEMO)/run --data-root $(DEMO)/data \
 	  --train-list $(DEMO_LIST)/train.txt --classes $(DEMO)/data/classes.txt \
-	  --scales 1 0.5 --width 0.125 --crop 129 --batch-size 8 --iter-size 1 --lr-policy poly --base-lr 4e-3 --max-iter 1500
+	  --scales 1 0.5 --width 0.125 --crop 129 --batch-size 8 --iter-size 1 --lr-policy poly --base-lr 4e-3 --max-iter 2300
 	$(PY) tools/evaluate.py --model $(DEMO)/run/final.pth --data-root $(DEMO)/data --list $(DEMO_LIST)/val.txt \
 	  --crop 257 --out $(DEMO) --json $(DEMO)/val.json
 	$(PY) tools/show_attention.py --model $(DEMO)/run/final.pth --data-root $(DEMO)/data --list $(DEMO_LIST)/val.txt \

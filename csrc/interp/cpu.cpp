@@ -22,17 +22,13 @@ void interp_rows(const Tensor& x, const Tensor& y) {
 }
 
 Tensor interp_cpu(const Tensor& x, int64_t height, int64_t width) {
-  check_map("interp", "x", x);
-  check_size("interp", height, width);
-  Tensor y = empty_map(x, x.size(0), x.size(1), height, width);
+  Tensor y = empty_resized("interp", "x", x, height, width);
   interp_rows(x, y);
   return y;
 }
 
 Tensor interp_backward_cpu(const Tensor& grad, int64_t height, int64_t width) {
-  check_map("interp_backward", "grad", grad);
-  check_size("interp_backward", height, width);
-  Tensor grad_x = empty_map(grad, grad.size(0), grad.size(1), height, width);
+  Tensor grad_x = empty_resized("interp_backward", "grad", grad, height, width);
   dispatch("interp_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
     const Map<T> grad_in = map_of<T>(grad_x);

@@ -37,6 +37,13 @@ struct InterpBackward {
   }
 };
 
+// The uninitialised result of interp, or of its adjoint (`x` is then the gradient), once the arguments are checked.
+inline Tensor empty_resized(const char* op, const char* argument, const Tensor& x, int64_t height, int64_t width) {
+  check_map(op, argument, x);
+  check_size(op, height, width);
+  return empty_map(x, x.size(0), x.size(1), height, width);
+}
+
 template <class Launch>
 void interp_into(const Tensor& x, const Tensor& y) {
   dispatch("interp", x, [&](auto type) {
@@ -48,18 +55,14 @@ void interp_into(const Tensor& x, const Tensor& y) {
 
 template <class Launch>
 Tensor interp(const Tensor& x, int64_t height, int64_t width) {
-  check_map("interp", "x", x);
-  check_size("interp", height, width);
-  Tensor y = empty_map(x, x.size(0), x.size(1), height, width);
+  Tensor y = empty_resized("interp", "x", x, height, width);
   interp_into<Launch>(x, y);
   return y;
 }
 
 template <class Launch>
 Tensor interp_backward(const Tensor& grad, int64_t height, int64_t width) {
-  check_map("interp_backward", "grad", grad);
-  check_size("interp_backward", height, width);
-  Tensor grad_x = empty_map(grad, grad.size(0), grad.size(1), height, width);
+  Tensor grad_x = empty_resized("interp_backward", "grad", grad, height, width);
   dispatch("interp_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
     const InterpBackward<T> kernel{map_of<const T>(grad), map_of<T>(grad_x),

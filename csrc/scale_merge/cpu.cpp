@@ -65,10 +65,8 @@ void add_products(int64_t width, int64_t lanes, const Acc* a, const Acc* b, Acc*
 
 std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, const Tensor& logits, int64_t height,
                                            int64_t width) {
-  check_merge("scale_merge", scores, height, width);
-  check_logits("scale_merge", scores, logits);
-  Tensor merged = empty_map(scores[0], scores[0].size(0), scores[0].size(1), height, width);
-  Tensor weights = empty_map(logits, logits.size(0), logits.size(1), height, width);
+  Tensor merged = empty_merged("scale_merge", scores, height, width);
+  Tensor weights = empty_weights("scale_merge", scores, logits, height, width);
   dispatch_merge("scale_merge", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     using Acc = acc_t<T>;
@@ -184,8 +182,7 @@ std::tuple<std::vector<Tensor>, Tensor> scale_merge_backward_cpu(const Tensor& g
 }
 
 Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width, double factor) {
-  check_merge("scale_average", scores, height, width);
-  Tensor merged = empty_map(scores[0], scores[0].size(0), scores[0].size(1), height, width);
+  Tensor merged = empty_merged("scale_average", scores, height, width);
   dispatch_merge("scale_average", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     using Acc = acc_t<T>;
@@ -214,10 +211,8 @@ Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int6
 }
 
 std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width) {
-  check_merge("scale_max", scores, height, width);
-  const int64_t n = scores[0].size(0), c = scores[0].size(1);
-  Tensor merged = empty_map(scores[0], n, c, height, width);
-  Tensor winner = empty_map(scores[0], n, c, height, width, ScalarType::Byte);
+  Tensor merged = empty_merged("scale_max", scores, height, width);
+  Tensor winner = empty_winner(merged);
   dispatch_merge("scale_max", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     using Acc = acc_t<T>;

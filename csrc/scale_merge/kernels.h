@@ -254,10 +254,8 @@ Tensor scale_softmax_backward(const Tensor& grad, const Tensor& weights) {
 template <class Launch>
 std::tuple<Tensor, Tensor> scale_merge(const std::vector<Tensor>& scores, const Tensor& logits, int64_t height,
                                        int64_t width) {
-  check_merge("scale_merge", scores, height, width);
-  check_logits("scale_merge", scores, logits);
-  Tensor merged = empty_map(scores[0], scores[0].size(0), scores[0].size(1), height, width);
-  Tensor weights = empty_map(logits, logits.size(0), logits.size(1), height, width);
+  Tensor merged = empty_merged("scale_merge", scores, height, width);
+  Tensor weights = empty_weights("scale_merge", scores, logits, height, width);
   dispatch_merge("scale_merge", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
@@ -311,8 +309,7 @@ std::tuple<std::vector<Tensor>, Tensor> scale_merge_backward(const Tensor& grad,
 
 template <class Launch>
 Tensor scale_average(const std::vector<Tensor>& scores, int64_t height, int64_t width, double factor) {
-  check_merge("scale_average", scores, height, width);
-  Tensor merged = empty_map(scores[0], scores[0].size(0), scores[0].size(1), height, width);
+  Tensor merged = empty_merged("scale_average", scores, height, width);
   dispatch_merge("scale_average", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
@@ -325,10 +322,8 @@ Tensor scale_average(const std::vector<Tensor>& scores, int64_t height, int64_t 
 
 template <class Launch>
 std::tuple<Tensor, Tensor> scale_max(const std::vector<Tensor>& scores, int64_t height, int64_t width) {
-  check_merge("scale_max", scores, height, width);
-  const int64_t n = scores[0].size(0), c = scores[0].size(1);
-  Tensor merged = empty_map(scores[0], n, c, height, width);
-  Tensor winner = empty_map(scores[0], n, c, height, width, ScalarType::Byte);
+  Tensor merged = empty_merged("scale_max", scores, height, width);
+  Tensor winner = empty_winner(merged);
   dispatch_merge("scale_max", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;

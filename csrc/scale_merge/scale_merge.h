@@ -97,7 +97,7 @@ A2S_HD bool takes_over(int s, Acc value, Acc running) {
   return s == 1 ? !(running > value) : value > running;
 }
 
-// The tensors of one merge, checked.
+// The scores of one merge and the size of its result.
 inline void check_merge(const char* op, const std::vector<Tensor>& scores, int64_t height, int64_t width) {
   check_scores(op, scores);
   check_size(op, height, width);
@@ -141,6 +141,22 @@ inline void check_softmax_backward(const char* op, const Tensor& grad, const Ten
   check_map(op, "weights", weights);
   check_shape(op, "grad", grad, weights.size(0), weights.size(1), weights.size(2), weights.size(3));
   check_matches(op, "grad", grad, weights);
+}
+
+// The uninitialised results of a merge, once its arguments are checked.
+inline Tensor empty_merged(const char* op, const std::vector<Tensor>& scores, int64_t height, int64_t width) {
+  check_merge(op, scores, height, width);
+  return empty_map(scores[0], scores[0].size(0), scores[0].size(1), height, width);
+}
+
+inline Tensor empty_winner(const Tensor& merged) {
+  return empty_map(merged, merged.size(0), merged.size(1), merged.size(2), merged.size(3), ScalarType::Byte);
+}
+
+inline Tensor empty_weights(const char* op, const std::vector<Tensor>& scores, const Tensor& logits, int64_t height,
+                            int64_t width) {
+  check_logits(op, scores, logits);
+  return empty_map(logits, logits.size(0), logits.size(1), height, width);
 }
 
 // The gradient of `weights` on the merged grid, in the accumulation type, on its way to the logits' grid.
