@@ -23,17 +23,34 @@ struct InterpForward {
 };
 
 // A thread owns element (n, c, i, j) of the input's gradient and gathers from the outputs that read it.
-template <class T>
-struct InterpBackward {
-  Map<const T> grad;
+// value(n, c, y, x) is what output (y, x) passes back.
+template <class T, class Value>
+struct Gather {
+  Value value;
   Map<T> grad_in;
   Resize resize;
 
   A2S_HD void operator()(int64_t i) const {
-    using Acc = acc_t<T>;
     const Element e = element_at(i, grad_in.c, grad_in.h, grad_in.w, grad_in.channels_last);
-    grad_in.at(e.n, e.c, e.y, e.x) = static_cast<T>(gather<Acc>(
-        resize, e.y, e.x, [&](int64_t y, int64_t x) { return static_cast<Acc>(grad.at(e.n, e.c, y, x)); }));
+    grad_in.at(e.n, e.c, e.y, e.x) = static_cast<T>(gather<acc_t<T>>(
+        resize, e.y, e.x, [&](int64_t y, int64_t x) { return value(e.n, e.c, y, x); }));
+  }
+};
+
+// Fills grad_in, the gradient of a map that was resized to (height, width).
+template <class Launch, class T, class Value>
+void launch_gather(const Tensor& grad_in, int64_t height, int64_t width, const Value& value) {
+  const Map<T> out = map_of<T>(grad_in);
+  Launch::run(grad_in, out.numel(), Gather<T, Value>{value, out, Resize(out.h, out.w, height, width)});
+}
+
+// Interp itself passes the gradient back as it is.
+template <class T>
+struct PlainGrad {
+  Map<const T> grad;
+
+  A2S_HD acc_t<T> operator()(int64_t n, int64_t c, int64_t y, int64_t x) const {
+    return static_cast<acc_t<T>>(grad.at(n, c, y, x));
   }
 };
 
@@ -65,9 +82,7 @@ Tensor interp_backward(const Tensor& grad, int64_t height, int64_t width) {
   Tensor grad_x = empty_resized("interp_backward", "grad", grad, height, width);
   dispatch("interp_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    const InterpBackward<T> kernel{map_of<const T>(grad), map_of<T>(grad_x),
-                                   Resize(height, width, grad.size(2), grad.size(3))};
-    Launch::run(grad, kernel.grad_in.numel(), kernel);
+    launch_gather<Launch, T>(grad_x, grad.size(2), grad.size(3), PlainGrad<T>{map_of<const T>(grad)});
   });
   return grad_x;
 }

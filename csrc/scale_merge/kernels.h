@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../interp/kernels.h"
 #include "../support/launch.h"
 #include "scale_merge.h"
 
@@ -146,38 +147,26 @@ struct LogitGrad {
   }
 };
 
-// A thread owns element (n, c, i, j) of the gradient of scores[s] and gathers weights[s] * grad.
+// What an output passes back to scores[s] under attention: weights[s] * grad.
 template <class T>
-struct AttentionScoreGrad {
+struct WeightedGrad {
   Map<const T> grad, weights;
   int s;
-  Resize resize;
-  Map<T> grad_score;
 
-  A2S_HD void operator()(int64_t i) const {
-    using Acc = acc_t<T>;
-    const Element e = element_at(i, grad_score.c, grad_score.h, grad_score.w, grad_score.channels_last);
-    grad_score.at(e.n, e.c, e.y, e.x) = static_cast<T>(gather<Acc>(resize, e.y, e.x, [&](int64_t y, int64_t x) {
-      return static_cast<Acc>(weights.at(e.n, s, y, x)) * static_cast<Acc>(grad.at(e.n, e.c, y, x));
-    }));
+  A2S_HD acc_t<T> operator()(int64_t n, int64_t c, int64_t y, int64_t x) const {
+    return static_cast<acc_t<T>>(weights.at(n, s, y, x)) * static_cast<acc_t<T>>(grad.at(n, c, y, x));
   }
 };
 
-// The same for max merging: grad where s won.
+// The same under max merging: grad where s won.
 template <class T>
-struct MaxScoreGrad {
+struct WonGrad {
   Map<const T> grad;
   Map<const uint8_t> winner;
   int s;
-  Resize resize;
-  Map<T> grad_score;
 
-  A2S_HD void operator()(int64_t i) const {
-    using Acc = acc_t<T>;
-    const Element e = element_at(i, grad_score.c, grad_score.h, grad_score.w, grad_score.channels_last);
-    grad_score.at(e.n, e.c, e.y, e.x) = static_cast<T>(gather<Acc>(resize, e.y, e.x, [&](int64_t y, int64_t x) {
-      return winner.at(e.n, e.c, y, x) == s ? static_cast<Acc>(grad.at(e.n, e.c, y, x)) : Acc(0);
-    }));
+  A2S_HD acc_t<T> operator()(int64_t n, int64_t c, int64_t y, int64_t x) const {
+    return winner.at(n, c, y, x) == s ? static_cast<acc_t<T>>(grad.at(n, c, y, x)) : acc_t<T>(0);
   }
 };
 
@@ -299,9 +288,7 @@ std::tuple<std::vector<Tensor>, Tensor> scale_merge_backward(const Tensor& grad,
                                   map_of<T>(grad_logits)});
     }
     for (int s = 0; s < S; ++s) {
-      const Map<T> out = map_of<T>(grad_scores[s]);
-      Launch::run(grad, out.numel(),
-                  AttentionScoreGrad<T>{grad_map, weight_map, s, Resize(out.h, out.w, height, width), out});
+      launch_gather<Launch, T>(grad_scores[s], height, width, WeightedGrad<T>{grad_map, weight_map, s});
     }
   });
   return {grad_scores, grad_logits};
@@ -341,10 +328,9 @@ std::vector<Tensor> scale_max_backward(const Tensor& grad, const Tensor& winner,
   dispatch("scale_max_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
     for (size_t s = 0; s < scores.size(); ++s) {
-      const Map<T> out = map_of<T>(grad_scores[s]);
-      Launch::run(grad, out.numel(),
-                  MaxScoreGrad<T>{map_of<const T>(grad), map_of<const uint8_t>(winner), static_cast<int>(s),
-                                  Resize(out.h, out.w, grad.size(2), grad.size(3)), out});
+      launch_gather<Launch, T>(
+          grad_scores[s], grad.size(2), grad.size(3),
+          WonGrad<T>{map_of<const T>(grad), map_of<const uint8_t>(winner), static_cast<int>(s)});
     }
   });
   return grad_scores;
