@@ -72,9 +72,10 @@ def use_backend(name: str) -> Iterator[None]:
         _backend = before
 
 
-def operators(tensor: Tensor) -> Any | None:
-    """The torch.ops namespace that serves `tensor`'s device under the current backend; None: use the reference."""
-    if _backend == "reference" or tensor.device.type not in _devices:
+def operators(tensor: Tensor, scales: int = 1) -> Any | None:
+    """The torch.ops namespace that serves a merge of so many `scales` on `tensor`'s device under the current backend;
+    None: use the reference."""
+    if _backend == "reference" or tensor.device.type not in _devices or scales > MAX_SCALES:
         return None
     return torch.ops.a2s_emulated if _backend == "emulated" else torch.ops.a2s
 

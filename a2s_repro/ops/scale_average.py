@@ -23,8 +23,8 @@ def scale_average(scores: Sequence[Tensor], size: Sequence[int], factor: float |
     check_maps("scale_average", "scores", scores, same_channels=True)
     height, width = check_size("scale_average", size)
     factor = 1 / len(scores) if factor is None else factor
-    ops = _native.operators(scores[0])
-    if ops is None or len(scores) > _native.MAX_SCALES:
+    ops = _native.operators(scores[0], len(scores))
+    if ops is None:
         return scale_average_reference(scores, (height, width), factor)
     return ops.scale_average(list(scores), height, width, factor)
 

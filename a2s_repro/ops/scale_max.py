@@ -23,8 +23,8 @@ def scale_max(scores: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """
     check_maps("scale_max", "scores", scores, same_channels=True)
     height, width = check_size("scale_max", size)
-    ops = _native.operators(scores[0])
-    if ops is None or len(scores) > _native.MAX_SCALES:
+    ops = _native.operators(scores[0], len(scores))
+    if ops is None:
         return scale_max_reference(scores, (height, width))
     merged, _winner = ops.scale_max(list(scores), height, width)
     return merged

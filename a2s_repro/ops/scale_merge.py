@@ -38,8 +38,8 @@ def scale_merge(
     if logits.size(1) != len(scores):
         raise ValueError(f"scale_merge: logits has {logits.size(1)} channels for {len(scores)} score maps; give equal.")
     height, width = logits.shape[2:] if size is None else check_size("scale_merge", size)
-    ops = _native.operators(logits)
-    if ops is None or len(scores) > _native.MAX_SCALES:
+    ops = _native.operators(logits, len(scores))
+    if ops is None:
         return scale_merge_reference(scores, logits, (height, width))
     return ops.scale_merge(list(scores), logits, height, width)
 
