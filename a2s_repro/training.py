@@ -26,6 +26,7 @@ from a2s_repro.evaluation import Result, class_names, evaluate
 from a2s_repro.initialisation import load_init
 from a2s_repro.losses import training_loss
 from a2s_repro.models import ShareNet
+from a2s_repro.precision import float32_products
 from a2s_repro.recipes import Recipe
 from a2s_repro.run_log import RunLog, write_config
 from a2s_repro.snapshots import (
@@ -116,7 +117,7 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(run).items()}
     described = {"recipe": recipe.config(), "model": trainer.model.config(), "classes": classes}
     write_config(run.out, {**described, "run": settings, "origin": origin})
-    with _products_in(run.precision):
+    with float32_products("ieee" if run.precision == "caffe" else "tf32"):
         if _interrupted(trainer, run):
             return Outcome(trainer.iteration, True, snapshot_path(run.out, trainer.iteration), None, classes)
         meta = {
@@ -320,20 +321,6 @@ def _snapshot_to_resume(run: Run) -> Path | None:
     if starts and (newest or (run.out / "log.jsonl").exists()):
         raise InputError(f"{run.out} already holds a run: go on with it by --resume auto, or give another --out.")
     return given or newest
-
-
-@contextmanager
-def _products_in(precision: str) -> Iterator[None]:
-    """Float32 matrix products and convolutions on a GPU exactly, or in TensorFloat-32."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee" if precision == "caffe" else "tf32"
-    try:
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
 
 
 @contextmanager

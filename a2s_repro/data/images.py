@@ -95,7 +95,7 @@ def _open_header(encoded: bytes, path: str | os.PathLike) -> Image.Image:
             image = Image.open(io.BytesIO(encoded))
     except Image.DecompressionBombError:
         raise InputError(f"{path} is larger than {MAX_PIXELS} pixels: scale it down.") from None
-    except Exception:
+    except Exception:  # as in _load
         raise InputError(f"{path} is not an image, or its header is damaged: replace the file.") from None
     if image.width * image.height > MAX_PIXELS:
         raise InputError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS} pixels: scale it down.")
