@@ -1,5 +1,6 @@
 """Scores a trained net on a list of images by the PASCAL VOC protocol, and writes its segmentations."""
 
+from _options import add_segmenting_options
 from _run import run
 
 import argparse
@@ -19,16 +20,10 @@ def main() -> None:
         "      --list data/VOC2012/list/val.txt --json runs/x/val.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="weights file of a complete net")
-    parser.add_argument("--data-root", required=True, help="folder that holds JPEGImages")
-    parser.add_argument("--list", required=True, help="list file, two columns or one id a line")
-    parser.add_argument("--label-dir", help="label folder of an id list (default: SegmentationClassAug if present)")
+    add_segmenting_options(parser)
     parser.add_argument("--no-labels", action="store_true", help="only segment, as for VOC's test set; needs --out")
-    parser.add_argument("--classes", help="file of class names, one a line (default: those in the model file)")
-    parser.add_argument("--crop", type=int, default=513, help="least side that images are padded to (default 513)")
     parser.add_argument("--out", help="write palette PNGs to OUT/results/VOC2012/Segmentation/comp6_<list>_cls")
     parser.add_argument("--json", help="write the scores, as fractions, to this file")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
     arguments = parser.parse_args()
     if arguments.no_labels and not arguments.out:
         parser.error("--no-labels needs --out, for there is nothing to score")

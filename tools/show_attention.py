@@ -1,5 +1,6 @@
 """Draws what a net attends to, as Figure 5 of the paper: image, ground truth, prediction, one weight map per scale."""
 
+from _options import add_segmenting_options
 from _run import run
 
 import argparse
@@ -18,16 +19,10 @@ def main() -> None:
         "      --list data/VOC2012/list/val.txt --ids 2007_000033 2007_000042 --out attention.png",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="weights file of a complete net")
-    parser.add_argument("--data-root", required=True, help="folder that holds JPEGImages")
-    parser.add_argument("--list", required=True, help="list file, two columns or one id a line")
-    parser.add_argument("--label-dir", help="label folder of an id list (default: SegmentationClassAug if present)")
+    add_segmenting_options(parser)
     parser.add_argument("--ids", nargs="+", metavar="ID", help="images of the list to show (default: the first COUNT)")
     parser.add_argument("--count", type=int, default=4, help="images to show without --ids (default %(default)s)")
-    parser.add_argument("--classes", help="file of class names, one a line (default: those in the model file)")
-    parser.add_argument("--crop", type=int, default=513, help="least side that images are padded to (default 513)")
     parser.add_argument("--out", required=True, help="PNG to write")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
     arguments = parser.parse_args()
     if arguments.count < 1:
         parser.error("--count must be at least 1")

@@ -1,0 +1,14 @@
+"""Options that several command lines have in common."""
+
+import argparse
+
+
+def add_segmenting_options(parser: argparse.ArgumentParser) -> None:
+    """What is segmented, by which net, and where."""
+    parser.add_argument("--model", required=True, help="weights file of a complete net")
+    parser.add_argument("--data-root", required=True, help="folder that holds JPEGImages")
+    parser.add_argument("--list", required=True, help="list file, two columns or one id a line")
+    parser.add_argument("--label-dir", help="label folder of an id list (default: SegmentationClassAug if present)")
+    parser.add_argument("--classes", help="file of class names, one a line (default: those in the model file)")
+    parser.add_argument("--crop", type=int, default=513, help="least side that images are padded to (default 513)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
