@@ -28,6 +28,8 @@ class Draw(NamedTuple):
     mirror: int
     h_off: int
     w_off: int
+    scale: int | None = None
+    """Of a stream that has words for scale augmentation, which Caffe's has not."""
 
 
 class Sample(NamedTuple):
@@ -46,6 +48,18 @@ class Sample(NamedTuple):
 def subtract_mean(image: np.ndarray, mean: np.ndarray = MEAN_BGR) -> np.ndarray:
     """(H, W, 3) uint8 -> (3, H, W) float32, subtracted in float32 as Caffe does."""
     return np.ascontiguousarray((image.astype(np.float32) - mean).transpose(2, 0, 1))
+
+
+def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes an image (H, W, 3), bilinearly, and its labels (H, W), to the nearest, both uint8.
+
+    As in DeepLab v2's TransformImgAndSeg, sides of H * factor and W * factor are truncated to whole pixels, at least 1.
+    """
+    height, width = (max(int(side * factor), 1) for side in label.shape)
+    return (
+        cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR),
+        cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST),
+    )
 
 
 def transform(
@@ -105,8 +119,8 @@ class RandomStream:
 
     def _draw(self, position: int) -> Draw:
         epoch, place = divmod(position, self.num_items)
-        mirror, h_off, w_off = np.random.default_rng((self.seed, 1, position)).integers(2**32, size=3).tolist()
-        return Draw(int(self._permutation(epoch)[place]), mirror if self.mirror else 0, h_off, w_off)
+        mirror, *words = np.random.default_rng((self.seed, 1, position)).integers(2**32, size=4).tolist()
+        return Draw(int(self._permutation(epoch)[place]), mirror if self.mirror else 0, *words)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self.shuffle and epoch != self._epoch:
@@ -115,19 +129,43 @@ class RandomStream:
 
 
 class SegmentationDataset(Dataset):
-    """Reads and transforms: `dataset[draw]` is the Sample of a draw. Raises InputError for a bad file, naming it."""
+    """Reads and transforms: `dataset[draw]` is the Sample of a draw. Raises InputError for a bad file, naming it.
 
-    def __init__(self, items: list[Item], num_classes: int, crop: int, mean: np.ndarray = MEAN_BGR):
+    With a `scale_range` (low, high) each sample is rescaled before padding and cropping, by a factor uniform in it; the
+    stream must have words for that.
+    """
+
+    def __init__(
+        self,
+        items: list[Item],
+        num_classes: int,
+        crop: int,
+        mean: np.ndarray = MEAN_BGR,
+        scale_range: tuple[float, float] | None = None,
+    ):
+        if scale_range and not 0 < scale_range[0] <= scale_range[1]:
+            raise InputError(
+                f"scale_range {scale_range} is not possible: give two factors above 0, the lower one first."
+            )
         self.items, self.num_classes, self.crop, self.mean = items, num_classes, crop, mean
+        self.scale_range = scale_range
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, draw: Draw) -> Sample:
         image, label = read_pair(self.items[draw.index], self.num_classes)
+        if self.scale_range:
+            image, label = rescale(image, label, self._factor(draw))
         pixels, labels = transform(image, label, self.crop, self.mean, draw)
         data_dim = np.minimum(image.shape[:2], self.crop)
         return Sample(torch.from_numpy(pixels), torch.from_numpy(labels), draw.index, torch.from_numpy(data_dim))
+
+    def _factor(self, draw: Draw) -> float:
+        if draw.scale is None:
+            raise InputError("Caffe's streams have no scale augmentation: leave out one of the two.")
+        low, high = self.scale_range
+        return low + (high - low) * draw.scale / 2**32
 
 
 def loader(

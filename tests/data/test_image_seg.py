@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from a2s_repro.data.image_seg import MEAN_BGR, Draw, RandomStream, SegmentationDataset, loader, transform
+from a2s_repro.data.image_seg import MEAN_BGR, Draw, RandomStream, SegmentationDataset, loader, rescale, transform
 from a2s_repro.data.images import read_image, read_pair
 from a2s_repro.data.lists import Item, read_list
 from a2s_repro.errors import InputError
@@ -112,6 +112,60 @@ def test_stream_words_fill_32_bits_and_mirror_half_of_the_samples():
     assert abs((words[:, 0] % 2).mean() - 0.5) < 0.03  # 4 standard deviations
     assert all(draw.mirror == 0 for draw in RandomStream(10, 50, seed=0, mirror=False).batch(0))
     assert [draw.index for draw in RandomStream(4, 6, seed=0, shuffle=False).batch(1)] == [2, 3, 0, 1, 2, 3]
+
+
+def test_a_stream_with_words_for_scales_has_the_others_as_before():
+    """Snapshots of runs from before there was a fourth word must go on with the same samples."""
+    draws = [RandomStream(7, 1, seed=5).batch(k)[0] for k in (0, 9)]
+    assert [draw[1:4] for draw in draws] == [(568244433, 3325181635, 3342468483), (3478782642, 1255461823, 1674704598)]
+    assert len({draw.scale for draw in draws}) == 2
+
+
+def test_rescaling_truncates_sides_and_takes_the_nearest_label():
+    image = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    label = np.arange(35, dtype=np.uint8).reshape(5, 7)
+    small, small_label = rescale(image, label, 0.6)  # 3.0 x 4.2
+    assert small.shape == (3, 4, 3)
+    assert (small_label == label[np.ix_([0, 1, 3], [0, 1, 3, 5])]).all()
+    double, double_label = rescale(image, label, 2)
+    assert (double_label == label.repeat(2, 0).repeat(2, 1)).all()
+    assert double[0, 1:3, 0].tolist() == [1, 2]  # a quarter and three quarters of the way from 0 to 3
+    assert rescale(image, label, 0.01)[1].shape == (1, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_scale_augmentation_rescales_each_sample_before_the_crop(items, workers):
+    dataset = SegmentationDataset(items, num_classes=5, crop=CROP, scale_range=(0.6, 1.4))
+    stream = RandomStream(len(items), 3, seed=2)
+    for k, batch in enumerate(loader(dataset, stream, 0, 4, workers)):
+        for draw, pixels, labels, data_dim in zip(
+            stream.batch(k), batch.image, batch.label, batch.data_dim, strict=True
+        ):
+            image, label = read_pair(items[draw.index], num_classes=5)
+            factor = 0.6 + 0.8 * draw.scale / 2**32
+            size = int(image.shape[1] * factor), int(image.shape[0] * factor)
+            resized = cv2.resize(image, size), cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+            expected = transform(*resized, CROP, MEAN_BGR, draw)
+            assert (pixels.numpy() == expected[0]).all()
+            assert (labels.numpy() == expected[1]).all()
+            assert data_dim.tolist() == [min(CROP, size[1]), min(CROP, size[0])]
+
+
+def test_factors_fill_the_range():
+    dataset = SegmentationDataset([], num_classes=5, crop=CROP, scale_range=(0.6, 1.4))
+    factors = np.array([dataset._factor(draw) for draw in RandomStream(10, 4000, seed=0).batch(0)])
+    assert factors.min() >= 0.6 and factors.max() < 1.4
+    counts = np.histogram(factors, 8, (0.6, 1.4))[0]
+    assert abs(counts - 500).max() < 84  # 4 standard deviations
+
+
+def test_impossible_scale_ranges_and_streams_without_scales_are_refused(items):
+    for wrong in ((0, 1), (1.4, 0.6)):
+        with pytest.raises(InputError, match=r"scale_range \(.*\) is not possible"):
+            SegmentationDataset(items, 5, CROP, scale_range=wrong)
+    dataset = SegmentationDataset(items, 5, CROP, scale_range=(0.6, 1.4))
+    with pytest.raises(InputError, match="Caffe's streams have no scale augmentation"):
+        dataset[Draw(0, 0, 0, 0)]
 
 
 def test_loader_starts_anywhere_and_leaves_the_global_random_state_alone(items):
