@@ -107,7 +107,9 @@ def loss_inputs(prediction: Prediction, labels: Tensor, extra_supervision: bool)
     if extra_supervision:
         if len(prediction.scales) == 1:
             raise InputError("extra supervision takes two or more scales; a single scale has only the one loss.")
-        for scale, scores in zip(prediction.scales, prediction.scale_scores, strict=True):
+        scores_at = dict(zip(prediction.scales, prediction.scale_scores, strict=True))
+        for scale in prediction.loss_order:
+            scores = scores_at[scale]
             if scale == 0.75:
                 scores = ops.interp(scores, prediction.scores.shape[2:])
             inputs[SCALE_LOSS_NAMES[scale]] = scores, shrink_labels(labels, LABEL_SHRINK[scale])

@@ -79,7 +79,7 @@ def prediction(*scales: float) -> Prediction:
     """Zero score maps of an image of 65 pixels."""
     sides = {1: 9, 0.75: 7, 0.5: 5, 0.25: 3}
     maps = tuple(torch.zeros(1, 4, sides[scale], sides[scale]) for scale in scales)
-    return Prediction(maps[0], maps, None, scales)
+    return Prediction(maps[0], maps, None, scales, scales)
 
 
 def test_each_loss_meets_its_scores_and_labels():

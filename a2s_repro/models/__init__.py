@@ -1,15 +1,27 @@
 """The nets of the papers. State dict keys are the names of the authors' Caffe layers."""
 
 from a2s_repro.errors import InputError
-from a2s_repro.models.deeplab import DeepLabLargeFOV, ParameterRule, Prediction, Widths
-from a2s_repro.models.share_net import ShareNet
+from a2s_repro.models.deeplab import DeepLab, DeepLabLargeFOV, ParameterRule, Prediction, Widths
+from a2s_repro.models.msc import DeepLabMSc
+from a2s_repro.models.share_net import AttentionHead, ShareNet
 
-__all__ = ["DeepLabLargeFOV", "ParameterRule", "Prediction", "ShareNet", "Widths", "build_model"]
+__all__ = [
+    "AttentionHead",
+    "DeepLab",
+    "DeepLabLargeFOV",
+    "DeepLabMSc",
+    "ParameterRule",
+    "Prediction",
+    "ShareNet",
+    "Widths",
+    "build_model",
+]
 
-_NETS = {net.__name__: net for net in (DeepLabLargeFOV, ShareNet)}
+_NETS = {net.__name__: net for net in (DeepLabLargeFOV, DeepLabMSc, ShareNet)}
+_PARTS = {"widths": Widths, "head": AttentionHead}
 
 
-def build_model(config: dict) -> DeepLabLargeFOV:
+def build_model(config: dict) -> DeepLab:
     """The net that `config`, as `net.config()` gives it, describes; its weights are the fillers'.
 
     Raises:
@@ -20,7 +32,8 @@ def build_model(config: dict) -> DeepLabLargeFOV:
         raise InputError(f"the model description names the net {name!r}; known are {', '.join(_NETS)}.")
     arguments = {field: value for field, value in config.items() if field != "net"}
     try:
-        return _NETS[name](**arguments | {"widths": Widths(**arguments.get("widths", {}))})
+        parts = {field: make(**arguments[field]) for field, make in _PARTS.items() if field in arguments}
+        return _NETS[name](**arguments | parts)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # torch refuses sizes with a RuntimeError

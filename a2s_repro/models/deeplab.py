@@ -1,17 +1,21 @@
-"""DeepLab-LargeFOV: the VGG-16 net that every system of the first paper is made of.
+"""DeepLab on VGG-16: the layers that every system of the first paper is made of, and DeepLab-LargeFOV itself.
 
 Modules carry the names of the authors' Caffe layers, so the state dict's keys are those names plus `.weight`/`.bias`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from a2s_repro import ops
 from a2s_repro.errors import InputError
 from a2s_repro.models.dropout import Dropout
+from a2s_repro.models.side_branches import FILLER_STD, SIDE_LAYERS, TRAINING_STRIDE, side_branch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Widths:
     fc6: int = 1024
     fc7: int = 1024
     att_conv1: int = 512
+    ms: int = 128
+    """Between the convolutions of a skip-net's side branches."""
 
     def scaled(self, factor: float) -> "Widths":
         """Every width times `factor`, rounded, at least 1."""
@@ -35,7 +41,11 @@ class Widths:
 
 
 class Prediction(NamedTuple):
-    """What a net says about a batch of N images; C classes, S scales, (h, w) the grid of scale 1."""
+    """What a net says about a batch of N images; C classes, S scales, (h, w) the grid of scale 1.
+
+    The grids are 1/8 of the image at each scale, as 8k + 1 pixels make k + 1 cells. A skip-net in evaluation mode
+    predicts every pixel: (h, w) is then the image, and every scale's map as large as the image at that scale.
+    """
 
     scores: Tensor
     """(N, C, h, w) merged score map."""
@@ -45,6 +55,8 @@ class Prediction(NamedTuple):
     """(N, S, h, w) attention weights, which sum to 1 over S; None where the merge has none."""
     scales: tuple[float, ...]
     """The S scales, in descending order."""
+    loss_order: tuple[float, ...]
+    """The S scales in the order in which the authors' file has their losses."""
 
 
 class ParameterRule(NamedTuple):
@@ -56,57 +68,64 @@ class ParameterRule(NamedTuple):
     """How many branches share the parameter."""
 
 
-class DeepLabLargeFOV(nn.Module):
-    """DeepLab-LargeFOV on VGG-16: 3x3 convolutions, output stride 8, field of view widened by holes.
+class Branch(NamedTuple):
+    """What the net makes of the image at one scale."""
 
-    pool4 and pool5 keep the resolution; conv5 has hole 2 and fc6, a 3x3 convolution, hole 12.
+    features: dict[str, Tensor]
+    """Maps on the 1/8 grid: fc6 and fc7, after their ReLU and dropout, and fc8."""
+    scores: Tensor
+    """(N, C, h, w) score map: fc8, or in a skip-net its sum with the side branches' maps."""
 
-    Args:
-        num_classes: C, background included.
-        pool5a: average pool 3x3 between pool5 and fc6. The published DeepLab v1 model has it; the share-nets and the
-            baseline they were compared with do not.
-        dropout: drop ratio after fc6 and fc7 (and, in a share-net, after att_conv1).
-        widths: channels; other than the defaults they make a thin copy of the net.
+
+class DeepLab(nn.Module):
+    """VGG-16 at output stride 8, its field of view widened by holes, with or without the side branches of DeepLab-MSc.
+
+    pool4 and pool5 keep the resolution; conv5 has hole 2 and fc6, a 3x3 convolution, hole 12. In a skip-net score maps
+    are also made of the image and of pool1 to pool4, and summed with fc8's: in training on the 1/8 grid, in evaluation
+    mode at the size of the image. It starts from a trained LargeFOV, which stays as it is: conv1_1 .. fc8 have rate 0.
 
     As in the authors' definition the trunk conv1_1 .. fc7 has no filler but zero: its weights must come from a file.
-    fc8 starts gaussian (standard deviation 0.01) with bias 0.
+    The other layers start gaussian with biases 0.
     """
 
     scales: tuple[float, ...] = (1,)
-    new_layers: ClassVar[Mapping[str, float]] = {"fc8": 0.01}
-    """Layers that start from a gaussian filler, of this standard deviation, and learn at ten times the rate."""
+    branch_order: tuple[float, ...] = (1,)
+    """The scales in the order in which their branches stand in the authors' file, run, and draw random numbers."""
     unshared_layers: tuple[str, ...] = ()
     """Layers that exist once, not once per scale."""
-    copies: "tuple[DeepLabLargeFOV, ...]" = ()
+    copies: "tuple[DeepLab, ...]" = ()
     """Copies of the net for the scales after the first; see `ShareNet.copy_per_branch`."""
     grid_step: int = 8
     """Image sides must be k times this plus 1 pixels: then the pixels under the cells of all score maps align."""
 
-    def __init__(
-        self, num_classes: int, *, pool5a: bool = False, dropout: float = 0.5, widths: Widths | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, *, skip_net: bool, pool5a: bool, dropout: float, widths: Widths | None):
         super().__init__()
         if num_classes < 1:
             raise InputError(f"num_classes is {num_classes}; a net needs at least one class.")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout is {dropout}; a drop ratio lies in [0, 1).")
         w = widths or Widths()
-        self.num_classes, self.dropout, self.widths = num_classes, dropout, w
+        self.num_classes, self.skip_net, self.dropout, self.widths = num_classes, skip_net, dropout, w
 
+        self._add_side_branch("data", 3)
         self.conv1_1 = nn.Conv2d(3, w.conv1, 3, padding=1)
         self.conv1_2 = nn.Conv2d(w.conv1, w.conv1, 3, padding=1)
         self.pool1 = max_pool(stride=2)
+        self._add_side_branch("pool1", w.conv1)
         self.conv2_1 = nn.Conv2d(w.conv1, w.conv2, 3, padding=1)
         self.conv2_2 = nn.Conv2d(w.conv2, w.conv2, 3, padding=1)
         self.pool2 = max_pool(stride=2)
+        self._add_side_branch("pool2", w.conv2)
         self.conv3_1 = nn.Conv2d(w.conv2, w.conv3, 3, padding=1)
         self.conv3_2 = nn.Conv2d(w.conv3, w.conv3, 3, padding=1)
         self.conv3_3 = nn.Conv2d(w.conv3, w.conv3, 3, padding=1)
         self.pool3 = max_pool(stride=2)
+        self._add_side_branch("pool3", w.conv3)
         self.conv4_1 = nn.Conv2d(w.conv3, w.conv4, 3, padding=1)
         self.conv4_2 = nn.Conv2d(w.conv4, w.conv4, 3, padding=1)
         self.conv4_3 = nn.Conv2d(w.conv4, w.conv4, 3, padding=1)
         self.pool4 = max_pool(stride=1)
+        self._add_side_branch("pool4", w.conv4)
         self.conv5_1 = nn.Conv2d(w.conv4, w.conv5, 3, padding=2, dilation=2)
         self.conv5_2 = nn.Conv2d(w.conv5, w.conv5, 3, padding=2, dilation=2)
         self.conv5_3 = nn.Conv2d(w.conv5, w.conv5, 3, padding=2, dilation=2)
@@ -118,21 +137,52 @@ class DeepLabLargeFOV(nn.Module):
         self.drop7 = Dropout(dropout)
         self.fc8 = nn.Conv2d(w.fc7, num_classes, 1)
 
+        self.new_layers: dict[str, float] = {}
+        """Layers with a gaussian filler, of this standard deviation, in the order of the file."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
-        nn.init.normal_(self.fc8.weight, std=self.new_layers["fc8"])
+        self._fill((FILLER_STD if skip_net else {}) | {"fc8": 0.01})
 
-    def features(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, fc7, H/8, W/8): fc7 after its ReLU and dropout."""
-        x = self.pool1(relu(self.conv1_2(relu(self.conv1_1(image)))))
-        x = self.pool2(relu(self.conv2_2(relu(self.conv2_1(x)))))
-        x = self.pool3(relu(self.conv3_3(relu(self.conv3_2(relu(self.conv3_1(x)))))))
-        x = self.pool4(relu(self.conv4_3(relu(self.conv4_2(relu(self.conv4_1(x)))))))
-        x = self.pool5(relu(self.conv5_3(relu(self.conv5_2(relu(self.conv5_1(x)))))))
-        if self.pool5a is not None:
-            x = self.pool5a(x)
-        x = self.drop6(relu(self.fc6(x)))
-        return self.drop7(relu(self.fc7(x)))
+    def _add_side_branch(self, source: str, channels: int) -> None:
+        if self.skip_net:
+            layers = side_branch(source, channels, self.widths.ms, self.num_classes, self.dropout)
+            for name, layer in layers.items():
+                self.add_module(name, layer)
+
+    def _fill(self, deviations: Mapping[str, float]) -> None:
+        """Fills layers, gaussian weights and zero biases, and notes them as new."""
+        self.new_layers |= deviations
+        for layer, std in deviations.items():
+            nn.init.normal_(self.get_submodule(layer).weight, std=std)
+            nn.init.zeros_(self.get_submodule(layer).bias)
+
+    def pools(self, image: Tensor) -> dict[str, Tensor]:
+        """What side branches leave from and fc6 follows: the image (N, 3, H, W) as `data`, and pool1 to pool5."""
+        pool1 = self.pool1(relu(self.conv1_2(relu(self.conv1_1(image)))))
+        pool2 = self.pool2(relu(self.conv2_2(relu(self.conv2_1(pool1)))))
+        pool3 = self.pool3(relu(self.conv3_3(relu(self.conv3_2(relu(self.conv3_1(pool2)))))))
+        pool4 = self.pool4(relu(self.conv4_3(relu(self.conv4_2(relu(self.conv4_1(pool3)))))))
+        pool5 = self.pool5(relu(self.conv5_3(relu(self.conv5_2(relu(self.conv5_1(pool4)))))))
+        return {"data": image, "pool1": pool1, "pool2": pool2, "pool3": pool3, "pool4": pool4, "pool5": pool5}
+
+    def side_scores(self, source: str, x: Tensor) -> Tensor:
+        """Score map of the side branch that leaves from `source`, of which `x` is the map."""
+        for layer in (f"{source}_conv", f"{source}_fc"):
+            x = getattr(self, f"drop_{layer}")(relu(getattr(self, layer)(x)))
+        return getattr(self, f"{source}_ms")(x)
+
+    def branch(self, image: Tensor) -> Branch:
+        """The net on a batch (N, 3, H, W) at one scale."""
+        pools = self.pools(image)
+        sides = [self.side_scores(source, pools[source]) for source in TRAINING_STRIDE] if self.skip_net else []
+        x = pools["pool5"] if self.pool5a is None else self.pool5a(pools["pool5"])
+        fc6 = self.drop6(relu(self.fc6(x)))
+        fc7 = self.drop7(relu(self.fc7(fc6)))
+        scores = fc8 = self.fc8(fc7)
+        if sides:
+            size = fc8.shape[2:] if self.training else image.shape[2:]
+            scores = functools.reduce(torch.add, (ops.interp(each, size) for each in (*sides, fc8)))
+        return Branch({"fc6": fc6, "fc7": fc7, "fc8": fc8}, scores)
 
     def forward(self, image: Tensor) -> Prediction:
         """Score map of a batch of BGR images less the mean pixel, (N, 3, H, W) with H and W of 8k + 1.
@@ -141,22 +191,29 @@ class DeepLabLargeFOV(nn.Module):
             InputError: the image has another shape or a size off the grid.
         """
         check_image(image, self.grid_step)
-        scores = self.fc8(self.features(image))
-        return Prediction(scores, (scores,), None, self.scales)
+        scores = self.branch(image).scores
+        return Prediction(scores, (scores,), None, self.scales, self.scales)
 
     def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> dict[str, ParameterRule]:
         """The rule of every parameter by its name.
 
-        Weights of new layers learn at ten times the rate; `lr_mult` gives layers other multipliers. Biases learn at
-        twice the rate of their weights and do not decay.
+        New layers learn at ten times the rate of the trunk; in a skip-net side branches learn at the rate, and the
+        trunk and fc8 not at all. `lr_mult` gives weights of layers other multipliers. Biases learn at twice the rate
+        of their weights and do not decay.
         """
         rules = {}
         for name, _ in self.named_parameters():
             layer, kind = name.split(".")
-            mult = (lr_mult or {}).get(layer, 10 if layer in self.new_layers else 1)
+            mult = (lr_mult or {}).get(layer, self._lr_mult(layer))
             branches = 1 if layer in self.unshared_layers else len(self.scales)
-            rules[name] = ParameterRule(mult, 1, branches) if kind == "weight" else ParameterRule(2 * mult, 0, branches)
+            decay_mult = 1 if kind == "weight" and mult else 0
+            rules[name] = ParameterRule(mult if kind == "weight" else 2 * mult, decay_mult, branches)
         return rules
+
+    def _lr_mult(self, layer: str) -> float:
+        if self.skip_net and layer not in self.unshared_layers:
+            return 1 if layer in SIDE_LAYERS else 0
+        return 10 if layer in self.new_layers else 1
 
     def config(self) -> dict:
         """Plain values from which `build_model` makes the same net again."""
@@ -167,6 +224,23 @@ class DeepLabLargeFOV(nn.Module):
             "dropout": self.dropout,
             "widths": dataclasses.asdict(self.widths),
         }
+
+
+class DeepLabLargeFOV(DeepLab):
+    """DeepLab-LargeFOV: the trunk at one scale, without side branches.
+
+    Args:
+        num_classes: C, background included.
+        pool5a: average pool 3x3 between pool5 and fc6. The published DeepLab v1 model and the authors' MSc nets of one
+            scale have it; the share-nets and the baseline they were compared with do not.
+        dropout: drop ratio after every layer that has a dropout: fc6, fc7, and those of side branches and attention.
+        widths: channels; other than the defaults they make a thin copy of the net.
+    """
+
+    def __init__(
+        self, num_classes: int, *, pool5a: bool = False, dropout: float = 0.5, widths: Widths | None = None
+    ) -> None:
+        super().__init__(num_classes, skip_net=False, pool5a=pool5a, dropout=dropout, widths=widths)
 
 
 def check_image(image: Tensor, grid_step: int) -> None:
