@@ -113,7 +113,7 @@ def test_groups_of_the_main_net():
 def test_a_layer_can_be_given_another_multiplier():
     groups = parameter_groups(ShareNet(5, widths=THIN), lr_mult={"fc8": 0})
     (frozen,) = (group for group in groups if group["lr_mult"] == 0)
-    assert [tuple(parameter.shape) for parameter in frozen["params"]] == [(5, 32, 1, 1), (5,)]
+    assert [tuple(parameter.shape) for parameter in frozen["params"]] == [(5, 16, 1, 1), (5,)]
     assert frozen["decay_mult"] == 0
 
 
