@@ -3,9 +3,11 @@
 import os
 from typing import NamedTuple
 
+from torch import nn
+
 from a2s_repro.checkpoint import Weights, load_weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLabLargeFOV
+from a2s_repro.models import DeepLab
 
 
 class Loaded(NamedTuple):
@@ -26,25 +28,32 @@ class Loaded(NamedTuple):
         return "; ".join(parts)
 
 
-def load_init(model: DeepLabLargeFOV, path: str | os.PathLike, classifier: str) -> Loaded:
+def load_init(model: DeepLab, path: str | os.PathLike, classifier: str) -> Loaded:
     """Copies the layers of a weights file into `model`, as `load_layers` does."""
     return load_layers(model, load_weights(path), path, classifier)
 
 
-def load_layers(model: DeepLabLargeFOV, weights: Weights, path: str | os.PathLike, classifier: str) -> Loaded:
+def load_layers(model: DeepLab, weights: Weights, path: str | os.PathLike, classifier: str) -> Loaded:
     """Copies the layers of `weights`, read from `path`, into `model`.
 
     The trunk must be there, whole and of the net's shapes, because it has no filler. fc8 is taken if the file's net
     called it `classifier` too; otherwise it and layers that the file lacks keep their fillers, and layers that only the
-    file has are ignored.
+    file has are ignored. Layers that do not learn must be there as well: a skip-net's fc8.
 
     Raises:
-        InputError: a missing trunk layer or another shape, naming the layers and the remedy.
+        InputError: a missing trunk or frozen layer or another shape, naming the layers and the remedy.
     """
     ours, theirs = _by_layer(model.state_dict()), _by_layer(_under_names_of(weights, classifier))
     missing = [layer for layer in ours if layer not in theirs and layer not in model.new_layers]
     if missing:
         raise InputError(f"{path} lacks layers that have no filler: {', '.join(missing)}; convert a whole VGG-16.")
+    frozen = [layer for layer in ours if layer not in theirs and not _learns(model.get_submodule(layer))]
+    if frozen:
+        names = ", ".join(classifier if layer == "fc8" else layer for layer in frozen)
+        raise InputError(
+            f"{path} lacks layers that are not trained here: {names}; start a skip-net from a LargeFOV that was trained "
+            "on the same data set."
+        )
     taken = [layer for layer in ours if layer in theirs]
     for layer in taken:
         shapes = [[tuple(tensor.shape) for tensor in layers[layer].values()] for layers in (ours, theirs)]
@@ -74,11 +83,15 @@ def _by_layer(state_dict: dict) -> dict[str, dict]:
     return layers
 
 
+def _learns(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
+
+
 def _spelled(shapes: list[tuple[int, ...]]) -> str:
     return " + ".join("x".join(map(str, shape)) for shape in shapes)
 
 
-def _remedy(layer: str, model: DeepLabLargeFOV) -> str:
+def _remedy(layer: str, model: DeepLab) -> str:
     if layer == "fc8":
         return "give the matching --num-classes, or another --classifier name to start it from its filler."
     if layer in model.new_layers:

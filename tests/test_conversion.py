@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from a2s_repro.caffe.conversion import TRUNK, convert_file, from_caffe, random_init, to_caffe
+from a2s_repro.caffe.conversion import convert_file, from_caffe, random_init, to_caffe
+from a2s_repro.caffe.layers import TRUNK
 from a2s_repro.caffe.vgg16 import TORCHVISION_LAYERS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB, subsampled
 from a2s_repro.checkpoint import Weights
 from a2s_repro.data.image_seg import MEAN_BGR
@@ -140,7 +141,7 @@ def test_the_order_of_copies_is_the_authors(name, classifier, scales, merge):
 @pytest.mark.parametrize("pool5a", [False, True])
 @pytest.mark.parametrize("merge", ["attention", "average", "max"])
 def test_a_trained_net_survives_the_way_through_caffe(merge, pool5a):
-    widths = replace(THIN, att_conv1=512)  # the default, since only a file with an attention head tells that width
+    widths = replace(THIN, att_conv1=512, ms=128)  # the defaults: only files with such layers tell their widths
     weights = trained(ShareNet(7, (1, 0.75, 0.25), merge, pool5a=pool5a, widths=widths), "fc8_voc10_part")
     back = from_caffe(to_caffe(weights), "net.caffemodel").weights
     assert back.meta["model"] == weights.meta["model"] and back.meta["classifier"] == "fc8_voc10_part"
@@ -148,7 +149,7 @@ def test_a_trained_net_survives_the_way_through_caffe(merge, pool5a):
 
 
 def test_a_net_without_scale_1_survives_too():
-    weights = trained(ShareNet(5, (0.75, 0.5), widths=THIN))
+    weights = trained(ShareNet(5, (0.75, 0.5), widths=replace(THIN, ms=128)))
     net = to_caffe(weights)
     assert [layer.name for layer in net.layers][:1] == ["conv1_1_res05"]
     back = from_caffe(net, "net.caffemodel").weights
@@ -402,7 +403,7 @@ def test_random_init_is_a_trunk_whose_features_are_of_order_one():
     assert missing == ["fc8.weight", "fc8.bias"] and unexpected == []
     image = 64 * torch.randn(1, 3, 65, 65, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        features = model.features(image)
+        features = model.branch(image).features["fc7"]
     assert 0.1 < features.square().mean().sqrt() < 10
 
 

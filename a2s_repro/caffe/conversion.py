@@ -1,8 +1,6 @@
 """Caffe nets to state dicts and back.
 
-Modules are named as the authors name their layers, so that converting is matching names and comparing shapes. One
-layer has a name of its own in every experiment: the classifier, `fc8_voc12`, `fc8_coco` ..., is module `fc8`. A
-share-net's file holds every branch's copy of the shared layers; the copies are compared and folded into one.
+A share-net's file holds every branch's copy of the shared layers; the copies are compared and folded into one.
 """
 
 import hashlib
@@ -17,31 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from a2s_repro.caffe.layers import (
+    ATTENTION,
+    FUSION,
+    FUSION_TYPE,
+    LAYERS_OF_WIDTH,
+    MODULES,
+    SHARED,
+    SKIP_NET,
+    TRUNK,
+    module_of,
+)
 from a2s_repro.caffe.vgg16 import is_fully_connected, net_from_torchvision, subsampled
 from a2s_repro.checkpoint import Weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLabLargeFOV, Widths, build_model
+from a2s_repro.models import DeepLab, DeepLabLargeFOV, Widths, build_model
+from a2s_repro.models.side_branches import SIDE_LAYERS
 from caffe_weights import SUFFIX_OF_SCALE, Layer, Net, branch_of, read_caffemodel, same_blobs
-
-LAYERS_OF_WIDTH = {
-    "conv1": ("conv1_1", "conv1_2"),
-    "conv2": ("conv2_1", "conv2_2"),
-    "conv3": ("conv3_1", "conv3_2", "conv3_3"),
-    "conv4": ("conv4_1", "conv4_2", "conv4_3"),
-    "conv5": ("conv5_1", "conv5_2", "conv5_3"),
-    "fc6": ("fc6",),
-    "fc7": ("fc7",),
-}
-"""The trunk: the layers of each width, in the order of the net."""
-
-TRUNK = tuple(layer for layers in LAYERS_OF_WIDTH.values() for layer in layers)
-SHARED = (*TRUNK, "fc8")
-ATTENTION = ("att_conv1", "att_fc")
-MODULES = (*SHARED, *ATTENTION)
-
-FUSION = "fc8_fusion"
-FUSION_TYPE = {"attention": "Eltwise", "average": "Power", "max": "Eltwise"}
-"""The type of layer fc8_fusion by merge: SUM of the weighted maps, Power that scales their SUM, or MAX."""
 
 GREY_LEVEL_DEVIATION = 64
 """About the standard deviation of a photograph's grey levels around the mean pixel."""
@@ -79,11 +69,6 @@ class Conversion:
         return "\n".join(lines)
 
 
-def module_of(name: str) -> str:
-    """The module that a layer's name, without its branch's suffix, stands for."""
-    return "fc8" if name.startswith("fc8_") else name
-
-
 def convert_file(path: str | os.PathLike, *, subsample: bool = False, **options: Any) -> Conversion:
     """Converts a `.caffemodel`, or torchvision's VGG-16 state dict (`.pth`), with the options of `from_caffe`.
 
@@ -110,17 +95,17 @@ def from_caffe(
     allow_missing: bool = False,
     allow_unmatched: bool = False,
 ) -> Conversion:
-    """Turns a DeepLab-LargeFOV or share-net in Caffe's terms into float32 weights for ours.
+    """Turns a DeepLab-LargeFOV, DeepLab-MSc or share-net in Caffe's terms into float32 weights for ours.
 
-    The trunk conv1_1 .. fc7 must be there; the classifier and the attention head need not be (an init file has
-    neither). The widths are read off the shapes, so that thin nets convert too.
+    The trunk conv1_1 .. fc7 must be there; the classifier, the side branches and the attention head need not be (an
+    init file has none). The widths are read off the shapes, so that thin nets convert too.
 
     Args:
         net: any `.caffemodel`; blobs may have V1 shapes.
         file: its name, for the meta and for errors.
         skip: layers to leave out, with their copies, by their name in the file; `fc8` also means the classifier.
         num_classes: what the classifier's outputs must be.
-        allow_missing: accept a file that lacks layers of the trunk or half of the attention head.
+        allow_missing: accept a file that lacks layers of the trunk, or has side branches or attention head in part.
         allow_unmatched: drop layers with weights that the net does not know.
 
     The meta holds `pool5a` (the file has that layer), `classifier` (its Caffe name, or None), `scales`, `widths`,
@@ -158,14 +143,16 @@ def from_caffe(
         "widths": widths,
         "source": {"file": file, "kind": "net" if classifier else "init"},
     }
-    config = {"net": "DeepLabLargeFOV", "num_classes": outputs or 1, "pool5a": meta["pool5a"], "widths": widths}
+    skip_net = not modules.keys().isdisjoint(SIDE_LAYERS)
+    config = {"num_classes": outputs or 1, "pool5a": meta["pool5a"], "widths": widths}
+    config["net"] = "DeepLabMSc" if skip_net else "DeepLabLargeFOV"
     merge = _merge(net)
     if merge and len(scales) > 1:
-        config |= {"net": "ShareNet", "scales": scales, "merge": merge}
+        head = _head(net, parameters)
+        config |= {"net": "ShareNet", "scales": scales, "merge": merge, "skip_net": skip_net, "head": head}
     elif not modules.keys().isdisjoint(ATTENTION):
         raise InputError(f"{file} has an attention head but the branch of one scale only: --skip att_conv1 and att_fc.")
-    with torch.device("meta"):
-        model = build_model(config)
+    model = _without_values(config, file)
     state_dict = _fitted(parameters, model, file)
     if state_dict.keys() == model.state_dict().keys() and model.scales == tuple(scales):
         meta["model"] = model.config()
@@ -176,8 +163,10 @@ def to_caffe(weights: Weights, file: str = "the weights") -> Net:
     """The net in Caffe's terms, in the order of the authors' snapshots, with every branch's copy of the shared layers.
 
     First come the trunks of the net's scales in the order 1, 0.5, 0.75, 0.25, then the classifiers in the same order
-    under the meta's `classifier` name (`fc8` if it has none), then the attention head. Of the layers without blobs only
-    those are written that tell nets apart: pool5a and fc8_fusion. `file` names the weights in errors.
+    under the meta's `classifier` name (`fc8` if it has none), then the attention head. In a skip-net the scales are in
+    descending order, and every branch ends with its classifier. Of the layers without blobs only those are written
+    that tell nets apart: pool5a, the concatenation that attention reads, and fc8_fusion. `file` names the weights in
+    errors.
 
     Raises InputError if `from_caffe` would not read the same weights back: for layers that these nets do not have,
     shapes that do not fit each other or the meta, and values that are not finite.
@@ -188,26 +177,29 @@ def to_caffe(weights: Weights, file: str = "the weights") -> Net:
         raise InputError(f"{file} has parameters that these nets do not have: {', '.join(foreign)}.")
     model = _described_model(weights, file)
     scales = model.scales if model else meta.get("scales", [1])
+    branch_order = model.branch_order if model else [scale for scale in SUFFIX_OF_SCALE if scale in scales]
     merge = getattr(model, "merge", None)
     pool5a = model.pool5a is not None if model else meta.get("pool5a")
-    suffixes = [suffix for scale, suffix in SUFFIX_OF_SCALE.items() if scale in scales]
     classifier = str(meta.get("classifier") or "fc8")
 
-    def convolution(module: str, name: str) -> Iterator[Layer]:
+    def written(module: str, suffix: str = "") -> Iterator[Layer]:
+        if module == "fc6" and pool5a:
+            yield Layer(f"pool5a{suffix}", "Pooling", [])
         tensors = [state_dict[key] for key in (f"{module}.weight", f"{module}.bias") if key in state_dict]
         if tensors:
-            yield Layer(name, "Convolution", [tensor.detach().float().cpu().numpy() for tensor in tensors])
+            name = classifier if module == "fc8" else module
+            yield Layer(name + suffix, "Convolution", [tensor.detach().float().cpu().numpy() for tensor in tensors])
 
+    skip_net = any(key.startswith(SIDE_LAYERS) for key in state_dict)
     layers: list[Layer] = []
-    for suffix in suffixes:
-        for module in TRUNK:
-            if module == "fc6" and pool5a:
-                layers.append(Layer(f"pool5a{suffix}", "Pooling", []))
-            layers += convolution(module, module + suffix)
-    for suffix in suffixes:
-        layers += convolution("fc8", classifier + suffix)
+    for modules in [SKIP_NET] if skip_net else [TRUNK, ("fc8",)]:
+        for scale in branch_order:
+            for module in modules:
+                layers += written(module, SUFFIX_OF_SCALE[scale])
+    if merge == "attention":
+        layers.append(Layer(f"{model.head.features}_concat", "Concat", []))
     for module in ATTENTION:
-        layers += convolution(module, module)
+        layers += written(module)
     if merge:
         layers.append(Layer(FUSION, FUSION_TYPE[merge], []))
     net = Net("a2s_repro", layers)
@@ -216,20 +208,25 @@ def to_caffe(weights: Weights, file: str = "the weights") -> Net:
     return net
 
 
-def _described_model(weights: Weights, file: str) -> DeepLabLargeFOV | None:
+def _described_model(weights: Weights, file: str) -> DeepLab | None:
     """The net that the meta describes, without values; None if it describes none. Raises InputError if they differ."""
     if "model" not in weights.meta:
         return None
-    try:
-        with torch.device("meta"):
-            model = build_model(weights.meta["model"])
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
+    model = _without_values(weights.meta["model"], file)
     theirs, ours = weights.state_dict, model.state_dict()
     differing = sorted(theirs.keys() ^ ours.keys()) or [key for key in ours if theirs[key].shape != ours[key].shape]
     if differing:
         raise InputError(f"{file} holds another net than it describes ({differing[0]} differs): the file is damaged.")
     return model
+
+
+def _without_values(config: dict, file: str) -> DeepLab:
+    """The net of that description on the meta device."""
+    try:
+        with torch.device("meta"):
+            return build_model(config)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def random_init(widths: Widths, seed: int) -> Net:
@@ -279,7 +276,7 @@ def _folded(layers: Mapping[str, Layer], file: str) -> tuple[list[Layer], list[s
     copies, scales = [], set()
     for name, layer in layers.items():
         base, scale = branch_of(name)
-        if module_of(base) in SHARED:
+        if module_of(base) in SKIP_NET:
             scales.add(scale)
         owner = owners.setdefault(base, layer)
         if owner is not layer:
@@ -302,8 +299,10 @@ def _by_module(layers: list[Layer], file: str) -> dict[str, Layer]:
 
 
 def _wanted(modules: Collection[str]) -> tuple[str, ...]:
-    """The modules that a file with these must have: the trunk, and an attention head whole or not at all."""
-    return TRUNK if set(modules).isdisjoint(ATTENTION) else TRUNK + ATTENTION
+    """The modules that a file with these must have: the trunk; side branches and attention head whole or not at all."""
+    sides = () if set(modules).isdisjoint(SIDE_LAYERS) else SIDE_LAYERS
+    heads = {"att_conv2": ATTENTION, "att_conv1": ("att_conv1", "att_fc"), "att_fc": ("att_fc",)}
+    return TRUNK + sides + next((head for layer, head in heads.items() if layer in modules), ())
 
 
 def _parameters(layer: Layer, file: str) -> tuple[np.ndarray, np.ndarray]:
@@ -327,9 +326,10 @@ def _parameters(layer: Layer, file: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _widths(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """The width of each group of layers, from the outputs of its first layer or else the inputs of the next group."""
-    widths = {"att_conv1": shapes["att_conv1"][0]} if "att_conv1" in shapes else {}
+    outside = {"att_conv1": "att_conv1", "ms": "data_conv"}
+    widths = {width: shapes[layer][0] for width, layer in outside.items() if layer in shapes}
     for group, layers in LAYERS_OF_WIDTH.items():
-        after = MODULES[MODULES.index(layers[-1]) + 1]
+        after = SHARED[SHARED.index(layers[-1]) + 1]
         if inside := [shapes[name][0] for name in layers if name in shapes]:
             widths[group] = inside[0]
         elif after in shapes:
@@ -355,6 +355,20 @@ def _merge(net: Net) -> str | None:
     if not types.keys().isdisjoint(ATTENTION):
         return "attention"
     return {"Power": "average", "Eltwise": "max"}.get(types.get(FUSION, ""))
+
+
+def _head(net: Net, parameters: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """The fields of `AttentionHead` that the layers tell."""
+    head: dict[str, Any] = {}
+    for layer in net.layers:
+        if layer.name in ("fc6_concat", "fc7_concat", "fc8_concat"):
+            head["features"] = layer.name.removesuffix("_concat")
+    for count, layer in enumerate(("att_fc", "att_conv1", "att_conv2"), 1):
+        if layer in parameters:
+            head["layers"] = count
+    if "att_conv1" in parameters:
+        head["kernel"] = parameters["att_conv1"][0].shape[2]
+    return head
 
 
 def _fitted(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from a2s_repro.caffe.conversion import FUSION
+from a2s_repro.caffe.layers import FUSION
 from a2s_repro.models import DeepLabLargeFOV, ShareNet
 from a2s_repro.models.deeplab import check_image
 from a2s_repro.models.share_net import AVERAGE_FACTOR, GRID_STEP, RESAMPLING

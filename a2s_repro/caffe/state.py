@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from a2s_repro.caffe.conversion import from_caffe, module_of
+from a2s_repro.caffe.conversion import from_caffe
+from a2s_repro.caffe.layers import module_of
 from a2s_repro.errors import InputError
 from a2s_repro.initialisation import load_layers
-from a2s_repro.models import DeepLabLargeFOV
+from a2s_repro.models import DeepLab
 from a2s_repro.solver import CaffeSGD
 from caffe_weights import Net, SolverState, branch_of, read_caffemodel, read_solverstate
 
 
-def caffe_histories(net: Net, model: DeepLabLargeFOV, solver: CaffeSGD) -> list[np.ndarray]:
+def caffe_histories(net: Net, model: DeepLab, solver: CaffeSGD) -> list[np.ndarray]:
     """The solver's histories in float32, one for every blob of `net`, which is `model` in Caffe's terms.
 
     Where the copies of a parameter have one slot, its history is the first copy's and the others' are zero: as the
@@ -32,7 +33,7 @@ def caffe_histories(net: Net, model: DeepLabLargeFOV, solver: CaffeSGD) -> list[
     return histories
 
 
-def load_caffe_state(path: str | os.PathLike, model: DeepLabLargeFOV, solver: CaffeSGD, classifier: str) -> SolverState:
+def load_caffe_state(path: str | os.PathLike, model: DeepLab, solver: CaffeSGD, classifier: str) -> SolverState:
     """Puts the weights and histories of a snapshot of Caffe's into `model` and `solver`, and returns its state.
 
     Args:
@@ -65,7 +66,7 @@ def load_caffe_state(path: str | os.PathLike, model: DeepLabLargeFOV, solver: Ca
     return state
 
 
-def _slots(net: Net, model: DeepLabLargeFOV) -> Iterator[tuple[nn.Parameter | None, np.ndarray]]:
+def _slots(net: Net, model: DeepLab) -> Iterator[tuple[nn.Parameter | None, np.ndarray]]:
     """For every blob of `net`: the parameter whose history it has, or None for a copy without a slot; the blob."""
     branches = dict(zip(model.scales, (model, *model.copies), strict=False))
     seen = set()
@@ -87,8 +88,8 @@ def _weights_of(path: Path, state: SolverState) -> Path:
     raise InputError(f"the weights of {path}, {state.learned_net or 'which it does not name'}, are not beside it.")
 
 
-def _check_same_net(meta: dict, model: DeepLabLargeFOV, path: Path) -> None:
+def _check_same_net(meta: dict, model: DeepLab, path: Path) -> None:
     theirs, ours = {"scales": meta["scales"], **meta.get("model", {})}, {"scales": list(model.scales), **model.config()}
-    for name in ("scales", "merge", "num_classes", "pool5a"):
+    for name in ("net", "scales", "merge", "skip_net", "head", "num_classes", "pool5a"):
         if name in theirs and theirs[name] != ours.get(name):
             raise InputError(f"{path} is of a net with {name} {theirs[name]}, the recipe's has {ours.get(name)}.")

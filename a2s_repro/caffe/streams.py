@@ -8,7 +8,7 @@ from torch import Tensor
 
 from a2s_repro.data.caffe_rng import GAUSSIANS, CaffeStream, WordStream, dropout_mask
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLabLargeFOV, build_model
+from a2s_repro.models import DeepLab, build_model
 from a2s_repro.models.dropout import take_masks_from
 
 
@@ -16,9 +16,9 @@ class CaffeStreams:
     """What a net and its data layer draw from Caffe's global generator, in the order in which Caffe draws.
 
     When the net is made: one word for a transformer that is never used, one that seeds the shuffling, one that seeds
-    the transformer of batch 0; then the gaussian fillers in the order of the layers, where a sharing copy draws too and
-    its values are discarded. In every forward pass: one word that seeds the transformer of the next batch, then the
-    dropout layers' masks.
+    the transformer of batch 0; then the gaussian fillers in the order of the layers, branch after branch. Sharing
+    copies draw too, and their values are discarded; so do frozen layers. In every forward pass: one word that seeds
+    the transformer of the next batch, then the dropout layers' masks.
 
     Args:
         model: gets its new layers filled, and its dropout layers will take their masks from here.
@@ -33,7 +33,7 @@ class CaffeStreams:
     """
 
     def __init__(
-        self, model: DeepLabLargeFOV, num_items: int, batch_size: int, crop: int, seed: int, filler: str = "ziggurat"
+        self, model: DeepLab, num_items: int, batch_size: int, crop: int, seed: int, filler: str = "ziggurat"
     ) -> None:
         if filler not in GAUSSIANS:
             raise InputError(f"filler '{filler}' is not known; it is one of {', '.join(GAUSSIANS)}.")
@@ -70,14 +70,16 @@ class CaffeStreams:
         return torch.from_numpy(dropout_mask(self.words, shape, ratio))
 
     @torch.no_grad()
-    def _fill(self, model: DeepLabLargeFOV, filler: str) -> None:
-        rules = model.parameter_rules()
-        for layer, std in model.new_layers.items():
-            name = f"{layer}.weight"
-            if name in rules:
-                weight = model.get_parameter(name)
-                drawn = [GAUSSIANS[filler](self.words, weight.numel(), std) for _ in range(rules[name].branches)]
-                weight.copy_(torch.from_numpy(drawn[0]).view(weight.shape))
+    def _fill(self, model: DeepLab, filler: str) -> None:
+        shared = [layer for layer in model.new_layers if layer not in model.unshared_layers]
+        alone = [layer for layer in model.new_layers if layer in model.unshared_layers]
+        filled = set()
+        for layer in shared * len(model.scales) + alone:
+            weight = model.get_parameter(f"{layer}.weight")
+            values = GAUSSIANS[filler](self.words, weight.numel(), model.new_layers[layer])
+            if layer not in filled:
+                weight.copy_(torch.from_numpy(values).view(weight.shape))
+                filled.add(layer)
 
 
 def _transformer_seeds(upcoming: int, words: WordStream, words_per_pass: int) -> Iterator[int]:
@@ -88,7 +90,7 @@ def _transformer_seeds(upcoming: int, words: WordStream, words_per_pass: int) ->
         words.skip(words_per_pass - 1)
 
 
-def _dropout_elements(model: DeepLabLargeFOV, batch_size: int, crop: int) -> int:
+def _dropout_elements(model: DeepLab, batch_size: int, crop: int) -> int:
     """Elements that the dropout layers see in a forward pass, counted on shapes alone."""
     total = 0
 

@@ -14,7 +14,7 @@ from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
-from a2s_repro.models import DeepLabLargeFOV
+from a2s_repro.models import DeepLab
 from a2s_repro.recipes import Recipe
 from a2s_repro.replay.recordings import MERGE, Arrays, RecordedRun, Recording
 from a2s_repro.replay.repeating import Training, first_blobs
@@ -26,7 +26,7 @@ RUN = "A"
 def record(
     folder: str | os.PathLike,
     case: str,
-    net: DeepLabLargeFOV,
+    net: DeepLab,
     recipe: Recipe,
     items: list[Item],
     seed: int = 0,

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2s_repro.caffe.conversion import FUSION, from_caffe
+from a2s_repro.caffe.conversion import from_caffe
+from a2s_repro.caffe.layers import FUSION
 from a2s_repro.data.image_seg import Draw, SegmentationDataset, subtract_mean
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLabLargeFOV, build_model
+from a2s_repro.models import DeepLab, build_model
 from a2s_repro.solver import LearningRate
 from caffe_weights import SUFFIX_OF_SCALE, Layer, Net, branch_of, read_caffemodel, read_solverstate
 
@@ -108,7 +109,7 @@ class Recording:
         """Whether gradients or histories were recorded copy by copy."""
         return bool(self.copy_gradients) or any(run.copy_history for run in self.runs.values())
 
-    def net(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> DeepLabLargeFOV:
+    def net(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> DeepLab:
         """The net with the initial weights."""
         net = build_model(self.config)
         net.load_state_dict(self.initial)
@@ -165,7 +166,7 @@ def _read_net(folder: Path, case: str | None) -> Recording:
     classifier = f"fc8_{cfg['exp']}"
     scales = cfg.get("scales", [1])
     config = {
-        "net": "ShareNet" if len(scales) > 1 else "DeepLabLargeFOV",
+        "net": "ShareNet" if len(scales) > 1 else "DeepLab",
         "num_classes": cfg["classes"],
         "pool5a": cfg.get("pool5a", False),
         "dropout": 0,

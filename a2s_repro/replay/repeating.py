@@ -12,7 +12,7 @@ from a2s_repro import ops
 from a2s_repro.caffe.streams import CaffeStreams
 from a2s_repro.data.image_seg import transform
 from a2s_repro.losses import loss_inputs, seg_accuracy, shrink_labels, training_loss
-from a2s_repro.models import DeepLabLargeFOV, Prediction, build_model
+from a2s_repro.models import DeepLab, Prediction, build_model
 from a2s_repro.models.share_net import rescaled
 from a2s_repro.precision import float32_products
 from a2s_repro.replay.comparison import GATES, Comparison, Report, compare, gates_of
@@ -300,7 +300,7 @@ class Training:
         return summed, copies
 
 
-def _streams(recording: Recording, net: DeepLabLargeFOV) -> CaffeStreams:
+def _streams(recording: Recording, net: DeepLab) -> CaffeStreams:
     recorded = recording.streams
     return CaffeStreams(net, len(recorded.dataset), len(recorded.draws[0]), recorded.dataset.crop, recorded.seed)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2s_repro import ops
-from a2s_repro.models import DeepLabLargeFOV, Prediction
+from a2s_repro.models import DeepLab, Prediction
 
 RELUS = ("conv", "fc6", "fc7", "att_conv1")
 """How the names of the layers begin that a ReLU follows."""
@@ -45,7 +45,7 @@ class Flip(NamedTuple):
 
 
 @contextmanager
-def recorded_decisions(net: DeepLabLargeFOV) -> Iterator[list[Decision]]:
+def recorded_decisions(net: DeepLab) -> Iterator[list[Decision]]:
     """Collects the decisions of forward passes within the block, in the order in which they are made."""
     decisions: list[Decision] = []
 
