@@ -1,6 +1,7 @@
 """Options that several command lines have in common."""
 
 import argparse
+import os
 
 
 def add_segmenting_options(parser: argparse.ArgumentParser) -> None:
@@ -12,3 +13,13 @@ def add_segmenting_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", help="file of class names, one a line (default: those in the model file)")
     parser.add_argument("--crop", type=int, default=513, help="least side that images are padded to (default 513)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
+
+
+def add_preparing_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Where a prepared data set goes, what is accepted, and how many processes work."""
+    parser.add_argument("--out", default=out, help="data root to make (default %(default)s)")
+    workers = min(os.cpu_count() or 1, 8)
+    parser.add_argument("--workers", type=int, default=workers, help="processes (here by default %(default)s); 0: none")
+    parser.add_argument(
+        "--allow-other-counts", action="store_true", help="accept lists other than the published ones, as of a part"
+    )

@@ -1,10 +1,11 @@
 """Builds the augmented VOC 2012 training set (train_aug, 10582 images) from VOC 2012 and SBD."""
 
+from _options import add_preparing_options
 from _run import run
 
 import argparse
 
-from a2s_repro.data.voc import SBD_SOURCE, VOC_SOURCE, prepare_voc
+from a2s_repro.data.voc import SBD_SOURCE, VOC_SOURCE, VOC_TEST_SOURCE, prepare_voc
 
 
 def main() -> None:
@@ -16,15 +17,18 @@ def main() -> None:
     )
     parser.add_argument("--voc", required=True, help=f"archive, or folder unpacked from it: {VOC_SOURCE}")
     parser.add_argument("--sbd", required=True, help=f"archive, or folder unpacked from it: {SBD_SOURCE}")
-    parser.add_argument("--out", help="data root to make (default: the VOC folder, or VOC2012 beside the archive)")
-    parser.add_argument("--allow-other-counts", action="store_true", help="accept parts of the data sets")
+    parser.add_argument("--voc-test", help=f"archive or folder of the test images, if wanted: {VOC_TEST_SOURCE}")
+    add_preparing_options(parser, out="data/VOC2012")
     arguments = parser.parse_args()
-    root, counts = prepare_voc(
-        arguments.voc, arguments.sbd, arguments.out, check_counts=not arguments.allow_other_counts
+    prepared = prepare_voc(
+        arguments.voc,
+        arguments.sbd,
+        arguments.out,
+        voc_test=arguments.voc_test,
+        check_counts=not arguments.allow_other_counts,
+        workers=arguments.workers,
     )
-    for name, count in counts.items():
-        print(f"{name:>12}: {count} images")
-    print(f"data root: {root}\ntraining list: {root}/list/train_aug.txt\nvalidation list: {root}/list/val.txt")
+    print(prepared.summary())
 
 
 if __name__ == "__main__":

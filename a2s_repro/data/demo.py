@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from a2s_repro.data.images import IGNORE_LABEL
+from a2s_repro.data.lists import write_lines
 from a2s_repro.data.voc import write_label_png
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
@@ -40,8 +41,8 @@ def make_demo_data(out: str | os.PathLike, *, num_train: int = 60, num_val: int 
             with replacing(out / "JPEGImages" / f"{name}.jpg") as temporary:
                 Image.fromarray(picture).save(temporary, quality=92)
             write_label_png(out / "SegmentationClass" / f"{name}.png", labels)
-        _write_lines(out / "ImageSets" / "Segmentation" / f"{split}.txt", names)
-    _write_lines(out / "classes.txt", CLASSES)
+        write_lines(out / "ImageSets" / "Segmentation" / f"{split}.txt", names)
+    write_lines(out / "classes.txt", CLASSES)
     return out
 
 
@@ -110,8 +111,3 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), np.float32)
-
-
-def _write_lines(path: Path, lines: tuple[str, ...] | list[str]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines))

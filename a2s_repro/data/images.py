@@ -11,6 +11,7 @@ from PIL import Image
 
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
+from a2s_repro.files import replacing
 
 IGNORE_LABEL = 255
 MAX_PIXELS = 2**26  # 67 megapixels: a larger header is refused before memory is spent on it
@@ -39,21 +40,27 @@ def read_label(path: str | os.PathLike, num_classes: int, ignore_label: int = IG
     values. Raises InputError if the file is unreadable, truncated, larger than MAX_PIXELS, of another kind (a colour
     image is not a label map), or holds any other value.
     """
-    encoded = _read_bytes(path)
-    label = _open_header(encoded, path)
+    return decode_label(_read_bytes(path), path, num_classes, ignore_label)
+
+
+def decode_label(
+    encoded: bytes, name: str | os.PathLike, num_classes: int, ignore_label: int = IGNORE_LABEL
+) -> np.ndarray:
+    """As `read_label`, from a file's bytes; `name` stands for the file in messages."""
+    label = _open_header(encoded, name)
     shallow_grey = label.format == "PNG" and label.mode == "L" and encoded[24] < 8  # Pillow scales these to 0..255
     if label.mode not in ("P", "L") or shallow_grey:
         kind = f"{encoded[24]}-bit grey" if shallow_grey else label.mode
         raise InputError(
-            f"{path} is a {kind} image, not a label map: save class indices as an 8-bit palette or grey PNG."
+            f"{name} is a {kind} image, not a label map: save class indices as an 8-bit palette or grey PNG."
         )
-    labels = np.asarray(_load(label, path))
+    labels = np.asarray(_load(label, name))
     values = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
     wrong = values[(values >= num_classes) & (values != ignore_label)]
     if wrong.size:
         listed = ", ".join(map(str, wrong[:8])) + (", ..." if wrong.size > 8 else "")
         raise InputError(
-            f"{path} holds values that are no labels ({listed}): {num_classes} classes allow 0..{num_classes - 1} and "
+            f"{name} holds values that are no labels ({listed}): {num_classes} classes allow 0..{num_classes - 1} and "
             f"{ignore_label} (ignore) only; correct the file or the number of classes."
         )
     return labels
@@ -74,9 +81,32 @@ def read_pair(item: Item, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     return image, labels
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(rows, columns) as the header tells them. Raises InputError if the file is unreadable or too large."""
-    header = _open_header(_read_bytes(path), path)
+def write_label(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Writes (H, W) uint8 labels as a PNG of these values: grey, as Caffe reads them, or in a palette (256, 3) uint8.
+
+    An existing file is replaced when the new one is whole.
+    """
+    image = Image.fromarray(labels)
+    if palette is not None:
+        image.putpalette(palette.tobytes())
+    with replacing(path) as temporary:
+        image.save(temporary)
+
+
+def jpeg_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(rows, columns) of a photograph as its header tells them, without decoding it.
+
+    Raises InputError if the file is unreadable, truncated, larger than MAX_PIXELS or of another format.
+    """
+    encoded = _read_bytes(path)
+    header = _open_header(encoded, path)
+    if header.format != "JPEG":
+        raise InputError(
+            f"{path} is a {header.format} file, not the JPEG photograph of that name: check that images and labels are "
+            "not swapped."
+        )
+    if _looks_truncated(encoded, header.format):
+        _load(header, path)
     return header.height, header.width
 
 

@@ -1,11 +1,16 @@
 """List files: which image goes with which label map."""
 
 import os
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from a2s_repro.errors import InputError
+from a2s_repro.files import replacing
+
+VOID = "void"
+"""In a file of class names: a label value that is no class."""
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
 LABEL_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
@@ -39,7 +44,7 @@ def read_list(
     list_file, root = Path(list_file), Path(data_root)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: give the data set's root, which holds JPEGImages.")
-    lines = [(number, line.split()) for number, line in enumerate(_read_lines(list_file), 1) if line.strip()]
+    lines = [(number, line.split()) for number, line in enumerate(read_lines(list_file), 1) if line.strip()]
     if not lines:
         raise InputError(f"{list_file} is empty: give one image a line.")
     if labelled and label_dir is None:
@@ -72,17 +77,27 @@ def select(items: list[Item], ids: list[str]) -> list[Item]:
 
 
 def read_classes(path: str | os.PathLike) -> list[str]:
-    """Reads class names, one a line in the order of their label values; none or doubles raise InputError."""
-    names = [line.strip() for line in _read_lines(Path(path)) if line.strip()]
+    """Reads class names, one a line in the order of their label values.
+
+    Raises InputError for none and for doubles; only `void`, which stands for a value without a class, may come again.
+    """
+    names = [line.strip() for line in read_lines(Path(path)) if line.strip()]
     if not names:
         raise InputError(f"{path} is empty: give one class name a line, in the order of the label values.")
-    doubles = sorted({name for name in names if names.count(name) > 1})
+    doubles = sorted({name for name in names if name != VOID and names.count(name) > 1})
     if doubles:
         raise InputError(f"{path} names {', '.join(doubles)} more than once: every class needs a name of its own.")
     return names
 
 
-def _read_lines(path: Path) -> list[str]:
+def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    """Writes a text file of these lines, replacing an existing one when the new one is whole."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises InputError if it is unreadable or no text."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:

@@ -1,5 +1,6 @@
 """prepare_voc on a small VOC and SBD: real .mat files, archives and subprocesses."""
 
+import hashlib
 import subprocess
 import sys
 import tarfile
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from a2s_repro.data.lists import read_list
-from a2s_repro.data.voc import palette, prepare_voc, write_label_png
+from a2s_repro.data.lists import read_classes, read_list
+from a2s_repro.data.preparation import Prepared
+from a2s_repro.data.voc import CLASSES, LISTS, palette, prepare_voc, write_label_png
 from a2s_repro.errors import InputError
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_voc.py"
@@ -41,7 +43,7 @@ def sources(tmp_path):
     voc, sbd = tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "benchmark_RELEASE"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (voc / folder).mkdir(parents=True)
-    for name in {*TRAIN, *VAL, *SBD}:
+    for name in {*TRAIN, *VAL, *SBD, "2008_unlabelled"}:
         Image.new("RGB", SHAPE[::-1]).save(voc / f"JPEGImages/{name}.jpg")
     for name in TRAIN + VAL:
         write_label_png(voc / f"SegmentationClass/{name}.png", own_label(name))
@@ -66,9 +68,11 @@ def check_prepared(root):
     def lines(names):
         return "".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in names)
 
+    assert (root / "list/train_aug_id.txt").read_text() == "2007_a\n2007_b\n2008_e\n2008_x\n"
     assert (root / "list/train_aug.txt").read_text() == lines(["2007_a", "2007_b", "2008_e", "2008_x"])
     assert (root / "list/trainval_aug.txt").read_text() == lines(["2007_a", "2007_b", "2007_c", "2008_e", "2008_x"])
     assert (root / "list/val.txt").read_text() == lines(["2007_c"])
+    assert read_classes(root / "classes.txt") == list(CLASSES)
     for item in read_list(root / "list/trainval_aug.txt", root):
         label = Image.open(item.label)
         assert label.mode == "L"  # Caffe reads labels as grey images
@@ -76,35 +80,55 @@ def check_prepared(root):
         assert (np.asarray(label) == expected).all()
 
 
-def test_tool_prepares_from_folders_in_place(sources):
-    voc, sbd = sources
-    done = run_tool("--voc", voc, "--sbd", sbd, "--allow-other-counts")
-    assert done.returncode == 0, done.stderr
-    assert "train_aug: 4 images" in done.stdout
-    check_prepared(voc)
-    assert (voc / "ImageSets/Segmentation/val.txt").read_text() == "2007_c\n"
-
-
-def test_archives_are_read_where_they_are(sources, tmp_path):
+def test_tool_prepares_from_archives(sources, tmp_path):
     voc = pack(sources[0].parent, tmp_path / "VOCtrainval.tar", "w")
     sbd = pack(sources[1], tmp_path / "benchmark.tgz", "w:gz")
-    root, counts = prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
-    assert root == tmp_path / "made"
-    assert counts == {"train": 2, "val": 1, "SBD only": 2, "train_aug": 4, "trainval_aug": 5}
-    check_prepared(root)
-    assert not (root / "dataset").exists()
+    done = run_tool("--voc", voc, "--sbd", sbd, "--out", tmp_path / "made", "--workers", "2", "--allow-other-counts")
+    assert done.returncode == 0, done.stderr
+    ids = hashlib.md5(b"2007_a\n2007_b\n2008_e\n2008_x\n").hexdigest()
+    assert f"list/train_aug.txt: 4 images, md5 of list/train_aug_id.txt {ids}\n" in done.stdout
+    check_prepared(tmp_path / "made")
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {
+        "JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets", "list", "classes.txt",
+    }  # fmt: skip
+    assert len(list((tmp_path / "made/JPEGImages").iterdir())) == 5  # 2008_unlabelled is in no list
 
 
-def test_a_read_only_voc_folder_is_linked_to(sources, tmp_path):
+def test_folders_are_linked_to_and_left_alone(sources, tmp_path):
     voc, sbd = sources
+    before = sorted(voc.rglob("*"))
     prepare_voc(voc.parent, sbd / "dataset", tmp_path / "made", check_counts=False)
     check_prepared(tmp_path / "made")
-    assert not (voc / "SegmentationClassAug").exists()
+    assert (tmp_path / "made/JPEGImages/2007_a.jpg").resolve() == voc / "JPEGImages/2007_a.jpg"
+    assert sorted(voc.rglob("*")) == before
+
+
+def test_the_voc_folder_itself_can_be_the_data_root(sources):
+    voc, sbd = sources
+    prepare_voc(voc, sbd, voc, check_counts=False)
+    check_prepared(voc)
+    assert not any(path.is_symlink() for path in voc.rglob("*"))
+
+
+def test_test_images_come_from_their_own_archive_without_labels(sources, tmp_path):
+    voc = tmp_path / "test/VOCdevkit/VOC2012"
+    for name in ("2008_t", "2008_other_task"):
+        (voc / "JPEGImages").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SHAPE[::-1]).save(voc / f"JPEGImages/{name}.jpg")
+    (voc / "ImageSets/Segmentation").mkdir(parents=True)
+    (voc / "ImageSets/Segmentation/test.txt").write_text("2008_t\n")
+    archive = pack(voc.parent, tmp_path / "VOC2012test.tar", "w")
+    made = tmp_path / "made"
+    assert prepare_voc(*sources, made, voc_test=archive, check_counts=False).lists["test"] == ["2008_t"]
+    check_prepared(made)
+    assert (made / "list/test.txt").read_text() == "/JPEGImages/2008_t.jpg\n"
+    assert read_list(made / "list/test.txt", made, labelled=False)[0].image == made / "JPEGImages/2008_t.jpg"
+    assert not (made / "JPEGImages/2008_other_task.jpg").exists()
 
 
 def test_an_interrupted_run_is_completed(sources, tmp_path):
     voc, sbd = pack(sources[0].parent, tmp_path / "VOCtrainval.tar", "w"), sources[1]
-    root, _ = prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
+    root = prepare_voc(voc, sbd, tmp_path / "made", check_counts=False).root
     kept = root / "SegmentationClassAug/2007_a.png"
     kept_since = kept.stat().st_mtime_ns
     (root / "SegmentationClassAug/2008_e.png").unlink()
@@ -116,51 +140,82 @@ def test_an_interrupted_run_is_completed(sources, tmp_path):
     assert (root / "JPEGImages/2007_b.jpg").stat().st_size > 2
 
 
-def test_counts_other_than_the_published_fail(sources):
-    done = run_tool("--voc", sources[0], "--sbd", sources[1])
-    assert done.returncode == 2
-    assert "train 2, not 1464; val 1, not 1449; SBD only 2, not 9118; train_aug 4, not 10582" in done.stderr
-    assert not (sources[0] / "list").exists()
+def test_lists_other_than_the_published_fail(sources, tmp_path):
+    with pytest.raises(InputError, match=r"train_aug has 4 images, not 10582; .*train has 2 images, not 1464"):
+        prepare_voc(*sources, tmp_path / "made")
+    assert not (tmp_path / "made/list").exists()
+    prepared = Prepared(tmp_path, {"val": [f"{number:06}" for number in range(1449)]})
+    with pytest.raises(InputError, match="val has other images"):
+        prepared.check("VOC 2012", LISTS)
 
 
 def test_missing_sources_say_where_they_are_published(sources, tmp_path):
     done = run_tool("--voc", tmp_path / "absent", "--sbd", sources[1])
     assert done.returncode == 2
-    assert "absent is neither VOC 2012's archive" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "absent does not exist: give the archive of VOC 2012, or the folder unpacked from it" in done.stderr
     assert "VOCtrainval_11-May-2012.tar" in done.stderr
-    with pytest.raises(InputError, match=r"absent is neither SBD's archive .*benchmark.tgz"):
-        prepare_voc(sources[0], tmp_path / "absent", check_counts=False)
+    with pytest.raises(InputError, match=r"absent does not exist: .* SBD, .*benchmark.tgz"):
+        prepare_voc(sources[0], tmp_path / "absent", tmp_path / "made", check_counts=False)
+
+
+def test_swapped_folders_are_named(sources, tmp_path):
+    voc, sbd = sources
+    (sbd / "dataset/cls").rename(sbd / "dataset/inst")
+    with pytest.raises(InputError, match=r"benchmark_RELEASE holds no cls/\*.mat, which belongs to SBD"):
+        prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
+    (sbd / "dataset/inst").rename(sbd / "dataset/cls")
+    (voc / "JPEGImages").rename(voc / "x")
+    (voc / "SegmentationClass").rename(voc / "JPEGImages")
+    (voc / "x").rename(voc / "SegmentationClass")
+    with pytest.raises(InputError, match=r"holds no JPEGImages/\*.jpg, SegmentationClass/\*.png"):
+        prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
+
+
+def test_a_label_map_under_a_photographs_name_is_told(sources, tmp_path):
+    voc, sbd = sources
+    (voc / "SegmentationClass/2007_a.png").rename(voc / "JPEGImages/2007_a.jpg")
+    write_label_png(voc / "SegmentationClass/2007_a.png", own_label("2007_a"))
+    with pytest.raises(InputError, match=r"2007_a.jpg is a PNG file.*images and labels are not swapped"):
+        prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
+
+
+def test_object_numbers_are_no_class_labels(sources, tmp_path):
+    voc, sbd = sources
+    for name, objects in (("2007_a", [1, 2, 3]), ("2007_b", [1]), ("2007_c", [])):
+        label = np.zeros(SHAPE, np.uint8)
+        label[0, : len(objects)] = objects
+        write_label_png(voc / f"SegmentationClass/{name}.png", label)
+    with pytest.raises(InputError, match=r"SegmentationClass numbers the objects .*as SegmentationObject does"):
+        prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
+    assert not (tmp_path / "made/SegmentationClassAug/2007_a.png").exists()
+
+
+def test_palette_colours_are_no_labels(sources, tmp_path):
+    voc, sbd = sources
+    path = voc / "SegmentationClass/2007_b.png"
+    Image.open(path).convert("RGB").save(path)
+    with pytest.raises(InputError, match=r"2007_b.png is a RGB image, not a label map: save class indices"):
+        prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
+
+
+def test_missing_photographs_are_counted(sources, tmp_path):
+    (sources[0] / "JPEGImages/2008_e.jpg").unlink()
+    with pytest.raises(InputError, match=r"1 of the 10 files .* are missing from the sources \(.*2008_e.jpg\)"):
+        prepare_voc(*sources, tmp_path / "made", check_counts=False)
 
 
 @pytest.mark.parametrize("wrong", [np.full(SHAPE, 21, np.uint8), np.zeros((3, 3), np.uint8), np.zeros(SHAPE)])
-def test_wrong_sbd_labels_are_named(sources, wrong):
+def test_wrong_sbd_labels_are_named(sources, tmp_path, wrong):
     save_mat(sources[1] / "dataset/cls/2008_e.mat", wrong)
     with pytest.raises(InputError, match="2008_e"):
-        prepare_voc(*sources, check_counts=False)
+        prepare_voc(*sources, tmp_path / "made", check_counts=False)
 
 
-def test_damaged_mat_files_are_named(sources):
+def test_damaged_mat_files_are_named(sources, tmp_path):
     (sources[1] / "dataset/cls/2008_e.mat").write_bytes(b"MATLAB 5.0")
     with pytest.raises(InputError, match=r"2008_e.mat is damaged"):
-        prepare_voc(*sources, check_counts=False)
-
-
-def test_truncated_archives_are_named(sources, tmp_path):
-    sbd = pack(sources[1], tmp_path / "benchmark.tgz", "w:gz")
-    sbd.write_bytes(sbd.read_bytes()[:-300])
-    with pytest.raises(InputError, match=r"benchmark.tgz is damaged"):
-        prepare_voc(sources[0], sbd, check_counts=False)
-
-
-def test_archives_cannot_write_outside(sources, tmp_path):
-    archive = tmp_path / "VOCtrainval.tar"
-    with tarfile.open(archive, "w") as tar:
-        member = tar.gettarinfo(sources[0] / "JPEGImages/2007_a.jpg", "VOCdevkit/VOC2012/JPEGImages/../../escaped.jpg")
-        with open(sources[0] / "JPEGImages/2007_a.jpg", "rb") as file:
-            tar.addfile(member, file)
-    with pytest.raises(InputError, match="unsafe to unpack"):
-        prepare_voc(archive, sources[1], tmp_path / "made" / "root", check_counts=False)
-    assert not list(tmp_path.rglob("escaped.jpg"))
+        prepare_voc(*sources, tmp_path / "made", check_counts=False)
 
 
 def test_palette_is_vocs():

@@ -1,0 +1,158 @@
+"""Published archives, or the folders unpacked from them, read alike: file by file, in one pass, nothing written."""
+
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+from tqdm import tqdm
+
+from a2s_repro.errors import InputError
+
+MAX_SIZE = 2**30
+"""Bytes; the largest file wanted, COCO's training annotations, has less than half. A header that tells more lies."""
+
+
+class Published(NamedTuple):
+    """What is wanted of a data set, where it is published, and how it lies in the archive."""
+
+    title: str
+    url: str
+    folder: str
+    """Where the files lie in the archive; a source may lack the first of these folders, or all."""
+    patterns: tuple[str, ...]
+    """Of the wanted files under that folder, such as JPEGImages/*.jpg."""
+
+
+class SourceFile(NamedTuple):
+    """A wanted file of an archive or a folder."""
+
+    path: PurePosixPath
+    """Under the published folder."""
+    name: str
+    """Where it lies, for messages."""
+    size: int
+    read: Callable[[], bytes]
+    """To be called before the next file is asked for. Raises InputError where the archive is damaged."""
+    on_disk: Path | None
+    """Its path, if it is no archive's."""
+
+
+def source_files(source: Path, published: Published) -> Iterator[SourceFile]:
+    """Yields the wanted files of a .tar (compressed or not), a .zip or an unpacked folder, under a progress bar.
+
+    Raises InputError if the source is missing or damaged, if the name of a file in it leads out of its folder, if a
+    wanted one is a link or absurdly large, and in the end if a pattern was met by no file.
+    """
+    if source.is_dir():
+        found = _folder_files(source, published)
+    elif source.is_file():
+        found = _archive_files(source, published)
+    else:
+        raise InputError(
+            f"{source} does not exist: give the archive of {published.title}, or the folder unpacked from it; "
+            f"it is published at {published.url}."
+        )
+    unmet = set(published.patterns)
+    for file in found:
+        unmet -= {pattern for pattern in unmet if _matches(file.path, pattern)}
+        yield file
+    if unmet:
+        raise InputError(
+            f"{source} holds no {', '.join(sorted(unmet))}, which belongs to {published.title}: check that it is not "
+            f"another set's or another folder; get the published one from {published.url}."
+        )
+
+
+def _matches(path: PurePosixPath, pattern: str) -> bool:
+    return len(path.parts) == len(PurePosixPath(pattern).parts) and path.match(pattern)
+
+
+def _leads(published: Published) -> list[tuple[str, ...]]:
+    """The folders that may come before the wanted paths: all that are published, all but the first, ..., none."""
+    parts = PurePosixPath(published.folder).parts
+    return [parts[i:] for i in range(len(parts) + 1)]
+
+
+def _folder_files(source: Path, published: Published) -> Iterator[SourceFile]:
+    for lead in _leads(published):
+        root = source.joinpath(*lead)
+        paths = [path for pattern in published.patterns for path in sorted(root.glob(pattern))]
+        if paths:
+            break
+    for path in tqdm(paths, desc=published.title, unit="file"):
+        inside = PurePosixPath(path.relative_to(root))
+        yield SourceFile(inside, str(path), path.stat().st_size, path.read_bytes, path)
+
+
+def _archive_files(source: Path, published: Published) -> Iterator[SourceFile]:
+    with _refusing_damage(source), open(source, "rb") as file:
+        is_zip = file.read(2) == b"PK"
+        file.seek(0)
+        for member in _zip_members(file, source) if is_zip else _tar_members(file, source):
+            path = PurePosixPath(member.name)
+            if path.is_absolute() or ".." in path.parts:
+                raise InputError(f"{source} is unsafe to unpack ('{path}' leads out of its folder): download it again.")
+            inside = _wanted(path, published)
+            if inside is None:
+                continue
+            name = f"{source}: {path}"
+            if not member.regular or member.size > MAX_SIZE:
+                what = f"claims to have {member.size} bytes" if member.regular else "is a link or no file at all"
+                raise InputError(f"{name} {what}: download the archive again.")
+            yield SourceFile(inside, name, member.size, partial(_read, source, member.open), None)
+
+
+def _wanted(path: PurePosixPath, published: Published) -> PurePosixPath | None:
+    """What is wanted of the path, without the folders before it; None if nothing is."""
+    for lead in _leads(published):
+        if path.parts[: len(lead)] == lead:
+            inside = PurePosixPath(*path.parts[len(lead) :])
+            if any(_matches(inside, pattern) for pattern in published.patterns):
+                return inside
+    return None
+
+
+class _Member(NamedTuple):
+    name: str
+    size: int
+    regular: bool
+    open: Callable[[], IO[bytes]]
+
+
+def _tar_members(file: IO[bytes], source: Path) -> Iterator[_Member]:
+    """Read once from front to end, as compressed archives allow no other way."""
+    with (
+        tqdm.wrapattr(file, "read", total=source.stat().st_size, desc=source.name) as counted,
+        tarfile.open(fileobj=counted, mode="r|*") as tar,
+    ):
+        for member in tar:
+            if not member.isdir():
+                yield _Member(member.name, member.size, member.isreg(), partial(tar.extractfile, member))
+
+
+def _zip_members(file: IO[bytes], source: Path) -> Iterator[_Member]:
+    with zipfile.ZipFile(file) as archive:
+        for member in tqdm(archive.infolist(), desc=source.name, unit="file"):
+            if not member.is_dir():
+                link = stat.S_ISLNK(member.external_attr >> 16)
+                yield _Member(member.filename, member.file_size, not link, partial(archive.open, member))
+
+
+def _read(source: Path, open_member: Callable[[], IO[bytes]]) -> bytes:
+    with _refusing_damage(source), open_member() as file:
+        return file.read()
+
+
+@contextmanager
+def _refusing_damage(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        # zipfile raises the last two for a compression or an encryption that it does not know
+        raise InputError(f"{source} is damaged or no archive ({error}): download it again.") from None

@@ -1,0 +1,199 @@
+"""What the preparation of every data set has in common: its images, its label maps, its lists, and their checks.
+
+A prepared data root has VOC's layout: JPEGImages/ID.jpg, a folder of label maps ID.png (grey PNGs of class indices),
+classes.txt, and for every list NAME the authors' two files, list/NAME.txt (image and label) and list/NAME_id.txt.
+"""
+
+import hashlib
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from a2s_repro.data.archives import Published, SourceFile, source_files
+from a2s_repro.data.images import jpeg_size, read_label, write_label
+from a2s_repro.data.lists import read_lines, write_lines
+from a2s_repro.errors import InputError
+from a2s_repro.files import replacing
+
+IMAGES = "JPEGImages"
+
+
+class IdList(NamedTuple):
+    """A published list of images."""
+
+    count: int
+    md5: str
+    """Of the file of its ids, sorted, one a line."""
+
+
+class Prepared(NamedTuple):
+    """A data root whose images and labels are there."""
+
+    root: Path
+    lists: dict[str, list[str]]
+    """The ids of each list, sorted."""
+
+    def check(self, title: str, published: dict[str, IdList]) -> None:
+        """Raises InputError, naming the lists, unless they are the published ones of the data set `title`."""
+        wrong = [
+            f"{name} has {len(ids)} images, not {published[name].count}"
+            if len(ids) != published[name].count
+            else f"{name} has other images"
+            for name, ids in self.lists.items()
+            if _md5(ids) != published[name].md5
+        ]
+        if wrong:
+            raise InputError(
+                f"The sources do not give the published lists of {title} ({'; '.join(wrong)}): check that the "
+                "downloads are complete, or use --allow-other-counts."
+            )
+
+    def write(self, label_folder: str, classes: Iterable[str], unlabelled: Iterable[str] = ()) -> None:
+        """Writes classes.txt and the two files of each list; one that is `unlabelled` names images alone."""
+        for name, ids in self.lists.items():
+            line = f"/{IMAGES}/{{0}}.jpg" + ("" if name in unlabelled else f" /{label_folder}/{{0}}.png")
+            write_lines(self.root / "list" / f"{name}.txt", map(line.format, ids))
+            write_lines(self.root / "list" / f"{name}_id.txt", ids)
+        write_lines(self.root / "classes.txt", classes)
+
+    def summary(self) -> str:
+        """A line for the root and one for each list: its file, its length and the md5 of its ids."""
+        lines = [f"data root: {self.root}"]
+        for name, ids in self.lists.items():
+            lines.append(f"list/{name}.txt: {len(ids)} images, md5 of list/{name}_id.txt {_md5(ids)}")
+        return "\n".join(lines)
+
+
+def place(file: SourceFile, target: Path) -> None:
+    """Makes `target` that file, if it is not there whole: written from an archive, a link into an unpacked folder."""
+    if target.is_file() and target.stat().st_size == file.size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if file.on_disk:
+        target.unlink(missing_ok=True)
+        target.symlink_to(file.on_disk.resolve())
+    else:
+        encoded = file.read()
+        with replacing(target) as temporary:
+            temporary.write_bytes(encoded)
+
+
+def read_splits(source: Path, published: Published, root: Path) -> list[set[str]]:
+    """Places the source's files of ids into the root and returns the ids of each, in the order of its patterns."""
+    for file in source_files(source, published):
+        place(file, root / file.path)
+    return [set(read_lines(root / name)) for name in published.patterns]
+
+
+def place_images(files: Iterable[SourceFile], root: Path, wanted: set[str]) -> None:
+    """Places those of the files whose ids are wanted into the root's JPEGImages."""
+    for file in files:
+        if file.path.stem in wanted:
+            place(file, root / IMAGES / file.path.name)
+
+
+def encoded_labels(files: Iterable[SourceFile]) -> Iterator[tuple[str, Callable[[], tuple[bytes, str]]]]:
+    """A label file's id, and the function that gives its bytes and its name, as `write_labels` takes them."""
+    return ((file.path.stem, lambda file=file: (file.read(), file.name)) for file in files)
+
+
+def write_labels(
+    folder: Path,
+    labels: Iterable[tuple[str, Callable[[], tuple]]],
+    decode: Callable[..., np.ndarray | None],
+    workers: int,
+) -> set[str]:
+    """Writes the label maps folder/ID.png that are not there yet; returns the ids that have one.
+
+    Each of `labels` is an id and a function whose result, called before the next id is asked for, are the arguments of
+    `decode`: it gives (H, W) uint8, or None for an image that the data set has no use for. `workers` processes decode
+    and write; 0: this one.
+    """
+    ids = set()
+
+    def missing() -> Iterator[tuple[Path, tuple]]:
+        for name, load in labels:
+            path = folder / f"{name}.png"
+            if path.is_file():
+                ids.add(name)
+            else:
+                yield path, load()
+
+    written = _map(partial(_write_label, decode), missing(), workers)
+    return {path.stem for path in written if path}.union(ids)
+
+
+def _write_label(decode: Callable[..., np.ndarray | None], task: tuple[Path, tuple]) -> Path | None:
+    path, arguments = task
+    labels = decode(*arguments)
+    if labels is None:
+        return None
+    write_label(path, labels)
+    return path
+
+
+def check_pairs(root: Path, label_folder: str, ids: Iterable[str], num_classes: int, workers: int) -> None:
+    """Raises InputError for the first id whose photograph or label map is missing, damaged or unlike the other in size.
+
+    Labels are 0 .. num_classes - 1 and 255.
+    """
+    pairs = [(root / IMAGES / f"{name}.jpg", root / label_folder / f"{name}.png") for name in sorted(ids)]
+    _check_present([path for pair in pairs for path in pair])
+    for _ in tqdm(_map(partial(_check_pair, num_classes), pairs, workers), "checking", len(pairs), unit="image"):
+        pass
+
+
+def check_images(root: Path, ids: Iterable[str]) -> None:
+    """Raises InputError for the first id whose photograph is missing or damaged."""
+    paths = [root / IMAGES / f"{name}.jpg" for name in sorted(ids)]
+    _check_present(paths)
+    for path in tqdm(paths, "checking", unit="image"):
+        jpeg_size(path)
+
+
+def _check_present(paths: list[Path]) -> None:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        named = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        raise InputError(
+            f"{len(missing)} of the {len(paths)} files of the lists are missing from the sources ({named}): check that "
+            "the downloads are complete."
+        )
+
+
+def _check_pair(num_classes: int, pair: tuple[Path, Path]) -> None:
+    image, label = pair
+    labels = read_label(label, num_classes)
+    sizes = [f"{columns}x{rows}" for rows, columns in (jpeg_size(image), labels.shape)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{image} is {sizes[0]} pixels, its label {label} {sizes[1]}: check that the downloads are the published "
+            "ones, and remove the label to have it made again."
+        )
+
+
+def _md5(ids: list[str]) -> str:
+    return hashlib.md5("".join(f"{name}\n" for name in ids).encode(), usedforsecurity=False).hexdigest()
+
+
+def _map(function: Callable, arguments: Iterable, workers: int) -> Iterator[Any]:
+    """The function's results in order, from processes that are at most a few arguments ahead; 0: from this one."""
+    if workers == 0:
+        yield from map(function, arguments)
+        return
+    ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool:
+        waiting = deque()
+        for argument in arguments:
+            waiting.append(pool.submit(function, argument))
+            if len(waiting) == 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

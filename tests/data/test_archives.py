@@ -1,0 +1,139 @@
+"""Archives of every kind and unpacked folders read alike, and what is wrong with a source told in one sentence."""
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from a2s_repro.data.archives import Published, source_files
+from a2s_repro.errors import InputError
+
+WANTED = Published("the set", "https://example.org/set.zip", "outer/inner", ("images/*.jpg", "ids.txt"))
+CONTENT = {"outer/inner/images/a.jpg": b"A", "outer/inner/images/b.jpg": b"B" * 70000, "outer/inner/ids.txt": b"a b"}
+UNWANTED = {"outer/inner/images/deeper/c.jpg": b"C", "outer/inner/README": b"", "outer/ids.text": b""}
+
+
+def make(path: Path, content: dict[str, bytes]) -> Path:
+    """A folder, a tar or a zip, by the suffix of its name."""
+    path.parent.mkdir(exist_ok=True)
+    match path.suffix:
+        case ".zip":
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, data in content.items():
+                    archive.writestr(name, data)
+        case ".tar" | ".tgz":
+            with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
+                for name, data in content.items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+        case _:
+            for name, data in content.items():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_bytes(data)
+    return path
+
+
+def read(source: Path, published: Published = WANTED) -> dict[str, bytes]:
+    return {str(file.path): file.read() for file in source_files(source, published)}
+
+
+KINDS = pytest.mark.parametrize("kind", ["set", "set.zip", "set.tar", "set.tgz"])
+ARCHIVES = pytest.mark.parametrize("kind", ["set.zip", "set.tar", "set.tgz"])
+
+
+@KINDS
+@pytest.mark.parametrize("lacking", ["", "outer/", "outer/inner/"])
+def test_every_kind_gives_the_wanted_files_at_any_depth_of_the_published_folder(tmp_path, kind, lacking):
+    content = {name.removeprefix(lacking): data for name, data in (CONTENT | UNWANTED).items()}
+    source = make(tmp_path / kind, content)
+    assert read(source) == {"images/a.jpg": b"A", "images/b.jpg": b"B" * 70000, "ids.txt": b"a b"}
+
+
+@KINDS
+def test_files_tell_their_size_and_where_they_lie(tmp_path, kind):
+    files = {file.path: file for file in source_files(make(tmp_path / kind, CONTENT), WANTED)}
+    file = files[PurePosixPath("images/b.jpg")]
+    assert file.size == 70000
+    assert file.name.startswith(str(tmp_path / kind)) and file.name.endswith("outer/inner/images/b.jpg")
+    assert (file.on_disk is None) == (kind != "set")
+
+
+@ARCHIVES
+def test_names_with_a_leading_dot_are_the_same(tmp_path, kind):
+    assert len(read(make(tmp_path / kind, {f"./{name}": data for name, data in CONTENT.items()}))) == 3
+
+
+@KINDS
+def test_what_is_missing_is_named_with_where_it_is_published(tmp_path, kind):
+    source = make(tmp_path / kind, {"outer/inner/ids.txt": b"", "outer/inner/images/a.png": b""})
+    with pytest.raises(InputError, match=r"holds no images/\*.jpg, which belongs to the set: .*https://example.org"):
+        read(source)
+
+
+@ARCHIVES
+@pytest.mark.parametrize("kept", [0.9, 0.5])
+def test_truncated_archives_are_named(tmp_path, kind, kept):
+    noise = bytes(range(256)) * 100
+    source = make(tmp_path / kind, CONTENT | {"outer/inner/images/z.jpg": noise})
+    source.write_bytes(source.read_bytes()[: int(source.stat().st_size * kept)])
+    with pytest.raises(InputError, match=r"set\.\w+ is damaged or no archive .*: download it again"):
+        read(source)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>", b"PK"])
+def test_files_that_are_no_archives_are_named(tmp_path, content):
+    (tmp_path / "set.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"set.zip is damaged or no archive"):
+        read(tmp_path / "set.zip")
+
+
+def test_a_wrong_checksum_is_found(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("images/a.jpg", b"first")
+        archive.writestr("ids.txt", b"")
+    encoded = (tmp_path / "set.zip").read_bytes()
+    (tmp_path / "set.zip").write_bytes(encoded.replace(b"first", b"other"))
+    with pytest.raises(InputError, match=r"set.zip is damaged .*CRC"):
+        read(tmp_path / "set.zip")
+
+
+@ARCHIVES
+@pytest.mark.parametrize("name", ["../escaped.jpg", "images/../../escaped.jpg", "/etc/escaped.jpg"])
+def test_names_that_lead_out_are_refused(tmp_path, kind, name):
+    with pytest.raises(InputError, match=r"unsafe to unpack \('.*escaped.jpg' leads out of its folder\)"):
+        read(make(tmp_path / kind, CONTENT | {name: b""}))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_under_a_wanted_name_are_refused(tmp_path, kind):
+    member = tarfile.TarInfo("images/a.jpg")
+    member.type, member.linkname = kind, "/etc/passwd"
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.addfile(member)
+    with pytest.raises(InputError, match=r"set.tar: images/a.jpg is a link or no file at all"):
+        read(tmp_path / "set.tar")
+
+
+def test_links_in_a_zip_are_refused(tmp_path):
+    member = zipfile.ZipInfo("images/a.jpg")
+    member.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr(member, "/etc/passwd")
+    with pytest.raises(InputError, match=r"set.zip: images/a.jpg is a link"):
+        read(tmp_path / "set.zip")
+
+
+def test_absurd_sizes_are_refused_before_reading(tmp_path):
+    member = tarfile.TarInfo("images/a.jpg")
+    member.size = 2**40
+    (tmp_path / "set.tar").write_bytes(member.tobuf() + bytes(2048))
+    with pytest.raises(InputError, match=r"images/a.jpg claims to have 1099511627776 bytes"):
+        read(tmp_path / "set.tar")
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent does not exist: give the archive of the set, or the folder unpacked"):
+        read(tmp_path / "absent")
