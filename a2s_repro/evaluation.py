@@ -26,11 +26,14 @@ class ConfusionMatrix:
     """Pixel counts of a whole set, and the scores of the VOC protocol (the authors' MyVOCevalseg.m) as fractions.
 
     `counts` is (C, C) int64, rows ground truth, columns prediction. Counts are summed over all images before anything
-    is divided, and every class counts in a mean: one that neither occurs nor is predicted has an IoU of 0.
+    is divided, and every class counts in a mean, one that neither occurs nor is predicted with an IoU of 0; only
+    `void_classes`, the outputs of a net that are no class of the data set, do not.
     """
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, void_classes: Sequence[int] = ()):
         self.counts = np.zeros((num_classes, num_classes), np.int64)
+        self.classes = np.setdiff1d(np.arange(num_classes), void_classes)
+        """The labels that count, ascending."""
 
     def update(self, truth: np.ndarray, predicted: np.ndarray) -> None:
         """Adds an image: two label maps of one shape, uint8; pixels whose truth is 255 do not count.
@@ -58,11 +61,11 @@ class ConfusionMatrix:
 
     @property
     def mean_iou(self) -> float:
-        return float(self.iou.mean())
+        return float(self.iou[self.classes].mean())
 
     @property
     def mean_class_accuracy(self) -> float:
-        return float(self.class_accuracy.mean())
+        return float(self.class_accuracy[self.classes].mean())
 
     @property
     def pixel_accuracy(self) -> float:
@@ -111,19 +114,13 @@ class Result:
     attention: AttentionStatistics | None
 
     def table(self, classes: Sequence[str]) -> str:
-        """A line per class with its IoU and accuracy in per cent, the means, and the attention weights by scale."""
+        """A line per class that counts with its IoU and accuracy in per cent, and the means. `classes` names all C."""
         scores = self.confusion
-        width = max(map(len, (*classes, "mean")))
+        rows = [(classes[label], scores.iou[label], scores.class_accuracy[label]) for label in scores.classes]
+        rows.append(("mean", scores.mean_iou, scores.mean_class_accuracy))
+        width = max(len(name) for name, *_ in rows)
         lines = [f"{'class':<{width}}    IoU %   acc %"]
-        lines += [
-            f"{name:<{width}}  {100 * iou:7.2f} {100 * accuracy:7.2f}"
-            for name, iou, accuracy in zip(
-                (*classes, "mean"),
-                (*scores.iou, scores.mean_iou),
-                (*scores.class_accuracy, scores.mean_class_accuracy),
-                strict=True,
-            )
-        ]
+        lines += [f"{name:<{width}}  {100 * iou:7.2f} {100 * accuracy:7.2f}" for name, iou, accuracy in rows]
         lines.append(f"mIoU {100 * scores.mean_iou:.2f} %, pixel accuracy {100 * scores.pixel_accuracy:.2f} %")
         return "\n".join(lines)
 
@@ -134,9 +131,22 @@ class Result:
         rows = zip(self.attention.scales, self.attention.mean, self.attention.std, strict=True)
         return "\n".join(f"attention weight at scale {s:g}: mean {mean:.4f}, std {std:.4f}" for s, mean, std in rows)
 
+    def score(self, metric: str, classes: Sequence[str]) -> float:
+        """A score in per cent, by the name that it is published by: "mIoU", or "IoU" and the name of a class.
+
+        Raises InputError for a class that is not among `classes`.
+        """
+        if metric == "mIoU":
+            return 100 * self.confusion.mean_iou
+        name = metric.removeprefix("IoU ")
+        if name not in classes:
+            raise InputError(f"'{name}' is none of the classes ({', '.join(classes)}): correct classes.txt.")
+        return 100 * float(self.confusion.iou[list(classes).index(name)])
+
     def summary(self, classes: Sequence[str]) -> dict:
-        """Plain values for a JSON file; scores are fractions."""
+        """Plain values for a JSON file; scores are fractions, those by class of the classes that count."""
         scores = self.confusion
+        counting = [classes[label] for label in scores.classes]
         attention = self.attention and {
             "scales": list(self.attention.scales),
             "mean": self.attention.mean.tolist(),
@@ -147,8 +157,8 @@ class Result:
             "mean_iou": scores.mean_iou,
             "pixel_accuracy": scores.pixel_accuracy,
             "mean_class_accuracy": scores.mean_class_accuracy,
-            "iou": dict(zip(classes, scores.iou.tolist(), strict=True)),
-            "class_accuracy": dict(zip(classes, scores.class_accuracy.tolist(), strict=True)),
+            "iou": dict(zip(counting, scores.iou[scores.classes].tolist(), strict=True)),
+            "class_accuracy": dict(zip(counting, scores.class_accuracy[scores.classes].tolist(), strict=True)),
             "confusion": scores.counts.tolist(),
             "attention": attention,
         }
@@ -218,14 +228,15 @@ def evaluate(
     items: Sequence[Item],
     *,
     crop: int = 513,
+    void_classes: Sequence[int] = (),
     label_folder: str | os.PathLike | None = None,
 ) -> Result:
-    """Scores `model` on `items`, on the model's device, under a progress bar.
+    """Scores `model` on `items`, on the model's device, under a progress bar; means leave out `void_classes`.
 
     Items without a label file (VOC test) count for nothing in the scores. With `label_folder` every segmentation is
     written to it as ID.png, an index PNG in VOC's palette. Raises InputError for a bad file, naming it.
     """
-    confusion = ConfusionMatrix(model.num_classes)
+    confusion = ConfusionMatrix(model.num_classes, void_classes)
     attention = None
     for item in tqdm(items, desc="evaluating", unit="image"):
         image, truth = read_pair(item, model.num_classes)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -39,8 +39,9 @@ def git_commit() -> str | None:
 class RunLog:
     """Appends a line per display to `log.jsonl` in a run's folder and the same values to `tensorboard/`.
 
-    A line is {"iteration", "losses": {name: value, ...}, "total", "lr", "images_per_second"}. Opening the log of a run
-    that is resumed at iteration `start` drops the lines that the run will write again.
+    A line is {"iteration", "losses": {name: value, ...}, "total", "lr", "images_per_second", "seconds" since the line
+    before, "peak_memory" of the process in bytes}. Opening the log of a run that is resumed at iteration `start` drops
+    the lines that the run will write again.
     """
 
     def __init__(self, folder: str | os.PathLike, start: int) -> None:
@@ -52,11 +53,20 @@ class RunLog:
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
         self._events = SummaryWriter(Path(folder) / "tensorboard", purge_step=start)
 
-    def write(self, iteration: int, losses: dict[str, float], lr: float, images_per_second: float) -> None:
+    def write(
+        self,
+        iteration: int,
+        losses: dict[str, float],
+        lr: float,
+        images_per_second: float,
+        seconds: float,
+        peak_memory: int,
+    ) -> None:
         """Writes down the losses (smoothed), their sum and the rate of the update numbered `iteration` from 0."""
         total = sum(losses.values())
         line = {"iteration": iteration, "losses": losses, "total": total, "lr": lr}
-        self._file.write(json.dumps(line | {"images_per_second": round(images_per_second, 3)}) + "\n")
+        line |= {"images_per_second": round(images_per_second, 3), "seconds": round(seconds, 3)}
+        self._file.write(json.dumps(line | {"peak_memory": peak_memory}) + "\n")
         values = {f"loss/{name}": value for name, value in losses.items()}
         values |= {"loss/total": total, "lr": lr, "images_per_second": images_per_second}
         for name, value in values.items():
@@ -71,6 +81,20 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Cost(NamedTuple):
+    """What a run took, over all its sessions."""
+
+    seconds: float
+    peak_memory: int
+    """Bytes."""
+
+
+def cost(folder: str | os.PathLike) -> Cost:
+    """What the training in a run's folder took, by its log."""
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return Cost(sum(line["seconds"] for line in lines), max(line["peak_memory"] for line in lines))
 
 
 def _iteration(line: str) -> float:

@@ -20,7 +20,7 @@ from a2s_repro.caffe.streams import CaffeStreams
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.image_seg import RandomStream, Sample, SegmentationDataset, loader
 from a2s_repro.data.lists import Item, read_list
-from a2s_repro.devices import usable_device
+from a2s_repro.devices import peak_memory, usable_device
 from a2s_repro.errors import InputError
 from a2s_repro.evaluation import Result, class_names, evaluate
 from a2s_repro.initialisation import load_init
@@ -42,7 +42,10 @@ from a2s_repro.snapshots import (
 PRECISIONS = ("caffe", "tf32", "bf16")
 CAFFE_SUFFIX = ".solverstate"
 
-NO_EFFECT_ON_TRAINING = ("name", "published_miou", "training_set", "test_crop", "display", "snapshot")
+NO_EFFECT_ON_TRAINING = (
+    *("name", "published", "ours", "dataset", "training_set", "evaluation_set", "hidden_labels", "void_classes"),
+    *("init", "test_crop", "crf", "display", "snapshot"),
+)
 """Fields of a recipe that may change when a run is resumed; so may max_iter where the rate does not depend on it."""
 
 
@@ -99,6 +102,8 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     val_items = read_list(run.val_list, run.data_root) if run.val_list else None
     classes = class_names(recipe.num_classes, {}, run.classes)
 
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(run.seed)
     trainer = Trainer(recipe, items, device, run.precision, run.seed, run.caffe_streams)
     start = _snapshot_to_resume(run)
@@ -129,7 +134,9 @@ def train(recipe: Recipe, run: Run) -> Outcome:
         }
         final = run.out / "final.pth"
         save_weights(final, trainer.model.state_dict(), meta)
-        validation = evaluate(trainer.model, val_items, crop=recipe.test_crop) if val_items else None
+        validation = None
+        if val_items:
+            validation = evaluate(trainer.model, val_items, crop=recipe.test_crop, void_classes=recipe.void_classes)
     return Outcome(trainer.iteration, False, final, validation, classes)
 
 
@@ -171,12 +178,14 @@ class Trainer:
 
     def batches(self, workers: int) -> Iterator[Sample]:
         """The batches of the remaining iterations."""
-        dataset = SegmentationDataset(self.items, self.recipe.num_classes, self.recipe.crop)
-        passes = self.recipe.iter_size
+        recipe = self.recipe
+        scale_range = recipe.scale_augmentation
+        dataset = SegmentationDataset(self.items, recipe.num_classes, recipe.crop, scale_range=scale_range)
+        passes = recipe.iter_size
         stream, start = self.stream, (self.iteration - self.start) * passes
         if self.caffe:
             stream, start = self.caffe.data(), self.caffe.passes
-        remaining = max(self.recipe.max_iter - self.iteration, 0)
+        remaining = max(recipe.max_iter - self.iteration, 0)
         pin_memory = self.device.type == "cuda"
         return loader(dataset, stream, start, remaining * passes, workers, pin_memory)
 
@@ -242,10 +251,11 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot. Raises InputError, naming the settings, if it is of another run."""
+        theirs = {**Recipe.of_config(snapshot.config).config(), **snapshot.config}
         changed = [
-            f"{name} {snapshot.config.get(name)} instead of {value}"
+            f"{name} {theirs.get(name)} instead of {value}"
             for name, value in self.config.items()
-            if snapshot.config.get(name) != value
+            if theirs.get(name) != value
         ]
         if changed:
             raise InputError(f"the snapshot belongs to a run with {', '.join(changed)}: resume with the same settings.")
@@ -297,11 +307,11 @@ def _interrupted(trainer: Trainer, run: Run) -> bool:
             last = iteration + 1 == recipe.max_iter
             trainer.backward(batches)
             if iteration % recipe.display == 0 or last:
-                images = (iteration - shown) * recipe.batch_size * recipe.iter_size
-                images_per_second = images / (time.monotonic() - since)
+                seconds = time.monotonic() - since
+                images_per_second = (iteration - shown) * recipe.batch_size * recipe.iter_size / seconds
                 since, shown = time.monotonic(), iteration
                 losses, lr = trainer.smoothed(), trainer.rate(iteration)
-                log.write(iteration, losses, lr, images_per_second)
+                log.write(iteration, losses, lr, images_per_second, seconds, peak_memory(trainer.device))
                 terms = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
                 bar.set_postfix_str(f"{terms}, lr {lr:.1e}, {images_per_second:.1f} images/s", refresh=False)
             trainer.update()

@@ -19,7 +19,15 @@ from a2s_repro.data.lists import read_list
 from a2s_repro.data.voc import CLASSES as VOC_CLASSES
 from a2s_repro.data.voc import palette
 from a2s_repro.errors import InputError
-from a2s_repro.evaluation import AttentionStatistics, ConfusionMatrix, class_names, evaluate, load_model, segment_image
+from a2s_repro.evaluation import (
+    AttentionStatistics,
+    ConfusionMatrix,
+    Result,
+    class_names,
+    evaluate,
+    load_model,
+    segment_image,
+)
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
 
 TOOL = Path(__file__).parents[1] / "tools" / "evaluate.py"
@@ -201,3 +209,24 @@ def test_class_names_come_from_file_meta_or_voc(tmp_path):
     assert class_names(3, {}) == ["0", "1", "2"]
     with pytest.raises(InputError, match=r"classes.txt names 2 classes, but the net has 3"):
         class_names(3, {}, tmp_path / "classes.txt")
+
+
+def test_void_classes_count_in_no_mean():
+    """Output 1 is no class: predicting it is an error of class 2, and that is all."""
+    scores = ConfusionMatrix(3, void_classes=(1,))
+    scores.update(labels(0, 0, 2, 2), labels(0, 0, 1, 2))
+    assert scores.iou.tolist() == [1, 0, 0.5]
+    assert (scores.mean_iou, scores.mean_class_accuracy, scores.pixel_accuracy) == (0.75, 0.75, 0.75)
+    result = Result(1, scores, None)
+    assert result.summary(["sky", "void", "road"])["iou"] == {"sky": 1, "road": 0.5}
+    assert "void" not in result.table(["sky", "void", "road"])
+
+
+def test_scores_by_the_names_that_they_are_published_by():
+    scores = ConfusionMatrix(2)
+    scores.update(labels(0, 0, 1, 1), labels(0, 0, 0, 1))
+    result = Result(1, scores, None)
+    assert result.score("IoU upper arms", ["sky", "upper arms"]) == 50
+    assert result.score("mIoU", ["sky", "upper arms"]) == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
+    with pytest.raises(InputError, match=r"'head' is none of the classes \(sky, upper arms\)"):
+        result.score("IoU head", ["sky", "upper arms"])

@@ -19,7 +19,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.evaluation import load_model
 from a2s_repro.models import Widths
 from a2s_repro.recipes import Recipe
-from a2s_repro.run_log import RunLog, git_commit
+from a2s_repro.run_log import RunLog, cost, git_commit
 from a2s_repro.snapshots import load_snapshot, newest_snapshot, save_snapshot, snapshot_path
 from a2s_repro.training import Run, Trainer, train
 
@@ -74,9 +74,10 @@ def one_thread():
 
 
 def log_of(folder: Path) -> list[dict]:
-    """The lines of a run's log, without the one thing that may differ between two runs."""
+    """The lines of a run's log, without what may differ between two runs."""
+    measured = {"images_per_second", "seconds", "peak_memory"}
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in measured} for line in lines]
 
 
 def start_tool(files: dict[str, Path], out: Path, *more: str) -> subprocess.Popen:
@@ -141,6 +142,22 @@ def test_a_run_leaves_its_net_log_and_settings(run):
 
     assert newest_snapshot(run.out) == snapshot_path(run.out, 3)
     assert outcome.validation.images == 2
+
+
+def test_a_snapshot_of_before_there_were_skip_nets_is_resumed(run, files):
+    """Fields of a recipe that a snapshot does not know had their defaults."""
+    train(RECIPE.changed(max_iter=1), run)
+    snapshot = load_snapshot(newest_snapshot(run.out))
+    for name in ("skip_net", "head", "att_conv1", "scale_augmentation"):
+        del snapshot.config[name]
+    save_snapshot(newest_snapshot(run.out), snapshot)
+    assert train(RECIPE, Run(out=run.out, resume="auto", workers=0, **files)).iterations == 3
+
+
+def test_scale_augmentation_changes_the_images(run, files, tmp_path):
+    train(RECIPE, run)
+    train(RECIPE.changed(scale_augmentation=(0.6, 1.4)), Run(out=tmp_path / "scaled", workers=0, **files))
+    assert log_of(tmp_path / "scaled") != log_of(run.out)
 
 
 def test_the_seed_decides(run, files, tmp_path):
@@ -270,10 +287,11 @@ def test_the_newest_snapshot_is_the_one_of_most_iterations(tmp_path):
 def test_a_reopened_log_drops_what_will_be_written_again(tmp_path):
     with RunLog(tmp_path, 0) as log:
         for iteration in range(4):
-            log.write(iteration, {"loss": 1.0}, 0.1, 5.0)
+            log.write(iteration, {"loss": 1.0}, 0.1, 5.0, seconds=2, peak_memory=1000 + iteration)
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"iteration": 4, "los')  # the power went
     with RunLog(tmp_path, 2) as log:
-        log.write(2, {"loss": 2.0}, 0.1, 5.0)
+        log.write(2, {"loss": 2.0}, 0.1, 5.0, seconds=1.5, peak_memory=7)
     lines = log_of(tmp_path)
     assert [(line["iteration"], line["total"]) for line in lines] == [(0, 1), (1, 1), (2, 2)]
+    assert cost(tmp_path) == (5.5, 1001)

@@ -11,7 +11,7 @@ import torch
 from a2s_repro.data.caffe_rng import GAUSSIANS
 from a2s_repro.data.lists import read_classes
 from a2s_repro.models.share_net import MERGES
-from a2s_repro.recipes import RECIPES, Recipe, find_recipe
+from a2s_repro.recipes import Recipe, find_recipe
 from a2s_repro.solver import LR_POLICIES
 from a2s_repro.training import PRECISIONS, Run, train
 
@@ -22,7 +22,7 @@ EXAMPLE = """examples:
       --classes demo/shapes/classes.txt --scales 1 0.5 --width 0.125 --crop 129 --max-iter 300 \\
       --init thin.pth --out runs/shapes
 
-recipes: """ + ", ".join(RECIPES)
+recipes: see tools/recipes.py list"""
 
 
 def main() -> int:
@@ -63,6 +63,14 @@ def main() -> int:
     changes.add_argument("--scales", type=float, nargs="+", metavar="S", help="1 and any of 0.75 0.5 0.25")
     changes.add_argument("--merge", choices=MERGES)
     changes.add_argument("--extra-supervision", action=argparse.BooleanOptionalAction, help="a loss for every scale")
+    changes.add_argument("--skip-net", action=argparse.BooleanOptionalAction, help="DeepLab-MSc-LargeFOV at each scale")
+    changes.add_argument("--head-features", metavar="LAYER", help="what attention is computed from: fc6, fc7 or fc8")
+    changes.add_argument("--head-layers", type=int, metavar="N", help="layers of the attention head, 1 to 3")
+    changes.add_argument("--head-kernel", type=int, metavar="K", help="side of its first layer's window, 1 or 3")
+    changes.add_argument("--att-conv1", type=int, metavar="N", help="filters of its first layer")
+    changes.add_argument(
+        "--scale-augmentation", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of random resizing"
+    )
     changes.add_argument("--width", type=float, metavar="F", help="factor on all layers' widths")
     changes.add_argument("--crop", type=int, help="side of the training crops, 32k + 1 pixels")
     changes.add_argument("--test-crop", type=int, help="least side that images are padded to in evaluation")
@@ -76,8 +84,12 @@ def main() -> int:
     if arguments["classes"] and arguments["num_classes"] is None:
         arguments["num_classes"] = len(read_classes(arguments["classes"]))
     given = {name: value for name, value in arguments.items() if value is not None}
-    recipe = find_recipe(arguments["recipe"]).changed(**_fields(Recipe, given))
-    outcome = train(recipe, Run(**_fields(Run, given)))
+    recipe = find_recipe(arguments["recipe"])
+    settings = _fields(Run, given)
+    changes = _fields(Recipe, {name: value for name, value in given.items() if name not in settings})
+    head = {name.removeprefix("head_"): value for name, value in given.items() if name.startswith("head_")}
+    recipe = recipe.changed(**changes, head=dataclasses.replace(recipe.head, **head))
+    outcome = train(recipe, Run(**settings))
 
     if outcome.interrupted:
         print(f"interrupted after {outcome.iterations} iterations: {outcome.file}; go on with --resume auto")
@@ -86,8 +98,8 @@ def main() -> int:
     if outcome.validation:
         print(outcome.validation.table(outcome.classes))
         print(outcome.validation.attention_table())
-        if recipe.published_miou:
-            print(f"published: mIoU {recipe.published_miou:.2f} %")
+        for number in recipe.published:
+            print(f"published ({number.table}): {number.metric} {number.value}")
     return 0
 
 

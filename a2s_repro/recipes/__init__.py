@@ -1,0 +1,27 @@
+"""A recipe for every result of the papers."""
+
+from a2s_repro.errors import InputError
+from a2s_repro.recipes.a2s import a2s_recipes
+from a2s_repro.recipes.published import PUBLISHED, Published
+from a2s_repro.recipes.recipe import Recipe, nearest
+
+__all__ = ["PUBLISHED", "RECIPES", "Published", "Recipe", "find_recipe", "recipes_of"]
+
+RECIPES = {recipe.name: recipe for recipe in a2s_recipes()}
+"""All recipes by name; each comes after the one that it starts from."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises InputError with the nearest names for one that does not exist."""
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe '{name}'; the nearest are {nearest(name, RECIPES)}.")
+    return RECIPES[name]
+
+
+def recipes_of(table: str) -> list[Recipe]:
+    """The recipes that have a number in a table, such as "a2s:3". Raises InputError, naming the tables, if none has."""
+    found = [recipe for recipe in RECIPES.values() if any(number.table == table for number in recipe.published)]
+    if not found:
+        tables = sorted({number.table for numbers in PUBLISHED.values() for number in numbers})
+        raise InputError(f"there is no table '{table}'; the tables are {', '.join(tables)}.")
+    return found

@@ -1,0 +1,111 @@
+"""Every number that the papers publish for a system of this project, and where it stands.
+
+The numbers live here and nowhere else. `a2s` is Attention to Scale: its tables are `a2s:1` ... `a2s:7`, what only its
+text says is `a2s:text`, and `a2s:unprinted` are tables in the authors' paper sources that were left out of the print.
+"""
+
+from typing import NamedTuple
+
+
+class Published(NamedTuple):
+    """A published number."""
+
+    table: str
+    metric: str
+    """"mIoU", or "IoU" and the name of a class."""
+    value: float | str
+    """Per cent, or the paper's words where it gives no figure."""
+
+
+CELLS = tuple(
+    f"{merge}{scales}{suffix}"
+    for scales in (2, 3)
+    for merge in ("max", "average", "attention")
+    for suffix in ("", "_esupv")
+)
+"""The cells of one result table: merge and number of scales, without and with extra supervision."""
+
+_TABLES = {  # max2, max2_esupv, average2, average2_esupv, attention2, attention2_esupv; then the same for 3 scales
+    ("person_part", "a2s:1", "mIoU"): (
+        (52.90, 55.26, 52.71, 55.17, 53.49, 55.85),
+        (53.02, 55.78, 52.56, 55.72, 53.12, 56.39),
+    ),
+    ("voc12", "a2s:3", "mIoU"): (
+        (64.81, 67.43, 64.86, 67.79, 65.27, 68.24),
+        (65.15, 67.79, 63.92, 67.98, 64.37, 69.08),
+    ),
+    ("voc12_coco", "a2s:5", "mIoU"): (
+        (69.15, 70.01, 69.22, 70.44, 69.90, 70.76),
+        (69.70, 70.06, 68.82, 70.55, 69.47, 71.42),
+    ),
+    ("coco_subset", "a2s:6", "mIoU"): (
+        (32.95, 34.70, 33.69, 35.14, 34.03, 35.41),
+        (33.58, 35.08, 33.74, 35.72, 33.42, 35.78),
+    ),
+    ("coco_subset", "a2s:7", "IoU person"): (
+        (70.07, 71.06, 70.38, 71.60, 70.66, 72.20),
+        (69.97, 71.43, 69.69, 71.70, 70.14, 72.72),
+    ),
+    ("person_part_msc", "a2s:unprinted", "mIoU"): (
+        (53.98, 54.84, 54.90, 55.33, 54.70, 55.63),
+        (54.53, 55.31, 55.14, 55.74, 54.78, 55.73),
+    ),
+    ("voc12_msc", "a2s:unprinted", "mIoU"): (
+        (65.40, 65.06, 65.77, 66.44, 66.77, 66.99),
+        (65.62, 65.39, 65.88, 66.86, 66.82, 67.13),
+    ),
+    ("coco_subset_msc", "a2s:unprinted", "mIoU"): (
+        (33.18, 32.99, 33.84, 34.00, 34.17, 34.15),
+        (33.38, 33.16, 33.68, 34.15, 33.87, 34.22),
+    ),
+}
+
+_SINGLE = (
+    ("person_part/largefov", "a2s:1", "mIoU", 51.91),
+    ("person_part/msc_largefov", "a2s:text", "mIoU", 53.72),
+    ("person_part/attention3_esupv", "a2s:2", "IoU head", 81.47),
+    ("person_part/attention3_esupv", "a2s:2", "IoU torso", 59.06),
+    ("person_part/attention3_esupv", "a2s:2", "IoU upper arms", 44.15),
+    ("person_part/attention3_esupv", "a2s:2", "IoU lower arms", 42.50),
+    ("person_part/attention3_esupv", "a2s:2", "IoU upper legs", 38.28),
+    ("person_part/attention3_esupv", "a2s:2", "IoU lower legs", 35.62),
+    ("person_part/attention3_esupv", "a2s:2", "IoU background", 93.65),
+    ("person_part/attention3_esupv_one_layer", "a2s:text", "mIoU", "0.1 to 0.4 below attention3_esupv"),
+    ("person_part/attention3_esupv_1x1", "a2s:text", "mIoU", "0.1 to 0.4 below attention3_esupv"),
+    ("person_part/attention3_esupv_64", "a2s:text", "mIoU", "0.1 to 0.4 below attention3_esupv"),
+    ("person_part/attention3_esupv_128", "a2s:text", "mIoU", "0.1 to 0.4 below attention3_esupv"),
+    ("person_part/attention3_esupv_256", "a2s:text", "mIoU", "0.1 to 0.4 below attention3_esupv"),
+    ("person_part/attention3_esupv_768", "a2s:text", "mIoU", "0.1 to 0.4 below attention3_esupv"),
+    ("person_part/attention3_esupv_1024", "a2s:text", "mIoU", "0.1 to 0.4 below attention3_esupv"),
+    ("person_part/attention3_esupv_fc8", "a2s:text", "mIoU", "about 0.5 below attention3_esupv"),
+    ("person_part/attention3_esupv_fc6", "a2s:text", "mIoU", "similar to attention3_esupv"),
+    ("person_part/attention4_esupv", "a2s:text", "mIoU", "0.5 below attention3_esupv"),
+    ("voc12/largefov", "a2s:3", "mIoU", 62.28),
+    ("voc12/msc_largefov", "a2s:3", "mIoU", 64.39),
+    ("voc12_test/largefov", "a2s:4", "mIoU", 65.1),
+    ("voc12_test/msc_largefov", "a2s:4", "mIoU", 67.0),
+    ("voc12_test/average3_esupv", "a2s:4", "mIoU", 70.5),
+    ("voc12_test/max3_esupv", "a2s:4", "mIoU", 70.6),
+    ("voc12_test/attention3_esupv", "a2s:4", "mIoU", 71.5),
+    ("voc12_test/coco_crf_attention", "a2s:4", "mIoU", 75.1),
+    ("voc12_test/coco_crf_attention_scaleaug", "a2s:4", "mIoU", 75.7),
+    ("voc12_coco/largefov", "a2s:5", "mIoU", 67.58),
+    ("voc12_coco/msc_largefov", "a2s:unprinted", "mIoU", 68.90),
+    ("coco_subset/largefov", "a2s:6", "mIoU", 31.22),
+    ("coco_subset/largefov", "a2s:7", "IoU person", 68.76),
+    ("coco_subset/msc_largefov", "a2s:text", "mIoU", 31.61),
+)
+
+
+def _by_recipe() -> dict[str, tuple[Published, ...]]:
+    found: dict[str, list[Published]] = {}
+    for (group, table, metric), (two_scales, three_scales) in _TABLES.items():
+        for cell, value in zip(CELLS, two_scales + three_scales, strict=True):
+            found.setdefault(f"{group}/{cell}", []).append(Published(table, metric, value))
+    for recipe, *number in _SINGLE:
+        found.setdefault(recipe, []).append(Published(*number))
+    return {recipe: tuple(numbers) for recipe, numbers in found.items()}
+
+
+PUBLISHED = _by_recipe()
+"""The published numbers of each recipe, by its name."""
