@@ -6,6 +6,7 @@ The figures are held to 1e-5 of the largest value: float32 sums in another order
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,10 +16,10 @@ import torch
 
 from a2s_repro import ops
 from a2s_repro.caffe.conversion import from_caffe, random_init, to_caffe
-from a2s_repro.caffe.deploy import deploy_prototxt
+from a2s_repro.caffe.deploy import deploy_prototxt, output_blob
 from a2s_repro.checkpoint import Weights, save_weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
+from a2s_repro.models import AttentionHead, DeepLab, DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths
 from caffe_weights import write_caffemodel
 
 TOOL = Path(__file__).parents[1] / "tools" / "convert_caffe.py"
@@ -30,35 +31,35 @@ opencv4 = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromCaffe"), reason=f"OpenCV {cv2.__version__} runs no Caffe nets: 4.x does"
 )
 
+MERGES = ("attention", "average", "max")
 NETS = {
-    "largefov": ((1,), None, False),
-    "largefov-pool5a": ((1,), None, True),
-    **{
-        f"{merge}{len(scales)}": (scales, merge, False)
-        for merge in ("attention", "average", "max")
-        for scales in ((1, 0.5), (1, 0.75, 0.5))
-    },
-    "attention4": ((1, 0.75, 0.5, 0.25), "attention", False),
-    "attention-without-scale-1": ((0.75, 0.5), "attention", False),
+    "largefov": partial(DeepLabLargeFOV, CLASSES),
+    "largefov-pool5a": partial(DeepLabLargeFOV, CLASSES, pool5a=True),
+    "msc-pool5a": partial(DeepLabMSc, CLASSES, pool5a=True),
+    **{f"{merge}2": partial(ShareNet, CLASSES, (1, 0.5), merge) for merge in MERGES},
+    **{f"{merge}3": partial(ShareNet, CLASSES, (1, 0.75, 0.5), merge) for merge in MERGES},
+    **{f"msc-{merge}3": partial(ShareNet, CLASSES, (1, 0.75, 0.5), merge, skip_net=True) for merge in MERGES},
+    "attention4": partial(ShareNet, CLASSES, (1, 0.75, 0.5, 0.25)),
+    "attention-without-scale-1": partial(ShareNet, CLASSES, (0.75, 0.5)),
+    "attention-on-fc6-by-one-layer": partial(ShareNet, CLASSES, head=AttentionHead("fc6", 1)),
+    "attention-on-fc8-by-three-layers": partial(ShareNet, CLASSES, (1, 0.5), head=AttentionHead("fc8", 3, 1)),
+    "msc-attention-on-fc8": partial(ShareNet, CLASSES, (1, 0.5), skip_net=True, head=AttentionHead("fc8")),
 }
 
 
-def net_of(name: str, widths: Widths = THIN) -> DeepLabLargeFOV:
+def net_of(name: str, widths: Widths = THIN) -> DeepLab:
     """A net whose features are of order 1, and whose scores and attention differ from place to place."""
-    scales, merge, pool5a = NETS[name]
-    if merge:
-        net = ShareNet(CLASSES, scales, merge, pool5a=pool5a, widths=widths)
-    else:
-        net = DeepLabLargeFOV(CLASSES, pool5a=pool5a, widths=widths)
+    net = NETS[name](widths=widths)
     net.load_state_dict(from_caffe(random_init(widths, seed=0), "init").weights.state_dict, strict=False)
     generator = torch.Generator().manual_seed(1)
     for layer in net.new_layers:
-        if module := getattr(net, layer, None):
-            module.weight.data.normal_(std=2 * module.weight[0].numel() ** -0.5, generator=generator)
+        weight = net.get_submodule(layer).weight
+        gain = 0.3 if layer == "att_fc" else 2  # a softmax that is nearly one-hot would hide mistakes
+        weight.data.normal_(std=gain * weight[0].numel() ** -0.5, generator=generator)
     return net.eval()
 
 
-def weights_of(net: DeepLabLargeFOV) -> Weights:
+def weights_of(net: DeepLab) -> Weights:
     return Weights(net.state_dict(), {"model": net.config(), "classifier": "fc8_voc12"})
 
 
@@ -66,22 +67,23 @@ def image_of(size: tuple[int, int], images: int = 1) -> torch.Tensor:
     return 64 * torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(2))
 
 
-def compare(prototxt: Path, caffemodel: Path, net: DeepLabLargeFOV, image: torch.Tensor) -> None:
+def compare(prototxt: Path, caffemodel: Path, net: DeepLab, image: torch.Tensor) -> None:
     peer = cv2.dnn.readNetFromCaffe(str(prototxt), str(caffemodel))
     peer.enableWinograd(False)
     peer.setInput(image.numpy())
     with torch.inference_mode():
         prediction = net(image)
-    ours = {"fc8_interp": ops.interp(prediction.scores, tuple(image.shape[2:]))}
+    ours = {output_blob(net): ops.interp(prediction.scores, tuple(image.shape[2:]))}
     if prediction.weights is not None:
-        ours["attention"] = prediction.weights
+        blobs = [f"attention{i}_interp" for i, _ in enumerate(net.scales, 1)] if net.skip_net else ["attention"]
+        ours |= dict(zip(blobs, prediction.weights.split(1 if net.skip_net else len(net.scales), 1), strict=True))
         assert prediction.weights.std(dim=(2, 3)).min() > 0.01
     for (blob, values), theirs in zip(ours.items(), peer.forward(list(ours)), strict=True):
         assert theirs.shape == tuple(values.shape)
         assert np.abs(theirs - values.numpy()).max() < TOLERANCE * values.abs().max(), blob
 
 
-def export(folder: Path, net: DeepLabLargeFOV, size: tuple[int, int]) -> tuple[Path, Path]:
+def export(folder: Path, net: DeepLab, size: tuple[int, int]) -> tuple[Path, Path]:
     prototxt, caffemodel = folder / "net.prototxt", folder / "net.caffemodel"
     prototxt.write_text(deploy_prototxt(net, "fc8_voc12", size))
     write_caffemodel(caffemodel, to_caffe(weights_of(net)))

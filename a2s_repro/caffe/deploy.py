@@ -6,19 +6,25 @@ import torch
 from torch import nn
 
 from a2s_repro.caffe.layers import FUSION
-from a2s_repro.models import DeepLabLargeFOV, ShareNet
+from a2s_repro.models import DeepLab, ShareNet
 from a2s_repro.models.deeplab import check_image
 from a2s_repro.models.share_net import AVERAGE_FACTOR, GRID_STEP, RESAMPLING
+from a2s_repro.models.side_branches import SIDE_LAYERS
 from a2s_repro.ops import interp_size
 from caffe_weights import SUFFIX_OF_SCALE, Word, prototxt
 
 INPUT = "data"
-OUTPUT = "fc8_interp"
-"""(N, C, H, W): the merged score map at the size of the image."""
 
 
-def deploy_prototxt(model: DeepLabLargeFOV, classifier: str, size: tuple[int, int]) -> str:
-    """The net in its test phase for `conversion.to_caffe`'s weights, from blob `data` to blob `fc8_interp`.
+def output_blob(model: DeepLab) -> str:
+    """Blob of the merged score map, (N, C, H, W) at the size of the image, in the authors' test nets."""
+    if not model.skip_net:
+        return "fc8_interp"
+    return FUSION if isinstance(model, ShareNet) else "fc_fusion"
+
+
+def deploy_prototxt(model: DeepLab, classifier: str, size: tuple[int, int]) -> str:
+    """The net in its test phase for `conversion.to_caffe`'s weights, from blob `data` to `output_blob`.
 
     `data` is (1, 3, H, W), BGR grey levels less the mean pixel. Layers and blobs have the names of the authors' test
     nets. Three things are said in another way, so that Interp is the only layer beyond those of today's Caffe, and
@@ -37,21 +43,16 @@ def deploy_prototxt(model: DeepLabLargeFOV, classifier: str, size: tuple[int, in
     with torch.device("meta"):
         check_image(torch.empty(1, 3, *size), model.grid_step)
     net = _Net()
-    grid = tuple(interp_size(side, shrink=GRID_STEP[1]) for side in size)
-    suffixes = {scale: suffix for scale, suffix in SUFFIX_OF_SCALE.items() if scale in model.scales}
-
-    features = {}
-    for scale, suffix in suffixes.items():
+    branches = {}
+    for scale in model.branch_order:
+        suffix, scaled = SUFFIX_OF_SCALE[scale], tuple(interp_size(side, **RESAMPLING[scale]) for side in size)
         image = INPUT
         if scale != 1:
-            scaled = tuple(interp_size(side, **RESAMPLING[scale]) for side in size)
             image = net.interp(INPUT, f"shrink_data{suffix.removeprefix('_res')}", scaled)
-        features[scale] = net.trunk(model, image, suffix)
-    scores = {
-        scale: net.convolution(model.fc8, features[scale], classifier + suffix) for scale, suffix in suffixes.items()
-    }
-    merged = scores[1] if len(scores) == 1 else net.merged(model, features, scores, grid)
-    net.interp(merged, OUTPUT, size)
+        branches[scale] = net.branch(model, image, classifier, suffix, scaled)
+    merged = net.merged(model, branches, size) if isinstance(model, ShareNet) else branches[1]["scores"]
+    if not model.skip_net:
+        net.interp(merged, output_blob(model), size)
     shape = {"dim": [1, 3, *size]}
     return prototxt({"name": "a2s_repro", "input": INPUT, "input_shape": shape, "layer": net.layers})
 
@@ -67,6 +68,8 @@ class _Net:
         return top
 
     def interp(self, bottom: str, top: str, size: tuple[int, int]) -> str:
+        if any(layer["name"] == top for layer in self.layers):  # of fc8, which attention may read as well
+            return top
         return self.add("Interp", [bottom], top, interp_param={"height": size[0], "width": size[1]})
 
     def convolution(self, module: nn.Conv2d, bottom: str, top: str) -> str:
@@ -90,46 +93,65 @@ class _Net:
     def concat(self, bottoms: list[str], top: str) -> str:
         return self.add("Concat", bottoms, top, concat_param={"axis": 1})
 
-    def trunk(self, model: DeepLabLargeFOV, blob: str, suffix: str) -> str:
-        """One branch from the image to fc7."""
+    def branch(self, model: DeepLab, image: str, classifier: str, suffix: str, size: tuple[int, int]) -> dict[str, str]:
+        """One branch on an image of `size`: the blobs of fc6, fc7, fc8 and `scores`."""
+        blob, side, sides, features = image, image, [], {}
         for name, module in model.named_children():
-            if name == "fc8":
-                break
-            if isinstance(module, nn.Conv2d):
-                blob = self.convolution(module, blob, name + suffix)
-                self.relu(blob, f"relu{name.removeprefix('conv').removeprefix('fc')}{suffix}")
+            if name in SIDE_LAYERS:
+                side = self.convolution(module, side, name + suffix)
+                if name.endswith("_ms"):
+                    sides.append(side)
+                else:
+                    self.relu(side, f"relu_{name}{suffix}")
             elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-                blob = self.pooling(module, blob, name + suffix)
-        return blob
+                blob = side = self.pooling(module, blob, name + suffix)
+            elif name == "fc8":
+                features[name] = self.convolution(module, blob, classifier + suffix)
+            elif isinstance(module, nn.Conv2d) and name not in model.unshared_layers:
+                blob = features[name] = self.convolution(module, blob, name + suffix)
+                self.relu(blob, f"relu{name.removeprefix('conv').removeprefix('fc')}{suffix}")
+        if not model.skip_net:
+            return features | {"scores": features["fc8"]}
+        at_image, *others = sides
+        maps = [
+            self.interp(each, f"{each.removesuffix(suffix).removesuffix('_ms')}_interp{suffix}", size)
+            for each in others
+        ]
+        maps.append(self.interp(features["fc8"], f"fc8_interp{suffix}", size))
+        fusion = "fc_ms_fusion" if isinstance(model, ShareNet) else "fc_fusion"
+        return features | {"scores": self.eltwise("SUM", [at_image, *maps], fusion + suffix)}
 
-    def merged(
-        self, model: ShareNet, features: dict[float, str], scores: dict[float, str], grid: tuple[int, int]
-    ) -> str:
-        """fc8_fusion, on the grid of scale 1, from fc7 and fc8 of every scale."""
+    def merged(self, model: ShareNet, branches: dict[float, dict[str, str]], size: tuple[int, int]) -> str:
+        """fc8_fusion: a skip-net's of the `size` of the image, otherwise on the grid of scale 1."""
+        grid = tuple(interp_size(side, shrink=GRID_STEP[1]) for side in size)
 
-        def on_grid(maps: dict[float, str]) -> list[str]:
-            return [
-                maps[scale] if scale == 1 else self.interp(maps[scale], f"{maps[scale]}_interp", grid)
-                for scale in model.scales
-            ]
+        def aligned(name: str, size: tuple[int, int]) -> list[str]:
+            blobs = {scale: branches[scale][name] for scale in model.scales}
+            return [blob if scale == 1 else self.interp(blob, f"{blob}_interp", size) for scale, blob in blobs.items()]
 
-        aligned = on_grid(scores)
+        scores = aligned("scores", size if model.skip_net else grid)
         if model.merge == "average":
-            total = self.eltwise("SUM", aligned, "fc_fusion")
-            return self.add("Power", [total], FUSION, power_param={"scale": AVERAGE_FACTOR[len(aligned)]})
+            total = self.eltwise("SUM", scores, "fc_fusion")
+            return self.add("Power", [total], FUSION, power_param={"scale": AVERAGE_FACTOR[len(scores)]})
         if model.merge == "max":
-            return self.eltwise("MAX", aligned, FUSION)
+            return self.eltwise("MAX", scores, FUSION)
 
-        head = self.convolution(model.att_conv1, self.concat(on_grid(features), "fc7_concat"), "att_conv1")
-        logits = self.convolution(model.att_fc, self.relu(head, "relu_att_conv1"), "att_fc")
-        weights = self.add("Softmax", [logits], "attention", softmax_param={"axis": 1})
-        maps = [f"attention{index}" for index in range(1, len(aligned) + 1)]
-        points = {"axis": 1, "slice_point": list(range(1, len(aligned)))}
+        features = model.head.features
+        blob = self.concat(aligned(features, grid), f"{features}_concat")
+        for name in model.head.fillers():
+            blob = self.convolution(getattr(model, name), blob, name)
+            if name != "att_fc":
+                self.relu(blob, f"relu_{name}")
+        weights = self.add("Softmax", [blob], "attention", softmax_param={"axis": 1})
+        maps = [f"attention{index}" for index in range(1, len(scores) + 1)]
+        points = {"axis": 1, "slice_point": list(range(1, len(scores)))}
         self.layers.append(
             {"name": "slice_attention", "type": "Slice", "bottom": weights, "top": maps, "slice_param": points}
         )
         products = []
-        for scale, weight, score in zip(model.scales, maps, aligned, strict=True):
+        for scale, weight, score in zip(model.scales, maps, scores, strict=True):
+            if model.skip_net:
+                weight = self.interp(weight, f"{weight}_interp", size)
             wide = self.concat([weight] * model.num_classes, f"{weight}_wide")
             products.append(self.eltwise("PROD", [score, wide], f"fc8{SUFFIX_OF_SCALE[scale]}_product"))
         return self.eltwise("SUM", products, FUSION)
