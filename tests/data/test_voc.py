@@ -1,10 +1,6 @@
 """prepare_voc on a small VOC and SBD: real .mat files, archives and subprocesses."""
 
 import hashlib
-import subprocess
-import sys
-import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +11,8 @@ from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.data.preparation import Prepared
 from a2s_repro.data.voc import CLASSES, LISTS, palette, prepare_voc, write_label_png
 from a2s_repro.errors import InputError
+from tests.data.sources import pack, run_tool, save_photograph
 
-TOOL = Path(__file__).parents[2] / "tools" / "prepare_voc.py"
 TRAIN, VAL, SBD = ["2007_b", "2007_a"], ["2007_c"], ["2007_a", "2007_c", "2008_x", "2008_e"]
 SHAPE = (6, 9)
 
@@ -44,7 +40,7 @@ def sources(tmp_path):
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (voc / folder).mkdir(parents=True)
     for name in {*TRAIN, *VAL, *SBD, "2008_unlabelled"}:
-        Image.new("RGB", SHAPE[::-1]).save(voc / f"JPEGImages/{name}.jpg")
+        save_photograph(voc / f"JPEGImages/{name}.jpg", SHAPE)
     for name in TRAIN + VAL:
         write_label_png(voc / f"SegmentationClass/{name}.png", own_label(name))
     (voc / "ImageSets/Segmentation/train.txt").write_text("\n".join(TRAIN) + "\n")
@@ -52,16 +48,6 @@ def sources(tmp_path):
     for name in SBD:
         save_mat(sbd / f"dataset/cls/{name}.mat", sbd_label(name))
     return voc, sbd
-
-
-def pack(folder, archive, mode):
-    with tarfile.open(archive, mode) as tar:
-        tar.add(folder, folder.name)
-    return archive
-
-
-def run_tool(*arguments):
-    return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 def check_prepared(root):
@@ -81,9 +67,11 @@ def check_prepared(root):
 
 
 def test_tool_prepares_from_archives(sources, tmp_path):
-    voc = pack(sources[0].parent, tmp_path / "VOCtrainval.tar", "w")
-    sbd = pack(sources[1], tmp_path / "benchmark.tgz", "w:gz")
-    done = run_tool("--voc", voc, "--sbd", sbd, "--out", tmp_path / "made", "--workers", "2", "--allow-other-counts")
+    voc = pack(sources[0].parent, tmp_path / "VOCtrainval.tar")
+    sbd = pack(sources[1], tmp_path / "benchmark.tgz")
+    done = run_tool(
+        "prepare_voc", "--voc", voc, "--sbd", sbd, "--out", tmp_path / "made", "--workers", "2", "--allow-other-counts"
+    )
     assert done.returncode == 0, done.stderr
     ids = hashlib.md5(b"2007_a\n2007_b\n2008_e\n2008_x\n").hexdigest()
     assert f"list/train_aug.txt: 4 images, md5 of list/train_aug_id.txt {ids}\n" in done.stdout
@@ -113,11 +101,10 @@ def test_the_voc_folder_itself_can_be_the_data_root(sources):
 def test_test_images_come_from_their_own_archive_without_labels(sources, tmp_path):
     voc = tmp_path / "test/VOCdevkit/VOC2012"
     for name in ("2008_t", "2008_other_task"):
-        (voc / "JPEGImages").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", SHAPE[::-1]).save(voc / f"JPEGImages/{name}.jpg")
+        save_photograph(voc / f"JPEGImages/{name}.jpg", SHAPE)
     (voc / "ImageSets/Segmentation").mkdir(parents=True)
     (voc / "ImageSets/Segmentation/test.txt").write_text("2008_t\n")
-    archive = pack(voc.parent, tmp_path / "VOC2012test.tar", "w")
+    archive = pack(voc.parent, tmp_path / "VOC2012test.tar")
     made = tmp_path / "made"
     assert prepare_voc(*sources, made, voc_test=archive, check_counts=False).lists["test"] == ["2008_t"]
     check_prepared(made)
@@ -127,7 +114,7 @@ def test_test_images_come_from_their_own_archive_without_labels(sources, tmp_pat
 
 
 def test_an_interrupted_run_is_completed(sources, tmp_path):
-    voc, sbd = pack(sources[0].parent, tmp_path / "VOCtrainval.tar", "w"), sources[1]
+    voc, sbd = pack(sources[0].parent, tmp_path / "VOCtrainval.tar"), sources[1]
     root = prepare_voc(voc, sbd, tmp_path / "made", check_counts=False).root
     kept = root / "SegmentationClassAug/2007_a.png"
     kept_since = kept.stat().st_mtime_ns
@@ -150,7 +137,7 @@ def test_lists_other_than_the_published_fail(sources, tmp_path):
 
 
 def test_missing_sources_say_where_they_are_published(sources, tmp_path):
-    done = run_tool("--voc", tmp_path / "absent", "--sbd", sources[1])
+    done = run_tool("prepare_voc", "--voc", tmp_path / "absent", "--sbd", sources[1])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "absent does not exist: give the archive of VOC 2012, or the folder unpacked from it" in done.stderr

@@ -1,0 +1,33 @@
+"""Small data sets laid out, packed and prepared as the published ones."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+from PIL import Image
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def save_photograph(path: Path, shape: tuple[int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", shape[::-1]).save(path)
+
+
+def pack(folder: Path, archive: Path) -> Path:
+    """Packs the folder, under its name, into a .tar, .tgz, .tar.gz or .zip."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for path in sorted(folder.rglob("*")):
+                zipped.write(path, path.relative_to(folder.parent))
+    else:
+        with tarfile.open(archive, "w" if archive.suffix == ".tar" else "w:gz") as tar:
+            tar.add(folder, folder.name)
+    return archive
+
+
+def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, TOOLS / f"{name}.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
