@@ -1,6 +1,8 @@
 # make setup   virtual environment in .venv, native build, install; quick when nothing changed
 # make demo    draw pictures, convert a Caffe model, train, evaluate and look: on a CPU, in minutes
 # make test    everything set up, all tests
+# make sanitize     the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make ptxas        no CUDA kernel spills registers or has a stack frame
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Without a GPU in sight the CUDA sources are left out; `make setup A2S_CUDA=ON` (or AUTO) builds them all the same.
@@ -9,7 +11,7 @@ export A2S_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 PY := .venv/bin/python
 INSTALLED := .venv/.installed-$(A2S_CUDA)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint sanitize ptxas clean
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
@@ -25,6 +27,30 @@ test: setup
 
 lint: setup
 	$(PY) -m ruff check .
+
+CMAKE := PATH="$(CURDIR)/.venv/bin:$$PATH" cmake
+CONFIGURE = $(CMAKE) -S . -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY)
+
+# The CPU operators, and the CUDA ones looped on the CPU, in a copy of the Python sources with libraries of its own.
+# Only those are instrumented: Python and torch are not, so libasan is loaded first (with the libstdc++ whose exceptions
+# it intercepts) and their leaks are not looked for. -fno-sanitize-recover makes every report end the run.
+SANITIZED := build/sanitize
+PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
+sanitize: setup
+	@rm -rf $(SANITIZED)/source && mkdir -p $(SANITIZED)/source
+	@tar -c --exclude=lib --exclude=__pycache__ a2s_repro caffe_weights tests pyproject.toml | tar -x -C $(SANITIZED)/source
+	$(CONFIGURE) -B $(SANITIZED)/build -DA2S_OUTPUT_DIR=$(CURDIR)/$(SANITIZED)/source/a2s_repro/lib \
+	  -DA2S_CUDA=OFF -DA2S_SANITIZE=address,undefined,float-cast-overflow
+	$(CMAKE) --build $(SANITIZED)/build --target a2s_ops
+	cd $(SANITIZED)/source && A2S_REQUIRE_NATIVE=1 LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 \
+	  $(CURDIR)/$(PY) -m pytest tests/ops
+
+# Every CUDA kernel keeps what it has in registers, on both architectures that are shipped.
+ptxas: setup
+	TORCH_CUDA_ARCH_LIST="8.0 9.0" $(CONFIGURE) -B build/ptxas -DA2S_OUTPUT_DIR=$(CURDIR)/build/ptxas/lib -DA2S_CUDA=ON
+	$(CMAKE) --build build/ptxas --clean-first --target a2s_ops_cuda > build/ptxas/report.txt || \
+	  { cat build/ptxas/report.txt; exit 1; }
+	$(PY) tools/check_ptxas.py build/ptxas/report.txt --arch sm_80 sm_90
 
 clean:
 	rm -rf build a2s_repro/lib a2s_repro.egg-info
