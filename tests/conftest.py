@@ -16,7 +16,7 @@ BACKENDS = [
     pytest.param(("emulated", "cpu"), id="cuda-code-on-cpu"),
 ]
 if torch.cuda.is_available():
-    BACKENDS.append(pytest.param(("native", "cuda"), id="native-cuda"))
+    BACKENDS.append(pytest.param(("native", "cuda"), id="native-cuda", marks=pytest.mark.cuda))
 
 
 @pytest.fixture(params=BACKENDS)
