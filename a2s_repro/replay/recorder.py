@@ -16,8 +16,9 @@ from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 from a2s_repro.models import DeepLab
 from a2s_repro.recipes import Recipe
+from a2s_repro.replay.blobs import first_blobs
 from a2s_repro.replay.recordings import MERGE, Arrays, RecordedRun, Recording
-from a2s_repro.replay.repeating import Training, first_blobs
+from a2s_repro.replay.repeating import Training
 from caffe_weights import write_caffemodel
 
 RUN = "A"
@@ -122,7 +123,7 @@ def _trained(recording: Recording) -> tuple[Arrays, list[str]]:
         tops, _ = training.passes(iteration)
         rows.append(np.stack(list(tops.values()), axis=-1))
         if iteration == 0:
-            gradients, _ = training.by_parameter_and_copy(lambda parameter: parameter.grad.clone())
+            gradients, _ = training.by_parameter_and_copy(lambda p: None if p.grad is None else p.grad.clone())
             arrays |= {f"grad|{_key(name, recording)}": value for name, value in gradients.items()}
         training.update(iteration)
     histories, _ = training.by_parameter_and_copy(lambda parameter: training.solver.state[parameter].get("history"))
@@ -142,13 +143,15 @@ def _info(recording: Recording, recipe: Recipe, tops: list[str]) -> dict:
         "exp": recipe.classifier.removeprefix("fc8_"),
         "esupv": recipe.extra_supervision,
     }
+    kind = "single" if config["net"] == "DeepLabLargeFOV" else "msc"
     if "scales" in config:
         short = {merge: name for name, merge in MERGE.items()}
-        cfg |= {"scales": config["scales"], "merge": short[config["merge"]]}
+        cfg |= {"scales": config["scales"], "merge": short[config["merge"]], "head": config["head"]}
+        kind = "msc_multi" if config["skip_net"] else "multi"
     rules = recording.net(torch.float32).parameter_rules(recipe.lr_mult)
     return {
         "id": recording.name,
-        "kind": "multi" if "scales" in config else "single",
+        "kind": kind,
         "cfg": cfg,
         "shared_blobs": [],
         "base_lr": {RUN: recipe.base_lr},

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from a2s_repro.caffe.layers import FUSION
 from a2s_repro.data.image_seg import Draw, SegmentationDataset, subtract_mean
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLab, build_model
+from a2s_repro.models import AttentionHead, DeepLab, build_model
 from a2s_repro.solver import LearningRate
 from caffe_weights import SUFFIX_OF_SCALE, Layer, Net, branch_of, read_caffemodel, read_solverstate
 
@@ -158,22 +159,15 @@ def _read_net(folder: Path, case: str | None) -> Recording:
         raise InputError(f"{folder} holds {what}: give --case, one of {', '.join(known)}.")
     arrays = _load(folder / f"net_{case}.npz")
     info = json.loads(str(arrays["info_json"]))
-    if any("_ms" in key for key in arrays):
-        raise InputError(f"{case} is a DeepLab-MSc net, with skip branches, which is not implemented yet.")
+    if case.endswith("_test") and "cfg" not in info:
+        net = _read_net(folder, case.removesuffix("_test"))
+        nothing = {"runs": {}, "blobs": {}, "gradients": {}, "copy_gradients": {}}
+        return dataclasses.replace(net, name=case, **nothing, **_test_phase(arrays))
     cfg = info["cfg"]
     if cfg.get("dropout"):
         raise InputError(f"{case} was recorded with dropout: only an end-to-end record says which masks were drawn.")
     classifier = f"fc8_{cfg['exp']}"
-    scales = cfg.get("scales", [1])
-    config = {
-        "net": "ShareNet" if len(scales) > 1 else "DeepLab",
-        "num_classes": cfg["classes"],
-        "pool5a": cfg.get("pool5a", False),
-        "dropout": 0,
-        "widths": {**cfg["w"], "att_conv1": cfg["att"]},
-    }
-    if len(scales) > 1:
-        config |= {"scales": scales, "merge": MERGE[cfg["merge"]]}
+    config = _config(info, arrays)
     data = _load(folder / "data.npz")
     order = arrays["order"]
 
@@ -184,15 +178,11 @@ def _read_net(folder: Path, case: str | None) -> Recording:
 
     initial = _blobs_of_file(folder / "init_single.caffemodel") | _under(arrays, "head")
     shared = _load(folder / "blobs_shared.npz") if info["shared_blobs"] else {}
-    test = _under(arrays, "test")
-    test_image = test.pop("image_bgr") if test else None
-    if test and "fc8_interp_argmax" not in test:
-        raise KeyError("test|fc8_interp_argmax")
     return Recording(
         name=case,
         config=config,
         classifier=classifier,
-        extra_supervision=bool(cfg.get("esupv")),
+        extra_supervision=bool(cfg.get("esupv", "loss_res1" in info["tops"])),
         initial=_state_dict(config, _by_parameter(initial)),
         iterations=order.shape[0],
         passes=order.shape[1],
@@ -201,10 +191,34 @@ def _read_net(folder: Path, case: str | None) -> Recording:
         blobs={name: shared[f"blob|{name}"] for name in info["shared_blobs"]} | _under(arrays, "blob"),
         gradients=_summed(_under(arrays, "grad")),
         copy_gradients=_by_copy(_under(arrays, "grad_copy")),
-        test_image=test_image,
-        test=test,
+        **_test_phase(arrays),
         mean=data["mean_bgr"],
     )
+
+
+def _config(info: Mapping, arrays: Arrays) -> dict:
+    """For `build_model`. What a record's cfg leaves out is seen from its blobs, or has a default."""
+    cfg, skip_net, scales = info["cfg"], info["kind"].startswith("msc"), info["cfg"].get("scales", [1])
+    config = {
+        "net": "DeepLabMSc" if skip_net else "DeepLabLargeFOV",
+        "num_classes": cfg["classes"],
+        "pool5a": cfg.get("pool5a", "blob|pool5a" in arrays),
+        "dropout": 0,
+        "widths": {**cfg["w"], "att_conv1": cfg["att"]} | ({"ms": cfg["branch"]} if "branch" in cfg else {}),
+    }
+    if len(scales) > 1:
+        head = dataclasses.asdict(AttentionHead(**cfg.get("head", {})))
+        merge = MERGE[cfg.get("merge", "att")]
+        config |= {"net": "ShareNet", "scales": scales, "merge": merge, "skip_net": skip_net, "head": head}
+    return config
+
+
+def _test_phase(arrays: Arrays) -> dict[str, Any]:
+    """The fields `test_image` and `test`."""
+    test = _under(arrays, "test")
+    if test and not any(key.endswith("_argmax") for key in test):
+        raise KeyError("test|..._argmax")
+    return {"test_image": test.pop("image_bgr") if test else None, "test": test}
 
 
 def _read_run(folder: Path, arrays: Arrays, info: Mapping, run: str) -> RecordedRun:

@@ -1,7 +1,6 @@
 """Repeating a recorded run, and how far every number of ours is from the recorded one."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,17 @@ from torch import Tensor, nn
 from a2s_repro import ops
 from a2s_repro.caffe.streams import CaffeStreams
 from a2s_repro.data.image_seg import transform
-from a2s_repro.losses import loss_inputs, seg_accuracy, shrink_labels, training_loss
-from a2s_repro.models import DeepLab, Prediction, build_model
-from a2s_repro.models.share_net import rescaled
+from a2s_repro.losses import training_loss
+from a2s_repro.models import DeepLab, build_model
 from a2s_repro.precision import float32_products
+from a2s_repro.replay.blobs import accuracies, blobs_of_test_net, first_blobs
 from a2s_repro.replay.comparison import GATES, Comparison, Report, compare, gates_of
 from a2s_repro.replay.recordings import Arrays, Recording, copy_name
 from a2s_repro.replay.units import Flip, first_flip, recorded_decisions
 from a2s_repro.solver import CaffeSGD, parameter_groups
-from caffe_weights import SUFFIX_OF_SCALE
 
 TEST_ROW = 5
-"""The row of the enlarged scores that records of the TEST phase hold."""
+"""The row that a record of the TEST phase holds of a blob as BLOB_row0."""
 
 
 def replay(
@@ -83,6 +81,8 @@ def compare_first_pass(recording: Recording, dtype: torch.dtype, device: str | t
 @float32_products("ieee")
 def compare_gradients(recording: Recording, dtype: torch.dtype, device: str | torch.device) -> list[Comparison]:
     """The gradients of the first iteration, which are not held to anything where float32 flipped a unit."""
+    if not recording.gradients and not recording.copy_gradients:
+        return []
     training = Training(recording, next(iter(recording.runs)), dtype, device)
     _, flip = training.passes(0)
     summed, copies = training.by_parameter_and_copy(lambda parameter: parameter.grad)
@@ -130,103 +130,25 @@ def compare_run(
 
 
 @float32_products("ieee")
-@torch.no_grad()
 def compare_test_phase(recording: Recording, dtype: torch.dtype, device: str | torch.device) -> list[Comparison]:
-    """The TEST phase on an image of its own: padded or cropped to the centre, scores enlarged by 8, and labels."""
+    """The TEST phase on an image of its own, padded or cropped to the centre: maps, or rows of them, and labels."""
     if recording.test_image is None:
         return []
-    image, labels = recording.test_image, np.zeros(recording.test_image.shape[:2], np.uint8)
-    side = recording.test["fc8_interp_argmax"].shape[-1]
-    pixels, _ = transform(image, labels, side, recording.mean, None)
-    net = recording.net(dtype, device).eval()
-    with recorded_outputs(net) as outputs:
-        prediction = net(torch.from_numpy(pixels)[None].to(device, dtype))
-    ours = {"fc8_fusion": prediction.scores}
-    ours["fc8_interp_row0"] = ops.interp(prediction.scores, (side, side))[0, :, TEST_ROW]
-    if prediction.weights is not None:
-        ours |= {"att_fc": outputs["att_fc"][0], "attention": prediction.weights}
     theirs = dict(recording.test)
-    labels = {"fc8_interp_argmax": theirs.pop("fc8_interp_argmax")}
-    found = _compared("test map", ours, theirs, gates_of(dtype))
-    segmented = {"fc8_interp_argmax": ops.segment(prediction.scores, (side, side))}
+    (argmax,) = (name for name in theirs if name.endswith("_argmax"))
+    labels, rows = {argmax: theirs.pop(argmax)}, theirs.pop("rows", None)
+    side = labels[argmax].shape[-1]
+    no_label = np.zeros(recording.test_image.shape[:2], np.uint8)
+    pixels, _ = transform(recording.test_image, no_label, side, recording.mean, None)
+    image = torch.from_numpy(pixels)[None].to(device, dtype)
+    prediction, blobs = blobs_of_test_net(recording, image)
+    for name, blob in list(blobs.items()):
+        blobs[f"{name}_row0"] = blob[0, :, TEST_ROW : TEST_ROW + 1]
+        if rows is not None and blob.shape[2] > rows.max():
+            blobs[f"{name}_rows"] = blob[0, :, rows]
+    found = _compared("test map", blobs, theirs, gates_of(dtype))
+    segmented = {argmax: ops.segment(prediction.scores, (side, side))}
     return found + _compared("test label", segmented, labels, gates_of(dtype))
-
-
-def first_blobs(
-    recording: Recording, dtype: torch.dtype, device: str | torch.device
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The blobs of the authors' training net in the first pass: those that ours computes too, and those that its fused
-    operators never store, which are computed again by the operators' references."""
-    net = recording.net(dtype, device)
-    image, labels = recording.batch(0, 0)
-    image, labels = image.to(device, dtype), labels.to(device)
-    with torch.no_grad(), recorded_outputs(net) as outputs:
-        prediction = net(image)
-    suffixes = [SUFFIX_OF_SCALE[scale] for scale in net.scales]
-    classifier, grid = recording.classifier, prediction.scores.shape[2:]
-
-    size = torch.tensor(image.shape[2:]).expand(len(image), 2)
-    stored = {"data": image, "label": labels, "automatic0": size, "fc8_fusion": prediction.scores}
-    for name, values in outputs.items():
-        blob = classifier if name == "fc8" else name
-        stored |= {blob + suffix: value for suffix, value in zip(suffixes, values, strict=False)}
-    for suffix, scale in zip(suffixes[1:], net.scales[1:], strict=True):
-        stored[f"shrink_data{suffix.removeprefix('_res')}"] = rescaled(image, scale)
-    stored["label_shrink"] = shrink_labels(labels, 8)
-    for factor in (8, 16, 32):
-        if all((side - 1) % factor == 0 for side in labels.shape[1:]):
-            stored[f"label_shrink{factor}"] = shrink_labels(labels, factor)
-    losses = training_loss(prediction, labels, recording.extra_supervision)
-    stored |= {f"automatic{index}": loss for index, loss in enumerate(losses.values(), 1)}
-    accuracies = _accuracies(prediction, labels, recording.extra_supervision)
-    stored |= {name: torch.tensor(values) for name, values in accuracies.items()}
-    if prediction.weights is not None:
-        stored["attention"] = prediction.weights
-    with ops.use_backend("reference"):
-        return stored, _recomputed_blobs(stored, prediction, classifier, suffixes, grid)
-
-
-def _recomputed_blobs(
-    stored: dict[str, Tensor], prediction: Prediction, classifier: str, suffixes: list[str], grid: torch.Size
-) -> dict[str, Tensor]:
-    blobs = {
-        f"{name}{suffix}_interp": ops.interp(stored[name + suffix], grid)
-        for name in ("fc7", classifier)
-        for suffix in suffixes[1:]
-    }
-    aligned = [stored[classifier], *(blobs[f"{classifier}{suffix}_interp"] for suffix in suffixes[1:])]
-    if len(aligned) > 1 and prediction.weights is None:
-        blobs["fc_fusion"] = sum(aligned)
-    if prediction.weights is not None:
-        blobs["fc7_concat"] = ops.interp_concat([stored["fc7" + suffix] for suffix in suffixes], grid)
-        for index, (suffix, scores) in enumerate(zip(suffixes, aligned, strict=True)):
-            blobs[f"attention{index + 1}"] = prediction.weights[:, index : index + 1]
-            blobs[f"fc8{suffix}_product"] = blobs[f"attention{index + 1}"] * scores
-    return blobs
-
-
-@contextmanager
-def recorded_outputs(net: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Collects what every layer gives, by its name: one map per branch, in the order of the scales.
-
-    ReLUs act in place, so a layer's map shows the value after them, as a Caffe blob does.
-    """
-    outputs: dict[str, list[Tensor]] = {}
-
-    def collect(name: str, output: Tensor) -> None:
-        outputs.setdefault(name, []).append(output)
-        outputs[name].sort(key=lambda output: -output.shape[-1])  # branches run in another order than that of scales
-
-    hooks = [
-        layer.register_forward_hook(lambda _, __, output, name=name: collect(name, output))
-        for name, layer in net.named_children()
-        if not isinstance(layer, nn.Dropout)
-    ]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class Training:
@@ -277,8 +199,8 @@ class Training:
         losses = training_loss(prediction, labels, self.recording.extra_supervision)
         sum(losses.values()).backward()
         tops = {name: loss.item() for name, loss in losses.items()}
-        for name, accuracies in _accuracies(prediction, labels, self.recording.extra_supervision).items():
-            tops |= {f"{name}[{index}]": value for index, value in enumerate(accuracies)}
+        for name, values in accuracies(prediction, labels, self.recording.extra_supervision).items():
+            tops |= {f"{name}[{index}]": value for index, value in enumerate(values)}
         return tops
 
     def update(self, iteration: int) -> None:
@@ -303,14 +225,6 @@ class Training:
 def _streams(recording: Recording, net: DeepLab) -> CaffeStreams:
     recorded = recording.streams
     return CaffeStreams(net, len(recorded.dataset), len(recorded.draws[0]), recorded.dataset.crop, recorded.seed)
-
-
-def _accuracies(
-    prediction: Prediction, labels: Tensor, extra_supervision: bool
-) -> dict[str, tuple[float, float, float]]:
-    """What SegAccuracy says beside each loss, by the layer's name."""
-    watched = loss_inputs(prediction, labels, extra_supervision)
-    return {name.replace("loss", "accuracy"): tuple(seg_accuracy(*inputs)) for name, inputs in watched.items()}
 
 
 def _compared(

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.models import DeepLab, Prediction
+from a2s_repro.models.side_branches import SIDE_LAYERS
 
-RELUS = ("conv", "fc6", "fc7", "att_conv1")
-"""How the names of the layers begin that a ReLU follows."""
+LINEAR = ("fc8", "att_fc", *(layer for layer in SIDE_LAYERS if layer.endswith("_ms")))
+"""The convolutions that no ReLU follows."""
 
 
 class Decision(NamedTuple):
@@ -68,7 +69,7 @@ def recorded_decisions(net: DeepLab) -> Iterator[list[Decision]]:
 
     hooks = []
     for name, layer in net.named_modules():
-        if name.startswith(RELUS):
+        if isinstance(layer, nn.Conv2d) and name not in LINEAR:
             hook = layer.register_forward_hook(lambda _, __, output, name=name: relu(name, output))
         elif isinstance(layer, nn.MaxPool2d):
             hook = layer.register_forward_hook(lambda layer, inputs, _, name=name: pool(name, layer, inputs[0]))
