@@ -90,6 +90,8 @@ def test_classes_come_in_order_and_once(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\ndog\ncat\n")
     with pytest.raises(InputError, match="names cat more than once"):
         read_classes(tmp_path / "classes.txt")
+    (tmp_path / "classes.txt").write_text("sky\nvoid\nvoid\n")
+    assert read_classes(tmp_path / "classes.txt") == ["sky", "void", "void"]
     (tmp_path / "classes.txt").write_text("\n")
     with pytest.raises(InputError, match="is empty"):
         read_classes(tmp_path / "classes.txt")

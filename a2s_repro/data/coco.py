@@ -1,0 +1,155 @@
+"""The subset of MS COCO 2014 that A2S uses: the first 10000 training and 1500 validation images, 80 classes.
+
+The authors' labels are COCO's own category ids up to 90, so that their nets have 91 outputs. How they painted objects
+that overlap, and crowd regions, is not known.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from a2s_repro.data.archives import Published, source_files
+from a2s_repro.data.images import IGNORE_LABEL
+from a2s_repro.data.lists import VOID, read_lines, write_lines
+from a2s_repro.data.preparation import IdList, Prepared, check_pairs, place_images, write_labels
+from a2s_repro.errors import InputError
+
+NUM_CLASSES = 91
+ORDERS = ("file", "area")
+"""In which annotations are painted, later ones over earlier ones: as in the file, or the largest first."""
+CROWDS = ("ignore", "paint")
+"""Crowd regions are 255, or of their category like single objects."""
+
+ANNOTATIONS_SOURCE = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+IMAGES_SOURCES = {split: f"http://images.cocodataset.org/zips/{split}2014.zip" for split in ("train", "val")}
+ANNOTATIONS = {
+    split: Published("COCO 2014's annotations", ANNOTATIONS_SOURCE, "annotations", (f"instances_{split}2014.json",))
+    for split in IMAGES_SOURCES
+}
+IMAGES = {
+    split: Published(f"COCO's {split}2014 images", url, f"{split}2014", (f"COCO_{split}2014_*.jpg",))
+    for split, url in IMAGES_SOURCES.items()
+}
+
+LABELS = "SegmentationClass"
+LISTS = {
+    "train_small": IdList(10000, "bc6d4978b2638a8a74d95d17109cc27f"),
+    "val_small": IdList(1500, "af79f311ee7d494ea265bc1adf1dc349"),
+}
+
+
+def prepare_coco(
+    annotations: str | os.PathLike,
+    train: str | os.PathLike,
+    val: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    order: str = "file",
+    crowd: str = "ignore",
+    check_counts: bool = True,
+    workers: int = 0,
+) -> Prepared:
+    """Makes the data root `out` with the authors' lists from COCO's annotations and images, archives or folders.
+
+    Labels (SegmentationClass) are painted by `paint` in one of ORDERS, crowd regions as one of CROWDS. The lists are
+    train_small and val_small; classes.txt names the 91 label values, `void` where COCO has no category.
+
+    What an interrupted call left is kept, checked and completed. Raises InputError for missing or damaged sources, for
+    a data root that was painted otherwise, for annotations that differ from their image in size, and, unless
+    `check_counts` is False, where the lists are not the published ones.
+    """
+    for name, value, known in (("order", order, ORDERS), ("crowd", crowd, CROWDS)):
+        if value not in known:
+            raise InputError(f"{name} '{value}' is not known; it is one of {', '.join(known)}.")
+    _import_coco()
+    root = Path(out)
+    _keep_to_one_painting(root, f"order {order}, crowd {crowd}")
+    lists, classes = {}, []
+    for (name, published), split, source in zip(LISTS.items(), IMAGES, (train, val), strict=True):
+        images, classes = _read_instances(Path(annotations), split, published.count, order)
+        arguments = tqdm(images.items(), "painting", unit="image")
+        write_labels(root / LABELS, ((i, lambda of=of: (*of, crowd)) for i, of in arguments), paint, workers)
+        place_images(source_files(Path(source), IMAGES[split]), root, set(images))
+        check_pairs(root, LABELS, images, NUM_CLASSES, workers)
+        lists[name] = sorted(images)
+    prepared = Prepared(root, lists)
+    if check_counts:
+        prepared.check("the COCO subset", LISTS)
+    prepared.write(LABELS, classes)
+    return prepared
+
+
+def _keep_to_one_painting(root: Path, painting: str) -> None:
+    """Writes down how the labels are painted; raises InputError if they were painted otherwise before."""
+    note = root / "painting.txt"
+    before = read_lines(note)[0] if note.is_file() else painting
+    if before != painting:
+        raise InputError(f"{root} was painted with {before}, not {painting}: give another --out, or remove it.")
+    write_lines(note, [painting])
+
+
+def _read_instances(
+    source: Path, split: str, count: int, order: str
+) -> tuple[dict[str, tuple[dict[str, Any], list[dict[str, Any]]]], list[str]]:
+    """The first images of a split and their annotations, by file name without suffix; and the names of all values."""
+    for file in source_files(source, ANNOTATIONS[split]):
+        name, encoded = file.name, file.read()
+    try:
+        content = json.loads(encoded)
+        images = sorted(content["images"], key=lambda image: image["id"])[:count]
+        images = [{key: image[key] for key in ("id", "file_name", "height", "width")} for image in images]
+        annotations = {image["id"]: [] for image in images}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] in annotations:
+                annotations[annotation["image_id"]].append(annotation)
+        if order == "area":
+            for listed in annotations.values():
+                listed.sort(key=lambda annotation: -annotation["area"])
+        classes = ["background"] + [VOID] * (NUM_CLASSES - 1)
+        for category in content["categories"]:
+            classes[category["id"]] = category["name"]
+        return {Path(image["file_name"]).stem: (image, annotations[image["id"]]) for image in images}, classes
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f"{name} is damaged or not COCO's instance annotations ({error!r}): get {ANNOTATIONS_SOURCE}."
+        ) from None
+
+
+def paint(image: dict[str, Any], annotations: list[dict[str, Any]], crowd: str = "ignore") -> np.ndarray:
+    """Label map (H, W) uint8 of one image: category ids, 0 where there is no object.
+
+    `image` and `annotations` are of COCO's JSON format; segmentations are polygons or run lengths, compressed or not.
+    Later annotations are painted over earlier ones. Raises InputError, naming it, for an annotation that does not fit.
+    """
+    coco = _import_coco()()
+    coco.imgs = {image["id"]: image}
+    labels = np.zeros((image["height"], image["width"]), np.uint8)
+    for annotation in annotations:
+        try:
+            mask = coco.annToMask(annotation).astype(bool)
+            category, is_crowd = annotation["category_id"], annotation["iscrowd"]
+        except Exception as error:  # pycocotools raises whatever a damaged annotation leads to
+            raise InputError(
+                f"Annotation {annotation.get('id')} of {image['file_name']} is damaged ({error!r}): "
+                f"get {ANNOTATIONS_SOURCE}."
+            ) from None
+        if mask.shape != labels.shape or not 0 < category < NUM_CLASSES:
+            raise InputError(
+                f"Annotation {annotation.get('id')} of {image['file_name']} is of category {category} and "
+                f"{mask.shape[1]}x{mask.shape[0]} pixels, but categories are 1..{NUM_CLASSES - 1} and the image has "
+                f"{labels.shape[1]}x{labels.shape[0]}: get {ANNOTATIONS_SOURCE}."
+            )
+        labels[mask] = IGNORE_LABEL if is_crowd and crowd == "ignore" else category
+    return labels
+
+
+def _import_coco() -> type:
+    try:
+        from pycocotools.coco import COCO
+    except ImportError:
+        raise InputError("COCO's masks need pycocotools: pip install 'a2s_repro[coco]'.") from None
+    return COCO

@@ -1,0 +1,176 @@
+"""The COCO subset from real JSON: polygons, run lengths, crowd regions."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from a2s_repro.data.coco import LISTS, paint, prepare_coco
+from a2s_repro.data.lists import read_classes, read_list
+from a2s_repro.errors import InputError
+from tests.data.sources import pack, run_tool, save_photograph
+
+# pycocotools 2.0.11 has not caught up with numpy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+SHAPE = (4, 6)
+IMAGE = {"id": 9, "file_name": "COCO_train2014_000000000009.jpg", "height": SHAPE[0], "width": SHAPE[1]}
+
+
+def box(left, top, right, bottom):
+    """A polygon that covers whole pixels."""
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def annotation(category, segmentation, area=1.0, crowd=0, image=9):
+    return {
+        "id": category * 10, "image_id": image, "category_id": category,
+        "segmentation": segmentation, "area": area, "iscrowd": crowd,
+    }  # fmt: skip
+
+
+def run_lengths(*counts):
+    """Column by column, background first."""
+    return {"counts": list(counts), "size": list(SHAPE)}
+
+
+PERSON = annotation(1, [box(0, 0, 4, 4)], area=16)
+DOG = annotation(18, [box(2, 1, 5, 3), box(5, 3, 6, 4)], area=7)
+CROWD = annotation(90, run_lengths(10, 1, 3, 10), area=11, crowd=1)
+
+IN_FILE_ORDER = np.array(
+    [
+        [1, 1, 1, 1, 255, 255],
+        [1, 1, 18, 18, 255, 255],
+        [1, 1, 255, 255, 255, 255],
+        [1, 1, 1, 255, 255, 255],
+    ]
+)
+LARGE_FIRST = np.array(
+    [
+        [1, 1, 1, 1, 255, 255],
+        [1, 1, 18, 18, 18, 255],
+        [1, 1, 18, 18, 18, 255],
+        [1, 1, 1, 255, 255, 18],
+    ]
+)
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """(annotations folder, train2014, val2014), laid out as published; ids out of order as in the files."""
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    for split, numbers in (("train", (30, 9)), ("val", (73,))):
+        images = [IMAGE | {"id": i, "file_name": f"COCO_{split}2014_{i:012}.jpg"} for i in numbers]
+        annotations = [dict(each, image_id=numbers[-1]) for each in (PERSON, DOG, CROWD)]
+        annotations.insert(1, annotation(44, [box(0, 0, 6, 4)], image=12345))  # of an image of another file
+        categories = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}, {"id": 90, "name": "toothbrush"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"instances_{split}2014.json").write_text(json.dumps(content))
+        for image in images:
+            save_photograph(tmp_path / f"{split}2014" / image["file_name"], SHAPE)
+        save_photograph(tmp_path / f"{split}2014/COCO_{split}2014_000000999999.jpg", SHAPE)
+    return folder, tmp_path / "train2014", tmp_path / "val2014"
+
+
+def check_prepared(root, expected=IN_FILE_ORDER):
+    assert (root / "list/train_small_id.txt").read_text() == (
+        "COCO_train2014_000000000009\nCOCO_train2014_000000000030\n"
+    )
+    items = read_list(root / "list/train_small.txt", root) + read_list(root / "list/val_small.txt", root)
+    labels = [Image.open(item.label) for item in items]
+    assert all(label.mode == "L" for label in labels)
+    assert (np.asarray(labels[0]) == expected).all()
+    assert (np.asarray(labels[1]) == 0).all()
+    assert (np.asarray(labels[2]) == expected).all()
+    assert len(list((root / "JPEGImages").iterdir())) == 3
+
+
+def test_tool_prepares_from_archives(sources, tmp_path):
+    annotations, train, val = (pack(folder, tmp_path / f"{folder.name}.zip") for folder in sources)
+    arguments = ("--annotations", annotations, "--train", train, "--val", val, "--out", tmp_path / "made")
+    done = run_tool("prepare_coco", *arguments, "--workers", "2", "--allow-other-counts")
+    assert done.returncode == 0, done.stderr
+    assert "list/train_small.txt: 2 images" in done.stdout
+    check_prepared(tmp_path / "made")
+    done = run_tool("prepare_coco", *arguments, "--allow-other-counts", "--order", "area")
+    assert done.returncode == 2
+    assert "made was painted with order file, crowd ignore, not order area, crowd ignore" in done.stderr
+
+
+def test_folders_serve_as_well_and_an_interrupted_run_is_completed(sources, tmp_path):
+    made = tmp_path / "made"
+    annotations, train, val = sources
+    prepare_coco(annotations.parent, train, val.parent, made, check_counts=False)
+    check_prepared(made)
+    kept = (made / "SegmentationClass/COCO_val2014_000000000073.png").stat().st_mtime_ns
+    (made / "SegmentationClass/COCO_train2014_000000000009.png").unlink()
+    (made / "list/val_small.txt").unlink()
+    prepare_coco(annotations, train, val, made, check_counts=False)
+    check_prepared(made)
+    assert (made / "SegmentationClass/COCO_val2014_000000000073.png").stat().st_mtime_ns == kept
+
+
+def test_large_objects_can_be_painted_first(sources, tmp_path):
+    prepare_coco(*sources, tmp_path / "made", order="area", check_counts=False)
+    check_prepared(tmp_path / "made", LARGE_FIRST)
+
+
+def test_crowd_regions_can_be_painted_like_objects():
+    painted = paint(IMAGE, [PERSON, DOG, CROWD], crowd="paint")
+    assert (painted == np.where(IN_FILE_ORDER == 255, 90, IN_FILE_ORDER)).all()
+
+
+def test_compressed_run_lengths_are_read():
+    diagonal = {"counts": "014000004", "size": list(SHAPE)}  # as pycocotools encodes it
+    assert (paint(IMAGE, [annotation(3, diagonal)]) == 3 * np.eye(*SHAPE)).all()
+
+
+def test_classes_are_named_by_category_id(sources, tmp_path):
+    prepare_coco(*sources, tmp_path / "made", check_counts=False)
+    classes = read_classes(tmp_path / "made/classes.txt")
+    assert len(classes) == 91
+    named = {value: name for value, name in enumerate(classes) if name != "void"}
+    assert named == {0: "background", 1: "person", 18: "dog", 90: "toothbrush"}
+
+
+def test_lists_other_than_the_published_fail(sources, tmp_path):
+    with pytest.raises(InputError, match=r"train_small has 2 images, not 10000; val_small has 1 images, not 1500"):
+        prepare_coco(*sources, tmp_path / "made")
+    assert [listed.count for listed in LISTS.values()] == [10000, 1500]
+
+
+def test_swapped_image_folders_are_named(sources, tmp_path):
+    annotations, train, val = sources
+    with pytest.raises(InputError, match=r"val2014 holds no COCO_train2014_\*.jpg, .*train2014.zip"):
+        prepare_coco(annotations, val, train, tmp_path / "made", check_counts=False)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"images": [{"id": 1}], "annotations": [], "categories": []}']
+)
+def test_files_that_are_no_instance_annotations_are_named(sources, tmp_path, content):
+    (sources[0] / "instances_train2014.json").write_text(content)
+    with pytest.raises(InputError, match=r"instances_train2014.json is damaged or not COCO's instance annotations"):
+        prepare_coco(*sources, tmp_path / "made", check_counts=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (annotation(7, [[1, 2]]), r"Annotation 70 of COCO_train2014_000000000009.jpg is damaged"),
+        (annotation(7, run_lengths(10, 1000)), "Annotation 70 .* is damaged"),
+        (annotation(7, {"counts": [42], "size": [6, 7]}), "Annotation 70 .* is of category 7 and 7x6 pixels"),
+        (annotation(91, [box(0, 0, 1, 1)]), r"of category 91 .* categories are 1\.\.90"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_named(wrong, message):
+    with pytest.raises(InputError, match=message):
+        paint(IMAGE, [PERSON, wrong])
+
+
+def test_unknown_choices_are_refused(sources, tmp_path):
+    with pytest.raises(InputError, match="crowd 'drop' is not known; it is one of ignore, paint"):
+        prepare_coco(*sources, tmp_path / "made", crowd="drop")
