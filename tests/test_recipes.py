@@ -97,6 +97,12 @@ def test_the_command_of_a_recipe_starts_from_its_chain():
     assert "--data-root /data/voc12 --init out/coco_subset/largefov/final.pth --out out/voc12_coco/max2" in command
 
 
+def test_a_description_marks_what_is_ours():
+    lines = find_recipe("voc12/max2").description().splitlines()
+    assert lines[:2] == ["voc12/max2", "a2s:3: mIoU 64.81"]
+    assert {"iter_size           3   (ours)", "max_iter            6000"} <= set(lines)
+
+
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="no recipe 'voc12/attention_3_esup'; the nearest are voc12/attention3_esupv"):
         find_recipe("voc12/attention_3_esup")

@@ -134,6 +134,14 @@ class Recipe:
             f"--out {out}/{self.name}"
         )
 
+    def description(self) -> str:
+        """Its numbers, every setting and its command, in lines to read."""
+        lines = [f"{table}: {metric} {value}" for table, metric, value in self.published]
+        for name, value in self.config().items():
+            if name not in ("name", "published", "ours"):
+                lines.append(f"{name:<19} {value}{'   (ours)' if name in self.ours else ''}")
+        return "\n".join((self.name, *lines, self.command()))
+
     def config(self) -> dict[str, Any]:
         """Every field as a plain value."""
         return dataclasses.asdict(self) | {

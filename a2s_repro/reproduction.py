@@ -1,0 +1,219 @@
+"""Reproducing the papers' tables: the trainings behind each cell, their scores, and RESULTS.md with both numbers."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from a2s_repro.checkpoint import load_weights
+from a2s_repro.data.lists import read_list
+from a2s_repro.errors import InputError
+from a2s_repro.evaluation import evaluate, load_model, server_folder
+from a2s_repro.files import replacing
+from a2s_repro.recipes import RECIPES, Published, Recipe, recipes_of
+from a2s_repro.run_log import cost
+from a2s_repro.training import Run, train
+
+RESULT = "result.json"
+"""In a run's folder: the scores of its net on the recipe's evaluation set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduction:
+    """Where and how recipes are reproduced; every training and evaluation goes on where it was interrupted."""
+
+    data_root: Path
+    """Folder with a folder per data set, named as the recipes' `dataset`, each with its lists and classes.txt."""
+    init: Path
+    """VGG-16's ImageNet weights, with fc6 and fc7 of 1024 channels."""
+    out: Path
+    """Folder of RESULTS.md, RESULTS.json and the runs, each in a folder of its recipe's name."""
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of all recipes that are changed, for a trial; its results are marked."""
+    device: str = "cpu"
+    precision: str = "caffe"
+    seed: int = 0
+    workers: int = 2
+
+    def reproduce(self, recipes: Sequence[Recipe]) -> bool:
+        """Trains what the recipes need, scores them, and writes the results after each; False if interrupted.
+
+        Raises InputError, naming the recipe, for whatever does not fit.
+        """
+        for recipe in trainings(recipes):
+            try:
+                if not self.train(recipe):
+                    return False
+                if recipe in recipes:
+                    self.score(recipe)
+            except InputError as error:
+                raise InputError(f"{recipe.name}: {error}") from error
+            self.write_results(recipes)
+        return True
+
+    def run(self, recipe: Recipe) -> Run:
+        """The settings of a recipe's training."""
+        root = self.data_root / recipe.dataset
+        return Run(
+            data_root=root,
+            out=self.out / recipe.name,
+            init=self.out / recipe.init / "final.pth" if recipe.init in RECIPES else self.init,
+            resume="auto",
+            classes=root / "classes.txt",
+            device=self.device,
+            precision=self.precision,
+            seed=self.seed,
+            workers=self.workers,
+        )
+
+    def train(self, recipe: Recipe) -> bool:
+        """Trains a recipe whose start has been trained, unless that is done; False if interrupted."""
+        changed, run = recipe.changed(**self.changes), self.run(recipe)
+        final = run.out / "final.pth"
+        if final.exists() and load_weights(final).meta.get("recipe") == changed.config():
+            return True
+        (run.out / RESULT).unlink(missing_ok=True)
+        return not train(changed, run).interrupted
+
+    def score(self, recipe: Recipe) -> None:
+        """Writes the scores of a trained recipe, unless they are there; for VOC's server, its segmentations."""
+        changed, run = recipe.changed(**self.changes), self.run(recipe)
+        if (run.out / RESULT).exists():
+            return
+        content: dict[str, Any] = {"changes": self.changes, "scores": {}, "note": ""}
+        if recipe.crf:
+            content["note"] = "not run: evaluation has no dense CRF yet"
+        else:
+            model, meta = load_model(run.out / "final.pth", self.device)
+            image_set = run.data_root / recipe.evaluation_set
+            items = read_list(image_set, run.data_root, labelled=not recipe.hidden_labels)
+            folder = server_folder(run.out, image_set.stem) if recipe.hidden_labels else None
+            settings = {"crop": changed.test_crop, "void_classes": recipe.void_classes, "label_folder": folder}
+            result = evaluate(model, items, **settings)
+            if recipe.hidden_labels:
+                content["note"] = f"not scored: upload {folder.relative_to(self.out)} to VOC's evaluation server"
+            else:
+                classes = meta["classes"]
+                content["scores"] = {name: result.score(name, classes) for _, name, _ in recipe.published}
+                content["summary"] = result.summary(classes)
+        with replacing(run.out / RESULT) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+    def commands(self, recipes: Sequence[Recipe]) -> list[str]:
+        """The commands that do the same step by step, without RESULTS.md."""
+        options = {"device": self.device, "precision": self.precision, "seed": self.seed, "workers": self.workers}
+        changes = "".join(f" --{name.replace('_', '-')} {value}" for name, value in (self.changes | options).items())
+        lines = []
+        for recipe in trainings(recipes):
+            run = self.run(recipe)
+            command = recipe.command(str(self.data_root), str(self.init), str(self.out))
+            lines.append(f"{command} --classes {run.classes} --resume auto{changes}")
+            if recipe in recipes:
+                crop = recipe.changed(**self.changes).test_crop
+                lines.append(
+                    f"python tools/evaluate.py --model {run.out}/final.pth --data-root {run.data_root} --crop {crop} "
+                    f"--list {run.data_root}/{recipe.evaluation_set} --device {self.device} "
+                    + (f"--no-labels --out {run.out}" if recipe.hidden_labels else f"--json {run.out}/scores.json")
+                )
+        return lines
+
+    def results(self, recipes: Iterable[Recipe]) -> list[dict[str, Any]]:
+        """A row of plain values for each published number in the recipes' tables, run or not."""
+        asked = {number.table for recipe in recipes for number in recipe.published}
+        tables = sorted(asked | {number.table for recipe in self._scored() for number in recipe.published})
+        return [
+            self._row(recipe, number)
+            for table in tables
+            for recipe in recipes_of(table)
+            for number in recipe.published
+            if number.table == table
+        ]
+
+    def write_results(self, recipes: Iterable[Recipe]) -> None:
+        """Writes RESULTS.json and RESULTS.md from what lies in the runs' folders."""
+        rows = self.results(recipes)
+        with replacing(self.out / "RESULTS.json") as temporary:
+            temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        with replacing(self.out / "RESULTS.md") as temporary:
+            temporary.write_text(_markdown(rows))
+
+    def _scored(self) -> list[Recipe]:
+        return [recipe for recipe in RECIPES.values() if (self.out / recipe.name / RESULT).exists()]
+
+    def _row(self, recipe: Recipe, number: Published) -> dict[str, Any]:
+        row = {"table": number.table, "recipe": recipe.name, "metric": number.metric, "paper": number.value}
+        folder = self.out / recipe.name
+        if not (folder / RESULT).exists():
+            return row | {"ours": None, "note": "not run"}
+        result, config = (json.loads((folder / name).read_text()) for name in (RESULT, "config.json"))
+        ours = result["scores"].get(number.metric)
+        compared = ours is not None and isinstance(number.value, float)
+        changes = ", ".join(f"{name} {value}" for name, value in result["changes"].items())
+        return row | {
+            "ours": ours,
+            "difference": ours - number.value if compared else None,
+            "iterations": config["recipe"]["max_iter"],
+            **cost(folder)._asdict(),
+            "precision": config["run"]["precision"],
+            "device": config["run"]["device"],
+            "commit": config["git_commit"],
+            "log": f"{recipe.name}/log.jsonl",
+            "note": "; ".join(filter(None, (changes and f"changed: {changes}", result["note"]))),
+        }
+
+
+def cells(table: str, names: Sequence[str] = ()) -> list[Recipe]:
+    """The recipes of a table, or those of them that are named, with or without their group ("voc12/max2", "max2").
+
+    Raises InputError for an unknown table or name.
+    """
+    recipes = recipes_of(table)
+    for name in names:
+        if not any(_is_called(recipe, name) for recipe in recipes):
+            known = ", ".join(recipe.name for recipe in recipes)
+            raise InputError(f"{table} has no cell '{name}'; its cells are {known}.")
+    return [recipe for recipe in recipes if not names or any(_is_called(recipe, name) for name in names)]
+
+
+def _is_called(recipe: Recipe, name: str) -> bool:
+    return name in (recipe.name, recipe.name.partition("/")[2])
+
+
+def trainings(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """The recipes and those that they start from, each once and after its own start."""
+    ordered: dict[str, Recipe] = {}
+    for recipe in recipes:
+        chain = [recipe]
+        while chain[0].init in RECIPES:
+            chain.insert(0, RECIPES[chain[0].init])
+        ordered |= {link.name: link for link in chain}
+    return list(ordered.values())
+
+
+_COLUMNS = (
+    *("recipe", "metric", "paper", "ours", "difference", "iterations", "time", "peak memory"),
+    *("precision", "device", "commit", "log", "note"),
+)
+
+
+def _markdown(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["# Results", "", "Written by tools/reproduce.py; scores in per cent, times and memory of the training."]
+    for table in dict.fromkeys(row["table"] for row in rows):
+        lines += ["", f"## {table}", "", f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
+        lines += [f"| {' | '.join(_spelled(row))} |" for row in rows if row["table"] == table]
+    return "\n".join(lines) + "\n"
+
+
+def _spelled(row: dict[str, Any]) -> list[str]:
+    """The cells of a row, in the order of _COLUMNS."""
+    texts = {name: str(value) for name, value in row.items() if value is not None}
+    for name, form in (("paper", ".2f"), ("ours", ".2f"), ("difference", "+.2f")):
+        if isinstance(row.get(name), float):
+            texts[name] = format(row[name], form)
+    if "seconds" in row:
+        texts["time"] = str(timedelta(seconds=round(row["seconds"])))
+        texts["peak memory"] = f"{row['peak_memory'] / 2**20:.0f} MiB"
+        texts["log"] = f"[log]({row['log']})"
+    return [texts.get(name, "") for name in _COLUMNS]

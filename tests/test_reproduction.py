@@ -1,0 +1,133 @@
+"""Cells of a table are trained after what they start from, scored, and written beside the published numbers."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from a2s_repro.checkpoint import load_weights
+from a2s_repro.errors import InputError
+from a2s_repro.recipes import PUBLISHED, find_recipe, recipes_of
+from a2s_repro.reproduction import Reproduction, cells, trainings
+from a2s_repro.smoke import draw_data_sets, draw_init, smoke
+
+ROOT = Path(__file__).parents[1]
+TRIAL = {"width": 1 / 16, "max_iter": 2, "batch_size": 2, "iter_size": 1, "crop": 65, "test_crop": 65}
+MSC = find_recipe("voc12/msc_largefov")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("drawn")
+    return {"data_root": draw_data_sets(folder), "init": draw_init(folder)}
+
+
+@pytest.fixture(scope="module")
+def done(files, tmp_path_factory) -> Reproduction:
+    """One cell of Table 3, which starts from another."""
+    reproduction = Reproduction(**files, out=tmp_path_factory.mktemp("done"), changes=TRIAL, workers=0)
+    assert reproduction.reproduce([MSC])
+    return reproduction
+
+
+def test_the_cells_of_a_table_are_found_with_or_without_their_group():
+    assert cells("a2s:3") == recipes_of("a2s:3")
+    assert cells("a2s:3", ["max2", "voc12/msc_largefov"]) == [find_recipe("voc12/max2"), MSC]
+    with pytest.raises(InputError, match="a2s:3 has no cell 'max5'; its cells are voc12/largefov, "):
+        cells("a2s:3", ["max5"])
+
+
+def test_a_recipe_is_trained_once_and_after_its_start():
+    asked = [find_recipe(f"voc12_coco/{name}") for name in ("max2", "msc_largefov", "largefov")]
+    names = [recipe.name for recipe in trainings(asked)]
+    assert sorted(names) == ["coco_subset/largefov", *(f"voc12_coco/{x}" for x in ("largefov", "max2", "msc_largefov"))]
+    assert names.index("coco_subset/largefov") == 0
+    assert names.index("voc12_coco/largefov") < names.index("voc12_coco/msc_largefov")
+
+
+def test_results_stand_beside_the_papers(done):
+    rows = {(row["recipe"], row["metric"]): row for row in json.loads((done.out / "RESULTS.json").read_text())}
+    assert {recipe for recipe, _ in rows} == {recipe.name for recipe in recipes_of("a2s:3")}
+
+    row = rows.pop(("voc12/msc_largefov", "mIoU"))
+    result = json.loads((done.out / "voc12/msc_largefov/result.json").read_text())
+    assert row["ours"] == 100 * result["summary"]["mean_iou"] > 0
+    assert (row["paper"], row["difference"]) == (64.39, row["ours"] - 64.39)
+    assert (row["iterations"], row["precision"], row["device"]) == (2, "caffe", "cpu")
+    assert row["seconds"] > 0 and row["peak_memory"] > 2**20 and (done.out / row["log"]).exists()
+    assert row["note"].startswith("changed: width 0.0625, max_iter 2")
+    assert all(row["ours"] is None and row["note"] == "not run" for row in rows.values())
+
+    markdown = (done.out / "RESULTS.md").read_text()
+    assert f"| voc12/msc_largefov | mIoU | 64.39 | {row['ours']:.2f} | {row['difference']:+.2f} | 2 |" in markdown
+    assert markdown.count("| not run |") == len(rows)
+
+
+def test_the_trunk_is_the_one_that_the_chain_trained(done):
+    nets = [load_weights(done.out / f"voc12/{name}/final.pth").state_dict for name in ("largefov", "msc_largefov")]
+    assert torch.equal(nets[0]["fc7.weight"], nets[1]["fc7.weight"])
+    assert not torch.equal(nets[0]["fc7.weight"], load_weights(done.init).state_dict["fc7.weight"])
+
+
+def test_what_is_done_is_not_done_again(done):
+    """Nor lost: the results of an earlier call are in those of the next."""
+    files = [done.out / name / file for name in ("voc12/largefov", MSC.name) for file in ("final.pth", "log.jsonl")]
+    before = [file.stat().st_mtime_ns for file in files]
+    assert done.reproduce([find_recipe("voc12/largefov")])
+    assert [file.stat().st_mtime_ns for file in files] == before
+    ours = {row["recipe"]: row["ours"] for row in done.results([])}
+    assert ours["voc12/largefov"] is not None and ours["voc12/msc_largefov"] is not None
+
+
+def test_the_printed_commands_do_the_same(done, files, tmp_path):
+    largefov = find_recipe("voc12/largefov")
+    done.reproduce([largefov])
+    changes = [f"--{name.replace('_', '-')}={value}" for name, value in TRIAL.items()]
+    tool = [sys.executable, ROOT / "tools/reproduce.py", "--table=a2s:3", "--cell=largefov", "--dry-run", *changes]
+    folders = [f"--data-root={files['data_root']}", f"--init={files['init']}", f"--out={tmp_path}"]
+    machine = ["--device=cpu", "--workers=0"]
+    printed = subprocess.run([*tool, *folders, *machine], capture_output=True, text=True, check=True).stdout
+    assert printed.count("train_voc.py") == printed.count("evaluate.py") == 1
+    for line in printed.splitlines():
+        _, script, *options = shlex.split(line)
+        subprocess.run([sys.executable, ROOT / script, *options], cwd=tmp_path, check=True, capture_output=True)
+
+    ours, theirs = (load_weights(out / largefov.name / "final.pth").state_dict for out in (tmp_path, done.out))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    scores = json.loads((tmp_path / largefov.name / "scores.json").read_text())
+    result = json.loads((done.out / largefov.name / "result.json").read_text())
+    assert scores["mean_iou"] == result["summary"]["mean_iou"]
+
+
+def test_an_error_names_its_recipe(files, tmp_path):
+    reproduction = Reproduction(files["data_root"] / "nowhere", files["init"], tmp_path, TRIAL)
+    with pytest.raises(InputError, match=r"voc12/largefov: .*nowhere.voc12"):
+        reproduction.reproduce([MSC])
+
+
+def test_hidden_labels_are_segmented_for_the_server_and_not_scored(files, tmp_path):
+    recipe = find_recipe("voc12_test/largefov")
+    assert smoke(tmp_path, [find_recipe("voc12/largefov"), recipe]) == []
+    row = next(row for row in json.loads((tmp_path / "runs/RESULTS.json").read_text()) if row["recipe"] == recipe.name)
+    folder = "voc12_test/largefov/results/VOC2012/Segmentation/comp6_test_cls"
+    assert row["ours"] is None and f"upload {folder} to VOC's evaluation server" in row["note"]
+    assert len(list((tmp_path / "runs" / folder).glob("*.png"))) == 1
+
+
+def test_the_smoke_run_names_what_fails(tmp_path, capsys):
+    broken = find_recipe("voc12/max2").changed(merge="maximum")
+    assert smoke(tmp_path, [find_recipe("person_part/attention3_esupv"), broken]) == ["voc12/max2"]
+    assert "voc12/max2 failed:" in capsys.readouterr().err
+    rows = json.loads((tmp_path / "runs/RESULTS.json").read_text())
+    assert sum(row["ours"] is not None for row in rows) == 8
+
+
+def test_the_recipes_tool_lists_every_number():
+    tool = [sys.executable, ROOT / "tools/recipes.py", "list"]
+    listed = subprocess.run(tool, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(listed) == sum(map(len, PUBLISHED.values()))
+    assert "voc12/attention3_esupv                     a2s:3         mIoU            69.08" in listed
