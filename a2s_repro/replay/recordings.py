@@ -256,8 +256,7 @@ def _read_end_to_end(folder: Path) -> Recording:
     for key, owner in zip(info["params"], info["owners"], strict=True):
         layers.setdefault(key.split("/")[0], []).append(final[key if owner < 0 else info["params"][owner]])
     described = [Layer(name, "Convolution", blobs) for name, blobs in layers.items()]
-    if 'name: "pool5a"' in prototxt:
-        described.append(Layer("pool5a", "Pooling", []))
+    described += [Layer(name, "", []) for name in re.findall(r'name: "(pool5a|fc[678]_concat)"', prototxt)]
     described.append(Layer(FUSION, "Eltwise" if "operation: MAX" in prototxt else "Power", []))
     meta = from_caffe(Net(info.get("name", "e2e"), described), "run.npz").weights.meta
     config = meta["model"] | {"dropout": info["dropout"]}
@@ -270,7 +269,8 @@ def _read_end_to_end(folder: Path) -> Recording:
 
     losses = arrays["losses"]
     iterations, passes = losses.shape[:2]
-    drawn = np.stack([arrays[field] for field in Draw._fields], axis=-1).reshape(iterations * passes, -1, 4).tolist()
+    words = ("index", "mirror", "h_off", "w_off")
+    drawn = np.stack([arrays[word] for word in words], axis=-1).reshape(iterations * passes, -1, 4).tolist()
     fillers = _by_parameter(_under(arrays, "filler"))
     streams = RecordedStreams(
         seed=info["seed"],

@@ -47,14 +47,21 @@ class Flip(NamedTuple):
 
 @contextmanager
 def recorded_decisions(net: DeepLab) -> Iterator[list[Decision]]:
-    """Collects the decisions of forward passes within the block, in the order in which they are made."""
+    """Collects the decisions of forward passes within the block, in the order in which they are made.
+
+    Only those that a gradient passes: in a frozen trunk, a unit near a tie counts for the same whichever way it goes.
+    """
     decisions: list[Decision] = []
 
     def relu(name: str, output: Tensor) -> None:
+        if not output.requires_grad:
+            return
         values = output.detach().clone()  # the ReLU acts in place
         decisions.append(Decision(name, values > 0, values))
 
     def pool(name: str, layer: nn.MaxPool2d, x: Tensor) -> None:
+        if not x.requires_grad:
+            return
         x = x.detach()
         _, winners = F.max_pool2d(
             x, layer.kernel_size, layer.stride, layer.padding, ceil_mode=layer.ceil_mode, return_indices=True
