@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from a2s_repro import ops
 from a2s_repro.ops import _native
@@ -60,63 +61,103 @@ def test_every_operator_is_checked() -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_double_backward_is_refused_by_name(operator: str) -> None:
-    inputs = [x.requires_grad_() for x in make_inputs(operator, "two-scales")]
-    outputs = OPERATORS[operator][0](*inputs, size=GRIDS["two-scales"][0])
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    total = sum((y**2).sum() for y in outputs)
-    used = inputs[-1:] if operator == "scale_softmax" else inputs
-    first = torch.autograd.grad(total, used, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward is not supported"):
-        sum((g**2).sum() for g in first).backward()
+def test_compiles_forward_and_backward_without_graph_breaks(operator: str) -> None:
+    """To the same bits: the operators stay what they are in the compiled graph."""
 
+    def step(*inputs: Tensor) -> Tensor:
+        outputs = OPERATORS[operator][0](*inputs, size=GRIDS["paper"][0])
+        return sum((y**2).sum() for y in (outputs if isinstance(outputs, tuple) else [outputs]))
 
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_compiles_without_graph_breaks(operator: str) -> None:
-    function, size = OPERATORS[operator][0], GRIDS["paper"][0]
-    compiled = torch.compile(lambda *s: function(*s, size=size), fullgraph=True, backend="aot_eager")
     inputs = [x.requires_grad_() for x in make_inputs(operator, "paper", torch.float32)]
-    torch.testing.assert_close(compiled(*inputs), function(*inputs, size=size), rtol=0, atol=0)
+    used = inputs[-1:] if operator == "scale_softmax" else inputs
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    given, expected = (torch.autograd.grad(f(*inputs), used) for f in (compiled, step))
+    assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
 
 
-def test_dynamic_shapes_compile_once() -> None:
-    def merge(a, b, logits):
-        return ops.scale_merge([a, b], logits)[0]
-
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(merge, fullgraph=True, dynamic=True, backend=counter)
-    for side in (9, 11, 17):
-        half = (side + 1) // 2
-        args = torch.randn(2, 3, side, side + 2), torch.randn(2, 3, half, half + 1), torch.randn(2, 2, side, side + 2)
-        torch.testing.assert_close(compiled(*args), merge(*args), rtol=0, atol=0)
-    assert counter.frame_count == 1
+def merge_step(a: Tensor, b: Tensor, logits: Tensor) -> Tensor:
+    """Several operators with ordinary ones between them, to a scalar."""
+    size = logits.shape[2:]
+    merged, weights = ops.scale_merge([a, b], logits * 2)
+    best = ops.scale_max([merged.relu(), ops.scale_average([a, b], size)], size)
+    return (best * weights.amax(1, keepdim=True)).sum()
 
 
-def test_export_keeps_the_operators() -> None:
+def merge_inputs(side: int, batch: int) -> list[Tensor]:
+    """Every size differs from the others, or one that is equal by chance would be taken for the same."""
+    half = (side + 1) // 2
+    sizes = (3, side, side + 2), (3, half, half + 1), (2, side, side + 2)
+    return [torch.randn(batch, *size, requires_grad=True) for size in sizes]
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_one_compilation_serves_all_shapes(compiler: str) -> None:
+    compiled = torch.compile(merge_step, fullgraph=True, dynamic=True, backend=compiler)
+
+    def check(inputs: list[Tensor]) -> None:
+        given, expected = (torch.autograd.grad(f(*inputs), inputs) for f in (compiled, merge_step))
+        for a, b in zip(given, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+    check(merge_inputs(9, batch=4))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for side, batch in ((11, 4), (17, 7), (8, 5)):
+            check(merge_inputs(side, batch))
+
+
+def test_export_keeps_the_operators_and_the_freedom_of_shapes() -> None:
     class Merge(torch.nn.Module):
-        def forward(self, a, b, logits):
+        def forward(self, a: Tensor, b: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
             merged, weights = ops.scale_merge([a, b], logits)
             return ops.segment(merged, (33, 33)), weights
 
-    args = torch.randn(1, 3, 9, 9), torch.randn(1, 3, 5, 5), torch.randn(1, 2, 9, 9)
-    program = torch.export.export(Merge(), args)
+    batch, free = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
+    shape = {0: batch, 2: free, 3: free}
+    args = tuple(x.detach() for x in merge_inputs(9, batch=4))
+    program = torch.export.export(Merge(), args, dynamic_shapes=(shape, shape, shape))
     targets = {str(node.target) for node in program.graph.nodes}
     assert {"a2s.scale_merge.default", "a2s.segment.default"} <= targets
-    for given, expected in zip(program.module()(*args), Merge()(*args), strict=True):
-        assert torch.equal(given, expected)
+    for inputs in (args, [x.detach() for x in merge_inputs(17, batch=3)]):
+        for given, expected in zip(program.module()(*inputs), Merge()(*inputs), strict=True):
+            assert torch.equal(given, expected)
 
 
+BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "result"),
+    [((BFLOAT16, BFLOAT16), BFLOAT16), ((FLOAT32, BFLOAT16), FLOAT32), ((FLOAT32, FLOAT32), FLOAT32)],
+    ids=["low", "mixed", "full"],
+)
+@pytest.mark.parametrize("operator", ["interp_concat", "scale_average", "scale_max", "scale_merge"])
 @pytest.mark.parametrize("backend", ["native", "emulated"])
-def test_autocast_brings_mixed_maps_to_the_widest_dtype(backend: str) -> None:
-    scores = [torch.randn(1, 2, 5, 5), torch.randn(1, 2, 3, 3).bfloat16()]
-    logits = torch.randn(1, 2, 5, 5).bfloat16()
-    with ops.use_backend(backend):
-        with torch.autocast("cpu", torch.bfloat16):
-            merged, weights = ops.scale_merge(scores, logits)
-            assert merged.dtype == weights.dtype == torch.float32
-            assert ops.interp_concat([s.bfloat16() for s in scores], (5, 5)).dtype == torch.bfloat16
-        with pytest.raises(ValueError, match="dtype"):
-            ops.scale_merge(scores, logits)
+def test_autocast_brings_maps_to_their_widest_dtype(
+    backend: str, operator: str, dtypes: tuple, result: torch.dtype
+) -> None:
+    """As it does torch.cat's: float32 maps are not cast down. Each gradient has its map's dtype."""
+    a, b, logits = (x.detach() for x in merge_inputs(5, batch=2))
+    inputs = [a.to(dtypes[0]), b.to(dtypes[1]), *([logits.to(dtypes[1])] if operator == "scale_merge" else [])]
+    inputs = [x.requires_grad_() for x in inputs]
+    with ops.use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+        outputs = OPERATORS[operator][0](*inputs, size=(5, 7))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert all(y.dtype == result for y in outputs)
+    grads = torch.autograd.grad(sum(y.sum() for y in outputs), inputs)
+    assert all(grad.dtype == x.dtype for grad, x in zip(grads, inputs, strict=True))
+
+
+def test_autocast_leaves_operators_of_one_map_in_its_dtype(device: str) -> None:
+    x = torch.randn(1, 2, 5, 5, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert ops.interp(x.to(dtype), (3, 3)).dtype == ops.scale_softmax(x.to(dtype)).dtype == dtype
+
+
+def test_mixed_dtypes_without_autocast_are_refused(device: str) -> None:
+    scores = [torch.randn(1, 2, 5, 5, device=device), torch.randn(1, 2, 3, 3, device=device).bfloat16()]
+    with pytest.raises(ValueError, match="dtype"):
+        ops.scale_merge(scores, torch.randn(1, 2, 5, 5, device=device))
 
 
 def test_native_operators_refuse_what_would_read_out_of_bounds() -> None:
