@@ -16,7 +16,7 @@ from a2s_repro.checkpoint import load_weights
 from a2s_repro.data import voc
 from a2s_repro.data.image_seg import MEAN_BGR, subtract_mean
 from a2s_repro.data.images import IGNORE_LABEL, read_pair
-from a2s_repro.data.lists import Item, read_classes
+from a2s_repro.data.lists import VOID, Item, read_classes
 from a2s_repro.errors import InputError
 from a2s_repro.models import build_model
 from a2s_repro.precision import float32_products
@@ -228,15 +228,17 @@ def evaluate(
     items: Sequence[Item],
     *,
     crop: int = 513,
-    void_classes: Sequence[int] = (),
+    classes: Sequence[str] = (),
     label_folder: str | os.PathLike | None = None,
 ) -> Result:
-    """Scores `model` on `items`, on the model's device, under a progress bar; means leave out `void_classes`.
+    """Scores `model` on `items`, on the model's device, under a progress bar.
 
+    As in the authors' evaluation, outputs that `classes` names 'void' (COCO's ids without a category) count in no mean.
     Items without a label file (VOC test) count for nothing in the scores. With `label_folder` every segmentation is
     written to it as ID.png, an index PNG in VOC's palette. Raises InputError for a bad file, naming it.
     """
-    confusion = ConfusionMatrix(model.num_classes, void_classes)
+    void = [label for label, name in enumerate(classes) if name == VOID]
+    confusion = ConfusionMatrix(model.num_classes, void)
     attention = None
     for item in tqdm(items, desc="evaluating", unit="image"):
         image, truth = read_pair(item, model.num_classes)

@@ -90,12 +90,11 @@ class Reproduction:
             image_set = run.data_root / recipe.evaluation_set
             items = read_list(image_set, run.data_root, labelled=not recipe.hidden_labels)
             folder = server_folder(run.out, image_set.stem) if recipe.hidden_labels else None
-            settings = {"crop": changed.test_crop, "void_classes": recipe.void_classes, "label_folder": folder}
-            result = evaluate(model, items, **settings)
+            classes = meta["classes"]
+            result = evaluate(model, items, crop=changed.test_crop, classes=classes, label_folder=folder)
             if recipe.hidden_labels:
                 content["note"] = f"not scored: upload {folder.relative_to(self.out)} to VOC's evaluation server"
             else:
-                classes = meta["classes"]
                 content["scores"] = {name: result.score(name, classes) for _, name, _ in recipe.published}
                 content["summary"] = result.summary(classes)
         with replacing(run.out / RESULT) as temporary:

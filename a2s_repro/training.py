@@ -43,7 +43,7 @@ PRECISIONS = ("caffe", "tf32", "bf16")
 CAFFE_SUFFIX = ".solverstate"
 
 NO_EFFECT_ON_TRAINING = (
-    *("name", "published", "ours", "dataset", "training_set", "evaluation_set", "hidden_labels", "void_classes"),
+    *("name", "published", "ours", "dataset", "training_set", "evaluation_set", "hidden_labels"),
     *("init", "test_crop", "crf", "display", "snapshot"),
 )
 """Fields of a recipe that may change when a run is resumed; so may max_iter where the rate does not depend on it."""
@@ -136,7 +136,7 @@ def train(recipe: Recipe, run: Run) -> Outcome:
         save_weights(final, trainer.model.state_dict(), meta)
         validation = None
         if val_items:
-            validation = evaluate(trainer.model, val_items, crop=recipe.test_crop, void_classes=recipe.void_classes)
+            validation = evaluate(trainer.model, val_items, crop=recipe.test_crop, classes=classes)
     return Outcome(trainer.iteration, False, final, validation, classes)
 
 

@@ -230,3 +230,12 @@ def test_scores_by_the_names_that_they_are_published_by():
     assert result.score("mIoU", ["sky", "upper arms"]) == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
     with pytest.raises(InputError, match=r"'head' is none of the classes \(sky, upper arms\)"):
         result.score("IoU head", ["sky", "upper arms"])
+
+
+def test_outputs_named_void_count_in_no_mean(items):
+    model = thin(DeepLabLargeFOV)
+    counting, voided = (
+        evaluate(model, items[:1], crop=65, classes=names) for names in (CLASSES, (*CLASSES[:-1], "void"))
+    )
+    assert voided.confusion.counts.tolist() == counting.confusion.counts.tolist()
+    assert voided.confusion.mean_iou == pytest.approx(counting.confusion.iou[:-1].mean(), abs=1e-15)

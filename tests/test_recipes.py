@@ -73,11 +73,6 @@ def test_the_chain_of_the_submitted_system():
     assert submitted.scale_augmentation == first_stage.scale_augmentation == (0.6, 1.4)
 
 
-def test_coco_has_eighty_classes_and_the_background():
-    recipe = find_recipe("coco_subset/largefov")
-    assert recipe.num_classes - len(recipe.void_classes) == 81
-
-
 def test_the_net_of_a_recipe():
     net = find_recipe("voc12/average2").changed(width=1 / 32).net()
     assert (net.num_classes, net.scales, net.merge) == (21, (1, 0.5), "average")
@@ -123,7 +118,7 @@ def test_a_changed_recipe_loses_the_published_number():
 def test_another_number_of_classes_is_another_data_set():
     recipe = find_recipe("coco_subset/max2")
     assert recipe.changed(crop=129).classifier == "fc8_coco"
-    assert (recipe.changed(num_classes=11).classifier, recipe.changed(num_classes=11).void_classes) == ("fc8", ())
+    assert recipe.changed(num_classes=11).classifier == "fc8"
     assert recipe.changed(num_classes=11, classifier="fc8_camvid").classifier == "fc8_camvid"
 
 

@@ -21,13 +21,6 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_segmenting_options(parser)
-    parser.add_argument(
-        "--void-classes",
-        type=int,
-        nargs="+",
-        metavar="LABEL",
-        help="outputs that are no class and count in no mean (default: those of the recipe in the model file)",
-    )
     parser.add_argument("--no-labels", action="store_true", help="only segment, as for VOC's test set; needs --out")
     parser.add_argument("--out", help="write palette PNGs to OUT/results/VOC2012/Segmentation/comp6_<list>_cls")
     parser.add_argument("--json", help="write the scores, as fractions, to this file")
@@ -40,9 +33,8 @@ def main() -> None:
     items = read_list(
         arguments.list, arguments.data_root, label_dir=arguments.label_dir, labelled=not arguments.no_labels
     )
-    void_classes = arguments.void_classes or meta.get("recipe", {}).get("void_classes", ())
     folder = server_folder(arguments.out, Path(arguments.list).stem) if arguments.out else None
-    result = evaluate(model, items, crop=arguments.crop, void_classes=void_classes, label_folder=folder)
+    result = evaluate(model, items, crop=arguments.crop, classes=classes, label_folder=folder)
 
     if not arguments.no_labels:
         print(result.table(classes))

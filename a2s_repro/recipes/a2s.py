@@ -14,9 +14,6 @@ from a2s_repro.recipes.recipe import Recipe
 
 SCALES = {"2": (1, 0.5), "3": (1, 0.75, 0.5), "4": (1, 0.75, 0.5, 0.25)}
 
-COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-"""Category ids up to 90 that COCO never gave: the authors name these outputs 'void'."""
-
 VOC12: dict[str, Any] = {}
 VOC12_COCO = {"init": "coco_subset/largefov", "ours": ("init",)}
 PERSON_PART = {
@@ -31,7 +28,6 @@ COCO_SUBSET = {
     "classifier": "fc8_coco",
     "training_set": "list/train_small.txt",
     "evaluation_set": "list/val_small.txt",
-    "void_classes": COCO_GAPS,
     "test_crop": 641,
 }
 

@@ -32,8 +32,7 @@ class Recipe:
     hidden_labels: bool = False
     """Whether the labels of the evaluation set are known to VOC's evaluation server alone."""
     num_classes: int = 21
-    void_classes: tuple[int, ...] = ()
-    """Outputs that are no class of the data set: they do not count in a mean over classes."""
+    """Outputs of the net; COCO's are the category ids, some of which no category has."""
     classifier: str = "fc8_voc12"
     """The Caffe name of layer fc8. Weights come from a file by name, so another data set's classifier is not taken."""
     init: str = IMAGENET
@@ -89,7 +88,7 @@ class Recipe:
     def changed(self, **fields: Any) -> "Recipe":
         """The recipe with other values; what is changed no longer carries the published numbers.
 
-        Another number of classes is another data set: its classifier is plainly `fc8` and no class void, unless given.
+        Another number of classes is another data set: its classifier is plainly `fc8` unless named.
         Raises InputError for a field that recipes do not have, with the nearest that they have.
         """
         for name in fields:
@@ -98,7 +97,7 @@ class Recipe:
         if "scales" in fields:
             fields["scales"] = tuple(fields["scales"])
         if fields.get("num_classes", self.num_classes) != self.num_classes:
-            fields = {"classifier": "fc8", "void_classes": (), **fields}
+            fields.setdefault("classifier", "fc8")
         fields = {name: value for name, value in fields.items() if value != getattr(self, name)}
         if not fields:
             return self
@@ -146,7 +145,7 @@ class Recipe:
         """Every field as a plain value."""
         return dataclasses.asdict(self) | {
             "published": [list(number) for number in self.published],
-            **{name: list(getattr(self, name)) for name in ("ours", "void_classes", "scales")},
+            **{name: list(getattr(self, name)) for name in ("ours", "scales")},
             "scale_augmentation": self.scale_augmentation and list(self.scale_augmentation),
         }
 
@@ -164,7 +163,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Recipe))
 _OF_PLAIN = {
     "published": lambda numbers: tuple(Published(*number) for number in numbers),
     "head": lambda fields: AttentionHead(**fields),
-    **dict.fromkeys(("ours", "void_classes", "scales", "scale_augmentation"), tuple),
+    **dict.fromkeys(("ours", "scales", "scale_augmentation"), tuple),
 }
 """How fields that `config` flattens are made again."""
 
