@@ -16,7 +16,7 @@ from a2s_repro.caffe.vgg16 import TORCHVISION_LAYERS, TORCHVISION_MEAN_RGB, TORC
 from a2s_repro.checkpoint import Weights
 from a2s_repro.data.image_seg import MEAN_BGR
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths, build_model
+from a2s_repro.models import AttentionHead, DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths, build_model
 from caffe_weights import Layer, Net, read_caffemodel, write_caffemodel
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -123,19 +123,22 @@ def test_a_snapshot_comes_back_in_its_own_order_and_bits():
 
 
 @pytest.mark.parametrize(
-    "name, classifier, scales, merge",
+    "name, classifier, net",
     [
-        ("ii_avg2", "fc8_voc12", (1, 0.5), "average"),
-        ("iii_max3_esupv", "fc8_voc12", (1, 0.75, 0.5), "max"),
-        ("v_att3_esupv", "fc8_voc12", (1, 0.75, 0.5), "attention"),
-        ("vii_att4_esupv", "fc8_voc10_part", (1, 0.75, 0.5, 0.25), "attention"),
+        ("ii_avg2", "fc8_voc12", ShareNet(5, (1, 0.5), "average", widths=THIN)),
+        ("iii_max3_esupv", "fc8_voc12", ShareNet(5, (1, 0.75, 0.5), "max", widths=THIN)),
+        ("v_att3_esupv", "fc8_voc12", ShareNet(5, (1, 0.75, 0.5), widths=THIN)),
+        ("vii_att4_esupv", "fc8_voc10_part", ShareNet(5, (1, 0.75, 0.5, 0.25), widths=THIN)),
+        ("vi_msc", "fc8_voc12", DeepLabMSc(5, pool5a=True, widths=THIN)),
+        ("viii_msc_att3_esupv", "fc8_voc12", ShareNet(5, (1, 0.75, 0.5), skip_net=True, widths=THIN)),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_order_of_copies_is_the_authors(name, classifier, scales, merge):
+def test_the_order_of_copies_is_the_authors(name, classifier, net):
     """Their nets list the parameters of all copies in the order in which a snapshot stores them."""
     info = json.loads(str(np.load(GOLDEN / f"nets/net_{name}.npz")["info_json"]))
-    net = to_caffe(trained(ShareNet(5, scales, merge, widths=THIN), classifier))
-    assert [f"{layer.name}/{i}" for layer in net.layers for i in range(len(layer.blobs))] == info["params"]
+    written = to_caffe(trained(net, classifier))
+    assert [f"{layer.name}/{i}" for layer in written.layers for i in range(len(layer.blobs))] == info["params"]
 
 
 @pytest.mark.parametrize("pool5a", [False, True])
@@ -145,6 +148,26 @@ def test_a_trained_net_survives_the_way_through_caffe(merge, pool5a):
     weights = trained(ShareNet(7, (1, 0.75, 0.25), merge, pool5a=pool5a, widths=widths), "fc8_voc10_part")
     back = from_caffe(to_caffe(weights), "net.caffemodel").weights
     assert back.meta["model"] == weights.meta["model"] and back.meta["classifier"] == "fc8_voc10_part"
+    assert all(torch.equal(back.state_dict[key], tensor) for key, tensor in weights.state_dict.items())
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        DeepLabMSc(7, pool5a=True, widths=replace(THIN, att_conv1=512)),
+        ShareNet(7, (1, 0.5), "average", skip_net=True, widths=replace(THIN, att_conv1=512)),
+        ShareNet(7, skip_net=True, widths=THIN),
+        ShareNet(7, head=AttentionHead("fc6", layers=1), widths=replace(THIN, ms=128, att_conv1=512)),
+        ShareNet(7, head=AttentionHead("fc8", layers=2, kernel=1), widths=replace(THIN, ms=128)),
+        ShareNet(7, head=AttentionHead("fc7", layers=3), widths=replace(THIN, ms=128)),
+    ],
+    ids=["msc", "msc-average", "msc-attention", "fc6-1-layer", "fc8-1x1", "fc7-3-layers"],
+)
+def test_skip_nets_and_all_heads_survive_too(net, tmp_path):
+    weights = trained(net)
+    write_caffemodel(tmp_path / "net.caffemodel", to_caffe(weights))
+    back = convert_file(tmp_path / "net.caffemodel").weights
+    assert back.meta["model"] == weights.meta["model"]
     assert all(torch.equal(back.state_dict[key], tensor) for key, tensor in weights.state_dict.items())
 
 
@@ -213,8 +236,21 @@ def test_an_unmatched_layer_is_named_unless_allowed_or_skipped():
 def test_half_an_attention_head_is_refused_unless_allowed():
     net = without(read_caffemodel(SHARED), "att_fc")
     refused(net, "lacks layers of the net: att_fc")
+    refused(without(read_caffemodel(SHARED), "att_conv1"), "the weight of layer att_fc of net.caffemodel is 2x32x1x1")
     weights = from_caffe(net, "net.caffemodel", allow_missing=True).weights
     assert "att_conv1.weight" in weights.state_dict and "model" not in weights.meta
+
+
+def test_side_branches_in_part_are_refused():
+    net = to_caffe(trained(DeepLabMSc(5, widths=THIN)), "net")
+    refused(without(net, "pool1_conv", "data_ms"), "lacks layers of the net: data_ms, pool1_conv")
+
+
+def test_an_attention_head_of_another_kernel_is_refused():
+    def wider(blob: np.ndarray) -> np.ndarray:
+        return np.pad(blob, ((0, 0), (0, 0), (1, 1), (1, 1)))
+
+    refused(changed(read_caffemodel(SHARED), "att_conv1", wider, only=0), "head's kernel '5' is not known: give 1, 3")
 
 
 def test_an_attention_head_on_one_scale_is_refused():

@@ -92,6 +92,14 @@ def test_each_loss_meets_its_scores_and_labels():
         assert scores.shape[2:] == grid_labels.shape[1:], name
 
 
+def test_losses_come_in_the_order_of_the_authors_file():
+    """Which is another for skip-nets with attention: 0.5 before 0.75."""
+    in_order = prediction(1, 0.75, 0.5)._replace(loss_order=(1, 0.5, 0.75))
+    inputs = loss_inputs(in_order, torch.zeros(1, 65, 65), extra_supervision=True)
+    assert list(inputs) == ["loss", "loss_res1", "loss_res05", "loss_res075"]
+    assert inputs["loss_res05"][0] is in_order.scale_scores[2]
+
+
 def test_without_extra_supervision_only_the_merged_map_is_trained():
     labels = torch.zeros(1, 65, 65, dtype=torch.uint8)
     losses = training_loss(prediction(1, 0.5), labels, extra_supervision=False)
