@@ -1,5 +1,6 @@
 """Shapes, names, parameter counts and refusals of the nets."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from a2s_repro import ops
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths, build_model
+from a2s_repro.models import AttentionHead, DeepLabLargeFOV, ShareNet, Widths, build_model
 
 THIN = Widths().scaled(1 / 32)
 
@@ -129,6 +130,42 @@ def test_a_net_is_rebuilt_from_its_config(net):
     assert torch.equal(copy.eval()(image).scores, net.eval()(image).scores)
 
 
+@pytest.mark.parametrize(
+    ("head", "layers"),
+    [
+        (AttentionHead("fc7", 1), {"att_fc": (3, 3 * 32, 1, 1)}),
+        (AttentionHead("fc6", 2, 3), {"att_conv1": (16, 3 * 64, 3, 3), "att_fc": (3, 16, 1, 1)}),
+        (AttentionHead("fc8", 2, 1), {"att_conv1": (16, 3 * 5, 1, 1), "att_fc": (3, 16, 1, 1)}),
+        (
+            AttentionHead("fc7", 3),
+            {"att_conv1": (16, 3 * 32, 3, 3), "att_conv2": (16, 16, 1, 1), "att_fc": (3, 16, 1, 1)},
+        ),
+    ],
+    ids=str,
+)
+def test_attention_heads(head, layers):
+    """From other features, of one layer to three; the last gives a logit per scale, and no ReLU follows it."""
+    net = filled(ShareNet(5, head=head, widths=dataclasses.replace(THIN, fc6=64))).eval()
+    found = {name: tuple(p.shape) for name, p in net.named_parameters() if name.startswith("att_") and p.dim() == 4}
+    assert found == {f"{name}.weight": shape for name, shape in layers.items()}
+    image = torch.randn(1, 3, 65, 65)
+    features = [net.branch(ops.interp(image, (side, side))).features[head.features] for side in (65, 49, 33)]
+    x = ops.interp_concat(features, (9, 9))
+    for name in layers:
+        layer = net.get_submodule(name)
+        x = layer(x) if name == "att_fc" else layer(x).clamp(min=0)
+    torch.testing.assert_close(net(image).weights, x.softmax(1))
+
+
+def test_the_deviations_of_a_head_of_three_layers():
+    """Of the authors' coco_attention16 to 18; others start as the main net's."""
+    torch.manual_seed(0)
+    net = ShareNet(21, head=AttentionHead(layers=3))
+    assert net.att_conv1.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert net.att_conv2.weight.std().item() == pytest.approx(0.005, rel=0.05)
+    assert net.att_fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
+
+
 def test_every_parameter_has_its_rule():
     rules = ShareNet(5, widths=THIN).parameter_rules()
     assert rules["conv1_1.weight"] == (1, 1, 3)
@@ -147,6 +184,9 @@ def test_every_parameter_has_its_rule():
         (lambda: ShareNet(5, (1, 0.6)), "scales 1 0.6"),
         (lambda: ShareNet(5, (1,)), "two or more"),
         (lambda: ShareNet(5, merge="mean"), "merge 'mean' is not known; it is one of attention, average, max"),
+        (lambda: AttentionHead("pool5"), "attention head's features 'pool5' is not known: give fc6, fc7, fc8"),
+        (lambda: AttentionHead(layers=4), "attention head's layers '4' is not known: give 1, 2, 3"),
+        (lambda: AttentionHead(kernel=5), "attention head's kernel '5' is not known: give 1, 3"),
         (lambda: DeepLabLargeFOV(0), "num_classes is 0"),
         (lambda: DeepLabLargeFOV(5, dropout=1.0), "dropout is 1.0"),
         (lambda: Widths().scaled(0), "width factor is 0"),
