@@ -23,10 +23,13 @@ from a2s_repro.data.images import read_image
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
 from a2s_repro.initialisation import load_init
-from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
+from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths, build_model
+from a2s_repro.models.dropout import Dropout
 from a2s_repro.recipes import Recipe
+from a2s_repro.replay.recordings import read_recording
 from a2s_repro.training import Run, Trainer, train
-from caffe_weights import read_caffemodel
+from caffe_weights import SUFFIX_OF_SCALE, branch_of, read_caffemodel
+from tests.conftest import GOLDEN
 
 TOOL = Path(__file__).parents[1] / "tools" / "train_voc.py"
 SEED = 1701
@@ -228,6 +231,47 @@ def test_the_order_of_draws_at_three_scales():
         assert [(d.mirror, d.h_off, d.w_off) for d in ahead.batch(k)] == [
             tuple(image) for image in WordStream(seed).words(6).reshape(2, 3).tolist()
         ]
+
+
+TRAINING_NETS = [path.stem for path in sorted((GOLDEN / "nets").glob("*.prototxt")) if "_test" not in path.stem]
+
+
+@pytest.mark.parametrize("name", TRAINING_NETS)
+def test_layers_draw_in_the_order_of_the_authors_files(name):
+    """All fillers and dropouts of the recorded training nets, in the order of their prototxt: of a skip-net with three
+    scales 50 fillers, the copies' and the frozen classifier's among them, and 37 dropouts."""
+    layers = (GOLDEN / "nets" / f"{name}.prototxt").read_text().split("\nlayer {")[1:]
+    recording = read_recording(GOLDEN / "nets", name)
+    net = build_model(recording.config | {"dropout": 0.5})
+    streams, words = CaffeStreams(net, num_items=4, batch_size=2, crop=65, seed=5), WordStream(5)
+    words.skip(3)
+    seen = set()
+    for layer in layers:
+        if filler := re.search(r'weight_filler \{\s+type: "gaussian"\s+std: ([\d.]+)', layer):
+            module = branch_of(layer_name(layer))[0].replace(recording.classifier, "fc8")
+            weight = net.get_submodule(module).weight
+            drawn = ziggurat(words, weight.numel(), float(filler[1]))
+            assert module in seen or (weight.detach().numpy().ravel() == drawn).all(), module
+            seen.add(module)
+    assert streams.words.state() == words.state()
+
+    asked = []
+    scale_of_side = {9: 1, 7: 0.75, 5: 0.5, 3: 0.25}
+    for module, layer in net.named_modules():
+        if isinstance(layer, Dropout):
+            layer.register_forward_hook(
+                lambda _, __, y, module=module: asked.append(module + SUFFIX_OF_SCALE[scale_of_side[y.shape[-1]]])
+            )
+    net(torch.rand(2, 3, 65, 65))
+    assert asked == [layer_name(layer) for layer in layers if 'type: "Dropout"' in layer]
+    assert len(asked) == {"viii_msc_att3_esupv": 37, "vi_msc": 12}.get(
+        name, 2 * len(net.scales) + hasattr(net, "att_fc")
+    )
+
+
+def layer_name(layer: str) -> str:
+    """Of a layer in a prototxt: its own, not a parameter's."""
+    return re.search(r'^  name: "(\w+)"', layer, re.MULTILINE)[1]
 
 
 def test_a_single_scale_draws_for_fc8_once():
