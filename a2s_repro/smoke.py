@@ -12,6 +12,7 @@ from a2s_repro.caffe.conversion import from_caffe, random_init
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.demo import make_demo_data
 from a2s_repro.data.lists import read_lines, write_lines
+from a2s_repro.errors import InputError
 from a2s_repro.models import Widths
 from a2s_repro.recipes import RECIPES, Recipe
 from a2s_repro.reproduction import Reproduction
@@ -26,8 +27,11 @@ CHANGES = {
 def smoke(out: Path, recipes: Sequence[Recipe] = tuple(RECIPES.values())) -> list[str]:
     """Trains and scores recipes, each after the one that it starts from, in the folder `out`; returns who failed.
 
-    What the trainings print goes to `out`/output.txt, the traceback of a failure to stderr as well.
+    What the trainings print goes to `out`/output.txt, the traceback of a failure to stderr. Raises InputError if `out`
+    holds an earlier run, which would not be done again.
     """
+    if (out / "runs").exists():
+        raise InputError(f"{out} holds a smoke run already: remove it, or give another --out.")
     reproduction = Reproduction(draw_data_sets(out), draw_init(out), out / "runs", CHANGES, workers=0)
     failed = []
     with open(out / "output.txt", "w") as output:

@@ -124,6 +124,8 @@ def test_the_smoke_run_names_what_fails(tmp_path, capsys):
     assert "voc12/max2 failed:" in capsys.readouterr().err
     rows = json.loads((tmp_path / "runs/RESULTS.json").read_text())
     assert sum(row["ours"] is not None for row in rows) == 8
+    with pytest.raises(InputError, match="holds a smoke run already: remove it, or give another --out"):
+        smoke(tmp_path)
 
 
 def test_the_recipes_tool_lists_every_number():
