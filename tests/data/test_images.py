@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from a2s_repro.data.images import read_image, read_label, read_pair
+from a2s_repro.data.images import jpeg_size, read_image, read_label, read_pair
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
 
@@ -118,6 +118,18 @@ def test_values_outside_the_classes_are_named(tmp_path):
     path = save(tmp_path / "label.png", LABELS)
     with pytest.raises(InputError, match=r"label.png holds values that are no labels \(3, 4\): 3 classes allow 0"):
         read_label(path, num_classes=3)
+
+
+def test_the_size_of_a_photograph_comes_from_its_header_if_the_rest_is_there(tmp_path):
+    path = photograph(tmp_path / "x.jpg")
+    assert jpeg_size(path) == (120, 160)
+    encoded = path.read_bytes()
+    path.write_bytes(encoded[: len(encoded) // 2])
+    with pytest.raises(InputError, match=r"x.jpg is truncated or damaged"):
+        jpeg_size(path)
+    (photograph(tmp_path / "y.png")).rename(tmp_path / "y.jpg")
+    with pytest.raises(InputError, match=r"y.jpg is a PNG file, not the JPEG photograph of that name"):
+        jpeg_size(tmp_path / "y.jpg")
 
 
 def test_sizes_of_image_and_label_must_agree(tmp_path):

@@ -199,10 +199,11 @@ def test_wrong_sbd_labels_are_named(sources, tmp_path, wrong):
         prepare_voc(*sources, tmp_path / "made", check_counts=False)
 
 
-def test_damaged_mat_files_are_named(sources, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_mat_files_are_named(sources, tmp_path, workers):
     (sources[1] / "dataset/cls/2008_e.mat").write_bytes(b"MATLAB 5.0")
     with pytest.raises(InputError, match=r"2008_e.mat is damaged"):
-        prepare_voc(*sources, tmp_path / "made", check_counts=False)
+        prepare_voc(*sources, tmp_path / "made", check_counts=False, workers=workers)
 
 
 def test_palette_is_vocs():
