@@ -15,8 +15,8 @@ SOURCE = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip
 SPLITS = {"train": "training", "val": "validation"}
 
 NAMES = Published("ADE20K SceneParsing", SOURCE, "ADEChallengeData2016", ("objectInfo150.txt",))
-IMAGES = {name: NAMES._replace(patterns=(f"images/{split}/*.jpg",)) for name, split in SPLITS.items()}
-ANNOTATIONS = {name: NAMES._replace(patterns=(f"annotations/{split}/*.png",)) for name, split in SPLITS.items()}
+IMAGES = {name: NAMES._replace(patterns=(f"images/{split}/ADE_*.jpg",)) for name, split in SPLITS.items()}
+ANNOTATIONS = {name: NAMES._replace(patterns=(f"annotations/{split}/ADE_*.png",)) for name, split in SPLITS.items()}
 
 LABELS = "SegmentationClass"
 LISTS = {

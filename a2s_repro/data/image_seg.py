@@ -50,6 +50,14 @@ def subtract_mean(image: np.ndarray, mean: np.ndarray = MEAN_BGR) -> np.ndarray:
     return np.ascontiguousarray((image.astype(np.float32) - mean).transpose(2, 0, 1))
 
 
+def scale_factor(draw: Draw, scale_range: tuple[float, float]) -> float:
+    """Uniform in the range (low, high). Raises InputError for a draw without a word for it."""
+    if draw.scale is None:
+        raise InputError("Caffe's streams have no scale augmentation: leave out one of the two.")
+    low, high = scale_range
+    return low + (high - low) * draw.scale / 2**32
+
+
 def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
     """Resizes an image (H, W, 3), bilinearly, and its labels (H, W), to the nearest, both uint8.
 
@@ -156,16 +164,10 @@ class SegmentationDataset(Dataset):
     def __getitem__(self, draw: Draw) -> Sample:
         image, label = read_pair(self.items[draw.index], self.num_classes)
         if self.scale_range:
-            image, label = rescale(image, label, self._factor(draw))
+            image, label = rescale(image, label, scale_factor(draw, self.scale_range))
         pixels, labels = transform(image, label, self.crop, self.mean, draw)
         data_dim = np.minimum(image.shape[:2], self.crop)
         return Sample(torch.from_numpy(pixels), torch.from_numpy(labels), draw.index, torch.from_numpy(data_dim))
-
-    def _factor(self, draw: Draw) -> float:
-        if draw.scale is None:
-            raise InputError("Caffe's streams have no scale augmentation: leave out one of the two.")
-        low, high = self.scale_range
-        return low + (high - low) * draw.scale / 2**32
 
 
 def loader(

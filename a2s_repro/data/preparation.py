@@ -89,7 +89,7 @@ def read_splits(source: Path, published: Published, root: Path) -> list[set[str]
     """Places the source's files of ids into the root and returns the ids of each, in the order of its patterns."""
     for file in source_files(source, published):
         place(file, root / file.path)
-    return [set(read_lines(root / name)) for name in published.patterns]
+    return [set(" ".join(read_lines(root / name)).split()) for name in published.patterns]
 
 
 def place_images(files: Iterable[SourceFile], root: Path, wanted: set[str]) -> None:
@@ -185,7 +185,7 @@ def _md5(ids: list[str]) -> str:
 
 def _map(function: Callable, arguments: Iterable, workers: int) -> Iterator[Any]:
     """The function's results in order, from processes that are at most a few arguments ahead; 0: from this one."""
-    if workers == 0:
+    if workers < 1:
         yield from map(function, arguments)
         return
     ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)

@@ -43,7 +43,7 @@ VOC_SPLITS = Published("VOC 2012", VOC_SOURCE, _FOLDER, (f"{_SPLITS}/train.txt",
 VOC = Published("VOC 2012", VOC_SOURCE, _FOLDER, (f"{IMAGES}/*.jpg", f"{OWN_LABELS}/*.png"))
 VOC_TEST_SPLIT = Published("the test images of VOC 2012", VOC_TEST_SOURCE, _FOLDER, (f"{_SPLITS}/test.txt",))
 VOC_TEST = VOC_TEST_SPLIT._replace(patterns=(f"{IMAGES}/*.jpg",))
-SBD = Published("SBD", SBD_SOURCE, "benchmark_RELEASE/dataset", ("cls/*.mat",))
+SBD = Published("SBD", SBD_SOURCE, "benchmark_RELEASE/dataset", ("cls/[0-9]*.mat",))
 
 LISTS = {
     "train_aug": IdList(10582, "215992f6fd958f89800449fdb4bbabe6"),

@@ -73,7 +73,7 @@ def test_swapped_folders_are_named(source, tmp_path):
     (source / "images").rename(source / "x")
     (source / "annotations").rename(source / "images")
     (source / "x").rename(source / "annotations")
-    with pytest.raises(InputError, match=r"holds no annotations/training/\*.png, .*ADEChallengeData2016.zip"):
+    with pytest.raises(InputError, match=r"holds no annotations/training/ADE_\*.png, .*ADEChallengeData2016.zip"):
         prepare_ade20k(source, tmp_path / "made", check_counts=False)
 
 

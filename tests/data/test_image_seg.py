@@ -9,7 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from a2s_repro.data.image_seg import MEAN_BGR, Draw, RandomStream, SegmentationDataset, loader, rescale, transform
+from a2s_repro.data.image_seg import (
+    MEAN_BGR,
+    Draw,
+    RandomStream,
+    SegmentationDataset,
+    loader,
+    rescale,
+    scale_factor,
+    transform,
+)
 from a2s_repro.data.images import read_image, read_pair
 from a2s_repro.data.lists import Item, read_list
 from a2s_repro.errors import InputError
@@ -152,8 +161,7 @@ def test_scale_augmentation_rescales_each_sample_before_the_crop(items, workers)
 
 
 def test_factors_fill_the_range():
-    dataset = SegmentationDataset([], num_classes=5, crop=CROP, scale_range=(0.6, 1.4))
-    factors = np.array([dataset._factor(draw) for draw in RandomStream(10, 4000, seed=0).batch(0)])
+    factors = np.array([scale_factor(draw, (0.6, 1.4)) for draw in RandomStream(10, 4000, seed=0).batch(0)])
     assert factors.min() >= 0.6 and factors.max() < 1.4
     counts = np.histogram(factors, 8, (0.6, 1.4))[0]
     assert abs(counts - 500).max() < 84  # 4 standard deviations

@@ -149,7 +149,7 @@ def test_missing_sources_say_where_they_are_published(sources, tmp_path):
 def test_swapped_folders_are_named(sources, tmp_path):
     voc, sbd = sources
     (sbd / "dataset/cls").rename(sbd / "dataset/inst")
-    with pytest.raises(InputError, match=r"benchmark_RELEASE holds no cls/\*.mat, which belongs to SBD"):
+    with pytest.raises(InputError, match=r"benchmark_RELEASE holds no cls/\[0-9\]\*.mat, which belongs to SBD"):
         prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
     (sbd / "dataset/inst").rename(sbd / "dataset/cls")
     (voc / "JPEGImages").rename(voc / "x")
