@@ -119,11 +119,12 @@ def test_the_files_that_are_written_can_be_taken_over_again(files, tmp_path, v1)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("merge", ["attention", "average"])
-def test_a_run_with_one_slot_goes_on_the_same_with_a_slot_per_copy(tmp_path, merge):
-    """The history in the owner's blob and zeros in the copies' are the same solver. In float64, from the float32 values
-    that the files hold, so that only float64's rounding is left."""
+@pytest.mark.parametrize("merge, skip_net", [("attention", False), ("average", False), ("attention", True)])
+def test_a_run_with_one_slot_goes_on_the_same_with_a_slot_per_copy(tmp_path, merge, skip_net):
+    """The history in the owner's blob and zeros in the copies' are the same solver; frozen layers have zeros too. In
+    float64, from the float32 values that the files hold, so that only float64's rounding is left."""
     recipe = Recipe("one_slot", num_classes=5, scales=(1, 0.75, 0.5), merge=merge, width=1 / 16, base_lr=0.01)
+    recipe = recipe.changed(skip_net=skip_net)
     generator = torch.Generator().manual_seed(0)
     images = 64 * torch.randn(6, 2, 3, 33, 33, dtype=torch.float64, generator=generator)
     labels = torch.randint(0, 5, (6, 2, 33, 33), generator=generator)
@@ -142,14 +143,18 @@ def test_a_run_with_one_slot_goes_on_the_same_with_a_slot_per_copy(tmp_path, mer
     one_solver = recipe.solver(one)
     train_on(one, one_solver, range(3))
     for parameter in one.parameters():
-        for tensor in (parameter.data, one_solver.state[parameter]["history"]):
+        for tensor in (parameter.data, *one_solver.state[parameter].values()):
             tensor.copy_(tensor.float())
 
     net = to_caffe(Weights(one.state_dict(), {"model": one.config(), "classifier": "fc8"}))
     histories = caffe_histories(net, one, one_solver)
-    layers = [layer.name for layer in net.layers for _ in layer.blobs]
-    for layer, history in zip(layers, histories, strict=True):
-        assert history.any() == (branch_of(layer)[1] == 1), layer
+    blobs = [
+        (layer.name, kind) for layer in net.layers for kind, _ in zip(("weight", "bias"), layer.blobs, strict=False)
+    ]
+    rules = one.parameter_rules()
+    for (layer, kind), history in zip(blobs, histories, strict=True):
+        module, scale = branch_of(layer)
+        assert history.any() == (scale == 1 and rules[f"{module}.{kind}"].lr_mult > 0), layer
     write_caffemodel(tmp_path / "iter_3.caffemodel", net)
     write_solverstate(tmp_path / "iter_3.solverstate", SolverState(3, 0, "iter_3.caffemodel", histories))
 
@@ -161,10 +166,11 @@ def test_a_run_with_one_slot_goes_on_the_same_with_a_slot_per_copy(tmp_path, mer
     train_on(many, many_solver, range(3, 6))
     for (name, ours), theirs in zip(many.named_parameters(), one.parameters(), strict=True):
         assert (ours - theirs).norm() <= 1e-12 * theirs.norm(), name
-    slots = [p for net in (many, *many.copies) for name, p in net.named_parameters() if name == "conv3_1.weight"]
+    layer = "pool4_conv" if skip_net else "conv3_1"
+    slots = [net.get_submodule(layer).weight for net in (many, *many.copies)]
     histories = [many_solver.state[slot]["history"] for slot in slots]
     assert len(histories) == 3 and all(history.abs().max() > 0 for history in histories)
-    total = one_solver.state[one.conv3_1.weight]["history"]
+    total = one_solver.state[one.get_submodule(layer).weight]["history"]
     assert (sum(histories) - total).norm() <= 1e-12 * total.norm()
 
 

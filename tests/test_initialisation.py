@@ -6,7 +6,9 @@ import torch
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.errors import InputError
 from a2s_repro.initialisation import load_init
-from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
+from a2s_repro.models import DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths
+from a2s_repro.models.side_branches import SIDE_LAYERS
+from a2s_repro.solver import CaffeSGD, parameter_groups
 
 THIN = Widths().scaled(1 / 64)
 
@@ -49,6 +51,33 @@ def test_a_classifier_of_another_name_starts_afresh(source, tmp_path):
     outcome = load_init(net, saved(tmp_path / "coco.pth", source, "fc8_coco"), "fc8_voc12")
     assert outcome.fresh == ["fc8"]
     assert outcome.ignored == ["fc8_coco", "att_conv1", "att_fc"]
+
+
+def learning(net):
+    """The net as a solver leaves it: layers of rate 0 are frozen."""
+    CaffeSGD(parameter_groups(net), momentum=0.9, weight_decay=0, iter_size=1)
+    return net
+
+
+def test_from_largefov_to_msc_to_msc_with_attention(source, tmp_path):
+    """By layer name, each step's new layers from their fillers."""
+    msc = learning(DeepLabMSc(5, widths=THIN))
+    outcome = load_init(msc, saved(tmp_path / "largefov.pth", source, without=["att_"]), "fc8_voc12")
+    assert outcome.fresh == list(SIDE_LAYERS) and len(outcome.loaded) == 16
+    torch.nn.init.normal_(msc.data_ms.weight)
+    attention = learning(ShareNet(5, skip_net=True, widths=THIN))
+    outcome = load_init(attention, saved(tmp_path / "msc.pth", msc), "fc8_voc12")
+    assert outcome.fresh == ["att_conv1", "att_fc"] and not outcome.ignored
+    assert torch.equal(attention.data_ms.weight, msc.data_ms.weight)
+    assert torch.equal(attention.fc8.weight, source.fc8.weight)
+
+
+def test_a_frozen_classifier_must_be_there(source, tmp_path):
+    """A skip-net's does not learn: with its filler, or that of another data set, the net would be of no use."""
+    coco = saved(tmp_path / "coco.pth", source, "fc8_coco")
+    sentence = r"coco\.pth lacks layers that are not trained here: fc8_voc12; start a skip-net from a LargeFOV"
+    with pytest.raises(InputError, match=sentence):
+        load_init(learning(DeepLabMSc(5, widths=THIN)), coco, "fc8_voc12")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from a2s_repro.caffe.conversion import from_caffe, random_init
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
-from a2s_repro.models import Widths
+from a2s_repro.models import AttentionHead, Widths
 from a2s_repro.recipes import Recipe
 from a2s_repro.replay.comparison import Comparison, Report
 from a2s_repro.replay.recorder import record
@@ -122,14 +122,26 @@ def test_nan_never_passes(deviation, gate, passed):
     assert Comparison("loss", "loss", deviation, deviation, gate).passed is passed
 
 
-@pytest.mark.parametrize("merge, scales", [(None, (1,)), ("average", (1, 0.5)), ("attention", (1, 0.75, 0.5))])
-def test_a_record_of_ours_replays(tmp_path, merge, scales):
+@pytest.mark.parametrize(
+    "merge, scales, net",
+    [
+        (None, (1,), {}),
+        ("average", (1, 0.5), {}),
+        ("attention", (1, 0.75, 0.5), {}),
+        (None, (1,), {"skip_net": True, "pool5a": True}),
+        ("max", (1, 0.5), {"skip_net": True}),
+        ("attention", (1, 0.5), {"skip_net": True, "head": AttentionHead("fc8", 3, 1)}),
+        ("attention", (1, 0.5), {"head": AttentionHead("fc6", 1)}),
+    ],
+    ids=str,
+)
+def test_a_record_of_ours_replays(tmp_path, merge, scales, net):
     widths = Widths().scaled(1 / 32)
     weights = from_caffe(random_init(widths, seed=3), "init").weights.state_dict
     recipe = Recipe(
         "test", num_classes=4, classifier="fc8_test", scales=scales, merge=merge, extra_supervision=len(scales) > 1,
         dropout=0, width=1 / 32, crop=65, batch_size=1, iter_size=2, max_iter=3, stepsize=2, base_lr=1e-4,
-        weight_decay=5e-3, shared_decay="once", lr_mult={"fc8": 1},
+        weight_decay=5e-3, shared_decay="once", lr_mult={"fc8": 1}, **net,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     items = []
