@@ -3,6 +3,7 @@
 # make test    everything set up, all tests
 # make sanitize     the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make ptxas        no CUDA kernel spills registers or has a stack frame
+# make gpu-report   on a machine with a GPU: tests, compute-sanitizer, benchmarks and kernel figures, in nine minutes
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Without a GPU in sight the CUDA sources are left out; `make setup A2S_CUDA=ON` (or AUTO) builds them all the same.
@@ -11,7 +12,7 @@ export A2S_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 PY := .venv/bin/python
 INSTALLED := .venv/.installed-$(A2S_CUDA)
 
-.PHONY: setup demo test lint sanitize ptxas clean
+.PHONY: setup demo test lint sanitize ptxas gpu-report clean
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
@@ -51,6 +52,10 @@ ptxas: setup
 	$(CMAKE) --build build/ptxas --clean-first --target a2s_ops_cuda > build/ptxas/report.txt || \
 	  { cat build/ptxas/report.txt; exit 1; }
 	$(PY) tools/check_ptxas.py build/ptxas/report.txt --arch sm_80 sm_90
+
+# Wherever torch has a GPU, installed or not: `make gpu-report PYTHON=python3` builds in the checkout and downloads nothing.
+gpu-report:
+	PYTHONPATH=$(CURDIR) $(if $(wildcard $(PY)),$(PY),$(PYTHON)) tools/gpu_report.py
 
 clean:
 	rm -rf build a2s_repro/lib a2s_repro.egg-info

@@ -1,5 +1,6 @@
 """Building, loading and starting: what works without native libraries, and the one sentence for each obstacle."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from a2s_repro.ops import _native
+from a2s_repro.provenance import provenance, sources_hash
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,3 +105,70 @@ def test_info_tells_what_was_built_and_loaded() -> None:
     for fact in ("torch", "built cxx", "built cuda", "built torch abi target", "loaded native operators for"):
         assert fact in done.stdout
     assert ("cpu" in _native.loaded_devices()) == (_native.LIBRARY_DIR / "liba2s_ops.so").exists()
+
+
+KERNELS = """
+__global__ void in_registers(float* x) { x[threadIdx.x] *= 2; }
+__global__ void on_the_stack(float* x, int n) {
+  float local[64];
+  for (int i = 0; i < 64; ++i) local[i] = x[i];
+  for (int i = 0; i < n; ++i) local[i * n & 63] += x[i];
+  x[n] = local[n & 63];
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_a_kernel_with_a_stack_frame_is_named(tmp_path: Path) -> None:
+    (tmp_path / "kernels.cu").write_text(KERNELS)
+    built = run(
+        *("nvcc", "-cubin", "-arch=sm_80", "-Xptxas=-v"), tmp_path / "kernels.cu", "-o", tmp_path / "kernels.cubin"
+    )
+    assert built.returncode == 0, built.stderr
+    report = tmp_path / "report.txt"
+    report.write_text(built.stdout + built.stderr)
+    done = run(sys.executable, "tools/check_ptxas.py", report, "--arch", "sm_80")
+    assert done.returncode == 1
+    assert "256 bytes stack frame" in done.stdout and "on_the_stack" in done.stdout
+    assert "in_registers" not in done.stdout and "sm_80: 2 kernels" in done.stdout
+    done = run(sys.executable, "tools/check_ptxas.py", report, "--arch", "sm_80", "sm_90")
+    assert done.returncode == 2 and "no kernel for sm_90" in done.stderr
+
+
+def test_the_sources_hash_changes_with_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.h").write_text("one")
+    hashes = [sources_hash(tmp_path)]
+    (tmp_path / "a.h").write_text("two")
+    hashes.append(sources_hash(tmp_path))
+    (tmp_path / "a.h").rename(tmp_path / "b.h")
+    hashes.append(sources_hash(tmp_path))
+    assert len(set(hashes)) == 3 and all(len(value) == 16 for value in hashes)
+
+
+def test_figures_from_a_gpu_are_fresh_stale_or_absent(tmp_path: Path) -> None:
+    for folder in ("a2s_repro", "caffe_weights", "csrc", "tools"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("lib", "__pycache__"))
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+
+    def check() -> str:
+        done = run(sys.executable, "tools/gpu_report.py", "--check", PYTHONPATH=str(tmp_path), PWD=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "none in benchmarks/results/" in check()
+    facts = provenance() | {"gpu": "NVIDIA Test", "date": "2026-01-02T03:04:05Z"}
+    facts["csrc"] = sources_hash(tmp_path / "csrc")
+    (tmp_path / "benchmarks" / "results" / "report.json").write_text(json.dumps({"provenance": facts}))
+    assert check() == "GPU figures: of this csrc/ (2026-01-02, NVIDIA Test).\n"
+    (tmp_path / "csrc" / "library.cpp").write_text("")
+    assert "stale (2026-01-02, NVIDIA Test)" in check()
+
+
+def test_the_gpu_report_lists_its_steps_and_needs_a_gpu() -> None:
+    listed = run(sys.executable, "tools/gpu_report.py", "--dry-run")
+    assert listed.returncode == 0, listed.stderr
+    for step in ("build", "tests", "memcheck", "racecheck", "initcheck", "benchmarks", "ncu"):
+        assert f"\n{step} " in f"\n{listed.stdout}"
+    assert int(listed.stdout.split()[-2]) <= 540
+    refused = run(sys.executable, "tools/gpu_report.py", CUDA_VISIBLE_DEVICES="")
+    assert refused.returncode == 2 and "sees no GPU: run `make gpu-report" in refused.stderr
