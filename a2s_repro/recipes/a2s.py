@@ -121,8 +121,8 @@ def _share_net(cell: str) -> dict[str, Any]:
 def _design_choices() -> Iterator[Recipe]:
     """Section 4.1, "Design choices": other attention heads and a fourth scale, on PASCAL-Person-Part.
 
-    Of one layer and of a 1x1 kernel the authors have only short trials, of 1200 iterations; here they are trained as the
-    net that the paper compares them with.
+    Of one layer and of a 1x1 kernel the authors have only trials of 1200 iterations; here these are trained as long as
+    the net that the paper compares them with.
     """
     common = PERSON_PART | _share_net("attention3_esupv")
     for filters in (64, 128, 256, 768, 1024):
