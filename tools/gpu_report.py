@@ -110,7 +110,8 @@ STEPS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="these steps alone; the report then holds no others")
+    names = [step.name for step in STEPS]
+    parser.add_argument("--only", nargs="+", choices=names, help="these steps alone; the report then holds no others")
     parser.add_argument("--dry-run", action="store_true", help="list the steps and stop")
     parser.add_argument("--check", action="store_true", help="say in one line how fresh the committed figures are")
     options = parser.parse_args()
