@@ -12,13 +12,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n"
-        "  python tools/prepare_voc.py --voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz --out data/VOC2012",
+        "  python tools/prepare_voc.py --voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz --out data/voc12",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--voc", required=True, help=f"archive, or folder unpacked from it: {VOC_SOURCE}")
     parser.add_argument("--sbd", required=True, help=f"archive, or folder unpacked from it: {SBD_SOURCE}")
     parser.add_argument("--voc-test", help=f"archive or folder of the test images, if wanted: {VOC_TEST_SOURCE}")
-    add_preparing_options(parser, out="data/VOC2012")
+    add_preparing_options(parser, out="data/voc12")
     arguments = parser.parse_args()
     prepared = prepare_voc(
         arguments.voc,
