@@ -2,19 +2,19 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from a2s_repro.checkpoint import load_weights
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
 from a2s_repro.evaluation import evaluate, load_model, server_folder
 from a2s_repro.files import replacing
 from a2s_repro.recipes import RECIPES, Published, Recipe, recipes_of
 from a2s_repro.run_log import cost
-from a2s_repro.training import Run, train
+from a2s_repro.training import NO_EFFECT_ON_TRAINING, Run, train
 
 RESULT = "result.json"
 """In a run's folder: the scores of its net on the recipe's evaluation set."""
@@ -69,12 +69,21 @@ class Reproduction:
         )
 
     def train(self, recipe: Recipe) -> bool:
-        """Trains a recipe whose start has been trained, unless that is done; False if interrupted."""
+        """Trains a recipe whose start has been trained, unless that is done; False if interrupted.
+
+        Raises InputError for what does not fit, and if its folder holds a run of other settings.
+        """
         changed, run = recipe.changed(**self.changes), self.run(recipe)
-        final = run.out / "final.pth"
-        if final.exists() and load_weights(final).meta.get("recipe") == changed.config():
+        if (run.out / "config.json").exists():
+            earlier = json.loads((run.out / "config.json").read_text())
+            theirs = {**Recipe.of_config(earlier["recipe"]).config(), **earlier["run"]}
+            ours = changed.config() | {"seed": run.seed, "precision": run.precision}
+            other = [name for name in ours if name not in NO_EFFECT_ON_TRAINING and theirs[name] != ours[name]]
+            if other:
+                values = ", ".join(f"{name} {theirs[name]} instead of {ours[name]}" for name in other)
+                raise InputError(f"{run.out} holds a run with {values}: give another --out.")
+        if (run.out / "final.pth").exists():
             return True
-        (run.out / RESULT).unlink(missing_ok=True)
         return not train(changed, run).interrupted
 
     def score(self, recipe: Recipe) -> None:
@@ -103,19 +112,23 @@ class Reproduction:
     def commands(self, recipes: Sequence[Recipe]) -> list[str]:
         """The commands that do the same step by step, without RESULTS.md."""
         options = {"device": self.device, "precision": self.precision, "seed": self.seed, "workers": self.workers}
-        changes = "".join(f" --{name.replace('_', '-')} {value}" for name, value in (self.changes | options).items())
         lines = []
         for recipe in trainings(recipes):
             run = self.run(recipe)
             command = recipe.command(str(self.data_root), str(self.init), str(self.out))
-            lines.append(f"{command} --classes {run.classes} --resume auto{changes}")
-            if recipe in recipes:
-                crop = recipe.changed(**self.changes).test_crop
-                lines.append(
-                    f"python tools/evaluate.py --model {run.out}/final.pth --data-root {run.data_root} --crop {crop} "
-                    f"--list {run.data_root}/{recipe.evaluation_set} --device {self.device} "
-                    + (f"--no-labels --out {run.out}" if recipe.hidden_labels else f"--json {run.out}/scores.json")
-                )
+            settings = {"classes": run.classes, "resume": run.resume, **self.changes, **options}
+            lines.append(f"{command} {_options(settings)}")
+            if recipe in recipes and not recipe.crf:
+                settings = {
+                    "model": run.out / "final.pth",
+                    "data_root": run.data_root,
+                    "list": run.data_root / recipe.evaluation_set,
+                    "crop": recipe.changed(**self.changes).test_crop,
+                    "device": self.device,
+                    **({"out": run.out} if recipe.hidden_labels else {"json": run.out / "scores.json"}),
+                }
+                no_labels = " --no-labels" if recipe.hidden_labels else ""
+                lines.append(f"python tools/evaluate.py {_options(settings)}{no_labels}")
         return lines
 
     def results(self, recipes: Iterable[Recipe]) -> list[dict[str, Any]]:
@@ -156,11 +169,15 @@ class Reproduction:
             "iterations": config["recipe"]["max_iter"],
             **cost(folder)._asdict(),
             "precision": config["run"]["precision"],
-            "device": config["run"]["device"],
+            "device": "cpu" if config["run"]["device"] == "cpu" else config["versions"]["gpu"],
             "commit": config["git_commit"],
             "log": f"{recipe.name}/log.jsonl",
             "note": "; ".join(filter(None, (changes and f"changed: {changes}", result["note"]))),
         }
+
+
+def _options(settings: dict[str, Any]) -> str:
+    return shlex.join(word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value)))
 
 
 def cells(table: str, names: Sequence[str] = ()) -> list[Recipe]:

@@ -83,6 +83,13 @@ def test_what_is_done_is_not_done_again(done):
     assert ours["voc12/largefov"] is not None and ours["voc12/msc_largefov"] is not None
 
 
+def test_a_folder_holds_runs_of_one_kind(done, files):
+    """Else a net would be trained from a start that was made otherwise."""
+    longer = Reproduction(**files, out=done.out, changes=TRIAL | {"max_iter": 4}, workers=0)
+    with pytest.raises(InputError, match=r"voc12/largefov: .*holds a run with max_iter 2 instead of 4: give another"):
+        longer.reproduce([MSC])
+
+
 def test_the_printed_commands_do_the_same(done, files, tmp_path):
     largefov = find_recipe("voc12/largefov")
     done.reproduce([largefov])

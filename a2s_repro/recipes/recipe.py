@@ -1,6 +1,7 @@
 """A recipe: the net, the schedule, the data and the start of one published experiment, with its numbers."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -128,10 +129,8 @@ class Recipe:
         data_root: a folder with a folder per data set. init: the ImageNet weights. out: the folder of all runs.
         """
         start = init if self.init == IMAGENET else f"{out}/{self.init}/final.pth"
-        return (
-            f"python tools/train_voc.py --recipe {self.name} --data-root {data_root}/{self.dataset} --init {start} "
-            f"--out {out}/{self.name}"
-        )
+        files = ("--data-root", f"{data_root}/{self.dataset}", "--init", start, "--out", f"{out}/{self.name}")
+        return shlex.join(("python", "tools/train_voc.py", "--recipe", self.name, *files))
 
     def description(self) -> str:
         """Its numbers, every setting and its command, in lines to read."""
