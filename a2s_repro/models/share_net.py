@@ -21,8 +21,8 @@ AVERAGE_FACTOR = {2: 0.5, 3: 0.33333, 4: 0.25}
 """The scale of the authors' Power layer by the number of scales: five digits of 1/3, rounded to float32 in use."""
 
 BRANCH_ORDER = (1, 0.5, 0.75, 0.25)
-"""In which the scales' branches run, as in the authors' files: their dropout layers draw in this order. Branches of
-skip-nets run in the order of the scales."""
+"""In which the scales' branches run, as in the authors' files: their dropout layers draw in this order. In skip-nets
+it is the order of the scales."""
 
 MERGES = ("attention", "average", "max")
 
@@ -141,7 +141,7 @@ class ShareNet(DeepLab):
 
     @property
     def loss_order(self) -> tuple[float, ...]:
-        """That of the scales; but in the authors' skip-nets with attention the smallest scale follows scale 1."""
+        """That of the scales, but in the authors' skip-nets with attention scale 1 and then from the smallest upwards."""
         if self.skip_net and self.merge == "attention":
             return (*self.scales[:1], *reversed(self.scales[1:]))
         return self.scales

@@ -126,7 +126,7 @@ def read_recording(folder: str | os.PathLike, case: str | None = None) -> Record
     """Reads a recorded run: `case` of a folder of nets, or the one end-to-end run of a folder with a run.npz.
 
     Raises:
-        InputError: no such case, a net that is not implemented, or a record that lacks a part, naming it.
+        InputError: no such case, or a record that lacks a part, naming it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -216,7 +216,7 @@ def _config(info: Mapping, arrays: Arrays) -> dict:
 def _test_phase(arrays: Arrays) -> dict[str, Any]:
     """The fields `test_image` and `test`."""
     test = _under(arrays, "test")
-    if test and not any(key.endswith("_argmax") for key in test):
+    if test and sum(key.endswith("_argmax") for key in test) != 1:
         raise KeyError("test|..._argmax")
     return {"test_image": test.pop("image_bgr") if test else None, "test": test}
 
