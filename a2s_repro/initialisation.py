@@ -51,8 +51,8 @@ def load_layers(model: DeepLab, weights: Weights, path: str | os.PathLike, class
     if frozen:
         names = ", ".join(classifier if layer == "fc8" else layer for layer in frozen)
         raise InputError(
-            f"{path} lacks layers that are not trained here: {names}; start a skip-net from a LargeFOV that was trained "
-            "on the same data set."
+            f"{path} lacks layers that are not trained here: {names}; start a skip-net from a LargeFOV that was "
+            "trained on the same data set."
         )
     taken = [layer for layer in ours if layer in theirs]
     for layer in taken:

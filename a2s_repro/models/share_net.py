@@ -141,7 +141,7 @@ class ShareNet(DeepLab):
 
     @property
     def loss_order(self) -> tuple[float, ...]:
-        """That of the scales, but in the authors' skip-nets with attention scale 1 and then from the smallest upwards."""
+        """That of the scales, but in skip-nets with attention scale 1 and then from the smallest upwards."""
         if self.skip_net and self.merge == "attention":
             return (*self.scales[:1], *reversed(self.scales[1:]))
         return self.scales
