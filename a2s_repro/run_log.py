@@ -62,7 +62,10 @@ class RunLog:
         seconds: float,
         peak_memory: int,
     ) -> None:
-        """Writes down the losses (smoothed), their sum and the rate of the update numbered `iteration` from 0."""
+        """Writes down the losses (smoothed), their sum and the rate of the update numbered `iteration` from 0.
+
+        seconds: since the last line. peak_memory: in bytes.
+        """
         total = sum(losses.values())
         line = {"iteration": iteration, "losses": losses, "total": total, "lr": lr}
         line |= {"images_per_second": round(images_per_second, 3), "seconds": round(seconds, 3)}

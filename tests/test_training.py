@@ -247,6 +247,18 @@ def test_a_crop_off_the_grid_is_refused(run):
         train(RECIPE.changed(crop=72), run)
 
 
+def test_the_tool_changes_any_part_of_the_net(run, files, tmp_path):
+    trunk = train(RECIPE.changed(scales=(1,), merge=None, extra_supervision=False, max_iter=1), run).file
+    net = ("--skip-net", "--merge=attention", "--head-features=fc6", "--head-kernel=1", "--att-conv1=256")
+    changes = (*net, "--max-iter=1", "--scale-augmentation", "0.6", "1.4")
+    process = start_tool(files | {"init": trunk}, tmp_path / "skip_net", *changes)
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    model, meta = load_model(tmp_path / "skip_net" / "final.pth")
+    assert model.skip_net and model.att_conv1.weight.shape == (256 * WIDTH, 2 * 1024 * WIDTH, 1, 1)
+    assert meta["recipe"]["scale_augmentation"] == [0.6, 1.4]
+
+
 def test_the_tool_answers_wrong_input_with_a_sentence_and_status_2(files, tmp_path):
     process = start_tool(files, tmp_path / "run", "--recipe=voc12/atention3")
     _, stderr = process.communicate()
