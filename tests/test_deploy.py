@@ -4,6 +4,7 @@ The figures are held to 1e-5 of the largest value: float32 sums in another order
 6e-6 on the attention weights. OpenCV's Winograd convolutions, which round more coarsely (1.3e-5), are off.
 """
 
+import re
 import subprocess
 import sys
 from functools import partial
@@ -20,7 +21,9 @@ from a2s_repro.caffe.deploy import deploy_prototxt, output_blob
 from a2s_repro.checkpoint import Weights, save_weights
 from a2s_repro.errors import InputError
 from a2s_repro.models import AttentionHead, DeepLab, DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths
+from a2s_repro.replay.recordings import read_recording
 from caffe_weights import write_caffemodel
+from tests.conftest import GOLDEN
 
 TOOL = Path(__file__).parents[1] / "tools" / "convert_caffe.py"
 TOLERANCE = 1e-5
@@ -130,6 +133,20 @@ def test_the_tool_writes_the_prototxt_beside_the_weights(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "wrote net.caffemodel\nwrote net_deploy.prototxt\n"
     compare(tmp_path / "net_deploy.prototxt", tmp_path / "net.caffemodel", net, image_of((65, 81)))
+
+
+@pytest.mark.parametrize("name", ["iv_att2_esupv", "v_att3_esupv", "vi_msc", "viii_msc_att3_esupv"])
+def test_layers_have_the_names_of_the_authors_test_nets(name):
+    """But for the data layer, the argmax and dropout, which are left out, and the weights once per class."""
+    recording = read_recording(GOLDEN / "nets", name)
+    texts = (
+        deploy_prototxt(recording.net(torch.float32), recording.classifier, (129, 129)),
+        (GOLDEN / "nets" / f"{name}_test.prototxt").read_text(),
+    )
+    ours, theirs = (set(re.findall(r'^  name: "(\w+)"', text, re.MULTILINE)) for text in texts)
+    assert all(layer.endswith("_wide") for layer in ours - theirs)
+    left_out = {layer for layer in theirs - ours if not layer.startswith("drop")}
+    assert len(left_out) == 2 and "data" in left_out and any(layer.endswith("_argmax") for layer in left_out)
 
 
 def test_a_size_off_the_grid_is_refused():
