@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from a2s_repro import ops
+from a2s_repro.attention_by_size import AttentionBySize
 from a2s_repro.checkpoint import load_weights
 from a2s_repro.data import voc
 from a2s_repro.data.image_seg import MEAN_BGR, subtract_mean
@@ -107,11 +108,12 @@ class Segmentation(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """Scores of a net on a set. `attention` is None where the merge has no weights."""
+    """Scores of a net on a set. `attention` is None where the merge has no weights, `by_size` unless asked for, too."""
 
     images: int
     confusion: ConfusionMatrix
     attention: AttentionStatistics | None
+    by_size: AttentionBySize | None = None
 
     def table(self, classes: Sequence[str]) -> str:
         """A line per class that counts with its IoU and accuracy in per cent, and the means. `classes` names all C."""
@@ -125,11 +127,15 @@ class Result:
         return "\n".join(lines)
 
     def attention_table(self) -> str:
-        """A line per scale: mean and standard deviation of its weights over the pixels; empty without attention."""
+        """A line per scale: mean and standard deviation of its weights over the pixels; empty without attention.
+
+        Then the table by size, if that was measured.
+        """
         if self.attention is None:
             return ""
         rows = zip(self.attention.scales, self.attention.mean, self.attention.std, strict=True)
-        return "\n".join(f"attention weight at scale {s:g}: mean {mean:.4f}, std {std:.4f}" for s, mean, std in rows)
+        lines = [f"attention weight at scale {s:g}: mean {mean:.4f}, std {std:.4f}" for s, mean, std in rows]
+        return "\n".join([*lines, self.by_size.table()] if self.by_size else lines)
 
     def score(self, metric: str, classes: Sequence[str]) -> float:
         """A score in per cent, by the name that it is published by: "mIoU", or "IoU" and the name of a class.
@@ -151,6 +157,7 @@ class Result:
             "scales": list(self.attention.scales),
             "mean": self.attention.mean.tolist(),
             "std": self.attention.std.tolist(),
+            **({"by_size": self.by_size.summary()} if self.by_size else {}),
         }
         return {
             "images": self.images,
@@ -230,16 +237,18 @@ def evaluate(
     crop: int = 513,
     classes: Sequence[str] = (),
     label_folder: str | os.PathLike | None = None,
+    by_size: bool = False,
 ) -> Result:
     """Scores `model` on `items`, on the model's device, under a progress bar.
 
     As in the authors' evaluation, outputs that `classes` names 'void' (COCO's ids without a category) count in no mean.
     Items without a label file (VOC test) count for nothing in the scores. With `label_folder` every segmentation is
-    written to it as ID.png, an index PNG in VOC's palette. Raises InputError for a bad file, naming it.
+    written to it as ID.png, an index PNG in VOC's palette. `by_size` measures attention weights against the size of
+    objects. Raises InputError for a bad file, naming it.
     """
     void = [label for label, name in enumerate(classes) if name == VOID]
     confusion = ConfusionMatrix(model.num_classes, void)
-    attention = None
+    attention = objects = None
     for item in tqdm(items, desc="evaluating", unit="image"):
         image, truth = read_pair(item, model.num_classes)
         labels, weights = segment_image(model, image, crop)
@@ -247,9 +256,14 @@ def evaluate(
         if weights is not None:
             attention = attention or AttentionStatistics(model.scales)
             attention.update(weights)
+            if by_size:
+                objects = objects or AttentionBySize(model.scales)
+                objects.update(truth, weights)
+        elif by_size:
+            raise InputError("The net has no attention weights that could be measured by size.")
         if label_folder is not None:
             voc.write_label_png(Path(label_folder) / f"{item.id}.png", labels)
-    return Result(len(items), confusion, attention)
+    return Result(len(items), confusion, attention, objects)
 
 
 def server_folder(out: str | os.PathLike, image_set: str) -> Path:

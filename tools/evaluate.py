@@ -23,10 +23,15 @@ def main() -> None:
     add_segmenting_options(parser)
     parser.add_argument("--no-labels", action="store_true", help="only segment, as for VOC's test set; needs --out")
     parser.add_argument("--out", help="write palette PNGs to OUT/results/VOC2012/Segmentation/comp6_<list>_cls")
+    parser.add_argument(
+        "--attention-by-size", action="store_true", help="attention weights of each scale against the size of objects"
+    )
     parser.add_argument("--json", help="write the scores, as fractions, to this file")
     arguments = parser.parse_args()
     if arguments.no_labels and not arguments.out:
         parser.error("--no-labels needs --out, for there is nothing to score")
+    if arguments.no_labels and arguments.attention_by_size:
+        parser.error("--attention-by-size needs labels, which tell the objects apart: leave out --no-labels")
 
     model, meta = load_model(arguments.model, arguments.device)
     classes = class_names(model.num_classes, meta, arguments.classes)
@@ -34,7 +39,9 @@ def main() -> None:
         arguments.list, arguments.data_root, label_dir=arguments.label_dir, labelled=not arguments.no_labels
     )
     folder = server_folder(arguments.out, Path(arguments.list).stem) if arguments.out else None
-    result = evaluate(model, items, crop=arguments.crop, classes=classes, label_folder=folder)
+    result = evaluate(
+        model, items, crop=arguments.crop, classes=classes, label_folder=folder, by_size=arguments.attention_by_size
+    )
 
     if not arguments.no_labels:
         print(result.table(classes))
