@@ -44,6 +44,8 @@ void mean_field(const uint8_t* image, const float* scores, int64_t height, int64
       for (int64_t i = begin; i < end; ++i) unary.at(i, c) = c < classes ? scores[c * pixels + i] : kPadding;
     }
     update(unary, nullptr, 0, q, begin, end);
+    // So that the first filtering gives the sums of the kernels as well.
+    for (int64_t i = begin; i < end; ++i) q.at(i, classes) = 1;
   });
 
   Lattice positions = lattice_of<2>(pixels, vectors, team, [&](int64_t i) {
@@ -56,8 +58,6 @@ void mean_field(const uint8_t* image, const float* scores, int64_t height, int64
   });
   const Lattice* const lattices[] = {&positions, &bilateral};
 
-  // The spare channel is 1 at first, so that the first filtering gives the sums of the kernels as well.
-  for (int64_t i = 0; i < pixels; ++i) q.at(i, classes) = 1;
   for (int iteration = 0; iteration < iterations; ++iteration) {
     positions.filter(q, team);
     bilateral.filter(q, team);

@@ -1,6 +1,8 @@
 // Softmax of a row, eight channels at a time.
 #pragma once
 
+#include <limits>
+
 #include "rows.h"
 
 namespace a2s::crf {
@@ -33,9 +35,9 @@ A2S_INLINE Lanes exchanged(Lanes x) {
 
 A2S_INLINE Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
 
-// row[c] becomes e^row[c] over the sum of all; a channel of kPadding becomes 0.
-constexpr float kPadding = -1e30f;
+constexpr float kPadding = -std::numeric_limits<float>::max();
 
+// row[c] becomes e^row[c] over the sum of all; a channel of kPadding becomes 0.
 A2S_INLINE void softmax(Lanes* row, int width) {
   Lanes largest = row[0];
   for (int v = 1; v < width; ++v) largest = larger(largest, row[v]);

@@ -1,0 +1,163 @@
+"""The dense CRF that refines score maps along the edges of the image (Krähenbühl and Koltun, NIPS 2011), as the authors
+applied it to theirs: tools `evaluate.py --crf` and `crf_search.py`.
+"""
+
+import dataclasses
+import math
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from a2s_repro.errors import InputError
+
+MAX_PIXELS = 2**31 // 6
+"""The native code numbers the lattice vertices, at most six for each pixel, in int32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CRF:
+    """Parameters of a dense CRF. The defaults are those of the model that the authors submitted (run_densecrf.sh).
+
+    Raises InputError for a value that is out of range.
+    """
+
+    iterations: int = 10
+    """Of mean field inference; 0 leaves the softmax of the scores."""
+    pos_w: float = 3
+    """Weight of the kernel on positions alone."""
+    pos_xy_std: float = 3
+    """Its standard deviation, in pixels."""
+    bi_w: float = 4
+    """Weight of the bilateral kernel, on positions and colours."""
+    bi_xy_std: float = 49
+    """Its standard deviation in position, in pixels."""
+    bi_rgb_std: float = 5
+    """Its standard deviation in colour, in grey levels."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.iterations, int) or self.iterations < 0:
+            raise InputError(f"CRF: iterations is {self.iterations!r}; it must be a whole number, 0 or more.")
+        for name in ("pos_w", "bi_w"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"CRF: {name} is {getattr(self, name)}; a weight must be 0 or more.")
+        for name in ("pos_xy_std", "bi_xy_std", "bi_rgb_std"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"CRF: {name} is {getattr(self, name)}; a standard deviation must be above 0.")
+
+    @classmethod
+    def parse(cls, words: list[str]) -> "CRF":
+        """The parameters that command-line words name: a key of PARAMETERS, then values as key=value; none: the
+        defaults. Raises InputError for a word that is neither."""
+        crf = cls()
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        for position, word in enumerate(words):
+            name, is_value, value = word.partition("=")
+            if position == 0 and word in PARAMETERS:
+                crf = PARAMETERS[word]
+            elif is_value and name in fields:
+                try:
+                    crf = dataclasses.replace(crf, **{name: fields[name](value)})
+                except InputError:
+                    raise
+                except ValueError:
+                    kind = "a whole number" if fields[name] is int else "a number"
+                    raise InputError(f"CRF: '{word}': the value must be {kind}.") from None
+            elif is_value:
+                raise InputError(f"CRF: there is no parameter '{name}'; there are {', '.join(fields)}.")
+            else:
+                raise InputError(f"CRF: '{word}' is no model with known parameters; known are {', '.join(PARAMETERS)}.")
+        return crf
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value:g}" for name, value in dataclasses.asdict(self).items())
+
+
+PARAMETERS = {
+    "person_part/largefov": CRF(bi_w=4, bi_xy_std=21, bi_rgb_std=3),
+    "person_part/msc_largefov": CRF(bi_w=4, bi_xy_std=21, bi_rgb_std=3),
+    "person_part/average3_esupv": CRF(bi_w=5, bi_xy_std=11, bi_rgb_std=5),
+    "person_part/max3_esupv": CRF(bi_w=4, bi_xy_std=15, bi_rgb_std=3),
+    "person_part/attention3_esupv": CRF(bi_w=4, bi_xy_std=19, bi_rgb_std=3),
+    "person_part_msc/attention3_esupv": CRF(bi_w=4, bi_xy_std=13, bi_rgb_std=3),
+    "voc12/largefov": CRF(bi_w=4, bi_xy_std=121, bi_rgb_std=5),
+    "voc12_coco/largefov": CRF(bi_w=5, bi_xy_std=69, bi_rgb_std=5),
+    "voc12_coco/attention3_esupv": CRF(bi_w=4, bi_xy_std=49, bi_rgb_std=5),
+}
+"""The authors' parameters by recipe (SetupEnv.m, run_densecrf.sh), searched for each model on 100 validation images."""
+
+GRID = {
+    "bi_w": (5, 10),
+    "bi_xy_std": (40, 50, 60, 70, 80, 90, 100),
+    "bi_rgb_std": (3, 4, 5, 6, 7, 8, 9, 10),
+}
+"""The values whose combinations the authors' run_densecrf_grid_search.sh tries."""
+
+
+def dense_crf(
+    image: np.ndarray,
+    scores: np.ndarray,
+    *,
+    iterations: int = 10,
+    pos_w: float = 3,
+    pos_xy_std: float = 3,
+    bi_w: float = 4,
+    bi_xy_std: float = 49,
+    bi_rgb_std: float = 5,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Marginals of a dense CRF by mean field inference: (C, H, W) float32, summing to 1 over the classes.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        scores: (C, H, W) float32 class scores before any softmax; the unary energies are -scores.
+        iterations, pos_w, ... : as in `CRF`.
+        threads: default torch.get_num_threads(). The result does not depend on it, to the bit. The interpreter lock
+            is released: Python threads can refine images side by side, with a thread each.
+
+    Gaussian sums are those of the permutohedral lattice, over all pixels including the pixel itself, and normalised
+    for each pixel after filtering; they equal those of the authors' prog_refine_pascal_v4 (docs/fidelity.md).
+
+    Raises:
+        InputError: a wrong shape, dtype or parameter, scores that are not finite, standard deviations too small for
+            the image, or no native library.
+    """
+    crf = CRF(iterations, pos_w, pos_xy_std, bi_w, bi_xy_std, bi_rgb_std)
+    if threads is None:
+        threads = torch.get_num_threads()
+    if threads < 1:
+        raise InputError(f"dense_crf: threads is {threads}; at least 1 must work.")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"dense_crf: image must be (H, W, 3) uint8, not {image.shape} {image.dtype}.")
+    if scores.dtype != np.float32 or scores.ndim != 3 or scores.shape[1:] != image.shape[:2] or not len(scores):
+        height, width = image.shape[:2]
+        raise InputError(
+            f"dense_crf: scores must be (C, {height}, {width}) float32, as large as the image, "
+            f"not {scores.shape} {scores.dtype}."
+        )
+    if not 0 < image.shape[0] * image.shape[1] <= MAX_PIXELS:
+        raise InputError(f"dense_crf: the image must have 1 to {MAX_PIXELS} pixels, not {image.shape[:2]}.")
+    if not np.isfinite(scores).all():
+        raise InputError("dense_crf: scores holds values that are not finite: look at the net that made them.")
+    try:
+        return _native().mean_field(image, scores, threads=threads, **dataclasses.asdict(crf))
+    except ValueError as error:
+        raise InputError(f"dense_crf: {error}: choose larger ones than {crf}.") from None
+
+
+def refine(image: np.ndarray, scores: np.ndarray, crf: CRF, *, threads: int | None = None) -> np.ndarray:
+    """Labels (H, W) uint8 by the CRF: the class of the largest marginal, of equal ones the first.
+
+    Arguments and errors as of `dense_crf`; at most 256 classes.
+    """
+    if len(scores) > 256:
+        raise InputError(f"refine: scores has {len(scores)} classes; uint8 labels hold at most 256.")
+    return dense_crf(image, scores, threads=threads, **dataclasses.asdict(crf)).argmax(0).astype(np.uint8)
+
+
+def _native() -> ModuleType:
+    try:
+        from a2s_repro.lib import _crf
+    except ImportError as error:
+        raise InputError(f"The native library of the dense CRF does not load ({error}): run `make setup`.") from None
+    return _crf
