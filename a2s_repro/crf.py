@@ -86,13 +86,6 @@ PARAMETERS = {
 }
 """The authors' parameters by recipe (SetupEnv.m, run_densecrf.sh), searched for each model on 100 validation images."""
 
-GRID = {
-    "bi_w": (5, 10),
-    "bi_xy_std": (40, 50, 60, 70, 80, 90, 100),
-    "bi_rgb_std": (3, 4, 5, 6, 7, 8, 9, 10),
-}
-"""The values whose combinations the authors' run_densecrf_grid_search.sh tries."""
-
 
 def dense_crf(
     image: np.ndarray,
