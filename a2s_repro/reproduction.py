@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.evaluation import evaluate, load_model, server_folder
 from a2s_repro.files import replacing
 from a2s_repro.recipes import RECIPES, Published, Recipe, recipes_of
+from a2s_repro.recipes.recipe import IMAGENET
 from a2s_repro.run_log import cost
 from a2s_repro.training import NO_EFFECT_ON_TRAINING, Run, train
 
@@ -40,18 +43,33 @@ class Reproduction:
     def reproduce(self, recipes: Sequence[Recipe]) -> bool:
         """Trains what the recipes need, scores them, and writes the results after each; False if interrupted.
 
-        Raises InputError, naming the recipe, for whatever does not fit.
+        Raises InputError, naming the recipe, for whatever does not fit; for a missing file before the first training.
         """
+        self.check(recipes)
         for recipe in trainings(recipes):
-            try:
+            with _naming(recipe):
                 if not self.train(recipe):
                     return False
                 if recipe in recipes:
                     self.score(recipe)
-            except InputError as error:
-                raise InputError(f"{recipe.name}: {error}") from error
             self.write_results(recipes)
         return True
+
+    def check(self, recipes: Sequence[Recipe]) -> None:
+        """Raises InputError, naming the recipe, for weights, data sets, lists or images that are missing."""
+        read = cache(read_list)
+        for recipe in trainings(recipes):
+            root = self.data_root / recipe.dataset
+            with _naming(recipe):
+                if not root.is_dir():
+                    raise InputError(
+                        f"{root} is missing: prepare the data set (docs/datasets.md), or give --data-root."
+                    )
+                if recipe.init == IMAGENET and not self.init.is_file():
+                    raise InputError(f"{self.init} is missing: convert the ImageNet weights (docs/reproducing.md).")
+                read(root / recipe.training_set, root)
+                if recipe in recipes:
+                    read(root / recipe.evaluation_set, root, labelled=not recipe.hidden_labels)
 
     def run(self, recipe: Recipe) -> Run:
         """The settings of a recipe's training."""
@@ -174,6 +192,15 @@ class Reproduction:
             "log": f"{recipe.name}/log.jsonl",
             "note": "; ".join(filter(None, (changes and f"changed: {changes}", result["note"]))),
         }
+
+
+@contextmanager
+def _naming(recipe: Recipe) -> Iterator[None]:
+    """Puts the name of the recipe before an InputError's sentence."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{recipe.name}: {error}") from error
 
 
 def _options(settings: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,22 @@ def test_an_error_names_its_recipe(files, tmp_path):
     reproduction = Reproduction(files["data_root"] / "nowhere", files["init"], tmp_path, TRIAL)
     with pytest.raises(InputError, match=r"voc12/largefov: .*nowhere.voc12"):
         reproduction.reproduce([MSC])
+
+
+def test_what_is_missing_is_known_before_the_first_training(files, tmp_path):
+    """Table 5 trains on COCO first; VOC comes only then."""
+    best = find_recipe("voc12_coco/attention3_esupv")
+    shutil.copytree(files["data_root"], tmp_path / "data", symlinks=True)
+    (tmp_path / "data/voc12/list/val.txt").unlink()
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"voc12_coco/attention3_esupv: .*voc12.list.val.txt"):
+        Reproduction(tmp_path / "data", files["init"], out, TRIAL).reproduce([best])
+    shutil.rmtree(tmp_path / "data/voc12")
+    with pytest.raises(InputError, match=r"voc12_coco/attention3_esupv: .*data.voc12 is missing: prepare the data set"):
+        Reproduction(tmp_path / "data", files["init"], out, TRIAL).reproduce([best])
+    with pytest.raises(InputError, match=r"coco_subset/largefov: .*init.pth is missing: convert the ImageNet weights"):
+        Reproduction(files["data_root"], tmp_path / "init.pth", out, TRIAL).reproduce([best])
+    assert not out.exists()
 
 
 def test_hidden_labels_are_segmented_for_the_server_and_not_scored(files, tmp_path):

@@ -48,6 +48,8 @@ def main() -> int:
         changes.add_argument(f"--{name.replace('_', '-')}", type=int)
     arguments = parser.parse_args()
 
+    if arguments.smoke and (arguments.cell or arguments.dry_run):
+        parser.error("--smoke runs every recipe: --cell and --dry-run go with --table")
     if arguments.smoke:
         failed = smoke(arguments.out)
         print(f"failed: {', '.join(failed) or 'none'}; {arguments.out}/output.txt, {arguments.out}/runs/RESULTS.md")
