@@ -126,7 +126,7 @@ def test_what_is_missing_is_known_before_the_first_training(files, tmp_path):
     with pytest.raises(InputError, match=r"voc12_coco/attention3_esupv: .*voc12.list.val.txt"):
         Reproduction(tmp_path / "data", files["init"], out, TRIAL).reproduce([best])
     shutil.rmtree(tmp_path / "data/voc12")
-    with pytest.raises(InputError, match=r"voc12_coco/attention3_esupv: .*data.voc12 is missing: prepare it"):
+    with pytest.raises(InputError, match=r"voc12_coco/attention3_esupv: .*data.voc12 is missing: prepare the data set"):
         Reproduction(tmp_path / "data", files["init"], out, TRIAL).reproduce([best])
     with pytest.raises(InputError, match=r"coco_subset/largefov: .*init.pth is missing: convert the ImageNet weights"):
         Reproduction(files["data_root"], tmp_path / "init.pth", out, TRIAL).reproduce([best])
