@@ -15,6 +15,7 @@ STABLE_TORCH_LIBRARY_IMPL(a2s_emulated, CPU, m) {
   m.impl("scale_merge", TORCH_BOX(&a2s::scale_merge<EmulatedLaunch>));
   m.impl("scale_merge_backward", TORCH_BOX(&a2s::scale_merge_backward<EmulatedLaunch>));
   m.impl("scale_average", TORCH_BOX(&a2s::scale_average<EmulatedLaunch>));
+  m.impl("scale_average_backward", TORCH_BOX(&a2s::scale_average_backward<EmulatedLaunch>));
   m.impl("scale_max", TORCH_BOX(&a2s::scale_max<EmulatedLaunch>));
   m.impl("scale_max_backward", TORCH_BOX(&a2s::scale_max_backward<EmulatedLaunch>));
   m.impl("segment", TORCH_BOX(&a2s::segment<EmulatedLaunch>));

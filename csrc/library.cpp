@@ -10,11 +10,14 @@ void define_operators(torch::stable::detail::StableLibrary& m) {
   m.def("interp_concat(Tensor[] features, SymInt height, SymInt width) -> Tensor");
   m.def("scale_softmax(Tensor logits) -> Tensor");
   m.def("scale_softmax_backward(Tensor grad, Tensor weights) -> Tensor");
-  m.def("scale_merge(Tensor[] scores, Tensor logits, SymInt height, SymInt width) -> (Tensor merged, Tensor weights)");
   m.def(
-      "scale_merge_backward(Tensor grad, Tensor? grad_weights, Tensor[] scores, Tensor logits, Tensor weights)"
-      " -> (Tensor[] grad_scores, Tensor grad_logits)");
+      "scale_merge(Tensor[] scores, Tensor logits, SymInt height, SymInt width, Tensor? recalibration)"
+      " -> (Tensor merged, Tensor weights)");
+  m.def(
+      "scale_merge_backward(Tensor grad, Tensor? grad_weights, Tensor[] scores, Tensor logits, Tensor weights,"
+      " Tensor? recalibration) -> (Tensor[] grad_scores, Tensor grad_logits, Tensor[] grad_recalibration)");
   m.def("scale_average(Tensor[] scores, SymInt height, SymInt width, float factor) -> Tensor");
+  m.def("scale_average_backward(Tensor grad, Tensor[] scores, float factor) -> Tensor[]");
   m.def("scale_max(Tensor[] scores, SymInt height, SymInt width) -> (Tensor merged, Tensor winner)");
   m.def("scale_max_backward(Tensor grad, Tensor winner, Tensor[] scores) -> Tensor[]");
   m.def("segment(Tensor scores, SymInt height, SymInt width) -> Tensor");

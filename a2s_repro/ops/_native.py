@@ -112,9 +112,7 @@ def register(
         qualified, ops = f"{namespace}::{name}", getattr(torch.ops, namespace)
         torch.library.register_fake(qualified, fake)
         if backward is not None:
-            torch.library.register_autograd(
-                qualified, functools.partial(backward, ops), setup_context=setup_context
-            )
+            torch.library.register_autograd(qualified, functools.partial(backward, ops), setup_context=setup_context)
         elif differentiable:
             torch.library.register_autograd(qualified, functools.partial(_no_double_backward, name))
         if promote:

@@ -47,12 +47,17 @@ def _fake(scores: list[Tensor], height: int, width: int, factor: float) -> Tenso
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     scores, _, _, ctx.factor = inputs
-    ctx.sizes = [score.shape[2:] for score in scores]
+    ctx.shapes = [score.shape for score in scores]
 
 
 def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple:
-    scaled = grad * float32(ctx.factor)
-    return [ops.interp_backward(scaled, *size) for size in ctx.sizes], None, None, None
+    shaped = [grad.new_empty(()).expand(shape) for shape in ctx.shapes]  # of the scores only their shapes are needed
+    return ops.scale_average_backward(grad, shaped, ctx.factor), None, None, None
+
+
+def _fake_backward(grad: Tensor, scores: list[Tensor], factor: float) -> list[Tensor]:
+    return [_native.empty_like_layout(grad, score.shape) for score in scores]
 
 
 _native.register("scale_average", _fake, setup_context=_setup_context, backward=_backward, promote=True)
+_native.register("scale_average_backward", _fake_backward)

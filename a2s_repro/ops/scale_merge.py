@@ -12,7 +12,7 @@ from a2s_repro.ops.interp import resample, to_compute_dtype
 
 
 def scale_merge(
-    scores: Sequence[Tensor], logits: Tensor, size: Sequence[int] | None = None
+    scores: Sequence[Tensor], logits: Tensor, size: Sequence[int] | None = None, recalibration: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Merges score maps of S scales by a softmax over scales, in one pass (A2S Eq. 1 and 2).
 
@@ -25,6 +25,8 @@ def scale_merge(
         logits: (N, S, h, w), the attention head's output, of the same dtype.
         size: grid of the result, in pixels. Default: the logits' grid. Another size takes the softmax on the logits'
             grid and interpolates the weights (the MSc share-net's test phase).
+        recalibration: (N, C, *size), multiplies the merged scores (A2R Eq. 3: as all scales share it, it can as well
+            multiply every scale's scores before they are weighed). Default: none.
 
     Returns:
         merged (N, C, *size), channels_last if scores[0] is; weights (N, S, *size), channels_last if logits is.
@@ -38,14 +40,22 @@ def scale_merge(
     if logits.size(1) != len(scores):
         raise ValueError(f"scale_merge: logits has {logits.size(1)} channels for {len(scores)} score maps; give equal.")
     height, width = logits.shape[2:] if size is None else check_size("scale_merge", size)
+    if recalibration is not None:
+        check_map("scale_merge", "recalibration", recalibration)
+        check_matches("scale_merge", "recalibration", recalibration, "scores[0]", scores[0])
+        if recalibration.shape[1:] != (scores[0].size(1), height, width):
+            raise ValueError(
+                f"scale_merge: recalibration has {tuple(recalibration.shape[1:])} channels, rows and columns; the "
+                f"merged scores have {(scores[0].size(1), height, width)}."
+            )
     ops = _native.operators(logits, len(scores))
     if ops is None:
-        return scale_merge_reference(scores, logits, (height, width))
-    return ops.scale_merge(list(scores), logits, height, width)
+        return scale_merge_reference(scores, logits, (height, width), recalibration)
+    return ops.scale_merge(list(scores), logits, height, width, recalibration)
 
 
 def scale_merge_reference(
-    scores: Sequence[Tensor], logits: Tensor, size: Sequence[int] | None = None
+    scores: Sequence[Tensor], logits: Tensor, size: Sequence[int] | None = None, recalibration: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scale_merge` in plain torch operations."""
     size = logits.shape[2:] if size is None else size
@@ -54,33 +64,47 @@ def scale_merge_reference(
         weight * resample(to_compute_dtype(score), size)
         for weight, score in zip(weights.split(1, dim=1), scores, strict=True)
     )
-    return merged.to(scores[0].dtype), weights.to(logits.dtype)
+    if recalibration is not None:
+        merged = merged * to_compute_dtype(recalibration)
+    widest = torch.promote_types(scores[0].dtype, logits.dtype)  # they differ under autocast alone
+    return merged.to(widest), weights.to(widest)
 
 
-def _fake(scores: list[Tensor], logits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _fake(
+    scores: list[Tensor], logits: Tensor, height: int, width: int, recalibration: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     merged = _native.empty_like_layout(scores[0], (*scores[0].shape[:2], height, width))
     return merged, _native.empty_like_layout(logits, (*logits.shape[:2], height, width))
 
 
 def _fake_backward(
-    grad: Tensor, grad_weights: Tensor | None, scores: list[Tensor], logits: Tensor, weights: Tensor
-) -> tuple[list[Tensor], Tensor]:
-    grads = [_native.empty_like_layout(score, score.shape) for score in scores]
-    return grads, _native.empty_like_layout(logits, logits.shape)
+    grad: Tensor,
+    grad_weights: Tensor | None,
+    scores: list[Tensor],
+    logits: Tensor,
+    weights: Tensor,
+    recalibration: Tensor | None = None,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    def like(tensor: Tensor) -> Tensor:
+        return _native.empty_like_layout(tensor, tensor.shape)
+
+    return [like(s) for s in scores], like(logits), [] if recalibration is None else [like(recalibration)]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    scores, logits, *_ = inputs
+    scores, logits, _, _, recalibration = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*scores, logits, output[1])
+    ctx.save_for_backward(*scores, logits, output[1], recalibration)
 
 
 def _backward(ops: Any, ctx: Any, grad: Tensor | None, grad_weights: Tensor | None) -> tuple:
-    *scores, logits, weights = ctx.saved_tensors
+    *scores, logits, weights, recalibration = ctx.saved_tensors
     if grad is None:
         grad = scores[0].new_zeros((*scores[0].shape[:2], *weights.shape[2:]))
-    grad_scores, grad_logits = ops.scale_merge_backward(grad, grad_weights, scores, logits, weights)
-    return grad_scores, grad_logits, None, None
+    grad_scores, grad_logits, grad_recalibration = ops.scale_merge_backward(
+        grad, grad_weights, scores, logits, weights, recalibration
+    )
+    return grad_scores, grad_logits, None, None, next(iter(grad_recalibration), None)
 
 
 _native.register("scale_merge", _fake, setup_context=_setup_context, backward=_backward, promote=True)

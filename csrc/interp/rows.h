@@ -1,15 +1,23 @@
-// CPU loops over maps, a row at a time. In a channels_last map a row holds all channels of its pixels ("lanes") and an
-// image is one plane; otherwise a row holds one channel and every channel is a plane. Rows are worked on in the
-// accumulation type and side by side in memory, so that the inner loops vectorise in both layouts.
+// CPU loops over maps, a row at a time. In a planar map a row holds one channel and every channel is a plane; in an
+// interleaved (channels_last) one a row holds all channels of its pixels and an image is one plane. Rows are worked on
+// in the accumulation type, and the inner loops run over values that lie side by side in both layouts.
 #pragma once
 
 #include <algorithm>
-#include <utility>
+#include <array>
+#include <optional>
 #include <vector>
 
+#include "../support/simd.h"
 #include "interp.h"
 
 namespace a2s {
+
+template <class From, class To>
+A2S_CLONES void convert(const From* from, int64_t count, To* to) {
+  A2S_INDEPENDENT
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);
+}
 
 // Row `y` of a plane is `width` pixels of `lanes` values.
 template <class T>
@@ -17,173 +25,447 @@ class Rows {
  public:
   using Acc = acc_t<T>;
 
-  Rows(const Map<T>& map, bool lanes_are_channels)
-      : map_(map), lanes_(lanes_are_channels ? map.c : 1), planes_per_image_(map.c / lanes_) {}
+  Rows(const Map<T>& map, bool interleaved)
+      : map_(map), lanes_(interleaved ? map.c : 1), planes_per_image_(map.c / lanes_),
+        contiguous_(map.stride_w == lanes_ && (lanes_ == 1 || map.stride_c == 1)) {}
 
   int64_t lanes() const { return lanes_; }
   int64_t planes_per_image() const { return planes_per_image_; }
   int64_t planes() const { return map_.n * planes_per_image_; }
+  int64_t height() const { return map_.h; }
   int64_t values() const { return map_.w * lanes_; }
 
-  void load(int64_t plane, int64_t y, Acc* row) const {
+  // The row itself where it can be worked on in place, else `buffer`.
+  auto in_place(int64_t plane, int64_t y, Acc* buffer) const {
+    if constexpr (std::is_same_v<std::remove_const_t<T>, Acc>) return contiguous_ ? start(plane, y) : buffer;
+    else return buffer;
+  }
+
+  template <class To>
+  void load(int64_t plane, int64_t y, To* row) const {
     const T* first = start(plane, y);
-    if (contiguous()) {
-      for (int64_t i = 0; i < values(); ++i) row[i] = static_cast<Acc>(first[i]);
-      return;
-    }
+    if (contiguous_) return convert(first, values(), row);
     for (int64_t x = 0; x < map_.w; ++x) {
-      for (int64_t l = 0; l < lanes_; ++l) *row++ = static_cast<Acc>(first[x * map_.stride_w + l * map_.stride_c]);
+      for (int64_t l = 0; l < lanes_; ++l) *row++ = static_cast<To>(first[x * map_.stride_w + l * map_.stride_c]);
     }
   }
 
-  void store(int64_t plane, int64_t y, const Acc* row) const {
+  // The row as it lies in memory if possible, else a copy in `buffer`.
+  const Acc* read(int64_t plane, int64_t y, Acc* buffer) const {
+    const Acc* row = in_place(plane, y, buffer);
+    if (row == buffer) load(plane, y, buffer);
+    return row;
+  }
+
+  // `row` is what in_place() gave.
+  template <class From>
+  void store(int64_t plane, int64_t y, const From* row) const {
     T* first = start(plane, y);
-    if (contiguous()) {
-      for (int64_t i = 0; i < values(); ++i) first[i] = static_cast<T>(row[i]);
-      return;
-    }
+    if (static_cast<const void*>(first) == static_cast<const void*>(row)) return;
+    if (contiguous_) return convert(row, values(), first);
     for (int64_t x = 0; x < map_.w; ++x) {
       for (int64_t l = 0; l < lanes_; ++l) first[x * map_.stride_w + l * map_.stride_c] = static_cast<T>(*row++);
     }
   }
 
  private:
-  T* start(int64_t plane, int64_t y) const { return &map_.at(plane / planes_per_image_, plane % planes_per_image_, y, 0); }
-  bool contiguous() const { return map_.stride_w == lanes_ && (lanes_ == 1 || map_.stride_c == 1); }
+  T* start(int64_t plane, int64_t y) const {
+    return &map_.at(plane / planes_per_image_, plane % planes_per_image_, y, 0);
+  }
 
   Map<T> map_;
   int64_t lanes_, planes_per_image_;
+  bool contiguous_;
 };
 
-// Rows of Interp's result. Consecutive result rows read the same input rows, so the two that were last resized along
-// their width are kept.
 template <class T>
-class ResizedRows {
+std::optional<Rows<const T>> optional_rows(const std::optional<Tensor>& tensor, bool interleaved) {
+  if (!tensor) return std::nullopt;
+  return Rows<const T>(map_of<const T>(*tensor), interleaved);
+}
+
+// Two rows that were worked out before, so that consecutive result rows, which read the same source rows, find them.
+template <class Acc>
+class KeptRows {
  public:
-  using Acc = acc_t<T>;
+  explicit KeptRows(int64_t values) : rows_{{-1, -1, std::vector<Acc>(values)}, {-1, -1, std::vector<Acc>(values)}} {}
 
-  ResizedRows(const Map<const T>& map, const Resize& resize, bool lanes_are_channels)
-      : in_(map, lanes_are_channels), resize_(resize), source_(in_.values()), result_(resize.x.out * in_.lanes()) {
-    if (resize_.copies) return;
-    for (Kept& kept : kept_) kept.row.resize(result_.size());
-    for (int64_t x = 0; x < resize_.x.out; ++x) columns_.push_back(resize_.x.tap(x));
-  }
-
-  // Valid until the next call.
-  const Acc* row(int64_t plane, int64_t y) {
-    if (resize_.copies) {
-      in_.load(plane, y, result_.data());
-      return result_.data();
+  // Neighbouring rows have places of their own.
+  template <class Fill>
+  const Acc* row(int64_t plane, int64_t y, const Fill& fill) {
+    Row& row = rows_[y & 1];
+    if (row.plane != plane || row.y != y) {
+      fill(row.values.data());
+      row.plane = plane;
+      row.y = y;
     }
-    const Tap tap = resize_.y.tap(y);
-    const Acc* low = widened(plane, tap.low);
-    const Acc* high = widened(plane, tap.high);
-    const Acc lambda = tap.lambda;
-    for (size_t i = 0; i < result_.size(); ++i) result_[i] = (1 - lambda) * low[i] + lambda * high[i];
-    return result_.data();
+    return row.values.data();
   }
 
  private:
-  struct Kept {
-    int64_t plane = -1, y = -1;
-    std::vector<Acc> row;
+  struct Row {
+    int64_t plane, y;
+    std::vector<Acc> values;
   };
+  Row rows_[2];
+};
 
-  // Input row y resized along its width. Neighbouring rows have places of their own.
-  const Acc* widened(int64_t plane, int64_t y) {
-    Kept& kept = kept_[y & 1];
-    if (kept.plane == plane && kept.y == y) return kept.row.data();
-    kept.plane = plane;
-    kept.y = y;
-    in_.load(plane, y, source_.data());
-    const int64_t lanes = in_.lanes();
-    Acc* out = kept.row.data();
-    for (const Tap& tap : columns_) {
-      const Acc lambda = tap.lambda;
-      const Acc *low = &source_[tap.low * lanes], *high = &source_[tap.high * lanes];
-      for (int64_t l = 0; l < lanes; ++l) *out++ = (1 - lambda) * low[l] + lambda * high[l];
+// The columns of a planar map that is resized along its width.
+template <class Acc>
+struct Columns {
+  using Position = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;  // as a shuffle of Acc takes it
+
+  std::vector<Position> low;
+  std::vector<Position> local;  // low relative to that of the first of eight; empty where that passes seven
+  std::vector<Acc> lambda;
+
+  explicit Columns(const Axis& axis) : low(axis.out), lambda(axis.out) {
+    for (int64_t x = 0; x < axis.out; ++x) {
+      const Tap tap = axis.tap(x);
+      low[x] = static_cast<Position>(tap.low);
+      lambda[x] = tap.lambda;
     }
-    return kept.row.data();
+    local = low;
+    for (int64_t x = 0; x < axis.out; ++x) local[x] -= low[x / kLanes * kLanes];
+    if (*std::max_element(local.begin(), local.end()) >= kLanes) local.clear();
+  }
+};
+
+// Resizes `source` along its width. It repeats its last pixel once, and eight more values can be read.
+template <class Acc>
+A2S_CLONES void widen(const Columns<Acc>& columns, const Acc* source, Acc* out) {
+  const auto width = static_cast<int64_t>(columns.low.size());
+  const auto* low = columns.low.data();
+  const Acc* lambda = columns.lambda.data();
+  int64_t x = 0;
+#if defined(__GNUC__) && !defined(__clang__)
+  if (!columns.local.empty()) {
+    for (; x + kLanes <= width; x += kLanes) {
+      const Lanes<Acc> l = load_lanes(lambda + x);
+      const auto local = load_lanes(&columns.local[x]);
+      store_lanes(out + x, (1 - l) * __builtin_shuffle(load_lanes(source + low[x]), local) +
+                               l * __builtin_shuffle(load_lanes(source + low[x] + 1), local));
+    }
+  }
+#endif
+  for (; x < width; ++x) out[x] = (1 - lambda[x]) * source[low[x]] + lambda[x] * source[low[x] + 1];
+}
+
+// A row of Interp's result before it is worked out: between two source rows of its own width.
+template <class Acc>
+struct PlanarRow {
+  const Acc *low, *high;
+  Acc lambda;
+
+  Acc at(int64_t x) const { return (1 - lambda) * low[x] + lambda * high[x]; }
+};
+
+// The rows of Interp's result for a planar map.
+template <class T>
+class PlanarRows {
+ public:
+  using Acc = acc_t<T>;
+
+  PlanarRows(const Map<const T>& map, const Resize& resize)
+      : in_(map, false), resize_(resize), columns_(resize.x), source_(map.w + 1 + kLanes),
+        widened_(resize.copies ? 0 : resize.x.out), zeros_(resize.copies ? map.w : 0) {}
+
+  // Valid until the next call. Of a map that is copied, `low` is the row.
+  PlanarRow<Acc> row(int64_t plane, int64_t y) {
+    if (resize_.copies) return {in_.read(plane, y, source_.data()), zeros_.data(), 0};
+    const Tap tap = resize_.y.tap(y);
+    const Acc* low = widened(plane, tap.low);
+    return {low, widened(plane, tap.high), static_cast<Acc>(tap.lambda)};
+  }
+
+ private:
+  const Acc* widened(int64_t plane, int64_t y) {
+    return widened_.row(plane, y, [&](Acc* row) {
+      in_.load(plane, y, source_.data());
+      source_[in_.values()] = source_[in_.values() - 1];
+      widen(columns_, source_.data(), row);
+    });
+  }
+
+  Rows<const T> in_;
+  Resize resize_;
+  Columns<Acc> columns_;
+  std::vector<Acc> source_;
+  KeptRows<Acc> widened_;
+  std::vector<Acc> zeros_;
+};
+
+// The four neighbours of one pixel, whose values follow each other.
+template <class Acc>
+struct Quad {
+  const Acc *a00, *a01, *a10, *a11;
+  Acc ly, lx;
+
+  Acc at(int64_t lane) const {
+    return (1 - ly) * ((1 - lx) * a00[lane] + lx * a01[lane]) + ly * ((1 - lx) * a10[lane] + lx * a11[lane]);
+  }
+  Lanes<Acc> lanes_at(int64_t lane) const {
+    return (1 - ly) * ((1 - lx) * load_lanes(a00 + lane) + lx * load_lanes(a01 + lane)) +
+           ly * ((1 - lx) * load_lanes(a10 + lane) + lx * load_lanes(a11 + lane));
+  }
+};
+
+// A row of Interp's result before it is worked out, pixels with all their channels.
+template <class Acc>
+struct InterleavedRow {
+  const Acc *low, *high, *zeros;  // zeros is null unless the map is copied
+  Acc lambda;
+  const Tap* columns;
+  int64_t lanes;
+
+  Quad<Acc> at(int64_t x) const {
+    if (zeros) return {low + x * lanes, zeros, zeros, zeros, 0, 0};
+    const Tap& tap = columns[x];
+    return {low + tap.low * lanes,  low + tap.high * lanes,  high + tap.low * lanes,
+            high + tap.high * lanes, lambda, static_cast<Acc>(tap.lambda)};
+  }
+};
+
+// The rows of Interp's result for an interleaved map.
+template <class T>
+class InterleavedRows {
+ public:
+  using Acc = acc_t<T>;
+
+  InterleavedRows(const Map<const T>& map, const Resize& resize)
+      : in_(map, true), resize_(resize), source_(in_.values()), zeros_(resize.copies ? map.c : 0) {
+    if (resize.copies) return;
+    for (int64_t x = 0; x < resize.x.out; ++x) columns_.push_back(resize.x.tap(x));
+  }
+
+  // Valid until the next call. Of a map that is copied, `low` is the row.
+  InterleavedRow<Acc> row(int64_t plane, int64_t y) {
+    if (resize_.copies) return {source(plane, y), nullptr, zeros_.data(), 0, nullptr, in_.lanes()};
+    const Tap tap = resize_.y.tap(y);
+    const Acc* low = source(plane, tap.low);
+    return {low, source(plane, tap.high), nullptr, static_cast<Acc>(tap.lambda), columns_.data(), in_.lanes()};
+  }
+
+ private:
+  const Acc* source(int64_t plane, int64_t y) {
+    if (const Acc* row = in_.in_place(plane, y, nullptr)) return row;
+    return source_.row(plane, y, [&](Acc* row) { in_.load(plane, y, row); });
   }
 
   Rows<const T> in_;
   Resize resize_;
   std::vector<Tap> columns_;
-  std::vector<Acc> source_, result_;
-  Kept kept_[2];
+  KeptRows<Acc> source_;
+  std::vector<Acc> zeros_;
 };
 
-// Rows of Interp's adjoint: input row i gathers, first down the result rows that read it, then along them.
+// Calls op.pixel(x) at each pixel of a row, and what that gives as value(i, v) for every value i of the row: v[s] is the
+// value of map s. FirstCopies: the first map is not resized.
+template <bool FirstCopies, class Acc, size_t S, class Op>
+A2S_CLONES void planar_row(const std::array<PlanarRow<Acc>, S> rows, int64_t width, const Op op) {
+  A2S_INDEPENDENT
+  for (int64_t x = 0; x < width; ++x) {
+    Acc v[S];
+    for (size_t s = 0; s < S; ++s) v[s] = FirstCopies && s == 0 ? rows[s].low[x] : rows[s].at(x);
+    op.pixel(x)(x, v);
+  }
+}
+
+template <bool FirstCopies, class Acc, size_t S, class Op>
+A2S_CLONES void interleaved_row(const std::array<InterleavedRow<Acc>, S> rows, int64_t width, const Op op) {
+  const int64_t lanes = rows[0].lanes;
+  for (int64_t x = 0; x < width; ++x) {
+    Quad<Acc> quads[S];
+    for (size_t s = 0; s < S; ++s) quads[s] = rows[s].at(x);
+    const auto value = op.pixel(x);
+    A2S_INDEPENDENT
+    for (int64_t l = 0; l < lanes; ++l) {
+      Acc v[S];
+      for (size_t s = 0; s < S; ++s) v[s] = FirstCopies && s == 0 ? quads[s].a00[l] : quads[s].at(l);
+      value(x * lanes + l, v);
+    }
+  }
+}
+
+// Outputs [first, end) that read a pixel with a weight other than 0, and where their weights begin.
+struct Readers {
+  int64_t first, end;
+  size_t weights;
+};
+
+template <class Acc>
+Readers readers_of(const Axis& axis, int64_t i, std::vector<Acc>& weights) {
+  int64_t first, last;
+  axis.readers(i, first, last);
+  while (first <= last && axis.template weight<Acc>(first, i) == 0) ++first;
+  while (first <= last && axis.template weight<Acc>(last, i) == 0) --last;
+  const Readers result{first, last + 1, weights.size()};
+  for (int64_t o = first; o <= last; ++o) weights.push_back(axis.template weight<Acc>(o, i));
+  return result;
+}
+
+// sum[x] += weight * value.at(x, x)
+template <class Acc, class Value>
+A2S_CLONES void add_row(Acc weight, const Value value, int64_t width, Acc* sum) {
+  A2S_INDEPENDENT
+  for (int64_t x = 0; x < width; ++x) sum[x] += weight * value.at(x, x);
+}
+
+// What reads each pixel of a row.
+template <class Acc>
+struct ReaderColumns {
+  using Position = typename Columns<Acc>::Position;
+
+  std::vector<Readers> pixels;
+  std::vector<Acc> weights;
+  int64_t reach = 0;  // the most readers that a pixel has
+  // Where eight neighbours' first readers are less than 16 apart: how far from the first of the eight, and the weight of
+  // reader r of pixel j at [r * pixels + j], 0 beyond its last.
+  std::vector<Position> local;
+  std::vector<Acc> weight_rows;
+
+  explicit ReaderColumns(const Axis& axis) {
+    for (int64_t j = 0; j < axis.in; ++j) {
+      pixels.push_back(readers_of(axis, j, weights));
+      reach = std::max(reach, pixels[j].end - pixels[j].first);
+    }
+    for (int64_t j = 0; j < axis.in; ++j) {
+      const int64_t distance = pixels[j].first - pixels[j / kLanes * kLanes].first;
+      if (distance < 0 || distance >= 2 * kLanes) {
+        local.clear();
+        return;
+      }
+      local.push_back(static_cast<Position>(distance));
+    }
+    weight_rows.resize(reach * axis.in);
+    for (int64_t j = 0; j < axis.in; ++j) {
+      for (int64_t x = pixels[j].first; x < pixels[j].end; ++x) {
+        weight_rows[(x - pixels[j].first) * axis.in + j] = weights[pixels[j].weights + x - pixels[j].first];
+      }
+    }
+  }
+
+  // Values that can be read beyond a row's end.
+  int64_t padding() const { return reach + 2 * kLanes; }
+};
+
+// out[j] = the weighted sum of what reads pixel j; `row` has the padding of `columns`
+template <class Acc>
+A2S_CLONES void gather_columns(const ReaderColumns<Acc>& columns, const Acc* row, Acc* out) {
+  const auto width = static_cast<int64_t>(columns.pixels.size());
+  int64_t j = 0;
+#if defined(__GNUC__) && !defined(__clang__)
+  if (!columns.local.empty()) {
+    for (; j + kLanes <= width; j += kLanes) {
+      const auto local = load_lanes(&columns.local[j]);
+      const Acc* first = row + columns.pixels[j].first;
+      const Acc* weight = &columns.weight_rows[j];
+      Lanes<Acc> sum{};
+      for (int64_t r = 0; r < columns.reach; ++r) {
+        sum += load_lanes(weight + r * width) *
+               __builtin_shuffle(load_lanes(first + r), load_lanes(first + r + kLanes), local);
+      }
+      store_lanes(out + j, sum);
+    }
+  }
+#endif
+  for (; j < width; ++j) {
+    const Readers& pixel = columns.pixels[j];
+    const Acc *weight = &columns.weights[pixel.weights], *read = row + pixel.first;
+    out[j] = sum_of<Acc>(
+        pixel.end - pixel.first, [=](int64_t i) { return load_lanes(weight + i) * load_lanes(read + i); },
+        [=](int64_t i) { return weight[i] * read[i]; });
+  }
+}
+
+// The same for pixels of several values: out += weight times the gathered row.
+template <class Acc, class Value>
+A2S_CLONES void gather_pixels(const ReaderColumns<Acc>& columns, Acc row_weight, int64_t lanes, const Value value,
+                              Acc* out) {
+  for (const Readers& pixel : columns.pixels) {
+    for (int64_t x = pixel.first; x < pixel.end; ++x) {
+      const Acc weight = row_weight * columns.weights[pixel.weights + x - pixel.first];
+      A2S_INDEPENDENT
+      for (int64_t l = 0; l < lanes; ++l) out[l] += weight * value.at(x, x * lanes + l);
+    }
+    out += lanes;
+  }
+}
+
+template <class Acc, class Value>
+A2S_CLONES void copy_row(const Value value, int64_t width, int64_t lanes, Acc* out) {
+  if (lanes == 1) {
+    A2S_INDEPENDENT
+    for (int64_t x = 0; x < width; ++x) out[x] = value.at(x, x);
+    return;
+  }
+  for (int64_t x = 0; x < width; ++x) {
+    A2S_INDEPENDENT
+    for (int64_t l = 0; l < lanes; ++l) out[x * lanes + l] = value.at(x, x * lanes + l);
+  }
+}
+
+// Rows of the gradient of a map under Interp, from rows of the result's gradient: value.at(x, i) is value i of such a
+// row, which belongs to pixel x.
 template <class Acc>
 class GatheredRows {
  public:
   GatheredRows(const Resize& resize, int64_t lanes)
-      : resize_(resize), lanes_(lanes), loaded_(resize.x.out * lanes), column_sum_(resize.x.out * lanes),
-        result_(resize.x.in * lanes) {
-    if (resize_.copies) return;
-    for (int64_t j = 0; j < resize_.x.in; ++j) {
-      Column column;
-      resize_.x.readers(j, column.first, column.last);
-      column.weights = weights_.size();
-      columns_.push_back(column);
-      for (int64_t x = column.first; x <= column.last; ++x) weights_.push_back(resize_.x.template weight<Acc>(x, j));
-    }
-  }
+      : resize_(resize), lanes_(lanes), columns_(resize.x),
+        column_sum_(lanes == 1 ? resize.x.out + columns_.padding() : 0) {}
 
-  // load(y, row) fills in row y of the result's gradient. Valid until the next call.
-  template <class Load>
-  const Acc* row(int64_t i, const Load& load) {
-    if (resize_.copies) {
-      load(i, result_.data());
-      return result_.data();
+  // Fills row i of the gradient. value_of(y) gives row y of the result's.
+  template <class ValueOf>
+  void row(int64_t i, const ValueOf& value_of, Acc* out) {
+    if (resize_.copies) return copy_row(value_of(i), resize_.x.in, lanes_, out);
+    row_weights_.clear();
+    const Readers rows = readers_of(resize_.y, i, row_weights_);
+    Acc* sum = lanes_ == 1 ? column_sum_.data() : out;
+    std::fill(sum, sum + (lanes_ == 1 ? resize_.x.out : resize_.x.in * lanes_), Acc(0));
+    for (int64_t y = rows.first; y < rows.end; ++y) {
+      const auto value = value_of(y);
+      const Acc weight = row_weights_[y - rows.first];
+      if (lanes_ == 1) add_row(weight, value, resize_.x.out, sum);
+      else gather_pixels(columns_, weight, lanes_, value, sum);
     }
-    std::fill(column_sum_.begin(), column_sum_.end(), Acc(0));
-    int64_t first, last;
-    resize_.y.readers(i, first, last);
-    for (int64_t y = first; y <= last; ++y) {
-      load(y, loaded_.data());
-      const Acc weight = resize_.y.template weight<Acc>(y, i);
-      for (size_t k = 0; k < loaded_.size(); ++k) column_sum_[k] += weight * loaded_[k];
-    }
-    std::fill(result_.begin(), result_.end(), Acc(0));
-    for (size_t j = 0; j < columns_.size(); ++j) {
-      const Column& column = columns_[j];
-      for (int64_t x = column.first; x <= column.last; ++x) {
-        const Acc weight = weights_[column.weights + (x - column.first)];
-        for (int64_t l = 0; l < lanes_; ++l) result_[j * lanes_ + l] += weight * column_sum_[x * lanes_ + l];
-      }
-    }
-    return result_.data();
+    if (lanes_ == 1) gather_columns(columns_, sum, out);
   }
 
  private:
-  struct Column {
-    int64_t first, last;
-    size_t weights;  // where the weights of first .. last begin
-  };
-
   Resize resize_;
   int64_t lanes_;
-  std::vector<Acc> loaded_, column_sum_, result_, weights_;
-  std::vector<Column> columns_;
+  ReaderColumns<Acc> columns_;
+  std::vector<Acc> column_sum_, row_weights_;
 };
 
-// Rows for one task of parallel_for: enough work to be worth a thread.
-inline int64_t row_grain(int64_t values_per_row) { return std::max<int64_t>(1, 16384 / values_per_row); }
+// A row of a gradient as it is.
+template <class Acc>
+struct PlainValue {
+  const Acc* row;
+  Acc at(int64_t, int64_t i) const { return row[i]; }
+};
 
-// Fills grad_in, the gradient of a map under `resize`. load(plane, y, row) fills in row y of the result's gradient.
-template <class T, class MakeLoad>
-void gather_rows(const Map<T>& grad_in, const Resize& resize, const MakeLoad& make_load) {
-  const Rows<T> out(grad_in, grad_in.channels_last);
-  torch::stable::parallel_for(
-      0, out.planes() * grad_in.h, row_grain(resize.x.out * out.lanes()), [&](int64_t begin, int64_t end) {
-        GatheredRows<acc_t<T>> gathered(resize, out.lanes());
-        auto load = make_load();
-        for (int64_t r = begin; r < end; ++r) {
-          const int64_t plane = r / grad_in.h, i = r % grad_in.h;
-          out.store(plane, i, gathered.row(i, [&](int64_t y, acc_t<T>* row) { load(plane, y, row); }));
-        }
-      });
+// Calls work(first, end) for parts of the rows of a map, in parallel, each worth a thread.
+template <class Work>
+void for_each_part(int64_t rows, int64_t values_per_row, const Work& work) {
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, 16384 / values_per_row), work);
+}
+
+// Fills the gradient of a map under `resize`. make_value_of() gives, for a part of the rows, value_of(plane, y).
+template <class T, class MakeValueOf>
+void gather_rows(const Map<T>& grad_in, const Resize& resize, const MakeValueOf& make_value_of) {
+  const Rows<T> rows(grad_in, grad_in.channels_last);
+  for_each_part(rows.planes() * grad_in.h, rows.values(), [&](int64_t begin, int64_t end) {
+    GatheredRows<acc_t<T>> gathered(resize, rows.lanes());
+    std::vector<acc_t<T>> buffer(rows.values());
+    auto value_of = make_value_of();
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t plane = r / grad_in.h, i = r % grad_in.h;
+      acc_t<T>* result = rows.in_place(plane, i, buffer.data());
+      gathered.row(i, [&](int64_t y) { return value_of(plane, y); }, result);
+      rows.store(plane, i, result);
+    }
+  });
 }
 
 }  // namespace a2s

@@ -1,184 +1,290 @@
 #include <torch/csrc/stable/library.h>
 
-#include "../interp/rows.h"
 #include "kernels.h"
+#include "rows.h"
 
 namespace {
 
 using namespace a2s;
 
-// Rows of merged maps are dealt to threads in bands, within which a pixel's weights serve every channel.
+// Rows are worked on in bands, within which a pixel's weights serve every channel.
 constexpr int64_t kBandRows = 16;
 
-// Calls work(n, first row, end row) for every band of every image, in parallel.
+// Calls work(n, first, end) for bands of the rows [begin, end) of all images.
 template <class Work>
-void for_each_band(int64_t images, int64_t height, const Work& work) {
-  const int64_t bands = (height + kBandRows - 1) / kBandRows;
-  torch::stable::parallel_for(0, images * bands, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t first = b % bands * kBandRows;
-      work(b / bands, first, std::min(first + kBandRows, height));
-    }
-  });
+void for_each_band(int64_t begin, int64_t end, int64_t height, const Work& work) {
+  while (begin < end) {
+    const int64_t first = begin % height, count = std::min({kBandRows, height - first, end - begin});
+    work(begin / height, first, first + count);
+    begin += count;
+  }
 }
 
-// The resized rows of S score maps.
+// Rows y of S planes, side by side.
 template <class T, int S>
-class ScaleRows {
+void load_set(const Rows<T>& rows, int64_t n, int64_t y, const RowSet<acc_t<T>, S>& to) {
+  for (int s = 0; s < S; ++s) rows.load(n * S + s, y, to.row[s]);
+}
+
+template <class T, int S>
+void store_set(const Rows<T>& rows, int64_t n, int64_t y, const RowSet<acc_t<T>, S>& from) {
+  for (int s = 0; s < S; ++s) rows.store(n * S + s, y, from.row[s]);
+}
+
+// The softmax of the logits on their own grid, as planes.
+template <class T, int S>
+Tensor coarse_softmax(const Tensor& logits) {
+  using Acc = acc_t<T>;
+  Tensor weights = empty_planes<Acc>(logits);
+  const Map<const T> in = map_of<const T>(logits);
+  const Rows<const T> logit_rows(in, false);
+  const Rows<Acc> weight_rows(map_of<Acc>(weights), false);
+  for_each_part(in.n * in.h, S * in.w, [&](int64_t begin, int64_t end) {
+    std::vector<Acc> buffer(S * in.w);
+    const RowSet<Acc, S> row(buffer.data(), in.w);
+    for (int64_t r = begin; r < end; ++r) {
+      load_set(logit_rows, r / in.h, r % in.h, row);
+      softmax_row(row, in.w);
+      store_set(weight_rows, r / in.h, r % in.h, row);
+    }
+  });
+  return weights;
+}
+
+// Rows of the weights on the merged grid: the softmax there, or Interp of the softmax on the logits' grid.
+template <class T, int S>
+class WeightRows {
  public:
   using Acc = acc_t<T>;
 
-  ScaleRows(const ScaleSet<T, S>& scales, bool lanes_are_channels) {
-    for (int s = 0; s < S; ++s) rows_.emplace_back(scales.map[s], scales.resize[s], lanes_are_channels);
+  WeightRows(const Map<const T>& logits, const std::optional<Map<const Acc>>& coarse, const Resize& resize)
+      : logits_(logits, false), width_(resize.x.out) {
+    if (coarse) coarse_.emplace(*coarse, resize);
   }
-  const Acc* row(int s, int64_t plane, int64_t y) { return rows_[s].row(plane, y); }
+
+  void fill(int64_t n, int64_t y, const RowSet<Acc, S>& weights) {
+    if (coarse_) {
+      for (int s = 0; s < S; ++s) {
+        planar_row<false, Acc, 1>({coarse_->row(n * S + s, y)}, width_, Average<Acc, 1>{1, weights.row[s]});
+      }
+    } else {
+      load_set(logits_, n, y, weights);
+      softmax_row(weights, width_);
+    }
+  }
 
  private:
-  std::vector<ResizedRows<T>> rows_;
+  Rows<const T> logits_;
+  std::optional<PlanarRows<Acc>> coarse_;
+  int64_t width_;
 };
 
-// sum[i] += weight[pixel of i] * value[i]
-template <class Acc>
-void add_weighted(int64_t width, int64_t lanes, const Acc* weight, const Acc* value, Acc* sum) {
-  if (lanes == 1) {
-    for (int64_t x = 0; x < width; ++x) sum[x] += weight[x] * value[x];
-    return;
-  }
-  for (int64_t x = 0; x < width; ++x) {
-    for (int64_t l = 0; l < lanes; ++l) sum[x * lanes + l] += weight[x] * value[x * lanes + l];
-  }
-}
-
-// sum[pixel of i] += a[i] * b[i]
-template <class Acc>
-void add_products(int64_t width, int64_t lanes, const Acc* a, const Acc* b, Acc* sum) {
-  if (lanes == 1) {
-    for (int64_t x = 0; x < width; ++x) sum[x] += a[x] * b[x];
-    return;
-  }
-  for (int64_t x = 0; x < width; ++x) {
-    Acc pixel = 0;
-    for (int64_t l = 0; l < lanes; ++l) pixel += a[x * lanes + l] * b[x * lanes + l];
-    sum[x] += pixel;
-  }
-}
-
 std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, const Tensor& logits, int64_t height,
-                                           int64_t width) {
+                                           int64_t width, const std::optional<Tensor>& recalibration) {
   Tensor merged = empty_merged("scale_merge", scores, height, width);
   Tensor weights = empty_weights("scale_merge", scores, logits, height, width);
+  check_recalibration("scale_merge", recalibration, merged);
   dispatch_merge("scale_merge", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     using Acc = acc_t<T>;
     constexpr int S = decltype(count)::value;
-    const ScaleSet<T, S> scales(scores, height, width);
+    const ScaleSet<T, S> scale_set(scores, height, width);
     const Map<const T> logit_map = map_of<const T>(logits);
     const Resize weight_resize(logit_map.h, logit_map.w, height, width);
-    const Map<T> out = map_of<T>(merged), weight_map = map_of<T>(weights);
-    const Rows<T> rows(out, out.channels_last);
-    for_each_band(out.n, height, [&](int64_t n, int64_t first, int64_t end) {
-      std::vector<Acc> band((end - first) * S * width), sum(rows.values());
-      const auto weight_row = [&](int64_t y, int s) { return &band[((y - first) * S + s) * width]; };
-      for (int64_t y = first; y < end; ++y) {
-        for (int64_t x = 0; x < width; ++x) {
-          Acc w[S];
-          weights_at(logit_map, weight_resize, n, y, x, w);
-          for (int s = 0; s < S; ++s) {
-            weight_row(y, s)[x] = w[s];
-            weight_map.at(n, s, y, x) = static_cast<T>(w[s]);
+    std::optional<Tensor> coarse;
+    std::optional<Map<const Acc>> coarse_map;
+    if (!weight_resize.copies) {
+      coarse = coarse_softmax<T, S>(logits);
+      coarse_map = map_of<const Acc>(*coarse);
+    }
+    const bool interleaved = is_channels_last(merged);
+    const Rows<T> out_rows(map_of<T>(merged), interleaved), weight_rows(map_of<T>(weights), false);
+    const auto factor_rows = optional_rows<T>(recalibration, interleaved);
+
+    for_each_part(merged.size(0) * height, merged.size(1) * width, [&](int64_t begin, int64_t end) {
+      ScaleRows<T, S> scales(scale_set, interleaved);
+      WeightRows<T, S> weights_at(logit_map, coarse_map, weight_resize);
+      std::vector<Acc> band(kBandRows * S * width), buffer(out_rows.values()), factor_buffer(out_rows.values());
+      for_each_band(begin, end, height, [&](int64_t n, int64_t first, int64_t last) {
+        const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
+        for (int64_t y = first; y < last; ++y) {
+          weights_at.fill(n, y, weights_of(y));
+          store_set(weight_rows, n, y, weights_of(y));
+        }
+        for (int64_t p = 0; p < out_rows.planes_per_image(); ++p) {
+          const int64_t plane = n * out_rows.planes_per_image() + p;
+          for (int64_t y = first; y < last; ++y) {
+            Acc* out = out_rows.in_place(plane, y, buffer.data());
+            scales.row(plane, y, Weigh<Acc, S>{weights_of(y), out});
+            if (factor_rows) {
+              multiply_rows<Acc>(out, factor_rows->read(plane, y, factor_buffer.data()), out_rows.values(), out);
+            }
+            out_rows.store(plane, y, out);
           }
         }
-      }
-      ScaleRows<T, S> resized(scales, out.channels_last);
-      for (int64_t p = 0; p < rows.planes_per_image(); ++p) {
-        const int64_t plane = n * rows.planes_per_image() + p;
-        for (int64_t y = first; y < end; ++y) {
-          std::fill(sum.begin(), sum.end(), Acc(0));
-          for (int s = 0; s < S; ++s) {
-            add_weighted(width, rows.lanes(), weight_row(y, s), resized.row(s, plane, y), sum.data());
-          }
-          rows.store(plane, y, sum.data());
-        }
-      }
+      });
     });
   });
   return {merged, weights};
 }
 
-// The gradient of the weights on the merged grid; ThroughSoftmax as in WeightGrad.
-template <bool ThroughSoftmax, class T, int S, class Out>
-void weight_grad_rows(const ScaleSet<T, S>& scales, const Map<const T>& grad, const std::optional<Tensor>& grad_weights,
-                      const Map<const T>& weights, const Map<Out>& out) {
+// Rows of the merged scores' gradient, times the recalibration if there is one.
+template <class T>
+class GradRows {
+ public:
   using Acc = acc_t<T>;
-  const Rows<const T> rows(grad, grad.channels_last);
-  for_each_band(grad.n, grad.h, [&](int64_t n, int64_t first, int64_t end) {
-    std::vector<Acc> band((end - first) * S * grad.w, Acc(0)), grad_row(rows.values());
-    const auto sum_row = [&](int64_t y, int s) { return &band[((y - first) * S + s) * grad.w]; };
-    ScaleRows<T, S> resized(scales, grad.channels_last);
-    for (int64_t p = 0; p < rows.planes_per_image(); ++p) {
-      const int64_t plane = n * rows.planes_per_image() + p;
-      for (int64_t y = first; y < end; ++y) {
-        rows.load(plane, y, grad_row.data());
-        for (int s = 0; s < S; ++s) {
-          add_products(grad.w, rows.lanes(), grad_row.data(), resized.row(s, plane, y), sum_row(y, s));
-        }
+
+  GradRows(const Tensor& grad, const std::optional<Tensor>& recalibration, bool interleaved)
+      : rows_(map_of<const T>(grad), interleaved), factors_(optional_rows<T>(recalibration, interleaved)),
+        buffer_(rows_.values()), factor_buffer_(factors_ ? rows_.values() : 0) {}
+
+  const Rows<const T>& plain() const { return rows_; }
+
+  // Valid until the next call.
+  const Acc* row(int64_t plane, int64_t y) {
+    const Acc* row = rows_.read(plane, y, buffer_.data());
+    if (!factors_) return row;
+    multiply_rows(row, factors_->read(plane, y, factor_buffer_.data()), rows_.values(), buffer_.data());
+    return buffer_.data();
+  }
+
+ private:
+  Rows<const T> rows_;
+  std::optional<Rows<const T>> factors_;
+  std::vector<Acc> buffer_, factor_buffer_;
+};
+
+struct MergeBackward {
+  const Tensor& grad;
+  const std::optional<Tensor>& grad_weights;
+  const std::vector<Tensor>& scores;
+  const Tensor& logits;
+  const Tensor& weights;
+  const std::optional<Tensor>& recalibration;
+};
+
+// Fills the gradient of the weights on the merged grid; ThroughSoftmax as in WeightGrad.
+template <bool ThroughSoftmax, class T, int S, class Out>
+void weight_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, const Map<Out>& out) {
+  using Acc = acc_t<T>;
+  const bool interleaved = is_channels_last(m.grad);
+  const int64_t width = m.grad.size(3);
+  const Rows<const T> weight_rows(map_of<const T>(m.weights), false);
+  const Rows<Out> out_rows(out, false);
+  const auto grad_weight_rows = optional_rows<T>(m.grad_weights, false);
+  for_each_part(out.n * out.h, m.grad.size(1) * width, [&](int64_t begin, int64_t end) {
+    ScaleRows<T, S> scales(scale_set, interleaved);
+    GradRows<T> grads(m.grad, m.recalibration, interleaved);
+    std::vector<Acc> band(kBandRows * S * width), weight_buffer(S * width);
+    for_each_band(begin, end, out.h, [&](int64_t n, int64_t first, int64_t last) {
+      const auto sums_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
+      if (grad_weight_rows) {
+        for (int64_t y = first; y < last; ++y) load_set(*grad_weight_rows, n, y, sums_of(y));
+      } else {
+        std::fill(band.begin(), band.end(), Acc(0));
       }
-    }
-    for (int64_t y = first; y < end; ++y) {
-      for (int64_t x = 0; x < grad.w; ++x) {
-        Acc g[S], w[S];
-        for (int s = 0; s < S; ++s) {
-          g[s] = sum_row(y, s)[x];
-          if (grad_weights) g[s] += static_cast<Acc>(map_of<const T>(*grad_weights).at(n, s, y, x));
-          w[s] = static_cast<Acc>(weights.at(n, s, y, x));
-        }
-        if constexpr (ThroughSoftmax) softmax_backward(g, w);
-        for (int s = 0; s < S; ++s) out.at(n, s, y, x) = static_cast<Out>(g[s]);
+      for (int64_t p = 0; p < grads.plain().planes_per_image(); ++p) {
+        const int64_t plane = n * grads.plain().planes_per_image() + p;
+        for (int64_t y = first; y < last; ++y) scales.add_products(plane, y, grads.row(plane, y), sums_of(y));
       }
+      for (int64_t y = first; y < last; ++y) {
+        if constexpr (ThroughSoftmax) {
+          const RowSet<Acc, S> weights(weight_buffer.data(), width);
+          load_set(weight_rows, n, y, weights);
+          softmax_backward_row(sums_of(y), weights, width);
+        }
+        store_set(out_rows, n, y, sums_of(y));
+      }
+    });
+  });
+}
+
+// Fills the gradient of the logits, on their own grid, from that of the weights on the merged one.
+template <class T, int S>
+void logit_grad_rows(const MergeBackward& m, const Tensor& weight_grad, const Map<T>& out) {
+  using Acc = acc_t<T>;
+  const Rows<const T> logit_rows(map_of<const T>(m.logits), false);
+  const Rows<const Acc> weight_grad_rows(map_of<const Acc>(weight_grad), false);
+  const Rows<T> out_rows(out, false);
+  const Resize resize(out.h, out.w, weight_grad.size(2), weight_grad.size(3));
+  for_each_part(out.n * out.h, S * weight_grad.size(3), [&](int64_t begin, int64_t end) {
+    GatheredRows<Acc> gathered(resize, 1);
+    std::vector<Acc> weight_buffer(S * out.w), grad_buffer(S * out.w);
+    const RowSet<Acc, S> weights(weight_buffer.data(), out.w), grads(grad_buffer.data(), out.w);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t n = r / out.h, i = r % out.h;
+      load_set(logit_rows, n, i, weights);
+      softmax_row(weights, out.w);
+      for (int s = 0; s < S; ++s) {
+        const auto value_of = [&](int64_t y) {
+          return PlainValue<Acc>{weight_grad_rows.read(n * S + s, y, nullptr)};
+        };
+        gathered.row(i, value_of, grads.row[s]);
+      }
+      softmax_backward_row(grads, weights, out.w);
+      store_set(out_rows, n, i, grads);
     }
   });
 }
 
-std::tuple<std::vector<Tensor>, Tensor> scale_merge_backward_cpu(const Tensor& grad,
-                                                                 const std::optional<Tensor>& grad_weights,
-                                                                 const std::vector<Tensor>& scores,
-                                                                 const Tensor& logits, const Tensor& weights) {
+// Fills the gradient of the recalibration: that of the merged scores times what they were before it.
+template <class T, int S>
+void recalibration_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, const Map<T>& out) {
+  using Acc = acc_t<T>;
+  const Rows<const T> weight_rows(map_of<const T>(m.weights), false);
+  const Rows<const T> grad_rows(map_of<const T>(m.grad), out.channels_last);
+  const Rows<T> out_rows(out, out.channels_last);
+  for_each_part(out_rows.planes() * out.h, out_rows.values(), [&](int64_t begin, int64_t end) {
+    ScaleRows<T, S> scales(scale_set, out.channels_last);
+    std::vector<Acc> weight_buffer(S * out.w), buffer(out_rows.values()), grad_buffer(out_rows.values());
+    const RowSet<Acc, S> weights(weight_buffer.data(), out.w);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t plane = r / out.h, y = r % out.h;
+      Acc* result = out_rows.in_place(plane, y, buffer.data());
+      load_set(weight_rows, plane / out_rows.planes_per_image(), y, weights);
+      scales.row(plane, y, Weigh<Acc, S>{weights, result});
+      multiply_rows<Acc>(result, grad_rows.read(plane, y, grad_buffer.data()), out_rows.values(), result);
+      out_rows.store(plane, y, result);
+    }
+  });
+}
+
+std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backward_cpu(
+    const Tensor& grad, const std::optional<Tensor>& grad_weights, const std::vector<Tensor>& scores,
+    const Tensor& logits, const Tensor& weights, const std::optional<Tensor>& recalibration) {
   check_merge_backward("scale_merge_backward", grad, grad_weights, scores, logits, weights);
+  check_recalibration("scale_merge_backward", recalibration, grad);
   const int64_t height = grad.size(2), width = grad.size(3);
-  const Resize weight_resize(logits.size(2), logits.size(3), height, width);
-  std::vector<Tensor> grad_scores = empty_same_all(scores);
+  const MergeBackward merge{grad, grad_weights, scores, logits, weights, recalibration};
+  std::vector<Tensor> grad_scores = empty_same_all(scores), grad_recalibration;
+  if (recalibration) grad_recalibration.push_back(empty_same(*recalibration));
   Tensor grad_logits = empty_same(logits);
   dispatch_merge("scale_merge_backward", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     using Acc = acc_t<T>;
     constexpr int S = decltype(count)::value;
-    const ScaleSet<T, S> scales(scores, height, width);
-    const Map<const T> grad_map = map_of<const T>(grad), weight_map = map_of<const T>(weights);
-    if (weight_resize.copies) {
-      weight_grad_rows<true>(scales, grad_map, grad_weights, weight_map, map_of<T>(grad_logits));
+    const ScaleSet<T, S> scale_set(scores, height, width);
+    if (logits.size(2) == height && logits.size(3) == width) {
+      weight_grad_rows<true>(merge, scale_set, map_of<T>(grad_logits));
     } else {
-      const Tensor weight_grad = empty_weight_grad<Acc>(weights);
-      weight_grad_rows<false>(scales, grad_map, grad_weights, weight_map, map_of<Acc>(weight_grad));
-      ParallelLaunch::run(logits, logits.size(0) * logits.size(2) * logits.size(3),
-                          LogitGrad<T, S>{map_of<const T>(logits), map_of<const Acc>(weight_grad), weight_resize,
-                                          map_of<T>(grad_logits)});
+      const Tensor weight_grad = empty_planes<Acc>(weights);
+      weight_grad_rows<false>(merge, scale_set, map_of<Acc>(weight_grad));
+      logit_grad_rows<T, S>(merge, weight_grad, map_of<T>(grad_logits));
     }
+    if (recalibration) recalibration_grad_rows(merge, scale_set, map_of<T>(grad_recalibration[0]));
     for (int s = 0; s < S; ++s) {
       const Map<T> out = map_of<T>(grad_scores[s]);
-      const Rows<const T> rows(grad_map, out.channels_last);
-      gather_rows(out, scales.resize[s], [&] {
-        return [&, s](int64_t plane, int64_t y, Acc* row) {
-          rows.load(plane, y, row);
-          const int64_t n = plane / rows.planes_per_image();
-          for (int64_t x = 0; x < width; ++x) {
-            const Acc weight = static_cast<Acc>(weight_map.at(n, s, y, x));
-            for (int64_t l = 0; l < rows.lanes(); ++l) row[x * rows.lanes() + l] *= weight;
-          }
+      const Rows<const T> weight_rows(map_of<const T>(weights), false);
+      gather_rows(out, scale_set.resize[s], [&, s] {
+        return [&, s, grads = GradRows<T>(grad, recalibration, out.channels_last),
+                buffer = std::vector<Acc>(width)](int64_t plane, int64_t y) mutable {
+          const int64_t n = plane / grads.plain().planes_per_image();
+          return WeightedValue<Acc>{weight_rows.read(n * S + s, y, buffer.data()), grads.row(plane, y)};
         };
       });
     }
   });
-  return {grad_scores, grad_logits};
+  return {grad_scores, grad_logits, grad_recalibration};
 }
 
 Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width, double factor) {
@@ -187,27 +293,39 @@ Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int6
     using T = typename decltype(type)::type;
     using Acc = acc_t<T>;
     constexpr int S = decltype(count)::value;
-    const ScaleSet<T, S> scales(scores, height, width);
-    const Map<T> out = map_of<T>(merged);
-    const Rows<T> rows(out, out.channels_last);
-    const Acc scale = static_cast<float>(factor);
-    torch::stable::parallel_for(0, rows.planes() * height, row_grain(rows.values()), [&](int64_t begin, int64_t end) {
-      ScaleRows<T, S> resized(scales, out.channels_last);
-      std::vector<Acc> sum(rows.values());
+    const ScaleSet<T, S> scale_set(scores, height, width);
+    const bool interleaved = is_channels_last(merged);
+    const Rows<T> rows(map_of<T>(merged), interleaved);
+    for_each_part(rows.planes() * height, rows.values(), [&](int64_t begin, int64_t end) {
+      ScaleRows<T, S> scales(scale_set, interleaved);
+      std::vector<Acc> buffer(rows.values());
       for (int64_t r = begin; r < end; ++r) {
-        const int64_t plane = r / height, y = r % height;
-        const Acc* value = resized.row(0, plane, y);
-        std::copy(value, value + sum.size(), sum.begin());
-        for (int s = 1; s < S; ++s) {
-          value = resized.row(s, plane, y);
-          for (size_t i = 0; i < sum.size(); ++i) sum[i] += value[i];
-        }
-        for (Acc& v : sum) v *= scale;
-        rows.store(plane, y, sum.data());
+        Acc* out = rows.in_place(r / height, r % height, buffer.data());
+        scales.row(r / height, r % height, Average<Acc, S>{static_cast<float>(factor), out});
+        rows.store(r / height, r % height, out);
       }
     });
   });
   return merged;
+}
+
+std::vector<Tensor> scale_average_backward_cpu(const Tensor& grad, const std::vector<Tensor>& scores, double factor) {
+  check_average_backward("scale_average_backward", grad, scores);
+  std::vector<Tensor> grad_scores = empty_grads(grad, scores);
+  dispatch("scale_average_backward", grad, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using Acc = acc_t<T>;
+    for (const Tensor& grad_score : grad_scores) {
+      const Map<T> out = map_of<T>(grad_score);
+      const Rows<const T> rows(map_of<const T>(grad), out.channels_last);
+      gather_rows(out, Resize(out.h, out.w, grad.size(2), grad.size(3)), [&] {
+        return [&, buffer = std::vector<Acc>(rows.values())](int64_t plane, int64_t y) mutable {
+          return ScaledValue<Acc>{rows.read(plane, y, buffer.data()), static_cast<float>(factor)};
+        };
+      });
+    }
+  });
+  return grad_scores;
 }
 
 std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width) {
@@ -217,29 +335,18 @@ std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int6
     using T = typename decltype(type)::type;
     using Acc = acc_t<T>;
     constexpr int S = decltype(count)::value;
-    const ScaleSet<T, S> scales(scores, height, width);
-    const Map<T> out = map_of<T>(merged);
-    const Rows<T> rows(out, out.channels_last);
-    const Rows<uint8_t> winner_rows(map_of<uint8_t>(winner), out.channels_last);
-    torch::stable::parallel_for(0, rows.planes() * height, row_grain(rows.values()), [&](int64_t begin, int64_t end) {
-      ScaleRows<T, S> resized(scales, out.channels_last);
-      std::vector<Acc> best(rows.values());
-      std::vector<float> best_s(rows.values());
+    const ScaleSet<T, S> scale_set(scores, height, width);
+    const bool interleaved = is_channels_last(merged);
+    const Rows<T> rows(map_of<T>(merged), interleaved);
+    const Rows<uint8_t> winner_rows(map_of<uint8_t>(winner), interleaved);
+    for_each_part(rows.planes() * height, rows.values(), [&](int64_t begin, int64_t end) {
+      ScaleRows<T, S> scales(scale_set, interleaved);
+      std::vector<Acc> buffer(rows.values()), winners(rows.values());
       for (int64_t r = begin; r < end; ++r) {
-        const int64_t plane = r / height, y = r % height;
-        const Acc* value = resized.row(0, plane, y);
-        std::copy(value, value + best.size(), best.begin());
-        std::fill(best_s.begin(), best_s.end(), 0.f);
-        for (int s = 1; s < S; ++s) {
-          value = resized.row(s, plane, y);
-          for (size_t i = 0; i < best.size(); ++i) {
-            const bool takes = takes_over(s, value[i], best[i]);
-            best[i] = takes ? value[i] : best[i];
-            best_s[i] = takes ? static_cast<float>(s) : best_s[i];
-          }
-        }
-        rows.store(plane, y, best.data());
-        winner_rows.store(plane, y, best_s.data());
+        Acc* out = rows.in_place(r / height, r % height, buffer.data());
+        scales.row(r / height, r % height, Largest<Acc, S>{out, winners.data()});
+        rows.store(r / height, r % height, out);
+        winner_rows.store(r / height, r % height, winners.data());
       }
     });
   });
@@ -252,15 +359,16 @@ std::vector<Tensor> scale_max_backward_cpu(const Tensor& grad, const Tensor& win
   std::vector<Tensor> grad_scores = empty_same_all(scores);
   dispatch("scale_max_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
+    using Acc = acc_t<T>;
     for (size_t s = 0; s < scores.size(); ++s) {
       const Map<T> out = map_of<T>(grad_scores[s]);
       const Rows<const T> rows(map_of<const T>(grad), out.channels_last);
       const Rows<const uint8_t> winner_rows(map_of<const uint8_t>(winner), out.channels_last);
-      gather_rows(out, Resize(out.h, out.w, grad.size(2), grad.size(3)), [&] {
-        return [&, won = std::vector<float>(rows.values())](int64_t plane, int64_t y, acc_t<T>* row) mutable {
-          rows.load(plane, y, row);
-          winner_rows.load(plane, y, won.data());
-          for (size_t i = 0; i < won.size(); ++i) row[i] = won[i] == static_cast<float>(s) ? row[i] : acc_t<T>(0);
+      gather_rows(out, Resize(out.h, out.w, grad.size(2), grad.size(3)), [&, s] {
+        return [&, s, buffer = std::vector<Acc>(rows.values()),
+                winners = std::vector<Acc>(rows.values())](int64_t plane, int64_t y) mutable {
+          winner_rows.load(plane, y, winners.data());
+          return WonValue<Acc>{rows.read(plane, y, buffer.data()), winners.data(), static_cast<Acc>(s)};
         };
       });
     }
@@ -276,6 +384,7 @@ STABLE_TORCH_LIBRARY_IMPL(a2s, CPU, m) {
   m.impl("scale_merge", TORCH_BOX(&scale_merge_cpu));
   m.impl("scale_merge_backward", TORCH_BOX(&scale_merge_backward_cpu));
   m.impl("scale_average", TORCH_BOX(&scale_average_cpu));
+  m.impl("scale_average_backward", TORCH_BOX(&scale_average_backward_cpu));
   m.impl("scale_max", TORCH_BOX(&scale_max_cpu));
   m.impl("scale_max_backward", TORCH_BOX(&scale_max_backward_cpu));
 }

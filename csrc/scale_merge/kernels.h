@@ -12,108 +12,151 @@
 
 namespace a2s {
 
-// A thread of a merge computes channels group, group + groups, ... of pixel (y, x), so that a pixel's taps and weights
-// are worked out once for several channels and neighbouring threads stay neighbours in memory in both layouts.
-constexpr int64_t kChannelsPerThread = 8;
-
 template <class T>
-struct MergedPixels {
-  Map<T> map;
-  int64_t groups;
+Map<const T> optional_map(const std::optional<Tensor>& tensor) {
+  return tensor ? map_of<const T>(*tensor) : Map<const T>{};
+}
 
-  explicit MergedPixels(const Tensor& merged)
-      : map(map_of<T>(merged)), groups((map.c + kChannelsPerThread - 1) / kChannelsPerThread) {}
+// What PlanarResize and InterleavedResize do with the values of all scales.
 
-  int64_t threads() const { return map.n * groups * map.h * map.w; }
-  // The channel of the result is the thread's group.
-  A2S_HD Element at(int64_t i) const { return element_at(i, groups, map.h, map.w, map.channels_last); }
-};
-
+// merged = recalibration * sum over s of weight[s] * v[s], the weights being made and stored on the way.
 template <class T, int S>
 struct AttentionMerge {
-  ScaleSet<T, S> scales;
   Map<const T> logits;
   Resize weight_resize;
-  MergedPixels<T> merged;
-  Map<T> weights;
+  Map<const T> recalibration;  // data is null if there is none
+  Map<T> merged, weights;
 
-  A2S_HD void operator()(int64_t i) const {
-    const Element e = merged.at(i);
-    const ScaleTaps<T, S> taps(scales, e.y, e.x);
+  struct Pixel {
     acc_t<T> w[S];
-    weights_at(logits, weight_resize, e.n, e.y, e.x, w);
-    if (e.c == 0) {
-      for (int s = 0; s < S; ++s) weights.at(e.n, s, e.y, e.x) = static_cast<T>(w[s]);
+  };
+  A2S_HD Pixel pixel(const Element& e, bool is_first) const {
+    Pixel pixel;
+    weights_at(logits, weight_resize, e.n, e.y, e.x, pixel.w);
+    if (is_first) {
+      for (int s = 0; s < S; ++s) weights.at(e.n, s, e.y, e.x) = static_cast<T>(pixel.w[s]);
     }
-    for (int64_t c = e.c; c < merged.map.c; c += merged.groups) {
-      acc_t<T> sum = 0;
-      for (int s = 0; s < S; ++s) sum += w[s] * taps.score(scales, s, e.n, c);
-      merged.map.at(e.n, c, e.y, e.x) = static_cast<T>(sum);
-    }
+    return pixel;
+  }
+  A2S_HD void write(const Pixel& pixel, const Element& e, const acc_t<T> (&v)[S]) const {
+    acc_t<T> sum = pixel.w[0] * v[0];
+    for (int s = 1; s < S; ++s) sum += pixel.w[s] * v[s];
+    if (recalibration.data) sum *= static_cast<acc_t<T>>(recalibration.at(e.n, e.c, e.y, e.x));
+    merged.at(e.n, e.c, e.y, e.x) = static_cast<T>(sum);
   }
 };
 
 template <class T, int S>
 struct AverageMerge {
-  ScaleSet<T, S> scales;
-  MergedPixels<T> merged;
+  Map<T> merged;
   float factor;
 
-  A2S_HD void operator()(int64_t i) const {
-    const Element e = merged.at(i);
-    const ScaleTaps<T, S> taps(scales, e.y, e.x);
-    for (int64_t c = e.c; c < merged.map.c; c += merged.groups) {
-      acc_t<T> sum = taps.score(scales, 0, e.n, c);
-      for (int s = 1; s < S; ++s) sum += taps.score(scales, s, e.n, c);
-      merged.map.at(e.n, c, e.y, e.x) = static_cast<T>(sum * factor);
-    }
+  struct Pixel {};
+  A2S_HD Pixel pixel(const Element&, bool) const { return {}; }
+  A2S_HD void write(const Pixel&, const Element& e, const acc_t<T> (&v)[S]) const {
+    acc_t<T> sum = v[0];
+    for (int s = 1; s < S; ++s) sum += v[s];
+    merged.at(e.n, e.c, e.y, e.x) = static_cast<T>(sum * factor);
   }
 };
 
 template <class T, int S>
 struct MaxMerge {
-  ScaleSet<T, S> scales;
-  MergedPixels<T> merged;
+  Map<T> merged;
   Map<uint8_t> winner;
 
-  A2S_HD void operator()(int64_t i) const {
-    const Element e = merged.at(i);
-    const ScaleTaps<T, S> taps(scales, e.y, e.x);
-    for (int64_t c = e.c; c < merged.map.c; c += merged.groups) {
-      acc_t<T> best = taps.score(scales, 0, e.n, c);
-      int best_s = 0;
-      for (int s = 1; s < S; ++s) {
-        const acc_t<T> value = taps.score(scales, s, e.n, c);
-        if (takes_over(s, value, best)) {
-          best = value;
-          best_s = s;
-        }
+  struct Pixel {};
+  A2S_HD Pixel pixel(const Element&, bool) const { return {}; }
+  A2S_HD void write(const Pixel&, const Element& e, const acc_t<T> (&v)[S]) const {
+    acc_t<T> best = v[0];
+    int best_s = 0;
+    for (int s = 1; s < S; ++s) {
+      if (takes_over(s, v[s], best)) {
+        best = v[s];
+        best_s = s;
       }
-      merged.map.at(e.n, c, e.y, e.x) = static_cast<T>(best);
-      winner.at(e.n, c, e.y, e.x) = static_cast<uint8_t>(best_s);
     }
+    merged.at(e.n, e.c, e.y, e.x) = static_cast<T>(best);
+    winner.at(e.n, e.c, e.y, e.x) = static_cast<uint8_t>(best_s);
   }
 };
 
-// A thread computes the gradient of the weights of pixel (y, x) of the merged grid and, where that is the logits' grid,
-// takes it through the softmax.
+// The gradient of the recalibration: grad times the merged scores before it.
+template <class T, int S>
+struct RecalibrationGrad {
+  Map<const T> grad, weights;
+  Map<T> out;
+
+  struct Pixel {
+    acc_t<T> w[S];
+  };
+  A2S_HD Pixel pixel(const Element& e, bool) const {
+    Pixel pixel;
+    for (int s = 0; s < S; ++s) pixel.w[s] = static_cast<acc_t<T>>(weights.at(e.n, s, e.y, e.x));
+    return pixel;
+  }
+  A2S_HD void write(const Pixel& pixel, const Element& e, const acc_t<T> (&v)[S]) const {
+    acc_t<T> sum = pixel.w[0] * v[0];
+    for (int s = 1; s < S; ++s) sum += pixel.w[s] * v[s];
+    out.at(e.n, e.c, e.y, e.x) = static_cast<T>(sum * static_cast<acc_t<T>>(grad.at(e.n, e.c, e.y, e.x)));
+  }
+};
+
+// The gradient of the merged scores, times the recalibration if there is one.
+template <class T>
+struct MergedGrad {
+  Map<const T> grad, recalibration;
+
+  A2S_HD acc_t<T> at(int64_t n, int64_t c, int64_t y, int64_t x) const {
+    const auto g = static_cast<acc_t<T>>(grad.at(n, c, y, x));
+    return recalibration.data ? g * static_cast<acc_t<T>>(recalibration.at(n, c, y, x)) : g;
+  }
+};
+
+// The gradient of the weights on the merged grid and, where that is the logits' grid, from there through the softmax.
+// A block's threads first sum over shares of the channels of kPixels pixels, then a thread a pixel adds the shares.
 template <class T, int S, bool ThroughSoftmax>
 struct WeightGrad {
-  using Out = std::conditional_t<ThroughSoftmax, T, acc_t<T>>;
+  using Acc = acc_t<T>;
+  using Out = std::conditional_t<ThroughSoftmax, T, Acc>;
+  static constexpr int kPixels = 32, kShares = kBlockThreads / kPixels;
+
   ScaleSet<T, S> scales;
-  Map<const T> grad, grad_weights, weights;
-  bool has_grad_weights;
+  MergedGrad<T> grad;
+  Map<const T> grad_weights, weights;  // data of grad_weights is null if there is none
   Map<Out> out;
 
-  A2S_HD void operator()(int64_t i) const {
-    using Acc = acc_t<T>;
-    const Element e = element_at(i, 1, grad.h, grad.w, false);
-    const ScaleTaps<T, S> taps(scales, e.y, e.x);
+  struct Shared {
+    Acc sum[S][kShares][kPixels];
+  };
+
+  int64_t blocks() const { return (out.n * out.h * out.w + kPixels - 1) / kPixels; }
+
+  A2S_HD void prepare(int64_t block, int thread, Shared& shared) const {
+    const bool interleaved = grad.grad.channels_last;
+    const int p = interleaved ? thread / kShares : thread % kPixels;
+    const int share = interleaved ? thread % kShares : thread / kPixels;
+    const int64_t i = block * kPixels + p;
+    if (i >= out.n * out.h * out.w) return;
+    const Element e = element_at(i, 1, out.h, out.w, false);
+    PixelTaps taps[S];
+    for (int s = 0; s < S; ++s) taps[s] = taps_at(scales.resize[s], e.y, e.x);
+    Acc sum[S] = {};
+    for (int64_t c = share; c < grad.grad.c; c += kShares) {
+      const Acc g = grad.at(e.n, c, e.y, e.x);
+      for (int s = 0; s < S; ++s) sum[s] += g * sample(scales.map[s], scales.resize[s].copies, taps[s], e.n, c);
+    }
+    for (int s = 0; s < S; ++s) shared.sum[s][share][p] = sum[s];
+  }
+
+  A2S_HD void finish(int64_t block, int thread, const Shared& shared) const {
+    const int64_t i = block * kPixels + thread;
+    if (thread >= kPixels || i >= out.n * out.h * out.w) return;
+    const Element e = element_at(i, 1, out.h, out.w, false);
     Acc g[S];
-    for (int s = 0; s < S; ++s) g[s] = has_grad_weights ? static_cast<Acc>(grad_weights.at(e.n, s, e.y, e.x)) : Acc(0);
-    for (int64_t c = 0; c < grad.c; ++c) {
-      const Acc gc = static_cast<Acc>(grad.at(e.n, c, e.y, e.x));
-      for (int s = 0; s < S; ++s) g[s] += gc * taps.score(scales, s, e.n, c);
+    for (int s = 0; s < S; ++s) {
+      g[s] = grad_weights.data ? static_cast<Acc>(grad_weights.at(e.n, s, e.y, e.x)) : Acc(0);
+      for (int share = 0; share < kShares; ++share) g[s] += shared.sum[s][share][thread];
     }
     if constexpr (ThroughSoftmax) {
       Acc w[S];
@@ -130,18 +173,23 @@ template <class T, int S>
 struct LogitGrad {
   Map<const T> logits;
   Map<const acc_t<T>> weight_grad;
-  Resize weight_resize;
+  Resize resize;
   Map<T> grad_logits;
 
   A2S_HD void operator()(int64_t i) const {
     using Acc = acc_t<T>;
     const Element e = element_at(i, 1, logits.h, logits.w, false);
-    Acc w[S], g[S];
-    softmax_at(logits, e.n, e.y, e.x, w);
-    for (int s = 0; s < S; ++s) {
-      g[s] = gather<Acc>(weight_resize, e.y, e.x,
-                         [&](int64_t y, int64_t x) { return weight_grad.at(e.n, s, y, x); });
+    int64_t y_first, y_last, x_first, x_last;
+    resize.y.readers(e.y, y_first, y_last);
+    resize.x.readers(e.x, x_first, x_last);
+    Acc w[S], g[S] = {};
+    for (int64_t y = y_first; y <= y_last; ++y) {
+      for (int64_t x = x_first; x <= x_last; ++x) {
+        const Acc weight = resize.y.template weight<Acc>(y, e.y) * resize.x.template weight<Acc>(x, e.x);
+        for (int s = 0; s < S; ++s) g[s] += weight * weight_grad.at(e.n, s, y, x);
+      }
     }
+    softmax_at(logits, e.n, e.y, e.x, w);
     softmax_backward(g, w);
     for (int s = 0; s < S; ++s) grad_logits.at(e.n, s, e.y, e.x) = static_cast<T>(g[s]);
   }
@@ -150,11 +198,17 @@ struct LogitGrad {
 // What an output passes back to scores[s] under attention: weights[s] * grad.
 template <class T>
 struct WeightedGrad {
-  Map<const T> grad, weights;
+  MergedGrad<T> grad;
+  Map<const T> weights;
   int s;
 
-  A2S_HD acc_t<T> operator()(int64_t n, int64_t c, int64_t y, int64_t x) const {
-    return static_cast<acc_t<T>>(weights.at(n, s, y, x)) * static_cast<acc_t<T>>(grad.at(n, c, y, x));
+  A2S_HD acc_t<T> factor(int64_t n, int64_t y, int64_t x) const {
+    return static_cast<acc_t<T>>(weights.at(n, s, y, x));
+  }
+  A2S_HD acc_t<T> at(int64_t n, int64_t c, int64_t y, int64_t x) const { return grad.at(n, c, y, x); }
+  template <int V>
+  A2S_HD void add(acc_t<T> weight, int64_t n, int64_t c, int64_t y, int64_t x, acc_t<T> (&sum)[V]) const {
+    for (int k = 0; k < V; ++k) sum[k] += weight * at(n, c + k, y, x);
   }
 };
 
@@ -165,8 +219,37 @@ struct WonGrad {
   Map<const uint8_t> winner;
   int s;
 
-  A2S_HD acc_t<T> operator()(int64_t n, int64_t c, int64_t y, int64_t x) const {
+  A2S_HD acc_t<T> factor(int64_t, int64_t, int64_t) const { return 1; }
+  A2S_HD acc_t<T> at(int64_t n, int64_t c, int64_t y, int64_t x) const {
     return winner.at(n, c, y, x) == s ? static_cast<acc_t<T>>(grad.at(n, c, y, x)) : acc_t<T>(0);
+  }
+  template <int V>
+  A2S_HD void add(acc_t<T> weight, int64_t n, int64_t c, int64_t y, int64_t x, acc_t<T> (&sum)[V]) const {
+    for (int k = 0; k < V; ++k) sum[k] += weight * at(n, c + k, y, x);
+  }
+};
+
+// The gradients of weights and scores in one launch: the first blocks are those of the weights.
+template <class T, int S, bool ThroughSoftmax>
+struct MergeBackward {
+  using Weights = WeightGrad<T, S, ThroughSoftmax>;
+  using Scores = GatherAll<T, WeightedGrad<T>, S>;
+  Weights weights;
+  Scores scores;
+  int64_t weight_blocks;
+
+  union Shared {
+    typename Weights::Shared weights;
+    typename Scores::Shared scores;
+  };
+
+  A2S_HD void prepare(int64_t block, int thread, Shared& shared) const {
+    if (block < weight_blocks) weights.prepare(block, thread, shared.weights);
+    else scores.prepare(block - weight_blocks, thread, shared.scores);
+  }
+  A2S_HD void finish(int64_t block, int thread, const Shared& shared) const {
+    if (block < weight_blocks) weights.finish(block, thread, shared.weights);
+    else scores.finish(block - weight_blocks, thread, shared.scores);
   }
 };
 
@@ -242,56 +325,64 @@ Tensor scale_softmax_backward(const Tensor& grad, const Tensor& weights) {
 
 template <class Launch>
 std::tuple<Tensor, Tensor> scale_merge(const std::vector<Tensor>& scores, const Tensor& logits, int64_t height,
-                                       int64_t width) {
+                                       int64_t width, const std::optional<Tensor>& recalibration) {
   Tensor merged = empty_merged("scale_merge", scores, height, width);
   Tensor weights = empty_weights("scale_merge", scores, logits, height, width);
+  check_recalibration("scale_merge", recalibration, merged);
   dispatch_merge("scale_merge", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
-    const AttentionMerge<T, S> kernel{ScaleSet<T, S>(scores, height, width), map_of<const T>(logits),
-                                      Resize(logits.size(2), logits.size(3), height, width), MergedPixels<T>(merged),
-                                      map_of<T>(weights)};
-    Launch::run(logits, kernel.merged.threads(), kernel);
+    const AttentionMerge<T, S> op{map_of<const T>(logits), Resize(logits.size(2), logits.size(3), height, width),
+                                  optional_map<T>(recalibration), map_of<T>(merged), map_of<T>(weights)};
+    launch_resize<Launch>(merged, ScaleSet<T, S>(scores, height, width), op);
   });
   return {merged, weights};
 }
 
 template <class Launch>
-std::tuple<std::vector<Tensor>, Tensor> scale_merge_backward(const Tensor& grad,
-                                                             const std::optional<Tensor>& grad_weights,
-                                                             const std::vector<Tensor>& scores, const Tensor& logits,
-                                                             const Tensor& weights) {
+std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backward(
+    const Tensor& grad, const std::optional<Tensor>& grad_weights, const std::vector<Tensor>& scores,
+    const Tensor& logits, const Tensor& weights, const std::optional<Tensor>& recalibration) {
   check_merge_backward("scale_merge_backward", grad, grad_weights, scores, logits, weights);
+  check_recalibration("scale_merge_backward", recalibration, grad);
   const int64_t height = grad.size(2), width = grad.size(3);
-  const Resize weight_resize(logits.size(2), logits.size(3), height, width);
-  std::vector<Tensor> grad_scores = empty_same_all(scores);
+  std::vector<Tensor> grad_scores = empty_same_all(scores), grad_recalibration;
   Tensor grad_logits = empty_same(logits);
   dispatch_merge("scale_merge_backward", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
+    using Acc = acc_t<T>;
     constexpr int S = decltype(count)::value;
-    const ScaleSet<T, S> scales(scores, height, width);
-    const Map<const T> grad_map = map_of<const T>(grad), weight_map = map_of<const T>(weights);
-    const Map<const T> grad_weight_map = map_of<const T>(grad_weights ? *grad_weights : weights);
-    const int64_t pixels = grad_map.n * height * width;
+    const ScaleSet<T, S> scale_set(scores, height, width);
+    const MergedGrad<T> merged_grad{map_of<const T>(grad), optional_map<T>(recalibration)};
+    const Map<const T> weight_map = map_of<const T>(weights);
+    const auto launch = [&](auto through_softmax, const Tensor& weight_grad) {
+      constexpr bool kThroughSoftmax = decltype(through_softmax)::value;
+      using Weights = WeightGrad<T, S, kThroughSoftmax>;
+      const Weights weight_part{scale_set, merged_grad, optional_map<T>(grad_weights), weight_map,
+                                map_of<typename Weights::Out>(weight_grad)};
+      const MergeBackward<T, S, kThroughSoftmax> kernel{
+          weight_part,
+          {grad_scores, height, width, [&](int s) { return WeightedGrad<T>{merged_grad, weight_map, s}; }},
+          weight_part.blocks()};
+      Launch::run_blocks(grad, kernel.weight_blocks + kernel.scores.blocks(), kernel);
+    };
+    const Resize weight_resize(logits.size(2), logits.size(3), height, width);
     if (weight_resize.copies) {
-      Launch::run(grad, pixels,
-                  WeightGrad<T, S, true>{scales, grad_map, grad_weight_map, weight_map, grad_weights.has_value(),
-                                         map_of<T>(grad_logits)});
+      launch(std::true_type{}, grad_logits);
     } else {
-      using Acc = acc_t<T>;
-      const Tensor weight_grad = empty_weight_grad<Acc>(weights);
-      Launch::run(grad, pixels,
-                  WeightGrad<T, S, false>{scales, grad_map, grad_weight_map, weight_map, grad_weights.has_value(),
-                                          map_of<Acc>(weight_grad)});
+      const Tensor weight_grad = empty_planes<Acc>(weights);
+      launch(std::false_type{}, weight_grad);
       Launch::run(grad, logits.size(0) * logits.size(2) * logits.size(3),
                   LogitGrad<T, S>{map_of<const T>(logits), map_of<const Acc>(weight_grad), weight_resize,
                                   map_of<T>(grad_logits)});
     }
-    for (int s = 0; s < S; ++s) {
-      launch_gather<Launch, T>(grad_scores[s], height, width, WeightedGrad<T>{grad_map, weight_map, s});
+    if (recalibration) {
+      grad_recalibration.push_back(empty_same(*recalibration));
+      launch_resize<Launch>(grad_recalibration[0], scale_set,
+                            RecalibrationGrad<T, S>{merged_grad.grad, weight_map, map_of<T>(grad_recalibration[0])});
     }
   });
-  return {grad_scores, grad_logits};
+  return {grad_scores, grad_logits, grad_recalibration};
 }
 
 template <class Launch>
@@ -300,11 +391,34 @@ Tensor scale_average(const std::vector<Tensor>& scores, int64_t height, int64_t 
   dispatch_merge("scale_average", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
-    const AverageMerge<T, S> kernel{ScaleSet<T, S>(scores, height, width), MergedPixels<T>(merged),
-                                    static_cast<float>(factor)};
-    Launch::run(merged, kernel.merged.threads(), kernel);
+    launch_resize<Launch>(merged, ScaleSet<T, S>(scores, height, width),
+                          AverageMerge<T, S>{map_of<T>(merged), static_cast<float>(factor)});
   });
   return merged;
+}
+
+// Fills the gradients of all scores in one launch; value_of(type, s) is what outputs pass back to scores[s].
+template <class Launch, class ValueOf>
+void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores,
+                   const ValueOf& value_of) {
+  dispatch_merge(op, grad_scores, [&](auto type, auto count) {
+    using T = typename decltype(type)::type;
+    using Value = decltype(value_of(type, 0));
+    const GatherAll<T, Value, decltype(count)::value> kernel(grad_scores, grad.size(2), grad.size(3),
+                                                             [&](int s) { return value_of(type, s); });
+    Launch::run_blocks(grad, kernel.blocks(), kernel);
+  });
+}
+
+template <class Launch>
+std::vector<Tensor> scale_average_backward(const Tensor& grad, const std::vector<Tensor>& scores, double factor) {
+  check_average_backward("scale_average_backward", grad, scores);
+  std::vector<Tensor> grad_scores = empty_grads(grad, scores);
+  gather_scores<Launch>("scale_average_backward", grad, grad_scores, [&](auto type, int) {
+    using T = typename decltype(type)::type;
+    return ScaledGrad<T>{map_of<const T>(grad), static_cast<float>(factor)};
+  });
+  return grad_scores;
 }
 
 template <class Launch>
@@ -314,9 +428,8 @@ std::tuple<Tensor, Tensor> scale_max(const std::vector<Tensor>& scores, int64_t 
   dispatch_merge("scale_max", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
-    const MaxMerge<T, S> kernel{ScaleSet<T, S>(scores, height, width), MergedPixels<T>(merged),
-                                map_of<uint8_t>(winner)};
-    Launch::run(merged, kernel.merged.threads(), kernel);
+    launch_resize<Launch>(merged, ScaleSet<T, S>(scores, height, width),
+                          MaxMerge<T, S>{map_of<T>(merged), map_of<uint8_t>(winner)});
   });
   return {merged, winner};
 }
@@ -325,13 +438,9 @@ template <class Launch>
 std::vector<Tensor> scale_max_backward(const Tensor& grad, const Tensor& winner, const std::vector<Tensor>& scores) {
   check_max_backward("scale_max_backward", grad, winner, scores);
   std::vector<Tensor> grad_scores = empty_same_all(scores);
-  dispatch("scale_max_backward", grad, [&](auto type) {
+  gather_scores<Launch>("scale_max_backward", grad, grad_scores, [&](auto type, int s) {
     using T = typename decltype(type)::type;
-    for (size_t s = 0; s < scores.size(); ++s) {
-      launch_gather<Launch, T>(
-          grad_scores[s], grad.size(2), grad.size(3),
-          WonGrad<T>{map_of<const T>(grad), map_of<const uint8_t>(winner), static_cast<int>(s)});
-    }
+    return WonGrad<T>{map_of<const T>(grad), map_of<const uint8_t>(winner), s};
   });
   return grad_scores;
 }

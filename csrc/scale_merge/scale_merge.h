@@ -10,6 +10,7 @@
 // adjoint, then grad_logits[s] = w_s (grad_w[s] - sum over t of w_t grad_w[t]).
 #pragma once
 
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -18,34 +19,26 @@
 
 namespace a2s {
 
-// S maps and how each is resized to the merged grid.
-template <class T, int S>
-struct ScaleSet {
-  Map<const T> map[S];
-  Resize resize[S];
-
-  ScaleSet(const std::vector<Tensor>& scores, int64_t height, int64_t width) {
-    for (int s = 0; s < S; ++s) {
-      map[s] = map_of<const T>(scores[s]);
-      resize[s] = Resize(map[s].h, map[s].w, height, width);
-    }
-  }
-};
-
-// The taps of all scales at one pixel of the merged grid.
-template <class T, int S>
-struct ScaleTaps {
-  PixelTaps at[S];
-
-  A2S_HD ScaleTaps(const ScaleSet<T, S>& scales, int64_t y, int64_t x) {
-    for (int s = 0; s < S; ++s) at[s] = taps_at(scales.resize[s], y, x);
-  }
-  A2S_HD acc_t<T> score(const ScaleSet<T, S>& scales, int s, int64_t n, int64_t c) const {
-    return sample(scales.map[s], scales.resize[s].copies, at[s], n, c);
-  }
-};
-
-A2S_HD float exp_of(float x) { return expf(x); }
+// exp of x <= 0. On the host a polynomial on [-ln 2 / 2, ln 2 / 2] that vectorises: 1.2e-7 relative, 0 below -87.
+A2S_HD float exp_of(float x) {
+#if defined(__CUDA_ARCH__)
+  return expf(x);
+#else
+  constexpr float smallest = -87.f, log2_e = 1.44269504f, to_integer = 12582912.f;  // 1.5 * 2^23
+  constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  const float a = x > smallest ? x : smallest;
+  const float n = (a * log2_e + to_integer) - to_integer;
+  const float r = (a - n * ln2_high) - n * ln2_low;
+  const float tail =
+      ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
+       1.6666665459e-1f) * r + 5.0000001201e-1f;
+  const int32_t power_of_two = (static_cast<int32_t>(n) + 127) * (1 << 23);
+  float scale;
+  std::memcpy(&scale, &power_of_two, sizeof(scale));
+  const float result = (tail * r * r + r + 1.f) * scale;
+  return x > smallest ? result : x <= smallest ? 0.f : x;  // the last: not a number
+#endif
+}
 A2S_HD double exp_of(double x) { return exp(x); }
 
 template <int S, class Acc>
@@ -57,7 +50,8 @@ A2S_HD void softmax(Acc (&w)[S]) {
     w[s] = exp_of(w[s] - largest);
     sum += w[s];
   }
-  for (int s = 0; s < S; ++s) w[s] /= sum;
+  const Acc inverse = 1 / sum;
+  for (int s = 0; s < S; ++s) w[s] *= inverse;
 }
 
 // Gradient of the logits from that of the weights, in place.
@@ -82,13 +76,14 @@ A2S_HD void weights_at(const Map<const T>& logits, const Resize& resize, int64_t
   using Acc = acc_t<T>;
   const PixelTaps at = taps_at(resize, y, x);
   const Acc ly = at.y.lambda, lx = at.x.lambda;
-  Acc a[S], b[S];
-  softmax_at(logits, n, at.y.low, at.x.low, w);
-  softmax_at(logits, n, at.y.low, at.x.high, b);
-  for (int s = 0; s < S; ++s) w[s] = (1 - ly) * ((1 - lx) * w[s] + lx * b[s]);
-  softmax_at(logits, n, at.y.high, at.x.low, a);
-  softmax_at(logits, n, at.y.high, at.x.high, b);
-  for (int s = 0; s < S; ++s) w[s] += ly * ((1 - lx) * a[s] + lx * b[s]);
+  for (int s = 0; s < S; ++s) w[s] = 0;
+  for (int corner = 0; corner < 4; ++corner) {
+    const bool below = corner & 2, right = corner & 1;
+    Acc around[S];
+    softmax_at(logits, n, below ? at.y.high : at.y.low, right ? at.x.high : at.x.low, around);
+    const Acc share = (below ? ly : 1 - ly) * (right ? lx : 1 - lx);
+    for (int s = 0; s < S; ++s) w[s] += share * around[s];
+  }
 }
 
 // Caffe's Eltwise MAX: whether map s, with `value`, takes the place of the running maximum of the maps before it.
@@ -125,12 +120,22 @@ inline void check_merge_backward(const char* op, const Tensor& grad, const std::
   }
 }
 
-inline void check_max_backward(const char* op, const Tensor& grad, const Tensor& winner,
-                               const std::vector<Tensor>& scores) {
+inline void check_recalibration(const char* op, const std::optional<Tensor>& recalibration, const Tensor& merged) {
+  if (!recalibration) return;
+  check_shape(op, "recalibration", *recalibration, merged.size(0), merged.size(1), merged.size(2), merged.size(3));
+  check_matches(op, "recalibration", *recalibration, merged);
+}
+
+inline void check_average_backward(const char* op, const Tensor& grad, const std::vector<Tensor>& scores) {
   check_map(op, "grad", grad);
   check_merge(op, scores, grad.size(2), grad.size(3));
   check_matches(op, "grad", grad, scores[0]);
   check_shape(op, "grad", grad, scores[0].size(0), scores[0].size(1), grad.size(2), grad.size(3));
+}
+
+inline void check_max_backward(const char* op, const Tensor& grad, const Tensor& winner,
+                               const std::vector<Tensor>& scores) {
+  check_average_backward(op, grad, scores);
   check_shape(op, "winner", winner, grad.size(0), grad.size(1), grad.size(2), grad.size(3));
   check(winner.scalar_type() == ScalarType::Byte, "a2s::", op, ": winner must be uint8.");
   check(winner.is_cuda() == grad.is_cuda() && winner.get_device_index() == grad.get_device_index(), "a2s::", op,
@@ -159,11 +164,22 @@ inline Tensor empty_weights(const char* op, const std::vector<Tensor>& scores, c
   return empty_map(logits, logits.size(0), logits.size(1), height, width);
 }
 
-// The gradient of `weights` on the merged grid, in the accumulation type, on its way to the logits' grid.
+// Uninitialised planes of the accumulation type, of the shape of `like`: what passes between two grids.
 template <class Acc>
-Tensor empty_weight_grad(const Tensor& weights) {
-  return empty_map(weights, weights.size(0), weights.size(1), weights.size(2), weights.size(3),
-                   std::is_same_v<Acc, double> ? ScalarType::Double : ScalarType::Float);
+Tensor empty_planes(const Tensor& like) {
+  const std::array<int64_t, 4> size{like.size(0), like.size(1), like.size(2), like.size(3)};
+  return torch::stable::empty({size.data(), size.size()},
+                              std::is_same_v<Acc, double> ? ScalarType::Double : ScalarType::Float, std::nullopt,
+                              like.device());
+}
+
+// Gradients in the layout of `grad`, of the shapes of `scores`.
+inline std::vector<Tensor> empty_grads(const Tensor& grad, const std::vector<Tensor>& scores) {
+  std::vector<Tensor> result;
+  for (const Tensor& score : scores) {
+    result.push_back(empty_map(grad, score.size(0), score.size(1), score.size(2), score.size(3)));
+  }
+  return result;
 }
 
 inline std::vector<Tensor> empty_same_all(const std::vector<Tensor>& tensors) {

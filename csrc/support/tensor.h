@@ -13,6 +13,10 @@
 #include <string>
 #include <type_traits>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "host_device.h"
 
 namespace a2s {
@@ -53,12 +57,25 @@ Map<T> map_of(const Tensor& tensor) {
           tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3), is_channels_last(tensor)};
 }
 
+// Large results on the CPU come as fresh pages, which cost more to map one by one than to fill: asks for huge ones.
+inline void prefer_huge_pages(const Tensor& tensor) {
+#if defined(__linux__)
+  constexpr uintptr_t huge_page = uintptr_t{1} << 21;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t first = (begin + huge_page - 1) / huge_page * huge_page;
+  const uintptr_t last = (begin + tensor.numel() * tensor.element_size()) / huge_page * huge_page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 // An uninitialised (N, C, H, W) tensor on the device of `like`, in its layout and, unless given, its dtype.
 inline Tensor empty_map(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype) {
   const std::array<int64_t, 4> size{n, c, h, w};
-  return torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, like.device(), std::nullopt,
-                              is_channels_last(like) ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                     : torch::headeronly::MemoryFormat::Contiguous);
+  Tensor map = torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, like.device(), std::nullopt,
+                                    is_channels_last(like) ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                           : torch::headeronly::MemoryFormat::Contiguous);
+  if (!like.is_cuda()) prefer_huge_pages(map);
+  return map;
 }
 
 inline Tensor empty_map(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
@@ -67,6 +84,30 @@ inline Tensor empty_map(const Tensor& like, int64_t n, int64_t c, int64_t h, int
 
 inline Tensor empty_same(const Tensor& like) {
   return empty_map(like, like.size(0), like.size(1), like.size(2), like.size(3));
+}
+
+// V adjacent channels of a channels_last map, moved at once.
+template <class T, int V>
+struct alignas(V * sizeof(T)) Pack {
+  std::remove_const_t<T> v[V];
+
+  A2S_HD static Pack load(const T* from) {
+    if constexpr (V == 1) return {{*from}};
+    else return *reinterpret_cast<const Pack*>(from);
+  }
+  A2S_HD void store(std::remove_const_t<T>* to) const {
+    if constexpr (V == 1) *to = v[0];
+    else *reinterpret_cast<Pack*>(to) = *this;
+  }
+};
+
+constexpr int kPackBytes = 16;
+
+// Whether every pixel's channels are whole, aligned packs of V.
+template <int V, class T>
+bool packs(const Map<T>& map) {
+  return map.stride_c == 1 && map.c % V == 0 && map.stride_n % V == 0 && map.stride_h % V == 0 &&
+         map.stride_w % V == 0 && reinterpret_cast<uintptr_t>(map.data) % kPackBytes == 0 && map.channels_last;
 }
 
 template <class T>

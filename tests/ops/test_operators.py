@@ -54,6 +54,7 @@ OPERATORS: dict[str, tuple[Callable, bool]] = {
     "scale_softmax": (lambda *s, size: ops.scale_softmax(s[-1]), True),
     "scale_merge": (lambda *s, size: ops.scale_merge(s[:-1], s[-1]), True),
     "scale_merge_resized_weights": (lambda *s, size: ops.scale_merge(s[:-1], s[-1], size), True),
+    "scale_merge_recalibrated": (lambda *s, size: ops.scale_merge(s[:-2], s[-2], recalibration=s[-1]), True),
 }
 
 
@@ -62,6 +63,10 @@ def make_inputs(operator: str, grid: str, dtype=torch.float64, batch: int = 2, c
     if OPERATORS[operator][1]:
         size = (3, 4) if operator == "scale_merge_resized_weights" else None
         inputs.append(make_logits(grid, size, batch, dtype))
+    if operator == "scale_merge_recalibrated":
+        generator = torch.Generator().manual_seed(3)
+        shape = (batch, channels, *GRIDS[grid][0])
+        inputs.append(torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype))
     return inputs
 
 

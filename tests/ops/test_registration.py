@@ -14,8 +14,8 @@ def calls(namespace) -> dict[str, tuple]:
     size = GRIDS["unaligned"][0]
     scores = [s.requires_grad_() for s in make_scores("unaligned", 2)]
     logits, coarse = make_logits("unaligned").requires_grad_(), make_logits("unaligned", (3, 4)).requires_grad_()
-    merged, weights = (t.detach() for t in namespace.scale_merge(scores, logits, *size))
-    _, coarse_weights = (t.detach() for t in namespace.scale_merge(scores, coarse, *size))
+    merged, weights = (t.detach() for t in namespace.scale_merge(scores, logits, *size, None))
+    _, coarse_weights = (t.detach() for t in namespace.scale_merge(scores, coarse, *size, None))
     _, winner = namespace.scale_max([s.detach() for s in scores], *size)
     plain = [s.detach() for s in scores]
     return {
@@ -24,12 +24,15 @@ def calls(namespace) -> dict[str, tuple]:
         "interp_concat": (scores, *size),
         "scale_softmax": (logits,),
         "scale_softmax_backward": (weights, weights),
-        "scale_merge": (scores, logits, *size),
-        "scale_merge(resized)": (scores, coarse, *size),
-        "scale_merge_backward": (merged, None, plain, logits.detach(), weights),
-        "scale_merge_backward(weights)": (merged, weights, plain, logits.detach(), weights),
-        "scale_merge_backward(resized)": (merged, None, plain, coarse.detach(), coarse_weights),
+        "scale_merge": (scores, logits, *size, None),
+        "scale_merge(resized)": (scores, coarse, *size, None),
+        "scale_merge(recalibrated)": (scores, logits, *size, merged.clone().requires_grad_()),
+        "scale_merge_backward": (merged, None, plain, logits.detach(), weights, None),
+        "scale_merge_backward(weights)": (merged, weights, plain, logits.detach(), weights, None),
+        "scale_merge_backward(resized)": (merged, None, plain, coarse.detach(), coarse_weights, None),
+        "scale_merge_backward(recalibrated)": (merged, None, plain, logits.detach(), weights, merged.clone()),
         "scale_average": (scores, *size, 0.33333),
+        "scale_average_backward": (merged, plain, 0.33333),
         "scale_max": (scores, *size),
         "scale_max_backward": (merged, winner, plain),
         "segment": (plain[0], *size),
@@ -63,6 +66,7 @@ def test_every_operator_is_checked() -> None:
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_compiles_forward_and_backward_without_graph_breaks(operator: str) -> None:
     """To the same bits: the operators stay what they are in the compiled graph."""
+    torch._dynamo.reset()  # the limit on recompilations is one for all operators, which share this function
 
     def step(*inputs: Tensor) -> Tensor:
         outputs = OPERATORS[operator][0](*inputs, size=GRIDS["paper"][0])
@@ -166,10 +170,11 @@ def test_native_operators_refuse_what_would_read_out_of_bounds() -> None:
     for call in (
         lambda: torch.ops.a2s.interp(maps[0], 3, 3),
         lambda: torch.ops.a2s.interp(maps, 0, 3),
-        lambda: torch.ops.a2s.scale_merge([maps] * 5, torch.zeros(1, 5, 3, 3), 3, 3),
-        lambda: torch.ops.a2s.scale_merge([maps, maps], maps[:, :1], 3, 3),
-        lambda: torch.ops.a2s.scale_merge([maps, maps.double()], maps, 3, 3),
-        lambda: torch.ops.a2s.scale_merge_backward(maps, None, [maps, maps], maps, maps[:, :, :2]),
+        lambda: torch.ops.a2s.scale_merge([maps] * 5, torch.zeros(1, 5, 3, 3), 3, 3, None),
+        lambda: torch.ops.a2s.scale_merge([maps, maps], maps[:, :1], 3, 3, None),
+        lambda: torch.ops.a2s.scale_merge([maps, maps], maps, 3, 3, maps[:, :, :2]),
+        lambda: torch.ops.a2s.scale_merge([maps, maps.double()], maps, 3, 3, None),
+        lambda: torch.ops.a2s.scale_merge_backward(maps, None, [maps, maps], maps, maps[:, :, :2], None),
         lambda: torch.ops.a2s.scale_max_backward(maps, maps, [maps, maps]),
     ):
         with pytest.raises(RuntimeError, match=r"^a2s::\w+: .*\.$"):

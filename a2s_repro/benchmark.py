@@ -1,0 +1,112 @@
+"""Speed and memory of functions against each other: paired runs in one process, on data that no cache still holds."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+COLD_BYTES = 256 << 20
+"""Inputs of a measurement rotate over about so many bytes, more than the caches that a run can count on."""
+
+
+def rotation(set_bytes: int) -> int:
+    """How many input sets of `set_bytes` are rotated over: 2 to 64."""
+    return min(max(2, COLD_BYTES // max(set_bytes, 1)), 64)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, at which the device copies 256 MB: the floor of what only moves data."""
+    source = torch.empty(COLD_BYTES // 4, device=device).fill_(1)
+    target = torch.empty_like(source)
+    (times,) = paired({"copy": lambda _: target.copy_(source)}, 2, device, budget=1.0).values()
+    return 2 * COLD_BYTES / statistics.median(times)
+
+
+def paired(
+    functions: Mapping[str, Callable[[int], Any]], sets: int, device: torch.device, budget: float = 1.0
+) -> dict[str, list[float]]:
+    """Seconds a call of each function, a value a round.
+
+    In a round every function runs in turn, each over a stretch of calls function(i) on input sets i = 0, 1, ...
+    of `sets`; every other round in the opposite order. There are 3 to 25 rounds, about `budget` seconds of them.
+    """
+    names = list(functions)
+    calls = {}
+    for name in names:
+        _run(functions[name], 0, 1, sets, device)
+        calls[name] = max(1, min(200, round(0.01 / max(_run(functions[name], 1, 1, sets, device), 1e-7))))
+    times: dict[str, list[float]] = {name: [] for name in names}
+    start, done = time.perf_counter(), 0
+    while done < 3 or (done < 25 and time.perf_counter() - start < budget):
+        for name in names if done % 2 == 0 else reversed(names):
+            times[name].append(_run(functions[name], done * calls[name], calls[name], sets, device))
+        done += 1
+    return times
+
+
+def _run(function: Callable[[int], Any], first: int, calls: int, sets: int, device: torch.device) -> float:
+    _finish(device)
+    start = time.perf_counter()
+    for i in range(first, first + calls):
+        function(i % sets)
+    _finish(device)
+    return (time.perf_counter() - start) / calls
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def graph_time(function: Callable[[int], Any], sets: int, calls: int = 20, replays: int = 5) -> float:
+    """Device seconds a call on a GPU: the calls are captured in a CUDA graph, so the host's part is left out."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for i in range(3):
+            function(i % sets)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(calls):
+            function(i % sets)
+    seconds = []
+    for _ in range(replays):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1e3 / calls)
+    return statistics.median(seconds)
+
+
+def peak_memory(function: Callable[[int], Any], device: torch.device) -> int:
+    """Bytes that a call holds at its peak beyond what was there before: its results and everything in between."""
+    function(0)
+    if device.type == "cuda":
+        _finish(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function(0)
+        _finish(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function(0)
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    if len(values) < 2:
+        return {"median": values[0], "low": values[0], "high": values[0]}
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "low": low, "high": high}

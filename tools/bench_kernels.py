@@ -1,0 +1,246 @@
+"""Measures every fused operator against plain PyTorch: time, peak memory and share of the machine's copy bandwidth.
+
+Each operator runs forward, and forward with backward, beside the same composed of PyTorch's own operations (eager), for
+merging and segmenting also beside torch.compile of that. Runs are paired in one process and rotate over inputs that no
+cache still holds. On a GPU, `device` is the time of captured CUDA graphs, without the host's part.
+"""
+
+from _run import run
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from a2s_repro import ops
+from a2s_repro.benchmark import copy_bandwidth, graph_time, paired, peak_memory, rotation, spread
+from a2s_repro.devices import usable_device
+from a2s_repro.files import replacing
+from a2s_repro.performance import write_docs
+from a2s_repro.provenance import provenance
+
+GRIDS = {41: (41, 31, 21), 65: (65, 49, 33), 129: (129, 97, 65), 513: (513, 385, 257)}
+"""The score maps' sides at scales 1, 0.75 and 0.5, by the merged map's."""
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    if x.size(2) == size:
+        return x
+    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=True)
+
+
+def eager_merge(size: int, *inputs: Tensor) -> Tensor:
+    *scores, logits = inputs
+    weights = resized(logits.softmax(1), size)
+    return sum(weights[:, s : s + 1] * resized(score, size) for s, score in enumerate(scores))
+
+
+def eager_recalibrated(size: int, *inputs: Tensor) -> Tensor:
+    return eager_merge(size, *inputs[:-1]) * inputs[-1]
+
+
+def eager_average(size: int, *scores: Tensor) -> Tensor:
+    return sum(resized(score, size) for score in scores) * (1 / len(scores))
+
+
+def eager_max(size: int, *scores: Tensor) -> Tensor:
+    largest = resized(scores[0], size)
+    for score in scores[1:]:
+        largest = torch.maximum(largest, resized(score, size))
+    return largest
+
+
+def eager_segment(size: int, scores: Tensor) -> Tensor:
+    return resized(scores, size).argmax(1).to(torch.uint8)
+
+
+def eager_concat(size: int, *features: Tensor) -> Tensor:
+    return torch.cat([resized(feature, size) for feature in features], 1)
+
+
+OPERATORS: dict[str, tuple[Callable, Callable]] = {
+    "scale_merge": (lambda size, *x: ops.scale_merge(x[:-1], x[-1], (size, size))[0], eager_merge),
+    "scale_merge recalibrated": (
+        lambda size, *x: ops.scale_merge(x[:-2], x[-2], (size, size), x[-1])[0],
+        eager_recalibrated,
+    ),
+    "scale_average": (lambda size, *x: ops.scale_average(x, (size, size)), eager_average),
+    "scale_max": (lambda size, *x: ops.scale_max(x, (size, size)), eager_max),
+    "scale_softmax": (lambda size, x: ops.scale_softmax(x), lambda size, x: x.softmax(1)),
+    "segment": (lambda size, x: ops.segment(x, (size, size)), eager_segment),
+    "interp": (lambda size, x: ops.interp(x, (size, size)), lambda size, x: resized(x, size)),
+    "interp_concat": (lambda size, *x: ops.interp_concat(x, (size, size)), eager_concat),
+}
+COMPILED = ("scale_merge", "segment")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    operator: str
+    batch: int
+    channels: int
+    maps: tuple[int, ...]
+    """Sides of the score maps or features."""
+    size: int
+    logits: int | None = None
+    """Side of the logits' map, if the operator takes logits."""
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        shapes = [(self.batch, self.channels, side, side) for side in self.maps]
+        if self.logits:
+            shapes.append((self.batch, len(self.maps), self.logits, self.logits))
+        if self.operator.endswith("recalibrated"):
+            shapes.append((self.batch, self.channels, self.size, self.size))
+        return shapes
+
+
+def cases(quick: bool) -> list[Case]:
+    merges = [(10, 21, 41), (1, 21, 65), (8, 21, 65), (1, 150, 129), (8, 150, 129)]
+    if not quick:
+        merges += [(1, 150, 65), (8, 150, 65), (1, 21, 129), (8, 21, 129)]
+    found = [Case("scale_merge", n, c, GRIDS[size], size, size) for n, c, size in merges]
+    found.append(Case("scale_merge", 8, 21, GRIDS[513], 513, 65))
+    for n, c, size in merges[:1] + merges[2:3] + merges[4:5]:
+        found.append(Case("scale_merge recalibrated", n, c, GRIDS[size], size, size))
+        found.append(Case("scale_average", n, c, GRIDS[size], size))
+        found.append(Case("scale_max", n, c, GRIDS[size], size))
+    found.append(Case("scale_softmax", 8, 3, (65,), 65))
+    segments = [(1, 21, 65, 513), (8, 21, 65, 513), (1, 150, 65, 513), (1, 150, 129, 1025), (8, 150, 129, 1025)]
+    found += [Case("segment", n, c, (side,), size) for n, c, side, size in segments]
+    found.append(Case("interp", 3, 3, (321,), 241))
+    found.append(Case("interp", 8, 21, (65,), 513))
+    found += [Case("interp", 10, 1024, (side,), 41) for side in (31, 21)]
+    found.append(Case("interp_concat", 10, 1024, (41, 31, 21), 41))
+    return found
+
+
+def measure(
+    case: Case, backward: bool, dtype: torch.dtype, layout: str, device: torch.device, arguments: argparse.Namespace
+) -> dict:
+    memory_format = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
+    generator = torch.Generator(device).manual_seed(arguments.seed)
+
+    def tensor(shape: tuple[int, ...]) -> Tensor:
+        values = torch.randn(shape, generator=generator, device=device)
+        return values.to(dtype).contiguous(memory_format=memory_format).requires_grad_(backward)
+
+    fused, eager = OPERATORS[case.operator]
+    versions = {"fused": fused, "eager": eager}
+    if case.operator in COMPILED and layout == "nchw" and dtype == torch.float32 and not arguments.no_compile:
+        torch._dynamo.reset()
+        versions["compiled"] = torch.compile(eager, dynamic=False)
+
+    first = [tensor(shape) for shape in case.shapes()]
+    with torch.no_grad():
+        output = fused(case.size, *first)
+    inputs_bytes = sum(x.numel() * x.element_size() for x in first)
+    output_bytes = output.numel() * output.element_size()
+    weights_bytes = case.batch * len(case.maps) * case.size**2 * output.element_size() if case.logits else 0
+    # Forward: read the inputs, write the results. Backward: read gradient, inputs and weights, write their gradients.
+    moved = inputs_bytes + output_bytes + weights_bytes
+    if backward:
+        moved += output_bytes + inputs_bytes + weights_bytes + inputs_bytes
+    sets = rotation(moved)
+    inputs = [first] + [[tensor(shape) for shape in case.shapes()] for _ in range(sets - 1)]
+    grad = torch.randn(output.shape, generator=generator, device=device).to(output) if backward else None
+
+    def call(version: Callable) -> Callable[[int], object]:
+        def forward(i: int) -> object:
+            with torch.no_grad():
+                return version(case.size, *inputs[i])
+
+        def both(i: int) -> object:
+            return torch.autograd.grad(version(case.size, *inputs[i]), inputs[i], grad)
+
+        return both if backward else forward
+
+    calls = {name: call(version) for name, version in versions.items()}
+    times = paired(calls, sets, device, budget=0.3 if arguments.quick else 1.0)
+    row = {
+        "operator": case.operator,
+        "pass": "forward+backward" if backward else "forward",
+        "dtype": str(dtype).removeprefix("torch."),
+        "layout": layout,
+        "maps": [list(shape) for shape in case.shapes()],
+        "size": case.size,
+        "floor_bytes": moved,
+        "result_bytes": (output_bytes + weights_bytes) + (inputs_bytes if backward else 0),
+        "seconds": {name: spread(values) for name, values in times.items()},
+        "ratio": {
+            name: spread([theirs / ours for theirs, ours in zip(times[name], times["fused"], strict=True)])
+            for name in times
+            if name != "fused"
+        },
+        "peak_bytes": {name: peak_memory(function, device) for name, function in calls.items() if name != "compiled"},
+    }
+    if device.type == "cuda":
+        row["device_seconds"] = {name: graph_time(function, sets) for name, function in calls.items()}
+    return row
+
+
+def described(row: dict, bandwidth: float) -> str:
+    seconds = row.get("device_seconds") or {name: value["median"] for name, value in row["seconds"].items()}
+    ratios = " ".join(f"{name} x{seconds[name] / seconds['fused']:.2f}" for name in seconds if name != "fused")
+    share = row["floor_bytes"] / seconds["fused"] / bandwidth
+    maps = "+".join("x".join(map(str, shape)) for shape in row["maps"][:1])
+    return (
+        f"{row['operator']:24} {row['pass']:16} {row['dtype']:8} {row['layout']:13} {maps:>16} -> {row['size']:<5}"
+        f"{seconds['fused'] * 1e3:9.3f} ms  {ratios:30} {100 * share:4.0f} % of copy"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python tools/bench_kernels.py --device cuda --out benchmarks/results --write-docs",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(here %(default)s)")
+    parser.add_argument("--operators", nargs="+", choices=OPERATORS, metavar="NAME", help="only these")
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--layouts", nargs="+", choices=("nchw", "channels_last"), default=["nchw", "channels_last"])
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: two minutes")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs (default 0)")
+    parser.add_argument("--out", type=Path, help="folder for kernels-DEVICE-DATE.json (default: not written)")
+    parser.add_argument("--write-docs", action="store_true", help="put the newest results into docs/performance.md")
+    arguments = parser.parse_args()
+    device = usable_device(arguments.device)
+    torch.manual_seed(arguments.seed)
+
+    facts = provenance()
+    bandwidth = copy_bandwidth(device)
+    tqdm.write(f"{facts['gpu'] if device.type == 'cuda' else facts['cpu']}: copies {bandwidth / 1e9:.1f} GB/s")
+    todo = [
+        (case, backward, getattr(torch, dtype), layout)
+        for case in cases(arguments.quick)
+        if not arguments.operators or case.operator in arguments.operators
+        for dtype in arguments.dtypes
+        for layout in arguments.layouts
+        for backward in ([False] if case.operator == "segment" else [False, True])
+    ]
+    rows = []
+    for case, backward, dtype, layout in (bar := tqdm(todo, unit="case")):
+        bar.set_description(case.operator)
+        rows.append(measure(case, backward, dtype, layout, device, arguments))
+        tqdm.write(described(rows[-1], bandwidth))
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        path = arguments.out / f"kernels-{device.type}-{facts['date'][:10]}.json"
+        results = {"provenance": facts, "device": device.type, "copy_bandwidth": bandwidth, "rows": rows}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
+        print(path)
+    if arguments.write_docs:
+        print(write_docs())
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
