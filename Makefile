@@ -12,7 +12,7 @@ export A2S_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 PY := .venv/bin/python
 INSTALLED := .venv/.installed-$(A2S_CUDA)
 
-.PHONY: setup demo test lint sanitize ptxas gpu-report clean
+.PHONY: setup demo test smoke lint sanitize ptxas gpu-report clean
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
@@ -28,6 +28,11 @@ test: setup
 
 lint: setup
 	$(PY) -m ruff check .
+
+# Every recipe: two iterations of a thin net on drawn pictures, and their evaluation.
+smoke: setup
+	@rm -rf build/smoke
+	$(PY) tools/reproduce.py --smoke --out build/smoke
 
 CMAKE := PATH="$(CURDIR)/.venv/bin:$$PATH" cmake
 CONFIGURE = $(CMAKE) -S . -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY)
