@@ -57,7 +57,10 @@ def comparison(runs: Sequence[TrainedRun]) -> str:
     """Markdown: scores in per cent, losses and times; IoU by class; attention by size where measured; seeds' spread.
 
     A row is of the runs that differ in their seed alone, with their means, in the order in which they first come.
+    Raises InputError for runs that were scored on different sets.
     """
+    if len({(run.scores["images"], tuple(run.scores["iou"])) for run in runs}) > 1:
+        raise InputError("the runs were scored on different images or classes: score all of them on one list.")
     groups: dict[str, list[TrainedRun]] = {}
     for run in runs:
         groups.setdefault(json.dumps(run.settings), []).append(run)

@@ -82,6 +82,13 @@ def test_attention_by_size_has_a_line_per_scale(folders):
     assert lines[2]["within classes"] == f"{measured['correlation_within_classes'][2]:+.2f}"
 
 
+def test_scores_of_different_sets_are_not_compared(folders):
+    runs = [read_run(folder) for folder in folders]
+    fewer = runs[0]._replace(scores=runs[0].scores | {"images": 1})
+    with pytest.raises(InputError, match="scored on different images or classes"):
+        comparison([fewer, *runs[1:]])
+
+
 def test_the_tool_prints_it_and_names_what_is_missing(folders, tmp_path):
     command = [sys.executable, TOOL, *folders]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
