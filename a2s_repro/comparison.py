@@ -63,7 +63,7 @@ def comparison(runs: Sequence[TrainedRun]) -> str:
         raise InputError("the runs were scored on different images or classes: score all of them on one list.")
     groups: dict[str, list[TrainedRun]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(run.settings), []).append(run)
+        groups.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
     settings = [group[0].settings for group in groups.values()]
     differing = [name for name in settings[0] if any(one.get(name) != settings[0][name] for one in settings)]
     titles = [name.replace("_", " ") for name in differing]
@@ -75,7 +75,8 @@ def comparison(runs: Sequence[TrainedRun]) -> str:
 
 
 def _scores(titles: list[str], rows: list[_Row]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row.runs[0].losses))
+    most_first = sorted((list(row.runs[0].losses) for row in rows), key=len, reverse=True)
+    names = list(dict.fromkeys(name for names in most_first for name in names))
     lines = []
     for head, runs in rows:
         scores = [100 * run.scores["mean_iou"] for run in runs]
