@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-COLD_BYTES = 256 << 20
+COLD_BYTES = 128 << 20
 """Inputs of a measurement rotate over about so many bytes, more than the caches that a run can count on."""
 
 
@@ -18,7 +18,7 @@ def rotation(set_bytes: int) -> int:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, at which the device copies 256 MB: the floor of what only moves data."""
+    """Bytes a second, read and written, at which the device copies 128 MB: the floor of what only moves data."""
     source = torch.empty(COLD_BYTES // 4, device=device).fill_(1)
     target = torch.empty_like(source)
     (times,) = paired({"copy": lambda _: target.copy_(source)}, 2, device, budget=1.0).values()

@@ -147,8 +147,8 @@ def measure(
     if backward:
         moved += output_bytes + inputs_bytes + weights_bytes + inputs_bytes
     sets = rotation(moved)
-    inputs = [first] + [[tensor(shape) for shape in case.shapes()] for _ in range(sets - 1)]
-    grad = torch.randn(output.shape, generator=generator, device=device).to(output) if backward else None
+    inputs = [first] + [[x.detach().clone().requires_grad_(backward) for x in first] for _ in range(sets - 1)]
+    grad = torch.randn_like(output) if backward else None
 
     def call(version: Callable) -> Callable[[int], object]:
         def forward(i: int) -> object:
@@ -161,7 +161,7 @@ def measure(
         return both if backward else forward
 
     calls = {name: call(version) for name, version in versions.items()}
-    times = paired(calls, sets, device, budget=0.3 if arguments.quick else 1.0)
+    times = paired(calls, sets, device, budget=0.3 if arguments.quick else 0.6)
     row = {
         "operator": case.operator,
         "pass": "forward+backward" if backward else "forward",
