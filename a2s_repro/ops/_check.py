@@ -43,6 +43,8 @@ def check_maps(operator: str, argument: str, tensors: Sequence[Tensor], *, same_
 
 def check_matches(operator: str, argument: str, tensor: Tensor, other_argument: str, other: Tensor) -> None:
     """`tensor` has the batch size and device of `other`, and its dtype unless autocast will bring them together."""
+    if tensor.dtype == other.dtype and tensor.device == other.device and tensor.size(0) == other.size(0):
+        return
     for what, given, wanted in (
         ("batch size", tensor.size(0), other.size(0)),
         ("device", tensor.device, other.device),

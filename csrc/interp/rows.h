@@ -304,11 +304,11 @@ Readers readers_of(const Axis& axis, int64_t i, std::vector<Acc>& weights) {
   return result;
 }
 
-// sum[x] += weight * value.at(x, x)
+// sum[x] += weight * value.factor(x) * value.at(x)
 template <class Acc, class Value>
 A2S_CLONES void add_row(Acc weight, const Value value, int64_t width, Acc* sum) {
   A2S_INDEPENDENT
-  for (int64_t x = 0; x < width; ++x) sum[x] += weight * value.at(x, x);
+  for (int64_t x = 0; x < width; ++x) sum[x] += weight * (value.factor(x) * value.at(x));
 }
 
 // What reads each pixel of a row.
@@ -384,9 +384,9 @@ A2S_CLONES void gather_pixels(const ReaderColumns<Acc>& columns, Acc row_weight,
                               Acc* out) {
   for (const Readers& pixel : columns.pixels) {
     for (int64_t x = pixel.first; x < pixel.end; ++x) {
-      const Acc weight = row_weight * columns.weights[pixel.weights + x - pixel.first];
+      const Acc weight = row_weight * columns.weights[pixel.weights + x - pixel.first] * value.factor(x);
       A2S_INDEPENDENT
-      for (int64_t l = 0; l < lanes; ++l) out[l] += weight * value.at(x, x * lanes + l);
+      for (int64_t l = 0; l < lanes; ++l) out[l] += weight * value.at(x * lanes + l);
     }
     out += lanes;
   }
@@ -396,17 +396,18 @@ template <class Acc, class Value>
 A2S_CLONES void copy_row(const Value value, int64_t width, int64_t lanes, Acc* out) {
   if (lanes == 1) {
     A2S_INDEPENDENT
-    for (int64_t x = 0; x < width; ++x) out[x] = value.at(x, x);
+    for (int64_t x = 0; x < width; ++x) out[x] = value.factor(x) * value.at(x);
     return;
   }
   for (int64_t x = 0; x < width; ++x) {
+    const Acc factor = value.factor(x);
     A2S_INDEPENDENT
-    for (int64_t l = 0; l < lanes; ++l) out[x * lanes + l] = value.at(x, x * lanes + l);
+    for (int64_t l = 0; l < lanes; ++l) out[x * lanes + l] = factor * value.at(x * lanes + l);
   }
 }
 
-// Rows of the gradient of a map under Interp, from rows of the result's gradient: value.at(x, i) is value i of such a
-// row, which belongs to pixel x.
+// Rows of the gradient of a map under Interp, from rows of the result's: value i of such a row, of pixel x, is
+// value.factor(x) * value.at(i).
 template <class Acc>
 class GatheredRows {
  public:
@@ -442,7 +443,8 @@ class GatheredRows {
 template <class Acc>
 struct PlainValue {
   const Acc* row;
-  Acc at(int64_t, int64_t i) const { return row[i]; }
+  Acc factor(int64_t) const { return 1; }
+  Acc at(int64_t i) const { return row[i]; }
 };
 
 // Calls work(first, end) for parts of the rows of a map, in parallel, each worth a thread.

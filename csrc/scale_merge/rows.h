@@ -190,15 +190,17 @@ class ScaleRows {
 template <class Acc>
 struct WeightedValue {
   const Acc *weight, *grad;
-  Acc at(int64_t x, int64_t i) const { return weight[x] * grad[i]; }
+  Acc factor(int64_t x) const { return weight[x]; }
+  Acc at(int64_t i) const { return grad[i]; }
 };
 
-// The same under the average: factor * grad.
+// The same under the average: scale * grad.
 template <class Acc>
 struct ScaledValue {
   const Acc* grad;
-  Acc factor;
-  Acc at(int64_t, int64_t i) const { return factor * grad[i]; }
+  Acc scale;
+  Acc factor(int64_t) const { return scale; }
+  Acc at(int64_t i) const { return grad[i]; }
 };
 
 // The same under max merging: grad where s won.
@@ -206,7 +208,8 @@ template <class Acc>
 struct WonValue {
   const Acc *grad, *winner;
   Acc s;
-  Acc at(int64_t, int64_t i) const { return winner[i] == s ? grad[i] : Acc(0); }
+  Acc factor(int64_t) const { return 1; }
+  Acc at(int64_t i) const { return winner[i] == s ? grad[i] : Acc(0); }
 };
 
 }  // namespace a2s
