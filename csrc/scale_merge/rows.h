@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "../interp/gather_rows.h"
 #include "../interp/kernels.h"
 #include "../interp/rows.h"
 #include "scale_merge.h"
