@@ -151,30 +151,10 @@ class Embedding {
   std::array<Key, d + 1> stride_{}, step_;
 };
 
-A2S_VECTOR_CLONES
-void splat(const Rows& points, const Share* shares, const int64_t* share_begin, Rows& values, int64_t begin,
-           int64_t end) {
-  for (int64_t v = begin; v < end; ++v) {
-    Lanes* sum = values[v];
-    for (int i = 0; i < values.width(); ++i) sum[i] = Lanes{};
-    add_weighted(points, shares + share_begin[v], share_begin[v + 1] - share_begin[v], sum);
-  }
-}
-
-// neighbours: (vertices, 2)
-A2S_VECTOR_CLONES
-void blur(const Rows& values, const int32_t* neighbours, Rows& blurred, int64_t begin, int64_t end) {
-  const int width = values.width();
-  for (int64_t v = begin; v < end; ++v) {
-    const Lanes *here = values[v], *before = values[neighbours[2 * v]], *after = values[neighbours[2 * v + 1]];
-    for (int i = 0; i < width; ++i) blurred[v][i] = here[i] + 0.5f * (before[i] + after[i]);
-  }
-}
-
 }  // namespace
 
 template <size_t d>
-Lattice::Lattice(const std::array<float, d>* features, int64_t points, int width, Team& team)
+Lattice::Lattice(const std::array<float, d>* features, int64_t points, int channels, Team& team)
     : points_(points), corners_(d + 1), slice_(uninitialized<Share>(points * (d + 1))) {
   const Embedding<d> embedding(features, points);
   VertexTable table;
@@ -204,8 +184,8 @@ Lattice::Lattice(const std::array<float, d>* features, int64_t points, int width
     }
   });
   sort_by_vertex();
-  values_ = Rows(vertices_, width);
-  spare_ = Rows(vertices_, width);
+  values_ = Rows(vertices_, channels);
+  spare_ = Rows(vertices_, channels);
 }
 
 template Lattice::Lattice(const std::array<float, 2>*, int64_t, int, Team&);
@@ -231,7 +211,7 @@ void Lattice::filter(const Rows& points, Team& team) {
   });
   for (int j = 0; j < corners_; ++j) {
     team.share(vertices_, 1024, [&](int64_t begin, int64_t end) {
-      blur(values_, &neighbours_[j * vertices_].before, spare_, begin, end);
+      blur(values_, &neighbours_[j * vertices_], spare_, begin, end);
     });
     values_.swap(spare_);
   }
@@ -242,7 +222,7 @@ void Lattice::normalise(int channel, float weight, Team& team) {
     for (int64_t p = begin; p < end; ++p) {
       Share* shares = &slice_[p * corners_];
       float sum = 0;
-      for (int k = 0; k < corners_; ++k) sum += shares[k].weight * values_.at(shares[k].row, channel);
+      for (int k = 0; k < corners_; ++k) sum += shares[k].weight * values_[shares[k].row][channel];
       const float scale = weight / sum;
       for (int k = 0; k < corners_; ++k) shares[k].weight *= scale;
     }

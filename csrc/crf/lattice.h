@@ -20,10 +20,10 @@ namespace a2s::crf {
 
 class Lattice {
  public:
-  // A filter for `points` points, whose features are in standard deviations and whose rows have `width` vectors.
+  // A filter for `points` points, whose features are in standard deviations and whose rows have `channels` channels.
   // Throws std::invalid_argument if the features spread too far. Instantiated for d = 2 and 5.
   template <size_t d>
-  Lattice(const std::array<float, d>* features, int64_t points, int width, Team& team);
+  Lattice(const std::array<float, d>* features, int64_t points, int channels, Team& team);
 
   // Splats the rows of the points, and blurs.
   void filter(const Rows& points, Team& team);
@@ -31,16 +31,10 @@ class Lattice {
   // From now on, slices are weight * row / row[channel], with the row[channel] of the last filtering.
   void normalise(int channel, float weight, Team& team);
 
-  // sum += the slice of a point.
-  A2S_INLINE void add_slice(int64_t point, Lanes* sum) const {
-    add_weighted(values_, slice_.get() + point * corners_, corners_, sum);
-  }
+  // The filtered rows of the points.
+  Slice slice() const { return {&values_, slice_.get(), corners_}; }
 
  private:
-  struct Neighbours {
-    int32_t before, after;
-  };
-
   void sort_by_vertex();
 
   int64_t points_, vertices_;                 // vertex 0 stands for all that do not exist
@@ -49,7 +43,7 @@ class Lattice {
   std::unique_ptr<Share[]> splat_;            // the same by vertex: how much of which point, in ascending order
   std::vector<int64_t> splat_begin_;          // (vertices + 1)
   std::unique_ptr<Neighbours[]> neighbours_;  // (corners, vertices)
-  Rows values_{0, 0}, spare_{0, 0};           // (vertices)
+  Rows values_, spare_;                       // (vertices)
 };
 
 }  // namespace a2s::crf

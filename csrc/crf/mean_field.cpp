@@ -3,7 +3,6 @@
 #include <array>
 
 #include "lattice.h"
-#include "softmax.h"
 
 namespace a2s::crf {
 namespace {
@@ -11,23 +10,12 @@ namespace {
 constexpr int64_t kPixels = 256;  // a piece of work whose rows fit in the first cache
 
 template <size_t d, class Feature>
-Lattice lattice_of(int64_t pixels, int width, Team& team, const Feature& feature) {
+Lattice lattice_of(int64_t pixels, int channels, Team& team, const Feature& feature) {
   const auto features = uninitialized<std::array<float, d>>(pixels);
   team.share(pixels, kPixels, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) features[i] = feature(i);
   });
-  return Lattice(features.get(), pixels, width, team);
-}
-
-// q = softmax(unary + slices) for the pixels [begin, end).
-A2S_VECTOR_CLONES
-void update(const Rows& unary, const Lattice* const* lattices, int count, Rows& q, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    Lanes* row = q[i];
-    for (int v = 0; v < unary.width(); ++v) row[v] = unary[i][v];
-    for (int k = 0; k < count; ++k) lattices[k]->add_slice(i, row);
-    softmax(row, unary.width());
-  }
+  return Lattice(features.get(), pixels, channels, team);
 }
 
 }  // namespace
@@ -36,27 +24,26 @@ void mean_field(const uint8_t* image, const float* scores, int64_t height, int64
                 const Kernels& kernels, int threads, float* marginals) {
   Team team(threads);
   const int64_t pixels = height * width;
-  const int vectors = classes / kLanes + 1;  // so that there is a channel to spare
+  const int channels = classes + 1;
 
-  Rows unary(pixels, vectors), q(pixels, vectors);
+  Rows unary(pixels, channels), q(pixels, channels);
   team.share(pixels, kPixels, [&](int64_t begin, int64_t end) {
-    for (int c = 0; c < vectors * kLanes; ++c) {
-      for (int64_t i = begin; i < end; ++i) unary.at(i, c) = c < classes ? scores[c * pixels + i] : kPadding;
+    for (int c = 0; c < unary.width(); ++c) {
+      for (int64_t i = begin; i < end; ++i) unary[i][c] = c < classes ? scores[c * pixels + i] : kPadding;
     }
     update(unary, nullptr, 0, q, begin, end);
-    // So that the first filtering gives the sums of the kernels as well.
-    for (int64_t i = begin; i < end; ++i) q.at(i, classes) = 1;
+    // The spare channel makes the first filtering give the sums of the kernels as well.
+    for (int64_t i = begin; i < end; ++i) q[i][classes] = 1;
   });
 
-  Lattice positions = lattice_of<2>(pixels, vectors, team, [&](int64_t i) {
+  Lattice positions = lattice_of<2>(pixels, channels, team, [&](int64_t i) {
     return std::array<float, 2>{i % width / kernels.pos_xy_std, i / width / kernels.pos_xy_std};
   });
-  Lattice bilateral = lattice_of<5>(pixels, vectors, team, [&](int64_t i) {
+  Lattice bilateral = lattice_of<5>(pixels, channels, team, [&](int64_t i) {
     const uint8_t* rgb = image + 3 * i;
     return std::array<float, 5>{i % width / kernels.bi_xy_std, i / width / kernels.bi_xy_std,
                                 rgb[0] / kernels.bi_rgb_std, rgb[1] / kernels.bi_rgb_std, rgb[2] / kernels.bi_rgb_std};
   });
-  const Lattice* const lattices[] = {&positions, &bilateral};
 
   for (int iteration = 0; iteration < iterations; ++iteration) {
     positions.filter(q, team);
@@ -65,12 +52,13 @@ void mean_field(const uint8_t* image, const float* scores, int64_t height, int64
       positions.normalise(classes, kernels.pos_w, team);
       bilateral.normalise(classes, kernels.bi_w, team);
     }
-    team.share(pixels, kPixels, [&](int64_t begin, int64_t end) { update(unary, lattices, 2, q, begin, end); });
+    const Slice slices[] = {positions.slice(), bilateral.slice()};
+    team.share(pixels, kPixels, [&](int64_t begin, int64_t end) { update(unary, slices, 2, q, begin, end); });
   }
 
   team.share(pixels, kPixels, [&](int64_t begin, int64_t end) {
     for (int c = 0; c < classes; ++c) {
-      for (int64_t i = begin; i < end; ++i) marginals[c * pixels + i] = q.at(i, c);
+      for (int64_t i = begin; i < end; ++i) marginals[c * pixels + i] = q[i][c];
     }
   });
 }
