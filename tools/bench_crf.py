@@ -10,11 +10,9 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from tqdm import trange
 from a2s_repro.crf import dense_crf
 from a2s_repro.data.images import read_image
 from a2s_repro.files import replacing
+from a2s_repro.provenance import provenance
 
 try:
     import pydensecrf.densecrf as peer
@@ -75,11 +74,6 @@ def peak_memory(run: Callable, *arguments: object) -> float:
 def memory(field: str) -> float:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -137,9 +131,9 @@ def main() -> None:
 
     if arguments.json:
         settings = {name: value for name, value in vars(arguments).items() if name not in ("json", "image")}
-        settings |= {"image": "photograph" if arguments.image else "drawn", "cpu": processor()}
+        settings["image"] = "photograph" if arguments.image else "drawn"
         with replacing(arguments.json) as temporary:
-            record = {"date": date.today().isoformat(), **settings, "figures": figures}
+            record = provenance() | settings | {"figures": figures}
             temporary.write_text(json.dumps(record, indent=1) + "\n")
         print(f"figures: {arguments.json}")
 
