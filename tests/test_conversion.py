@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from a2s_repro.caffe.conversion import convert_file, from_caffe, random_init, to_caffe
 from a2s_repro.caffe.layers import TRUNK
-from a2s_repro.caffe.vgg16 import TORCHVISION_LAYERS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB, subsampled
+from a2s_repro.caffe.vgg16 import TORCHVISION_LAYERS, subsampled
 from a2s_repro.checkpoint import Weights
-from a2s_repro.data.image_seg import MEAN_BGR
+from a2s_repro.data.image_seg import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError
 from a2s_repro.models import AttentionHead, DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths, build_model
 from caffe_weights import Layer, Net, read_caffemodel, write_caffemodel

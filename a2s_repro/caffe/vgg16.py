@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from a2s_repro.checkpoint import is_stored
-from a2s_repro.data.image_seg import MEAN_BGR
+from a2s_repro.data.image_seg import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError
 from caffe_weights import Layer, Net
 
@@ -43,8 +43,6 @@ TORCHVISION_LAYERS = {
     "classifier.3": "fc7",
     "classifier.6": "fc8",
 }
-TORCHVISION_MEAN_RGB = (0.485, 0.456, 0.406)
-TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
 
 
 def is_fully_connected(fc6: np.ndarray) -> bool:
@@ -120,8 +118,8 @@ def net_from_torchvision(path: str | os.PathLike) -> Net:
 
 def _for_caffe_pixels(weight: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
     """conv1_1 (O, 3, 3, 3) and (O,) for RGB as torchvision normalises it -> for BGR grey levels less Caffe's mean."""
-    scale = 255 * np.array(TORCHVISION_STD_RGB)[::-1]
-    shift = MEAN_BGR.astype(np.float64) - 255 * np.array(TORCHVISION_MEAN_RGB)[::-1]
+    scale = 255 * TORCHVISION_STD_RGB.astype(np.float64)[::-1]
+    shift = MEAN_BGR.astype(np.float64) - 255 * TORCHVISION_MEAN_RGB.astype(np.float64)[::-1]
     kernel = weight[:, ::-1].astype(np.float64) / scale[:, None, None]
     with np.errstate(over="ignore", invalid="ignore"):  # of a damaged file, whose values are looked at afterwards
         return [kernel.astype(np.float32), (bias + np.einsum("ochw,c->o", kernel, shift)).astype(np.float32)]

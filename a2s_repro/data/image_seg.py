@@ -5,7 +5,7 @@ Caffe's own draws are in `a2s_repro.data.caffe_rng`.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -18,7 +18,11 @@ from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
 
 MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
-"""The ImageNet mean that the authors' nets subtract (transform_param.mean_value)."""
+"""The ImageNet mean that the authors' Caffe nets subtract (transform_param.mean_value)."""
+
+TORCHVISION_MEAN_RGB = np.array([0.485, 0.456, 0.406], np.float32)
+TORCHVISION_STD_RGB = np.array([0.229, 0.224, 0.225], np.float32)
+"""With the mean, what images in [0, 1] are standardised by for the ImageNet nets of PyTorch."""
 
 
 class Draw(NamedTuple):
@@ -36,7 +40,7 @@ class Sample(NamedTuple):
     """One sample, or a batch of them with a leading axis."""
 
     image: torch.Tensor
-    """(3, crop, crop) float32, B, G, R minus the mean; 0 where padded."""
+    """(3, crop, crop) float32, as the normalization makes it; 0 where padded."""
     label: torch.Tensor
     """(crop, crop) uint8; 255 where ignored or padded."""
     index: torch.Tensor
@@ -48,6 +52,19 @@ class Sample(NamedTuple):
 def subtract_mean(image: np.ndarray, mean: np.ndarray = MEAN_BGR) -> np.ndarray:
     """(H, W, 3) uint8 -> (3, H, W) float32, subtracted in float32 as Caffe does."""
     return np.ascontiguousarray((image.astype(np.float32) - mean).transpose(2, 0, 1))
+
+
+def standardise(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8, BGR -> (3, H, W) float32, RGB in [0, 1] less its mean and over its standard deviation."""
+    rgb = image[:, :, ::-1].astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(((rgb - TORCHVISION_MEAN_RGB) / TORCHVISION_STD_RGB).transpose(2, 0, 1))
+
+
+Normalization = Callable[[np.ndarray], np.ndarray]
+"""From an image (H, W, 3) uint8, BGR, to what a net takes, (3, H, W) float32, in contiguous memory."""
+
+NORMALIZATIONS: dict[str, Normalization] = {"caffe": subtract_mean, "torchvision": standardise}
+"""By the names that nets have in their `normalization`. Padding is 0 after either, so it has the mean colour."""
 
 
 def scale_factor(draw: Draw, scale_range: tuple[float, float]) -> float:
@@ -71,9 +88,9 @@ def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.nda
 
 
 def transform(
-    image: np.ndarray, label: np.ndarray, crop: int, mean: np.ndarray, draw: Draw | None
+    image: np.ndarray, label: np.ndarray, crop: int, normalization: Normalization, draw: Draw | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Caffe's DataTransformer::TransformImgAndSeg: pad at the bottom and right, crop, subtract the mean, mirror.
+    """Caffe's DataTransformer::TransformImgAndSeg: pad at the bottom and right, crop, normalise, mirror.
 
     Takes an image (H, W, 3) uint8 and labels (H, W) uint8; returns (3, crop, crop) float32, 0 where padded, and
     (crop, crop) uint8, 255 where padded. An offset is its word modulo the number of positions, counted after padding;
@@ -89,7 +106,7 @@ def transform(
     rows, columns = min(crop, height), min(crop, width)
     window = slice(h_off, h_off + rows), slice(w_off, w_off + columns)
     pixels = np.zeros((3, crop, crop), np.float32)
-    pixels[:, :rows, :columns] = subtract_mean(image[window], mean)
+    pixels[:, :rows, :columns] = normalization(image[window])
     labels = np.full((crop, crop), IGNORE_LABEL, np.uint8)
     labels[:rows, :columns] = label[window]
     if mirror:
@@ -148,15 +165,15 @@ class SegmentationDataset(Dataset):
         items: list[Item],
         num_classes: int,
         crop: int,
-        mean: np.ndarray = MEAN_BGR,
+        normalization: Normalization = subtract_mean,
         scale_range: tuple[float, float] | None = None,
     ):
         if scale_range and not 0 < scale_range[0] <= scale_range[1]:
             raise InputError(
                 f"scale_range {scale_range} is not possible: give two factors above 0, the lower one first."
             )
-        self.items, self.num_classes, self.crop, self.mean = items, num_classes, crop, mean
-        self.scale_range = scale_range
+        self.items, self.num_classes, self.crop = items, num_classes, crop
+        self.normalization, self.scale_range = normalization, scale_range
 
     def __len__(self) -> int:
         return len(self.items)
@@ -165,7 +182,7 @@ class SegmentationDataset(Dataset):
         image, label = read_pair(self.items[draw.index], self.num_classes)
         if self.scale_range:
             image, label = rescale(image, label, scale_factor(draw, self.scale_range))
-        pixels, labels = transform(image, label, self.crop, self.mean, draw)
+        pixels, labels = transform(image, label, self.crop, self.normalization, draw)
         data_dim = np.minimum(image.shape[:2], self.crop)
         return Sample(torch.from_numpy(pixels), torch.from_numpy(labels), draw.index, torch.from_numpy(data_dim))
 

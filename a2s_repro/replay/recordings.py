@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -270,11 +271,12 @@ def _read_end_to_end(folder: Path) -> Recording:
     losses = arrays["losses"]
     iterations, passes = losses.shape[:2]
     words = ("index", "mirror", "h_off", "w_off")
+    items, normalization = read_list(files / "list.txt", files), partial(subtract_mean, mean=mean)
     drawn = np.stack([arrays[word] for word in words], axis=-1).reshape(iterations * passes, -1, 4).tolist()
     fillers = _by_parameter(_under(arrays, "filler"))
     streams = RecordedStreams(
         seed=info["seed"],
-        dataset=SegmentationDataset(read_list(files / "list.txt", files), config["num_classes"], int(crop[1]), mean),
+        dataset=SegmentationDataset(items, config["num_classes"], int(crop[1]), normalization),
         draws=[[Draw(*draw) for draw in batch] for batch in drawn],
         transformer_seeds=arrays["transformer_seeds"][1:],
         fillers=fillers,

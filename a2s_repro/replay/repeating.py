@@ -1,6 +1,7 @@
 """Repeating a recorded run, and how far every number of ours is from the recorded one."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.caffe.streams import CaffeStreams
-from a2s_repro.data.image_seg import transform
+from a2s_repro.data.image_seg import subtract_mean, transform
 from a2s_repro.losses import training_loss
 from a2s_repro.models import DeepLab, build_model
 from a2s_repro.precision import float32_products
@@ -139,7 +140,7 @@ def compare_test_phase(recording: Recording, dtype: torch.dtype, device: str | t
     labels, rows = {argmax: theirs.pop(argmax)}, theirs.pop("rows", None)
     side = labels[argmax].shape[-1]
     no_label = np.zeros(recording.test_image.shape[:2], np.uint8)
-    pixels, _ = transform(recording.test_image, no_label, side, recording.mean, None)
+    pixels, _ = transform(recording.test_image, no_label, side, partial(subtract_mean, mean=recording.mean), None)
     image = torch.from_numpy(pixels)[None].to(device, dtype)
     prediction, blobs = blobs_of_test_net(recording, image)
     for name, blob in list(blobs.items()):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import cv2
 import numpy as np
@@ -11,12 +12,14 @@ from PIL import Image
 
 from a2s_repro.data.image_seg import (
     MEAN_BGR,
+    NORMALIZATIONS,
     Draw,
     RandomStream,
     SegmentationDataset,
     loader,
     rescale,
     scale_factor,
+    subtract_mean,
     transform,
 )
 from a2s_repro.data.images import read_image, read_pair
@@ -65,7 +68,7 @@ def test_training_stream_is_caffes_bit_for_bit(recorded, items, workers):
 def test_test_phase_crops_the_centre(recorded, items):
     for k, expected in enumerate(recorded["test_data_first3"]):
         image = read_image(items[k].image)
-        assert (transform(image, np.zeros(image.shape[:2], np.uint8), CROP, MEAN_BGR, draw=None)[0] == expected).all()
+        assert (transform(image, np.zeros(image.shape[:2], np.uint8), CROP, subtract_mean, None)[0] == expected).all()
 
 
 def test_an_item_without_label_is_ignored_everywhere(recorded, items):
@@ -85,11 +88,31 @@ def test_mean_is_subtracted_in_float32(recorded):
     assert (recorded["mean_bgr"] == MEAN_BGR).all()
 
 
+def test_torchvision_normalization():
+    """ImageNet's mean colour becomes 0, and a standard deviation more in one channel 1; channels come as R, G, B."""
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    image = np.random.default_rng(0).integers(256, size=(5, 4, 3), dtype=np.uint8)
+    pixels = NORMALIZATIONS["torchvision"](image)
+    assert pixels.dtype == np.float32 and pixels.flags.c_contiguous
+    expected = ((image[:, :, ::-1] / 255 - mean) / std).transpose(2, 0, 1)
+    assert np.abs(pixels - expected).max() < 1e-6
+
+
+def test_each_normalization_pads_with_the_mean_colour(items):
+    for normalization in NORMALIZATIONS.values():
+        dataset = SegmentationDataset(items, num_classes=5, crop=CROP, normalization=normalization)
+        sample = dataset[Draw(0, 0, 0, 0)]
+        image, _ = read_pair(items[0], num_classes=5)
+        rows, columns = sample.data_dim.tolist()
+        assert (sample.image[:, :rows, :columns].numpy() == normalization(image)[:, :rows, :columns]).all()
+        assert not sample.image[:, rows:].any() and not sample.image[:, :, columns:].any()
+
+
 def test_offset_words_are_taken_modulo_the_positions_after_padding():
     image = np.arange(10 * 4 * 3, dtype=np.uint8).reshape(10, 4, 3)  # higher and narrower than the crop
     label = np.arange(40, dtype=np.uint8).reshape(10, 4)
     word = 2**32 - 1  # odd: mirrored
-    pixels, labels = transform(image, label, 6, np.zeros(3, np.float32), Draw(0, word, word, word))
+    pixels, labels = transform(image, label, 6, partial(subtract_mean, mean=0), Draw(0, word, word, word))
     h_off = word % 5
     assert (labels[:, 2:] == label[h_off : h_off + 6, ::-1]).all()
     assert (labels[:, :2] == 255).all()
@@ -154,7 +177,7 @@ def test_scale_augmentation_rescales_each_sample_before_the_crop(items, workers)
             factor = 0.6 + 0.8 * draw.scale / 2**32
             size = int(image.shape[1] * factor), int(image.shape[0] * factor)
             resized = cv2.resize(image, size), cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-            expected = transform(*resized, CROP, MEAN_BGR, draw)
+            expected = transform(*resized, CROP, subtract_mean, draw)
             assert (pixels.numpy() == expected[0]).all()
             assert (labels.numpy() == expected[1]).all()
             assert data_dim.tolist() == [min(CROP, size[1]), min(CROP, size[0])]
