@@ -1,8 +1,10 @@
 """The nets of the papers. State dict keys are the names of the authors' Caffe layers."""
 
 from a2s_repro.errors import InputError
-from a2s_repro.models.deeplab import DeepLab, DeepLabLargeFOV, ParameterRule, Prediction, Widths
+from a2s_repro.models.deeplab import DeepLab, DeepLabLargeFOV, Widths
 from a2s_repro.models.msc import DeepLabMSc
+from a2s_repro.models.net import Net, ParameterRule, Prediction
+from a2s_repro.models.refine import RefineHead
 from a2s_repro.models.share_net import AttentionHead, ShareNet
 
 __all__ = [
@@ -10,18 +12,28 @@ __all__ = [
     "DeepLab",
     "DeepLabLargeFOV",
     "DeepLabMSc",
+    "Net",
     "ParameterRule",
     "Prediction",
+    "RefineHead",
     "ShareNet",
     "Widths",
+    "build_head",
     "build_model",
 ]
 
 _NETS = {net.__name__: net for net in (DeepLabLargeFOV, DeepLabMSc, ShareNet)}
-_PARTS = {"widths": Widths, "head": AttentionHead}
 
 
-def build_model(config: dict) -> DeepLab:
+def build_head(config: dict) -> AttentionHead | RefineHead:
+    """The head that `config`, as `head.config()` gives it, describes."""
+    return (RefineHead if "stages" in config else AttentionHead)(**config)
+
+
+_PARTS = {"widths": lambda config: Widths(**config), "head": build_head}
+
+
+def build_model(config: dict) -> Net:
     """The net that `config`, as `net.config()` gives it, describes; its weights are the fillers'.
 
     Raises:
@@ -32,7 +44,7 @@ def build_model(config: dict) -> DeepLab:
         raise InputError(f"the model description names the net {name!r}; known are {', '.join(_NETS)}.")
     arguments = {field: value for field, value in config.items() if field != "net"}
     try:
-        parts = {field: make(**arguments[field]) for field, make in _PARTS.items() if field in arguments}
+        parts = {field: make(arguments[field]) for field, make in _PARTS.items() if field in arguments}
         return _NETS[name](**arguments | parts)
     except InputError:
         raise

@@ -6,16 +6,24 @@ Modules carry the names of the authors' Caffe layers, so the state dict's keys a
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.errors import InputError
 from a2s_repro.models.dropout import Dropout
+from a2s_repro.models.net import Branch, Net, ParameterRule, relu
 from a2s_repro.models.side_branches import FILLER_STD, SIDE_LAYERS, TRAINING_STRIDE, side_branch
+
+TRUNK = {
+    "pool1": ("conv1_1", "conv1_2"),
+    "pool2": ("conv2_1", "conv2_2"),
+    "pool3": ("conv3_1", "conv3_2", "conv3_3"),
+    "pool4": ("conv4_1", "conv4_2", "conv4_3"),
+    "pool5": ("conv5_1", "conv5_2", "conv5_3"),
+}
+"""The pools of VGG-16, and the convolutions before each, every one followed by a ReLU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Widths:
     att_conv1: int = 512
     ms: int = 128
     """Between the convolutions of a skip-net's side branches."""
+    refine: int = 512
+    """Of the attention of Attention to Refine: after each dilated convolution, and inside each branch."""
 
     def scaled(self, factor: float) -> "Widths":
         """Every width times `factor`, rounded, at least 1."""
@@ -40,44 +50,7 @@ class Widths:
         return Widths(**{name: max(1, round(width * factor)) for name, width in dataclasses.asdict(self).items()})
 
 
-class Prediction(NamedTuple):
-    """What a net says about a batch of N images; C classes, S scales, (h, w) the grid of scale 1.
-
-    The grids are 1/8 of the image at each scale, as 8k + 1 pixels make k + 1 cells. A skip-net in evaluation mode
-    predicts every pixel: (h, w) is then the image, and every scale's map as large as the image at that scale.
-    """
-
-    scores: Tensor
-    """(N, C, h, w) merged score map."""
-    scale_scores: tuple[Tensor, ...]
-    """S score maps (N, C, h_s, w_s) in the order of `scales`, each on its own grid."""
-    weights: Tensor | None
-    """(N, S, h, w) attention weights, which sum to 1 over S; None where the merge has none."""
-    scales: tuple[float, ...]
-    """The S scales, in descending order."""
-    loss_order: tuple[float, ...]
-    """The S scales in the order in which the authors' file has their losses."""
-
-
-class ParameterRule(NamedTuple):
-    """How the solver treats one parameter (`param { lr_mult decay_mult }` of a Caffe layer)."""
-
-    lr_mult: float
-    decay_mult: float
-    branches: int
-    """How many branches share the parameter."""
-
-
-class Branch(NamedTuple):
-    """What the net makes of the image at one scale."""
-
-    features: dict[str, Tensor]
-    """Maps on the 1/8 grid: fc6 and fc7, after their ReLU and dropout, and fc8."""
-    scores: Tensor
-    """(N, C, h, w) score map: fc8, or in a skip-net its sum with the side branches' maps."""
-
-
-class DeepLab(nn.Module):
+class DeepLab(Net):
     """VGG-16 at output stride 8, its field of view widened by holes, with or without the side branches of DeepLab-MSc.
 
     pool4 and pool5 keep the resolution; conv5 has hole 2 and fc6, a 3x3 convolution, hole 12. In a skip-net score maps
@@ -88,24 +61,12 @@ class DeepLab(nn.Module):
     The other layers start gaussian with biases 0.
     """
 
-    scales: tuple[float, ...] = (1,)
-    branch_order: tuple[float, ...] = (1,)
-    """The scales in the order in which their branches stand in the authors' file, run, and draw random numbers."""
-    unshared_layers: tuple[str, ...] = ()
-    """Layers that exist once, not once per scale."""
-    copies: "tuple[DeepLab, ...]" = ()
-    """Copies of the net for the scales after the first; see `ShareNet.copy_per_branch`."""
-    grid_step: int = 8
-    """Image sides must be k times this plus 1 pixels: then the pixels under the cells of all score maps align."""
+    normalization = "caffe"
 
     def __init__(self, num_classes: int, *, skip_net: bool, pool5a: bool, dropout: float, widths: Widths | None):
-        super().__init__()
-        if num_classes < 1:
-            raise InputError(f"num_classes is {num_classes}; a net needs at least one class.")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}; a drop ratio lies in [0, 1).")
+        super().__init__(num_classes, dropout)
         w = widths or Widths()
-        self.num_classes, self.skip_net, self.dropout, self.widths = num_classes, skip_net, dropout, w
+        self.skip_net, self.widths = skip_net, w
 
         self._add_side_branch("data", 3)
         self.conv1_1 = nn.Conv2d(3, w.conv1, 3, padding=1)
@@ -137,8 +98,6 @@ class DeepLab(nn.Module):
         self.drop7 = Dropout(dropout)
         self.fc8 = nn.Conv2d(w.fc7, num_classes, 1)
 
-        self.new_layers: dict[str, float] = {}
-        """Layers with a gaussian filler, of this standard deviation, in the order of the file."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
         self._fill((FILLER_STD if skip_net else {}) | {"fc8": 0.01})
@@ -149,21 +108,21 @@ class DeepLab(nn.Module):
             for name, layer in layers.items():
                 self.add_module(name, layer)
 
-    def _fill(self, deviations: Mapping[str, float]) -> None:
-        """Fills layers, gaussian weights and zero biases, and notes them as new."""
-        self.new_layers |= deviations
-        for layer, std in deviations.items():
-            nn.init.normal_(self.get_submodule(layer).weight, std=std)
-            nn.init.zeros_(self.get_submodule(layer).bias)
+    def map_channels(self) -> dict[str, int]:
+        """The convolutions whose maps attention can read: the trunk's, fc6 and fc7 after their dropout, and fc8."""
+        names = [name for names in TRUNK.values() for name in names]
+        return {name: self.get_submodule(name).out_channels for name in (*names, "fc6", "fc7", "fc8")}
 
-    def pools(self, image: Tensor) -> dict[str, Tensor]:
-        """What side branches leave from and fc6 follows: the image (N, 3, H, W) as `data`, and pool1 to pool5."""
-        pool1 = self.pool1(relu(self.conv1_2(relu(self.conv1_1(image)))))
-        pool2 = self.pool2(relu(self.conv2_2(relu(self.conv2_1(pool1)))))
-        pool3 = self.pool3(relu(self.conv3_3(relu(self.conv3_2(relu(self.conv3_1(pool2)))))))
-        pool4 = self.pool4(relu(self.conv4_3(relu(self.conv4_2(relu(self.conv4_1(pool3)))))))
-        pool5 = self.pool5(relu(self.conv5_3(relu(self.conv5_2(relu(self.conv5_1(pool4)))))))
-        return {"data": image, "pool1": pool1, "pool2": pool2, "pool3": pool3, "pool4": pool4, "pool5": pool5}
+    def trunk_maps(self, image: Tensor) -> dict[str, Tensor]:
+        """The image (N, 3, H, W) as `data`, pool1 to pool5, and the trunk's of `head_maps`, after their ReLU."""
+        x, maps = image, {"data": image}
+        for pool, convolutions in TRUNK.items():
+            for name in convolutions:
+                x = relu(self.get_submodule(name)(x))
+                if name in self.head_maps:
+                    maps[name] = x
+            x = maps[pool] = self.get_submodule(pool)(x)
+        return maps
 
     def side_scores(self, source: str, x: Tensor) -> Tensor:
         """Score map of the side branch that leaves from `source`, of which `x` is the map."""
@@ -172,27 +131,18 @@ class DeepLab(nn.Module):
         return getattr(self, f"{source}_ms")(x)
 
     def branch(self, image: Tensor) -> Branch:
-        """The net on a batch (N, 3, H, W) at one scale."""
-        pools = self.pools(image)
-        sides = [self.side_scores(source, pools[source]) for source in TRAINING_STRIDE] if self.skip_net else []
-        x = pools["pool5"] if self.pool5a is None else self.pool5a(pools["pool5"])
+        """The net on a batch (N, 3, H, W) at one scale; the maps are those of `head_maps`, fc6, fc7 and fc8."""
+        maps = self.trunk_maps(image)
+        sides = [self.side_scores(source, maps[source]) for source in TRAINING_STRIDE] if self.skip_net else []
+        x = maps["pool5"] if self.pool5a is None else self.pool5a(maps["pool5"])
         fc6 = self.drop6(relu(self.fc6(x)))
         fc7 = self.drop7(relu(self.fc7(fc6)))
         scores = fc8 = self.fc8(fc7)
         if sides:
             size = fc8.shape[2:] if self.training else image.shape[2:]
             scores = functools.reduce(torch.add, (ops.interp(each, size) for each in (*sides, fc8)))
-        return Branch({"fc6": fc6, "fc7": fc7, "fc8": fc8}, scores)
-
-    def forward(self, image: Tensor) -> Prediction:
-        """Score map of a batch of BGR images less the mean pixel, (N, 3, H, W) with H and W of 8k + 1.
-
-        Raises:
-            InputError: the image has another shape or a size off the grid.
-        """
-        check_image(image, self.grid_step)
-        scores = self.branch(image).scores
-        return Prediction(scores, (scores,), None, self.scales, self.scales)
+        of_trunk = {name: maps[name] for name in self.head_maps if name in maps}
+        return Branch(of_trunk | {"fc6": fc6, "fc7": fc7, "fc8": fc8}, scores)
 
     def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> dict[str, ParameterRule]:
         """The rule of every parameter by its name.
@@ -243,24 +193,7 @@ class DeepLabLargeFOV(DeepLab):
         super().__init__(num_classes, skip_net=False, pool5a=pool5a, dropout=dropout, widths=widths)
 
 
-def check_image(image: Tensor, grid_step: int) -> None:
-    """Refuses what is not a (N, 3, H, W) batch with H and W of k * `grid_step` + 1."""
-    if image.dim() != 4 or image.shape[1] != 3:
-        raise InputError(f"the image batch has shape {tuple(image.shape)}; the net takes (N, 3, H, W).")
-    for size in image.shape[2:]:
-        if size < 1 or (size - 1) % grid_step:
-            below = max(size - 1, 0) // grid_step * grid_step + 1
-            raise InputError(
-                f"an image side of {size} pixels does not fit the net's grids: pad or crop it to {grid_step}k + 1, "
-                f"the nearest being {below} and {below + grid_step}."
-            )
-
-
 def max_pool(stride: int) -> nn.MaxPool2d:
     """Caffe's MAX pool 3x3 pad 1. torch's ceil_mode is the same rule: sizes round up, and a last window that would
     start in the padding beyond the input is dropped; equal values give the gradient to the first."""
     return nn.MaxPool2d(3, stride=stride, padding=1, ceil_mode=True)
-
-
-def relu(x: Tensor) -> Tensor:
-    return F.relu(x, inplace=True)

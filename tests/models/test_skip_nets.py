@@ -102,7 +102,7 @@ def test_the_sum_of_six_maps(training):
     """On the 1/8 grid in training; in the test phase with stride 1, each enlarged to the image."""
     net = filled(DeepLabMSc(5, pool5a=True, dropout=0, widths=THIN)).train(training)
     image = torch.randn(2, 3, 65, 97)
-    pools = net.pools(image)
+    pools = net.trunk_maps(image)
     strides = (8, 4, 2, 1, 1) if training else (1,) * 5
     maps = [side_scores(net, source, pools[source], stride) for source, stride in zip(SOURCES, strides, strict=True)]
     maps.append(net.branch(image).features["fc8"])

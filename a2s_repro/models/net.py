@@ -1,0 +1,143 @@
+"""What all nets have in common: what they say about an image, how their parameters are trained, what they take."""
+
+import abc
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from a2s_repro.errors import InputError
+
+
+class Prediction(NamedTuple):
+    """What a net says about a batch of N images; C classes, S scales, (h, w) the grid of the merged map.
+
+    That grid is the one of scale 1, 1/8 of the image, as 8k + 1 pixels make k + 1 cells; where the attention is that of
+    Attention to Refine, 1/4. A skip-net in evaluation mode predicts every pixel: (h, w) is then the image, and every
+    scale's map as large as the image at that scale.
+    """
+
+    scores: Tensor
+    """(N, C, h, w) merged score map."""
+    scale_scores: tuple[Tensor, ...]
+    """S score maps (N, C, h_s, w_s) in the order of `scales`, each on its own grid: 1/8 of the image at that scale."""
+    weights: Tensor | None
+    """(N, S, h, w) attention weights, which sum to 1 over S; None where the merge has none."""
+    scales: tuple[float, ...]
+    """The S scales, in descending order."""
+    loss_order: tuple[float, ...]
+    """The S scales in the order in which the authors' file has their losses."""
+    recalibration: Tensor | None = None
+    """(N, C, h, w) what the recalibrating branch multiplies the scores by, in (0, 1), or adds to them; None without."""
+    stride: int = 8
+    """Pixels of the image per cell of `scores` in training."""
+
+
+class ParameterRule(NamedTuple):
+    """How the solver treats one parameter (`param { lr_mult decay_mult }` of a Caffe layer)."""
+
+    lr_mult: float
+    decay_mult: float
+    branches: int
+    """How many branches share the parameter."""
+
+
+class Branch(NamedTuple):
+    """What the net makes of the image at one scale."""
+
+    features: dict[str, Tensor]
+    """Maps by name, among them those that the attention reads."""
+    scores: Tensor
+    """(N, C, h, w) score map on the 1/8 grid, or of a skip-net at the size of the image."""
+
+
+class Net(nn.Module, abc.ABC):
+    """A net that scores the pixels of an image, at one scale or at several (`MultiScale`).
+
+    Args:
+        num_classes: C, background included.
+        dropout: drop ratio of the layers that drop single values.
+
+    Raises:
+        InputError: a value that is not possible.
+    """
+
+    normalization: str
+    """How its images are normalised: "caffe", BGR grey levels less the mean pixel, or "torchvision", RGB in [0, 1]
+    less the mean over the standard deviation."""
+    scales: tuple[float, ...] = (1,)
+    branch_order: tuple[float, ...] = (1,)
+    """The scales in the order in which their branches stand in the authors' file, run, and draw random numbers."""
+    unshared_layers: tuple[str, ...] = ()
+    """Layers that exist once, not once per scale."""
+    copies: "tuple[Net, ...]" = ()
+    """Copies of the net for the scales after the first; see `ShareNet.copy_per_branch`."""
+    grid_step: int = 8
+    """Image sides must be k times this plus 1 pixels: then the pixels under the cells of all score maps align."""
+    stride: int = 8
+    """Pixels per cell of the merged score map in training."""
+    skip_net: bool = False
+    """Whether side branches score the image and lower maps too, in evaluation mode at the size of the image."""
+    head_maps: tuple[str, ...] = ()
+    """Maps that `branch` must give because the attention reads them."""
+
+    def __init__(self, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise InputError(f"num_classes is {num_classes}; a net needs at least one class.")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout is {dropout}; a drop ratio lies in [0, 1).")
+        self.num_classes, self.dropout = num_classes, dropout
+        self.new_layers: dict[str, float] = {}
+        """Layers with a gaussian filler, of this standard deviation, in the order of the file."""
+
+    @abc.abstractmethod
+    def branch(self, image: Tensor) -> Branch:
+        """The net on a batch (N, 3, H, W) at one scale."""
+
+    @abc.abstractmethod
+    def map_channels(self) -> dict[str, int]:
+        """The maps that attention can read, and their channels."""
+
+    @abc.abstractmethod
+    def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> dict[str, ParameterRule]:
+        """The rule of every parameter by its name; `lr_mult` gives layers other multipliers."""
+
+    @abc.abstractmethod
+    def config(self) -> dict:
+        """Plain values from which `build_model` makes the same net again."""
+
+    def forward(self, image: Tensor) -> Prediction:
+        """Score map of a batch of images, normalised as `normalization` says: (N, 3, H, W) with H and W of 8k + 1.
+
+        Raises:
+            InputError: the image has another shape or a size off the grid.
+        """
+        check_image(image, self.grid_step)
+        scores = self.branch(image).scores
+        return Prediction(scores, (scores,), None, self.scales, self.scales)
+
+    def _fill(self, deviations: Mapping[str, float]) -> None:
+        """Fills layers, gaussian weights and zero biases, and notes them as new."""
+        self.new_layers |= deviations
+        for layer, std in deviations.items():
+            nn.init.normal_(self.get_submodule(layer).weight, std=std)
+            nn.init.zeros_(self.get_submodule(layer).bias)
+
+
+def check_image(image: Tensor, grid_step: int) -> None:
+    """Refuses what is not a (N, 3, H, W) batch with H and W of k * `grid_step` + 1."""
+    if image.dim() != 4 or image.shape[1] != 3:
+        raise InputError(f"the image batch has shape {tuple(image.shape)}; the net takes (N, 3, H, W).")
+    for size in image.shape[2:]:
+        if size < 1 or (size - 1) % grid_step:
+            below = max(size - 1, 0) // grid_step * grid_step + 1
+            raise InputError(
+                f"an image side of {size} pixels does not fit the net's grids: pad or crop it to {grid_step}k + 1, "
+                f"the nearest being {below} and {below + grid_step}."
+            )
+
+
+def relu(x: Tensor) -> Tensor:
+    return F.relu(x, inplace=True)
