@@ -87,10 +87,12 @@ def weights_suffix(path: str | os.PathLike) -> str:
 
 
 def is_stored(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is plain floats with a value in memory for every element: then its size cannot be absurd."""
-    return (
-        tensor.is_floating_point() and tensor.layout == torch.strided and tensor.is_contiguous() and tensor.numel() > 0
-    )
+    """Whether a tensor is plain floats with a value in memory for every element, so that its size cannot be absurd.
+
+    Or the integer with which a batch normalisation counts its batches.
+    """
+    is_number = tensor.is_floating_point() or tensor.dtype == torch.int64
+    return is_number and tensor.layout == torch.strided and tensor.is_contiguous() and tensor.numel() > 0
 
 
 def _save_pth(path: Path, tensors: dict[str, torch.Tensor], meta_json: str) -> None:

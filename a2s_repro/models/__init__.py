@@ -1,10 +1,11 @@
-"""The nets of the papers. State dict keys are the names of the authors' Caffe layers."""
+"""The nets of the papers. State dict keys are the names of the authors' Caffe layers, and for ResNets torchvision's."""
 
 from a2s_repro.errors import InputError
 from a2s_repro.models.deeplab import DeepLab, DeepLabLargeFOV, Widths
 from a2s_repro.models.msc import DeepLabMSc
 from a2s_repro.models.net import Net, ParameterRule, Prediction
 from a2s_repro.models.refine import RefineHead
+from a2s_repro.models.resnet import ResNetDilated8
 from a2s_repro.models.share_net import AttentionHead, ShareNet
 
 __all__ = [
@@ -16,13 +17,14 @@ __all__ = [
     "ParameterRule",
     "Prediction",
     "RefineHead",
+    "ResNetDilated8",
     "ShareNet",
     "Widths",
     "build_head",
     "build_model",
 ]
 
-_NETS = {net.__name__: net for net in (DeepLabLargeFOV, DeepLabMSc, ShareNet)}
+_NETS = {net.__name__: net for net in (DeepLabLargeFOV, DeepLabMSc, ShareNet, ResNetDilated8)}
 
 
 def build_head(config: dict) -> AttentionHead | RefineHead:

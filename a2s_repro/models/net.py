@@ -121,9 +121,11 @@ class Net(nn.Module, abc.ABC):
     def _fill(self, deviations: Mapping[str, float]) -> None:
         """Fills layers, gaussian weights and zero biases, and notes them as new."""
         self.new_layers |= deviations
-        for layer, std in deviations.items():
-            nn.init.normal_(self.get_submodule(layer).weight, std=std)
-            nn.init.zeros_(self.get_submodule(layer).bias)
+        for name, std in deviations.items():
+            layer = self.get_submodule(name)
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def check_image(image: Tensor, grid_step: int) -> None:

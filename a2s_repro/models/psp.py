@@ -1,0 +1,54 @@
+"""The decoders of the ResNet: one convolution, or pyramid pooling (PSPNet). Neither has an auxiliary loss.
+
+Layers and state dict keys are those of CSAILVision/semantic-segmentation-pytorch's `c1_bilinear`, as it was at the end
+of 2017, and `ppm_bilinear`.
+"""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from a2s_repro import ops
+
+BINS = (1, 2, 3, 6)
+"""Cells along a side of each pooled map."""
+
+
+def c1(channels: int, num_classes: int) -> nn.Module:
+    """A 1x1 convolution, `conv_last`."""
+    return nn.Sequential(OrderedDict(conv_last=nn.Conv2d(channels, num_classes, 1)))
+
+
+class PyramidPooling(nn.Module):
+    """Averages over 1, 2x2, 3x3 and 6x6 regions of the map beside the map itself, and two convolutions to the classes.
+
+    Each pooled map goes through a 1x1 convolution with batch normalisation and ReLU and is resized to the map's grid,
+    with the corners aligned as everywhere in this program. `conv_last`: a 3x3 convolution with batch normalisation and
+    ReLU, dropout of whole channels (0.1), and a 1x1 convolution. Source: Zhao et al., Pyramid Scene Parsing Network.
+
+    Args:
+        channels: of the map.
+        num_classes: C.
+        width: filters of each convolution but the last; PSPNet's are 512 on a map of 2048 channels.
+        norm: the batch normalisation's class.
+    """
+
+    def __init__(self, channels: int, num_classes: int, width: int, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.ppm = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(cells), nn.Conv2d(channels, width, 1, bias=False), norm(width), nn.ReLU(True)
+            )
+            for cells in BINS
+        )
+        self.conv_last = nn.Sequential(
+            nn.Conv2d(channels + len(BINS) * width, width, 3, padding=1, bias=False),
+            norm(width),
+            nn.ReLU(True),
+            nn.Dropout2d(0.1),
+            nn.Conv2d(width, num_classes, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, h, w) -> (N, C, h, w)."""
+        return self.conv_last(ops.interp_concat([x, *(pooled(x) for pooled in self.ppm)], x.shape[2:]))

@@ -1,0 +1,264 @@
+"""ResNet34-dilated8: the net of Attention to Refine's ADE20K experiments, at one scale or several.
+
+The encoder's layers and state dict keys are torchvision's, with the first layers of CSAILVision/
+semantic-segmentation-pytorch by choice.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from a2s_repro.errors import InputError
+from a2s_repro.models.deeplab import Widths
+from a2s_repro.models.net import Branch, ParameterRule, Prediction, relu
+from a2s_repro.models.psp import PyramidPooling, c1
+from a2s_repro.models.refine import RefineHead
+from a2s_repro.models.share_net import AttentionHead, MultiScale
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+"""Maps of the encoder: of the first layers on the 1/2 grid, and of the four groups of blocks on 1/4, 1/8, 1/8, 1/8."""
+
+DECODERS = ("c1", "psp")
+STEMS = ("deep", "plain")
+NORMS = {"batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
+
+ON_LAYER4 = AttentionHead(features="layer4")
+"""The attention of Attention to Scale on this net, whose penultimate layer is layer4."""
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch normalisation, and the sum with the input, projected where its channels differ.
+
+    Source: He et al., Deep Residual Learning, with dilations in place of strides where the net has them.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, norm: type[nn.Module], stride: int, dilations: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(inputs, outputs, stride, dilations[0])
+        self.bn1 = norm(outputs)
+        self.conv2 = conv3x3(outputs, outputs, 1, dilations[1])
+        self.bn2 = norm(outputs)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x)
+        return relu(self.bn2(self.conv2(relu(self.bn1(self.conv1(x))))) + residual)
+
+
+class ResNetDilated8(MultiScale):
+    """ResNet-34 at output stride 8, and a decoder, applied to the image at one scale or at several.
+
+    layer3 and layer4 keep the resolution: their first convolution loses its stride, and the others are dilated by 2 and
+    4, as are the first of layer4 by 2. Images are RGB, normalised as ImageNet is for torchvision's nets. Over scales,
+    the same weights and batch normalisations run on each, so that running statistics see the images of all scales.
+
+    The encoder starts random (He, over the outputs), for `load_resnet34` to fill; the decoder and the attention
+    start random as CSAILVision's decoders do: gaussian (He, over the inputs), biases 0.
+
+    Args:
+        num_classes: C, background included.
+        scales: 1 alone, or two or more of 1, 0.75, 0.5, 0.25, in descending order.
+        merge: "attention", "average" or "max"; None for one scale.
+        head: the attention's, if the merge has any. It reads layer4, or for a `RefineHead` any of STAGES.
+        decoder: "c1", a 1x1 convolution, or "psp", pyramid pooling.
+        stem: "deep", three 3x3 convolutions of 64, 64 and 128 filters, or "plain", torchvision's 7x7 one of 64.
+        width: factor on all widths; other than 1 it makes a thin copy of the net.
+        batch_norm: "batch", over the images of a process, or "sync", over those of all processes (on CUDA alone).
+        dropout: drop ratio in the attention's head.
+
+    Raises:
+        InputError: a value that is not possible.
+    """
+
+    normalization = "torchvision"
+
+    def __init__(
+        self,
+        num_classes: int,
+        scales: tuple[float, ...] = (1,),
+        merge: str | None = None,
+        *,
+        head: AttentionHead | RefineHead = ON_LAYER4,
+        decoder: str = "c1",
+        stem: str = "deep",
+        width: float = 1,
+        batch_norm: str = "batch",
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__(num_classes, dropout)
+        for name, value, known in (
+            ("decoder", decoder, DECODERS),
+            ("stem", stem, STEMS),
+            ("batch_norm", batch_norm, NORMS),
+        ):
+            if value not in known:
+                raise InputError(f"{name} '{value}' is not known; it is one of {', '.join(known)}.")
+        self.head, self.decoder_kind, self.stem = head, decoder, stem
+        self.width, self.batch_norm, self.widths = width, batch_norm, Widths().scaled(width)
+        norm = NORMS[batch_norm]
+        self.channels = {
+            stage: max(1, round(outputs * width))
+            for stage, outputs in zip(STAGES, (128 if stem == "deep" else 64, 64, 128, 256, 512), strict=True)
+        }
+        outputs, last = self.channels["stem"], self.channels["layer4"]
+        if stem == "deep":
+            inner = self.channels["layer1"]
+            self.conv1, self.bn1 = conv3x3(3, inner, stride=2), norm(inner)
+            self.conv2, self.bn2 = conv3x3(inner, inner), norm(inner)
+            self.conv3, self.bn3 = conv3x3(inner, outputs), norm(outputs)
+        else:
+            self.conv1, self.bn1 = nn.Conv2d(3, outputs, 7, stride=2, padding=3, bias=False), norm(outputs)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = self._blocks("layer1", 3, norm)
+        self.layer2 = self._blocks("layer2", 4, norm, stride=2)
+        self.layer3 = self._blocks("layer3", 6, norm, dilation=2)
+        self.layer4 = self._blocks("layer4", 3, norm, dilation=4)
+        self.encoder_layers = tuple(name for name, _ in self.named_children())
+        """Layers that come from a classifier of ImageNet; the others are new."""
+        self.decoder = (
+            PyramidPooling(last, num_classes, max(1, round(512 * width)), norm)
+            if decoder == "psp"
+            else c1(last, num_classes)
+        )
+        if merge is not None or tuple(scales) != (1,):
+            self._merge_scales(tuple(scales), merge, head)
+
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                if name.partition(".")[0] in self.encoder_layers:
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                else:
+                    self._fill({name: math.sqrt(2 / layer.weight[0].numel())})
+
+    def _blocks(
+        self, name: str, count: int, norm: type[nn.Module], stride: int = 1, dilation: int = 1
+    ) -> nn.Sequential:
+        """A group of `count` blocks. The first convolution of a dilated one, which had a stride, is dilated by half."""
+        inputs, outputs = self.channels[STAGES[STAGES.index(name) - 1]], self.channels[name]
+        blocks = [BasicBlock(inputs, outputs, norm, stride, (max(1, dilation // 2), dilation))]
+        blocks += [BasicBlock(outputs, outputs, norm, 1, (dilation, dilation)) for _ in range(count - 1)]
+        return nn.Sequential(*blocks)
+
+    def map_channels(self) -> dict[str, int]:
+        return dict(self.channels)
+
+    def branch(self, image: Tensor) -> Branch:
+        """The net on a batch (N, 3, H, W) at one scale; the maps are those of `head_maps`."""
+        x = relu(self.bn1(self.conv1(image)))
+        if self.stem == "deep":
+            x = relu(self.bn2(self.conv2(x)))
+            x = relu(self.bn3(self.conv3(x)))
+        maps = {"stem": x} if "stem" in self.head_maps else {}
+        x = self.maxpool(x)
+        for name in STAGES[1:]:
+            x = self.get_submodule(name)(x)
+            if name in self.head_maps:
+                maps[name] = x
+        return Branch(maps, self.decoder(x))
+
+    def forward(self, image: Tensor) -> Prediction:
+        if self.batch_norm == "sync" and self.training and not image.is_cuda and _is_distributed():
+            raise InputError(
+                "batch_norm 'sync' takes its statistics over CUDA devices, and the images are on the "
+                f"{image.device.type}: give batch_norm 'batch', over the images of each process."
+            )
+        return super().forward(image)
+
+    def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> dict[str, ParameterRule]:
+        """The rule of every parameter by its name.
+
+        The decoder and the attention learn at ten times the rate of the encoder. Biases and batch normalisations learn
+        at the rate of the weights and do not decay. `lr_mult` gives layers, by the first part of their names, other
+        multipliers.
+        """
+        rules = {}
+        for name, parameter in self.named_parameters():
+            layer = name.partition(".")[0]
+            mult = (lr_mult or {}).get(layer, 1 if layer in self.encoder_layers else 10)
+            branches = 1 if layer in self.unshared_layers else len(self.scales)
+            rules[name] = ParameterRule(mult, 1 if parameter.dim() > 1 and mult else 0, branches)
+        return rules
+
+    def config(self) -> dict:
+        return {
+            "net": type(self).__name__,
+            "num_classes": self.num_classes,
+            "scales": list(self.scales),
+            "merge": self.merge,
+            "head": self.head.config(),
+            "decoder": self.decoder_kind,
+            "stem": self.stem,
+            "width": self.width,
+            "batch_norm": self.batch_norm,
+            "dropout": self.dropout,
+        }
+
+
+def load_resnet34(net: ResNetDilated8, path: str | os.PathLike) -> str:
+    """Fills the encoder from a classifier's state dict, and says in a sentence what was loaded.
+
+    Args:
+        net: gets the layers; its decoder and attention stay as they are.
+        path: state dict of ResNet-34 as torchvision has it (stem "plain") or as CSAILVision's (stem "deep"), written by
+            torch.save or as `.safetensors`. Its `fc` is not used.
+
+    Raises:
+        InputError: the file is damaged, or is another net's.
+    """
+    state = _read_state(path)
+    ours = {k: v for k, v in net.state_dict().items() if k.partition(".")[0] in net.encoder_layers}
+    theirs = {key: tensor for key, tensor in state.items() if key.partition(".")[0] != "fc"}
+    remedy = "give the state dict of a ResNet-34"
+    if net.stem == "plain" and "conv3.weight" in theirs:
+        remedy = "its first layers are those of stem 'deep'"
+    elif net.stem == "deep" and "conv1.weight" in theirs and "conv3.weight" not in theirs:
+        remedy = "its first layers are those of stem 'plain'"
+    missing = [key for key in ours if key not in theirs and not key.endswith("num_batches_tracked")]  # of torch 0.4.1
+    if missing or not theirs.keys() <= ours.keys():
+        other = f"lacks {missing[0]}" if missing else f"has {next(key for key in theirs if key not in ours)} besides"
+        raise InputError(f"{path} {other}, so it is not the encoder of this net: {remedy}.")
+    for key, tensor in theirs.items():
+        if tensor.shape != ours[key].shape:
+            shapes = ["x".join(map(str, t.shape)) for t in (tensor, ours[key])]
+            raise InputError(f"{path}: {key} is {shapes[0]}, but the net's is {shapes[1]}: {remedy} as wide as it.")
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {key} has values that are not finite, so the file is damaged: get it again.")
+    net.load_state_dict(theirs, strict=False)
+    fresh = sorted({name.partition(".")[0] for name, _ in net.named_parameters()} - set(net.encoder_layers))
+    unused = "; fc of the file not used" if len(theirs) < len(state) else ""
+    return f"ResNet-34 with stem '{net.stem}' loaded from {path}{unused}; {', '.join(fresh)} new"
+
+
+def _read_state(path: str | os.PathLike) -> dict[str, Tensor]:
+    with open(path, "rb"):  # a missing or unreadable file is an OSError that names it, in either form
+        pass
+    try:
+        if Path(path).suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpicklers raise nearly anything on a damaged file
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise InputError(f"{path} cannot be read ({reason}): it is damaged, or no state dict of torch.") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()) or not state:
+        raise InputError(f"{path} holds other things than named tensors: give a ResNet-34's state dict alone.")
+    return state
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution without bias that keeps the size but for its stride."""
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
