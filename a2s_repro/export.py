@@ -1,0 +1,265 @@
+"""A net for other programs: as a torch.export program, as ONNX, as Caffe's files, or as safetensors.
+
+Programs and ONNX files take normalised images, and give labels at the images' size, the score map and the attention
+weights; what they need to be fed is in their description (see `describe`). Both run what was asked for: any batch, and
+any size that fits the net's grids.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from a2s_repro import ops
+from a2s_repro.caffe.export import export as export_to_caffe
+from a2s_repro.checkpoint import load_weights, save_weights
+from a2s_repro.data.image_seg import MEAN_BGR, NORMALIZATIONS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
+from a2s_repro.errors import InputError
+from a2s_repro.evaluation import class_names, load_model
+from a2s_repro.files import replacing
+from a2s_repro.precision import float32_products
+
+SUFFIXES = {
+    ".pt2": "a torch.export program",
+    ".onnx": "ONNX",
+    ".caffemodel": "Caffe's weights and deploy prototxt",
+    ".safetensors": "weights and their description",
+}
+
+TOLERANCE = 1e-4
+"""What a written net may be away from ours, as a part of its largest score. 3e-5 was seen, of onnxruntime."""
+
+DESCRIPTION = "description.json"
+"""The file beside the graph in a .pt2 archive."""
+
+IMAGE = {
+    "caffe": {"channels": "BGR", "scale": 1.0, "mean": MEAN_BGR.tolist(), "std": [1.0, 1.0, 1.0]},
+    "torchvision": {
+        "channels": "RGB",
+        "scale": 1 / 255,
+        "mean": TORCHVISION_MEAN_RGB.tolist(),
+        "std": TORCHVISION_STD_RGB.tolist(),
+    },
+}
+"""`NORMALIZATIONS` in figures: (grey level * scale - mean) / std, the channels in this order."""
+
+Outputs = dict[str, Tensor]
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    files: list[Path]
+    deviation: float | None
+    """How far the file's net is from ours, as a part of the largest score; None for weights alone, which are equal."""
+
+
+class Deployed(nn.Module):
+    """A net and its inference tail: what a program or an ONNX file computes."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> Outputs:
+        """Normalised images (N, 3, H, W) -> `labels` (N, H, W) uint8, `scores` (N, C, h, w), the merged score map on
+        its own grid, and `weights` (N, S, h, w) where the merge has attention."""
+        prediction = self.net(image)
+        outputs = {"labels": ops.segment(prediction.scores, image.shape[2:]), "scores": prediction.scores}
+        if prediction.weights is not None:
+            outputs["weights"] = prediction.weights
+        return outputs
+
+
+def export(
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    device: str = "cpu",
+    native: bool = False,
+    deploy_size: tuple[int, int] = (513, 513),
+) -> Exported:
+    """Writes the net of a weights file as `output`, in the form that its suffix names (see `SUFFIXES`).
+
+    Programs and ONNX files are run after writing, on batches of several sizes, and take their name only if they agree
+    with the net within `TOLERANCE`.
+
+    Args:
+        path: a weights file of a complete net; for Caffe also initial weights or a training snapshot.
+        device: where a torch.export program will run.
+        native: keep the fused operators in a torch.export program; `import a2s_repro.ops` before loading it.
+        deploy_size: (height, width) of the images that Caffe's deploy prototxt takes.
+
+    Raises:
+        InputError: for another suffix, a file that holds no complete net, a net that the form has no layers for, a
+            missing package, a file that does not compute what the net does, or a full disk.
+    """
+    output = Path(output)
+    if output.suffix not in SUFFIXES:
+        known = ", ".join(f"{suffix} ({form})" for suffix, form in SUFFIXES.items())
+        raise InputError(f"{output}: the suffix chooses the form of an exported net: give one of {known}.")
+    if native and output.suffix != ".pt2":
+        raise InputError(f"{output}: only a .pt2 program can keep the native operators: leave out native.")
+    if output.suffix == ".caffemodel":
+        return Exported(export_to_caffe(path, output, deploy_size=deploy_size), None)
+    net, meta = load_model(path, device)
+    if output.suffix == ".safetensors":
+        named = meta | {"classes": class_names(net.num_classes, meta)}
+        save_weights(output, load_weights(path).state_dict, named)
+        return Exported([output], None)
+    description = describe(net, meta)
+    if output.suffix == ".onnx":
+        return Exported([output], export_onnx(net, description, output))
+    return Exported([output], export_program(net, description, output, native=native))
+
+
+def describe(net: nn.Module, meta: dict[str, Any]) -> dict[str, Any]:
+    """What a consumer of the net must know, as JSON values.
+
+    `classes` are the names of the labels, `image` says how grey levels of 0..255 become the input (see `IMAGE`; pad
+    with 0 after that, at the bottom and right), and `grid_step` which sizes fit: k * grid_step + 1 for k >= 1. `scales`
+    are those of the attention weights, `net` are the constructor's arguments, and `recipe` the training's, if known.
+    """
+    described = {
+        "classes": class_names(net.num_classes, meta),
+        "image": IMAGE[net.normalization],
+        "grid_step": net.grid_step,
+        "scales": list(net.scales),
+        "net": net.config(),
+    }
+    return described | ({"recipe": meta["recipe"]} if "recipe" in meta else {})
+
+
+def program(net: nn.Module, *, native: bool = False) -> ExportedProgram:
+    """`Deployed(net)` as a torch.export program of any batch and any size that fits the net's grids.
+
+    It consists of PyTorch's own operators, so that whoever has PyTorch can run it; with `native`, of the fused ones.
+    """
+    step = net.grid_step
+    image = torch.zeros(2, 3, 3 * step + 1, 2 * step + 1, device=next(net.parameters()).device)
+    with ops.use_backend("native" if native else "reference"), torch.no_grad():
+        return torch.export.export(Deployed(net.eval()), (image,), dynamic_shapes=_dynamic_shapes(step))
+
+
+def _dynamic_shapes(step: int) -> dict[str, dict[int, Any]]:
+    return {"image": {0: Dim("batch", min=1), 2: step * Dim("rows", min=1) + 1, 3: step * Dim("columns", min=1) + 1}}
+
+
+def export_program(
+    net: nn.Module, description: dict[str, Any], output: str | os.PathLike, *, native: bool = False
+) -> float:
+    """Writes `program(net)` and its description as a .pt2 archive; returns its deviation, as `Exported` has it.
+
+    Raises InputError if the reloaded program deviates by more than `TOLERANCE`, or the disk is full.
+    """
+    exported = program(net, native=native)
+    with replacing(output) as temporary:
+        with _writing(output):
+            torch.export.save(exported, temporary, extra_files={DESCRIPTION: json.dumps(description, indent=1)})
+        return _checked(net, torch.export.load(temporary).module(), output)
+
+
+def export_onnx(net: nn.Module, description: dict[str, Any], output: str | os.PathLike) -> float:
+    """Writes `program(net)` as ONNX, the description as JSON values in its metadata_props; returns its deviation.
+
+    Raises InputError if onnxruntime runs the file with a deviation of more than `TOLERANCE`, if ONNX's packages are
+    missing, or the disk is full.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch.onnx.export needs it)
+    except ImportError as missing:
+        raise InputError(
+            f"ONNX needs the package {missing.name}: pip install onnx onnxscript onnxruntime (a2s_repro[export])."
+        ) from None
+    exported = program(net)
+    names = list(exported.call_spec.out_spec.unflatten(range(exported.call_spec.out_spec.num_leaves)))
+    with _quiet():
+        graph = torch.onnx.export(
+            exported,
+            dynamic_shapes=_dynamic_shapes(net.grid_step),
+            input_names=["image"],
+            output_names=names,
+            dynamo=True,
+            verbose=False,
+        )
+    graph.model.metadata_props.update({key: json.dumps(value) for key, value in description.items()})
+
+    with replacing(output) as temporary:
+        with _writing(output):
+            graph.save(temporary)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+
+        def run(image: Tensor) -> Outputs:
+            found = session.run(names, {"image": image.cpu().numpy()})
+            return {name: torch.from_numpy(array) for name, array in zip(names, found, strict=True)}
+
+        return _checked(net, run, output)
+
+
+def deviation(net: nn.Module, run: Callable[[Tensor], Outputs], *, seed: int = 0) -> float:
+    """How far `run` is from `Deployed(net)` on batches of noise of three sizes, as a part of the largest score.
+
+    For `labels` that is how far the score of the label falls short of the largest one at the pixel, because labels of
+    equal scores are a matter of rounding; for attention weights it is their difference.
+    """
+    random = np.random.default_rng(seed)
+    found = []
+    for batch, *size in ((1, 65, 97), (3, 97, 65), (2, 161, 161)):
+        height, width = (max(round(side / net.grid_step), 1) * net.grid_step + 1 for side in size)
+        pictures = random.integers(0, 256, (batch, height, width, 3), np.uint8)
+        image = torch.from_numpy(np.stack([NORMALIZATIONS[net.normalization](picture) for picture in pictures]))
+        image = image.to(next(net.parameters()).device)
+        with torch.inference_mode(), float32_products("ieee"):
+            ours, theirs = Deployed(net)(image), {name: value.to(image.device) for name, value in run(image).items()}
+            unit = ours["scores"].abs().max()
+            at_pixels = ops.interp(ours["scores"], (height, width))
+            of_label = at_pixels.gather(1, theirs["labels"].long()[:, None])
+            found.append((theirs["scores"] - ours["scores"]).abs().max() / unit)
+            found.append((at_pixels.amax(1, keepdim=True) - of_label).max() / unit)
+            if "weights" in ours:
+                found.append((theirs["weights"] - ours["weights"]).abs().max())
+    return torch.stack(found).max().item()
+
+
+def _checked(net: nn.Module, run: Callable[[Tensor], Outputs], output: str | os.PathLike) -> float:
+    found = deviation(net, run)
+    if not found <= TOLERANCE:  # or not a number
+        raise InputError(
+            f"{output} is not written, because it would not compute what the net does: its deviation is {found:.1e} of "
+            f"the largest score, {TOLERANCE:.0e} are allowed; try other releases of torch and onnxruntime."
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _writing(output: str | os.PathLike) -> Iterator[None]:
+    """Torch says in its own way that the disk is full."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise InputError(f"{output} cannot be written ({reason}): is the disk full?") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what torch's exporter says about packages that it does not need, and about itself, from the user."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(before)

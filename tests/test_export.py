@@ -1,0 +1,211 @@
+"""Nets that leave: what they compute elsewhere, and what their files say about them. docs/export.md's snippets are run.
+
+Sums in another order move score maps by up to 3e-5 of the largest (onnxruntime, noise on random nets); 1e-4 is allowed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from a2s_repro.checkpoint import save_weights
+from a2s_repro.data.image_seg import NORMALIZATIONS
+from a2s_repro.data.voc import CLASSES as VOC_CLASSES
+from a2s_repro.errors import InputError
+from a2s_repro.export import IMAGE, TOLERANCE, Deployed, deviation, export, program
+from a2s_repro.models import DeepLab
+from tests.markdown import ROOT, snippets
+from tests.test_deploy import image_of, net_of, opencv4, weights_of
+
+RECIPE = {"name": "voc12/attention2_esupv"}
+SIZES = [(1, 33, 49), (3, 65, 33), (2, 161, 129)]
+
+
+def saved(folder: Path, net: DeepLab) -> Path:
+    path = folder / "model.pth"
+    save_weights(path, net.state_dict(), weights_of(net).meta | {"recipe": RECIPE})
+    return path
+
+
+@pytest.fixture(scope="module")
+def net() -> DeepLab:
+    return net_of("attention2")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, net: DeepLab) -> Path:
+    return saved(tmp_path_factory.mktemp("model"), net)
+
+
+@pytest.fixture
+def here(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the model, as the current one: the documents' snippets name files without a folder."""
+    monkeypatch.chdir(model.parent)
+    return model.parent
+
+
+def expected_labels(net: DeepLab, image: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return Deployed(net)(image)["labels"]
+
+
+def assert_alike(net: DeepLab, outputs: dict[str, torch.Tensor], image: torch.Tensor) -> None:
+    with torch.inference_mode():
+        expected = Deployed(net)(image)
+    assert outputs.keys() == expected.keys()
+    for name, values in expected.items():
+        assert outputs[name].dtype == values.dtype and outputs[name].shape == values.shape
+        unit = values.abs().max().item() if name == "scores" else 1
+        assert (outputs[name] - values).abs().max() <= (0 if name == "labels" else TOLERANCE * unit), name
+
+
+def test_onnx_runs_any_batch_and_size_and_describes_itself(here, net):
+    exported = export("model.pth", "model.onnx")
+    assert exported.files == [Path("model.onnx")] and exported.deviation < TOLERANCE
+    picture = np.random.default_rng(0).integers(0, 256, (33, 50, 3), np.uint8)
+    found = {"picture": picture}
+    exec(snippets("docs/export.md", "ONNX")[0], found)
+
+    padded = np.zeros((3, 33, 65), np.float32)
+    padded[:, :, :50] = NORMALIZATIONS["caffe"](picture[:, :, ::-1])
+    expected = expected_labels(net, torch.from_numpy(padded)[None])[0, :, :50].numpy()
+    assert np.array_equal(found["labels"], expected)
+    assert len(found["names"]) > 1 and set(found["names"]) <= set(VOC_CLASSES)
+
+    about = found["about"]
+    assert about["classes"] == list(VOC_CLASSES) and about["recipe"] == RECIPE and about["net"] == net.config()
+    assert about["grid_step"] == 16 and about["scales"] == [1, 0.5]
+    session = found["session"]
+    assert session.get_inputs()[0].shape == ["batch", 3, "16*rows + 1", "16*columns + 1"]
+    for batch, *size in SIZES:
+        image = image_of(tuple(size), batch)
+        outputs = session.run(None, {"image": image.numpy()})
+        names = [output.name for output in session.get_outputs()]
+        assert_alike(net, dict(zip(names, map(torch.from_numpy, outputs), strict=True)), image)
+
+
+CONSUMER = """
+import sys
+sys.modules["a2s_repro"] = sys.modules["caffe_weights"] = None  # an import would fail
+import torch
+image = torch.load("image.pth")
+{snippet}
+torch.save({{"labels": labels, "scores": scores, "classes": classes}}, "outputs.pth")
+"""
+
+
+def test_the_tool_writes_a_program_that_needs_pytorch_alone(here, net):
+    command = [sys.executable, ROOT / "tools" / "export.py", "model.pth", "model.pt2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("wrote model.pt2\nrun on batches of three sizes: within ")
+    assert done.stderr == ""
+
+    image = image_of((33, 65), images=3)
+    torch.save(image, "image.pth")
+    source = CONSUMER.format(snippet=snippets("docs/export.md", "PyTorch")[0])
+    subprocess.run([sys.executable, "-I", "-c", source], check=True)
+    outputs = torch.load("outputs.pth", weights_only=True)
+    assert torch.equal(outputs["labels"], expected_labels(net, image))
+    assert outputs["classes"] == list(VOC_CLASSES)
+
+
+def test_a_native_program_keeps_the_fused_operators_and_every_bit(net):
+    native = program(net, native=True)
+    used = {str(node.target) for node in native.graph.nodes}
+    assert {"a2s.interp_concat.default", "a2s.scale_merge.default", "a2s.segment.default"} <= used
+    run = native.module()
+    assert deviation(net, run) == 0
+    with pytest.raises(AssertionError, match="% 16 == 0"):
+        run(image_of((33, 40)))
+
+
+def test_safetensors_say_what_they_are(here, net):
+    assert export("model.pth", "model.safetensors").files == [Path("model.safetensors")]
+    found = {}
+    exec(snippets("docs/export.md", "safetensors")[0], found)
+    assert found["classes"] == list(VOC_CLASSES)
+    assert found["meta"]["model"] == net.config() and found["meta"]["recipe"] == RECIPE
+    for name, tensor in net.state_dict().items():
+        assert np.array_equal(found["tensors"][name], tensor.numpy())
+
+
+@opencv4
+def test_opencv_runs_the_caffe_files(here, net):
+    assert list(map(str, export("model.pth", "model.caffemodel", deploy_size=(33, 65)).files)) == [
+        "model.caffemodel",
+        "model_deploy.prototxt",
+    ]
+    image = image_of((33, 65))
+    found = {"image": image.numpy()}
+    exec(snippets("docs/export.md", "OpenCV")[0], found)
+    assert np.array_equal(found["scores"].argmax(1), expected_labels(net, image).numpy())
+
+
+@pytest.mark.parametrize("name", IMAGE)
+def test_the_described_normalization_is_the_one_in_use(name):
+    picture = np.arange(256 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    given = IMAGE[name]
+    pixels = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) if given["channels"] == "RGB" else picture
+    described = (pixels * given["scale"] - given["mean"]) / given["std"]
+    assert np.abs(described.transpose(2, 0, 1) - NORMALIZATIONS[name](picture)).max() < 1e-5
+    assert IMAGE.keys() == NORMALIZATIONS.keys()
+
+
+def test_deviation_sees_wrong_scores_labels_and_weights(net):
+    ours = Deployed(net)
+
+    def spoilt(name, change):
+        return deviation(net, lambda image: (outputs := ours(image)) | {name: change(outputs[name])})
+
+    assert deviation(net, ours) == 0
+    assert spoilt("scores", lambda scores: scores * 1.001) == pytest.approx(0.001, rel=0.01)
+    assert spoilt("labels", lambda labels: labels.flip(2)) > 0.01
+    assert spoilt("weights", lambda weights: weights.flip(1)) > 0.01
+    assert np.isnan(spoilt("scores", lambda scores: scores * np.nan))
+
+
+def test_what_computes_something_else_is_not_written(tmp_path):
+    net = net_of("largefov")
+    net.fc8.weight.data[0] = np.nan
+    with pytest.raises(InputError, match=r"model\.pt2 is not written.* its deviation is nan of the largest score"):
+        export(saved(tmp_path, net), tmp_path / "model.pt2")
+    assert os.listdir(tmp_path) == ["model.pth"]
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("model.tflite", {}, r"model\.tflite: the suffix chooses .* \.pt2 .* \.onnx .* \.caffemodel .* \.safetensors"),
+        ("model.onnx", {"native": True}, r"only a \.pt2 program can keep the native operators"),
+        ("model.caffemodel", {"deploy_size": (33, 40)}, "side of 40 pixels"),
+        ("model.pt2", {"device": "nowhere"}, "nowhere cannot be used"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(here, output, options, message):
+    before = sorted(os.listdir())
+    with pytest.raises(InputError, match=message):
+        export("model.pth", output, **options)
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize(
+    "name", ["largefov-pool5a", "msc-pool5a", "average3", "max3", "attention3", "attention4", "msc-attention3"]
+)
+def test_every_kind_of_net_leaves(tmp_path, name, suffix):
+    net = net_of(name)
+    output = tmp_path / f"net{suffix}"
+    assert export(saved(tmp_path, net), output).deviation < TOLERANCE
+    if suffix == ".onnx":
+        import onnx
+
+        onnx.checker.check_model(output, full_check=True)
+        assert json.loads(onnx.load(output).metadata_props[0].value) == list(VOC_CLASSES)
