@@ -6,10 +6,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def snippets(document: str, section: str = "") -> list[str]:
-    """The python blocks of a document, by its path from the root; only those under the heading `section`, if given."""
-    text = (ROOT / document).read_text()
-    if section:
-        level, rest = re.search(rf"^(#+) {re.escape(section)}\n(.*)", text, re.MULTILINE | re.DOTALL).groups()
-        text = re.split(rf"^#{{1,{len(level)}}} ", rest, flags=re.MULTILINE)[0]
-    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+def snippets(document: str, heading: str) -> list[str]:
+    """The python blocks under a heading, up to the next, of a document by its path from the root."""
+    found: dict[str, list[str]] = {}
+    current = ""
+    for title, language, block in re.findall(
+        r"^#+ ([^\n]+)$|^```(\w*)\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL
+    ):
+        current = title or current
+        if language == "python":
+            found.setdefault(current, []).append(block)
+    return found[heading]
