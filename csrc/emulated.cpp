@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "interp/kernels.h"
+#include "interp_shift_add/kernels.h"
 #include "scale_merge/kernels.h"
 #include "segment/kernels.h"
 
@@ -10,6 +11,8 @@ STABLE_TORCH_LIBRARY_IMPL(a2s_emulated, CPU, m) {
   m.impl("interp", TORCH_BOX(&a2s::interp<EmulatedLaunch>));
   m.impl("interp_backward", TORCH_BOX(&a2s::interp_backward<EmulatedLaunch>));
   m.impl("interp_concat", TORCH_BOX(&a2s::interp_concat<EmulatedLaunch>));
+  m.impl("interp_shift_add", TORCH_BOX(&a2s::interp_shift_add<EmulatedLaunch>));
+  m.impl("interp_shift_add_backward", TORCH_BOX(&a2s::interp_shift_add_backward<EmulatedLaunch>));
   m.impl("scale_softmax", TORCH_BOX(&a2s::scale_softmax<EmulatedLaunch>));
   m.impl("scale_softmax_backward", TORCH_BOX(&a2s::scale_softmax_backward<EmulatedLaunch>));
   m.impl("scale_merge", TORCH_BOX(&a2s::scale_merge<EmulatedLaunch>));

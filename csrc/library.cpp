@@ -8,6 +8,8 @@ void define_operators(torch::stable::detail::StableLibrary& m) {
   m.def("interp(Tensor x, SymInt height, SymInt width) -> Tensor");
   m.def("interp_backward(Tensor grad, SymInt height, SymInt width) -> Tensor");
   m.def("interp_concat(Tensor[] features, SymInt height, SymInt width) -> Tensor");
+  m.def("interp_shift_add(Tensor planes, Tensor base) -> Tensor");
+  m.def("interp_shift_add_backward(Tensor grad, SymInt height, SymInt width) -> Tensor");
   m.def("scale_softmax(Tensor logits) -> Tensor");
   m.def("scale_softmax_backward(Tensor grad, Tensor weights) -> Tensor");
   m.def(

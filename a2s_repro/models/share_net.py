@@ -31,6 +31,13 @@ it is the order of the scales."""
 MERGES = ("attention", "average", "max")
 
 
+class ConcatConv2d(nn.Conv2d):
+    """The convolution, 1x1 or 3x3, of maps that are brought to one grid and concatenated."""
+
+    def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        return ops.interp_concat_conv2d(features, self.weight, self.bias, grid)
+
+
 @dataclasses.dataclass(frozen=True)
 class AttentionHead:
     """What the attention of Attention to Scale is computed from, and by how many layers; the defaults are the paper's.
@@ -65,13 +72,13 @@ class AttentionHead:
         inputs, width = len(net.scales) * net.map_channels()[self.features], net.widths.att_conv1
         layers: dict[str, nn.Module] = {}
         if self.layers > 1:
-            layers["att_conv1"] = nn.Conv2d(inputs, width, self.kernel, padding=self.kernel // 2)
+            layers["att_conv1"] = ConcatConv2d(inputs, width, self.kernel, padding=self.kernel // 2)
             layers["drop_att_conv1"] = Dropout(net.dropout)
             inputs = width
         if self.layers > 2:
             layers["att_conv2"] = nn.Conv2d(width, width, 1)
             layers["drop_att_conv2"] = Dropout(net.dropout)
-        return layers | {"att_fc": nn.Conv2d(inputs, len(net.scales), 1)}
+        return layers | {"att_fc": (nn.Conv2d if layers else ConcatConv2d)(inputs, len(net.scales), 1)}
 
     def fillers(self) -> dict[str, float]:
         """Its layers, and the standard deviations that they start with."""
@@ -166,9 +173,9 @@ class MultiScale(Net):
 
     def attention_logits(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """The head's features of the S scales, (N, C_f, h_s, w_s) each -> (N, S, *grid)."""
-        x = ops.interp_concat(features, grid)
-        if self.head.layers > 1:
-            x = self.drop_att_conv1(relu(self.att_conv1(x)))
+        if self.head.layers == 1:
+            return self.att_fc(features, grid)
+        x = self.drop_att_conv1(relu(self.att_conv1(features, grid)))
         if self.head.layers > 2:
             x = self.drop_att_conv2(relu(self.att_conv2(x)))
         return self.att_fc(x)
@@ -206,7 +213,7 @@ class ShareNet(MultiScale, DeepLab):
         widths: Widths | None = None,
     ) -> None:
         super().__init__(num_classes, skip_net=skip_net, pool5a=pool5a, dropout=dropout, widths=widths)
-        if skip_net and merge == "attention" and head.stride != DeepLab.stride:
+        if skip_net and merge == "attention" and isinstance(head, RefineHead):
             raise InputError("the attention of Attention to Refine is for nets without side branches: leave those out.")
         self._merge_scales(tuple(scales), merge, head)
         if skip_net:

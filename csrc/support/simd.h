@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 // A function that loops over a row is compiled, with everything it calls, for AVX2 and for any x86-64; which one runs is
 // settled when the library is loaded. Multiply-adds are contracted in neither, so both give the same bits. Sanitizers
@@ -46,6 +47,15 @@ Lanes<Acc> load_lanes(const Acc* from) {
 template <class Acc>
 void store_lanes(Acc* to, const Lanes<Acc>& lanes) {
   std::memcpy(to, &lanes, sizeof(lanes));
+}
+
+// The same from values of another type.
+template <class Acc, class T>
+Lanes<Acc> load_lanes_as(const T* from) {
+  if constexpr (std::is_same_v<T, Acc>) return load_lanes(from);
+  Acc converted[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) converted[i] = static_cast<Acc>(from[i]);
+  return load_lanes(converted);
 }
 
 // sum over i < count of term(i), where lanes_term(i) gives terms i .. i + 7. The order does not depend on the processor.

@@ -46,6 +46,14 @@ struct Map {
   A2S_HD int64_t numel() const { return n * c * h * w; }
 };
 
+// Channels [first, first + count) of a map.
+template <class T>
+Map<T> channels_of(Map<T> map, int64_t first, int64_t count) {
+  map.data += first * map.stride_c;
+  map.c = count;
+  return map;
+}
+
 // The rule that the fake implementations in a2s_repro/ops/_native.py repeat.
 inline bool is_channels_last(const Tensor& tensor) {
   return tensor.size(1) > 1 && tensor.stride(1) == 1 && tensor.stride(3) != 1;

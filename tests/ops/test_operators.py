@@ -44,10 +44,18 @@ def interp_all(*scores: Tensor, size) -> tuple[Tensor, ...]:
     return tuple(ops.interp(score, size) for score in scores)
 
 
+def shift_add_all(*inputs: Tensor, size) -> Tensor:
+    *planes, result = inputs
+    for each in planes:
+        result = ops.interp_shift_add(each, result)
+    return result
+
+
 # name -> (function of tensors, whether it also takes logits)
 OPERATORS: dict[str, tuple[Callable, bool]] = {
     "interp": (interp_all, False),
     "interp_concat": (lambda *s, size: ops.interp_concat(s, size), False),
+    "interp_shift_add": (shift_add_all, False),
     "scale_average": (lambda *s, size: ops.scale_average(s, size), False),
     "scale_average_0.33333": (lambda *s, size: ops.scale_average(s, size, 0.33333), False),
     "scale_max": (lambda *s, size: ops.scale_max(s, size), False),
@@ -59,11 +67,11 @@ OPERATORS: dict[str, tuple[Callable, bool]] = {
 
 
 def make_inputs(operator: str, grid: str, dtype=torch.float64, batch: int = 2, channels: int = 3) -> list[Tensor]:
-    inputs = make_scores(grid, channels, batch, dtype)
+    inputs = make_scores(grid, 9 * channels if operator == "interp_shift_add" else channels, batch, dtype)
     if OPERATORS[operator][1]:
         size = (3, 4) if operator == "scale_merge_resized_weights" else None
         inputs.append(make_logits(grid, size, batch, dtype))
-    if operator == "scale_merge_recalibrated":
+    if operator in ("interp_shift_add", "scale_merge_recalibrated"):
         generator = torch.Generator().manual_seed(3)
         shape = (batch, channels, *GRIDS[grid][0])
         inputs.append(torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype))
@@ -243,6 +251,9 @@ MAP = torch.zeros(2, 3, 4, 4)
         (lambda: ops.interp_size(9, zoom=0), ["interp_size", "zoom", "0"]),
         (lambda: ops.interp_concat([], (2, 2)), ["interp_concat", "features", "at least one"]),
         (lambda: ops.interp_concat([MAP, MAP[:1]], (2, 2)), ["interp_concat", "features[1]", "batch size 1"]),
+        (lambda: ops.interp_shift_add(MAP, MAP), ["interp_shift_add", "planes", "3 channels", "nine"]),
+        (lambda: ops.interp_shift_add(MAP.repeat(1, 9, 1, 1), MAP[:1]), ["interp_shift_add", "base", "batch size 1"]),
+        (lambda: ops.interp_concat_conv2d([MAP], MAP[:, :, :2, :2], None, (2, 2)), ["weight", "(2, 3, 2, 2)", "3, 3)"]),
         (lambda: ops.scale_max([MAP, MAP[:, :2]], (2, 2)), ["scale_max", "scores[1]", "2 channels"]),
         (lambda: ops.scale_average([MAP, MAP.double()], (2, 2)), ["scale_average", "scores[1]", "torch.float64"]),
         (lambda: ops.scale_merge([MAP, MAP], MAP), ["scale_merge", "logits", "3 channels", "2 score maps"]),

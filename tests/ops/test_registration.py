@@ -18,10 +18,13 @@ def calls(namespace) -> dict[str, tuple]:
     _, coarse_weights = (t.detach() for t in namespace.scale_merge(scores, coarse, *size, None))
     _, winner = namespace.scale_max([s.detach() for s in scores], *size)
     plain = [s.detach() for s in scores]
+    planes = make_scores("unaligned", 27)[0].requires_grad_()
     return {
         "interp": (scores[0], *size),
         "interp_backward": (merged, 3, 4),
         "interp_concat": (scores, *size),
+        "interp_shift_add": (planes, plain[0].new_zeros(2, 3, *size).requires_grad_()),
+        "interp_shift_add_backward": (merged, 3, 4),
         "scale_softmax": (logits,),
         "scale_softmax_backward": (weights, weights),
         "scale_merge": (scores, logits, *size, None),
@@ -170,6 +173,8 @@ def test_native_operators_refuse_what_would_read_out_of_bounds() -> None:
     for call in (
         lambda: torch.ops.a2s.interp(maps[0], 3, 3),
         lambda: torch.ops.a2s.interp(maps, 0, 3),
+        lambda: torch.ops.a2s.interp_shift_add(maps, maps),
+        lambda: torch.ops.a2s.interp_shift_add_backward(maps[0], 3, 3),
         lambda: torch.ops.a2s.scale_merge([maps] * 5, torch.zeros(1, 5, 3, 3), 3, 3, None),
         lambda: torch.ops.a2s.scale_merge([maps, maps], maps[:, :1], 3, 3, None),
         lambda: torch.ops.a2s.scale_merge([maps, maps], maps, 3, 3, maps[:, :, :2]),

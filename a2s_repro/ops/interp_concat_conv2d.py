@@ -1,0 +1,63 @@
+"""A convolution over several maps resized to one grid, without resizing them."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from a2s_repro.ops import _native
+from a2s_repro.ops._check import check_map, check_maps, check_size
+from a2s_repro.ops.interp import interp
+from a2s_repro.ops.interp_concat import interp_concat_reference
+from a2s_repro.ops.interp_shift_add import interp_shift_add
+
+
+def interp_concat_conv2d(
+    features: Sequence[Tensor], weight: Tensor, bias: Tensor | None, size: Sequence[int]
+) -> Tensor:
+    """`conv2d` of `interp_concat(features, size)`, which is never made: the first layer of the attention head.
+
+    Convolving and resizing commute, so each map is convolved at its own resolution, by the taps of its filters one by
+    one, and what that gives is resized, shifted and summed; docs/attention_head.md has the derivation. The result is
+    that of the definition, which is the reference, in another order of summation. Of low-precision dtypes the sum
+    is rounded after every map.
+
+    Args:
+        features: S tensors (N, C_s, h_s, w_s), float32, float64, float16 or bfloat16.
+        weight: (F, sum of C_s, k, k) with k of 1 or 3; stride 1, zeros around the resized maps keep their size.
+        bias: (F,) or None.
+        size: (h, w) of the result in pixels.
+
+    Returns:
+        (N, F, h, w).
+
+    Raises:
+        ValueError, TypeError: wrong shapes, size or dtype, or tensors that do not belong together.
+    """
+    name = "interp_concat_conv2d"
+    check_maps(name, "features", features, same_channels=False)
+    check_map(name, "weight", weight)
+    height, width = check_size(name, size)
+    channels = [x.size(1) for x in features]
+    if weight.shape[1:] not in ((sum(channels), 1, 1), (sum(channels), 3, 3)):
+        raise ValueError(
+            f"{name}: weight has shape {tuple(weight.shape)}; for features of {sum(channels)} channels give "
+            f"(F, {sum(channels)}, 1, 1) or (F, {sum(channels)}, 3, 3)."
+        )
+    padding = weight.size(2) // 2
+    if _native.operators(features[0]) is None:
+        return F.conv2d(interp_concat_reference(features, (height, width)), weight, bias, padding=padding)
+    parts = list(zip(features, weight.split(channels, dim=1), strict=True))
+    if features[0].shape[2:] == (height, width):
+        (x, filters), *parts = parts
+        result = F.conv2d(x, filters, bias, padding=padding)
+    else:
+        start = weight.new_zeros(()) if bias is None else bias[:, None, None]
+        result = start.expand(features[0].size(0), weight.size(0), height, width)
+    for x, filters in parts:
+        if padding == 0:
+            result = result + interp(F.conv2d(x, filters), (height, width))
+        else:
+            taps = filters.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]
+            result = interp_shift_add(F.conv2d(x, taps), result)
+    return result
