@@ -1,0 +1,52 @@
+"""Pyramid pooling against plain torch."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from a2s_repro.models.psp import PyramidPooling
+
+
+def test_pyramid_pooling_is_its_composition():
+    """In float64, on 9x9 cells, to which 2, 3 and 6 are resized with coordinates that float32 holds exactly."""
+    torch.manual_seed(0)
+    psp = PyramidPooling(channels=6, num_classes=3, width=4, norm=nn.BatchNorm2d).double().train()
+    psp.conv_last[3].p = 0  # the dropout
+    x = torch.randn(2, 6, 9, 9, dtype=torch.float64, requires_grad=True)
+    maps = [x]
+    for cells, (_, conv, *_) in zip((1, 2, 3, 6), psp.ppm, strict=True):
+        pooled = F.conv2d(F.adaptive_avg_pool2d(x, cells), conv.weight)
+        pooled = F.relu(F.batch_norm(pooled, None, None, training=True))
+        maps.append(F.interpolate(pooled, (9, 9), mode="bilinear", align_corners=True))
+    first, _, _, _, last = psp.conv_last
+    hidden = F.relu(F.batch_norm(F.conv2d(torch.cat(maps, 1), first.weight, padding=1), None, None, training=True))
+    expected = F.conv2d(hidden, last.weight, last.bias)
+
+    found = psp(x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    weigh = torch.randn_like(found)
+    (ours,) = torch.autograd.grad((found * weigh).sum(), x)
+    (theirs,) = torch.autograd.grad((expected * weigh).sum(), x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_dropout_drops_whole_channels():
+    psp = PyramidPooling(channels=6, num_classes=3, width=64, norm=nn.BatchNorm2d).train()
+    dropout = psp.conv_last[3]
+    assert dropout.p == 0.1
+    dropout.p = 0.5
+    kept = dropout(torch.ones(1, 64, 5, 5)).flatten(2) != 0
+    assert torch.equal(kept.all(2), kept.any(2)) and not kept.all()
+
+
+def test_names_and_parameter_counts():
+    """Of 512 filters on the 512 channels of ResNet-34, for ADE20K's 150 classes."""
+    with torch.device("meta"):
+        psp = PyramidPooling(channels=512, num_classes=150, width=512, norm=nn.BatchNorm2d)
+    counts = {name: parameter.numel() for name, parameter in psp.named_parameters()}
+    for index in range(4):
+        assert counts[f"ppm.{index}.1.weight"] == 512 * 512
+        assert counts[f"ppm.{index}.2.weight"] == counts[f"ppm.{index}.2.bias"] == 512
+    assert counts["conv_last.0.weight"] == (512 + 4 * 512) * 512 * 9
+    assert counts["conv_last.4.weight"] + counts["conv_last.4.bias"] == 150 * 512 + 150
+    assert sum(counts.values()) == 12_927_126
