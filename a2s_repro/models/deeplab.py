@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from a2s_repro import ops
-from a2s_repro.errors import InputError
 from a2s_repro.models.dropout import Dropout
-from a2s_repro.models.net import Branch, Net, ParameterRule, relu
+from a2s_repro.models.net import Branch, Net, ParameterRule, Widths, relu
 from a2s_repro.models.side_branches import FILLER_STD, SIDE_LAYERS, TRAINING_STRIDE, side_branch
 
 TRUNK = {
@@ -24,30 +23,6 @@ TRUNK = {
     "pool5": ("conv5_1", "conv5_2", "conv5_3"),
 }
 """The pools of VGG-16, and the convolutions before each, every one followed by a ReLU."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Widths:
-    """Output channels of each group of layers; the defaults are the authors'."""
-
-    conv1: int = 64
-    conv2: int = 128
-    conv3: int = 256
-    conv4: int = 512
-    conv5: int = 512
-    fc6: int = 1024
-    fc7: int = 1024
-    att_conv1: int = 512
-    ms: int = 128
-    """Between the convolutions of a skip-net's side branches."""
-    refine: int = 512
-    """Of the attention of Attention to Refine: after each dilated convolution, and inside each branch."""
-
-    def scaled(self, factor: float) -> "Widths":
-        """Every width times `factor`, rounded, at least 1."""
-        if not factor > 0:
-            raise InputError(f"the width factor is {factor}; it must be positive (1 is the authors' net).")
-        return Widths(**{name: max(1, round(width * factor)) for name, width in dataclasses.asdict(self).items()})
 
 
 class DeepLab(Net):

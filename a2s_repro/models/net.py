@@ -1,6 +1,7 @@
 """What all nets have in common: what they say about an image, how their parameters are trained, what they take."""
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -8,6 +9,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2s_repro.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Widths:
+    """Output channels of each group of layers; the defaults are the authors'."""
+
+    conv1: int = 64
+    conv2: int = 128
+    conv3: int = 256
+    conv4: int = 512
+    conv5: int = 512
+    fc6: int = 1024
+    fc7: int = 1024
+    att_conv1: int = 512
+    ms: int = 128
+    """Between the convolutions of a skip-net's side branches."""
+    refine: int = 512
+    """Of the attention of Attention to Refine: after each dilated convolution, and inside each branch."""
+
+    def scaled(self, factor: float) -> "Widths":
+        """Every width times `factor`, rounded, at least 1."""
+        if not factor > 0:
+            raise InputError(f"the width factor is {factor}; it must be positive (1 is the authors' net).")
+        return Widths(**{name: max(1, round(width * factor)) for name, width in dataclasses.asdict(self).items()})
 
 
 class Prediction(NamedTuple):
@@ -81,6 +106,7 @@ class Net(nn.Module, abc.ABC):
     """Whether side branches score the image and lower maps too, in evaluation mode at the size of the image."""
     head_maps: tuple[str, ...] = ()
     """Maps that `branch` must give because the attention reads them."""
+    widths: Widths
 
     def __init__(self, num_classes: int, dropout: float) -> None:
         super().__init__()

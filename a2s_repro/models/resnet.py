@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from a2s_repro.errors import InputError
-from a2s_repro.models.deeplab import Widths
-from a2s_repro.models.net import Branch, ParameterRule, Prediction, relu
+from a2s_repro.models.attention import ON_LAYER4, AttentionHead
+from a2s_repro.models.net import Branch, ParameterRule, Prediction, Widths, relu
 from a2s_repro.models.psp import PyramidPooling, c1
 from a2s_repro.models.refine import RefineHead
-from a2s_repro.models.share_net import AttentionHead, MultiScale
+from a2s_repro.models.share_net import MultiScale
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 """Maps of the encoder: of the first layers on the 1/2 grid, and of the four groups of blocks on 1/4, 1/8, 1/8, 1/8."""
@@ -27,9 +27,6 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 DECODERS = ("c1", "psp")
 STEMS = ("deep", "plain")
 NORMS = {"batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
-
-ON_LAYER4 = AttentionHead(features="layer4")
-"""The attention of Attention to Scale on this net, whose penultimate layer is layer4."""
 
 
 class BasicBlock(nn.Module):

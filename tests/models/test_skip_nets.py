@@ -133,7 +133,7 @@ def test_a_share_net_merges_at_full_resolution_in_the_test_phase(merge):
         expected = at_image.amax(0)
     else:
         features = [single.branch(each).features["fc7"] for each in scaled]
-        softmax = net.attention_logits(features, (9, 13)).softmax(1)
+        softmax = net.head.attention(net, features, (9, 13))[0].softmax(1)
         assert softmax.std(dim=(2, 3)).min() > 0.01
         weights = ops.interp(softmax, (65, 97))
         torch.testing.assert_close(prediction.weights, weights)
