@@ -124,8 +124,13 @@ def _is_sound(weights: Weights) -> bool:
         isinstance(weights.meta, dict)
         and isinstance(weights.state_dict, dict)
         and all(isinstance(name, str) for name in weights.state_dict)
-        and all(isinstance(tensor, torch.Tensor) and is_stored(tensor) for tensor in weights.state_dict.values())
+        and all(isinstance(tensor, torch.Tensor) and _is_value(tensor) for tensor in weights.state_dict.values())
     )
+
+
+def _is_value(tensor: torch.Tensor) -> bool:
+    """Whether it is a parameter, or a batch norm's counter of batches."""
+    return is_stored(tensor) or (tensor.dtype == torch.int64 and tensor.dim() == 0)
 
 
 def _first_line(error: Exception) -> str:

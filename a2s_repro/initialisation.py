@@ -1,4 +1,4 @@
-"""Starting a net from a weights file by Caffe's rule: layers are matched by name, and shapes must agree."""
+"""Starting a net from a file: by Caffe's rule layers are matched by name, and shapes must agree."""
 
 import os
 from typing import NamedTuple
@@ -7,7 +7,8 @@ from torch import nn
 
 from a2s_repro.checkpoint import Weights, load_weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLab
+from a2s_repro.models import DeepLab, Net, ResNetDilated8
+from a2s_repro.models.resnet import load_resnet34
 
 
 class Loaded(NamedTuple):
@@ -28,8 +29,11 @@ class Loaded(NamedTuple):
         return "; ".join(parts)
 
 
-def load_init(model: DeepLab, path: str | os.PathLike, classifier: str) -> Loaded:
-    """Copies the layers of a weights file into `model`, as `load_layers` does."""
+def load_init(model: Net, path: str | os.PathLike, classifier: str) -> Loaded | str:
+    """Copies into `model` what a file has of it, and says what: of a weights file as `load_layers` does, of the state
+    dict of a ResNet-34 as `load_resnet34` does."""
+    if isinstance(model, ResNetDilated8):
+        return load_resnet34(model, path)
     return load_layers(model, load_weights(path), path, classifier)
 
 

@@ -20,7 +20,7 @@ SCALE_LOSS_NAMES = {1: "loss_res1", 0.75: "loss_res075", 0.5: "loss_res05", 0.25
 
 LABEL_SHRINK = {1: 8, 0.75: 8, 0.5: 16, 0.25: 32}
 """Pixels per cell of the grid on which the loss of a scale is taken. A label map cannot be resampled to 3/4, so scores
-at 0.75 are resized to the grid of scale 1; the others stay on their own."""
+at 0.75 are resized to the grid of scale 1; the others stay on their own. The merged map's is `Prediction.stride`."""
 
 
 def softmax_with_loss(
@@ -97,13 +97,13 @@ def seg_accuracy(scores: Tensor, labels: Tensor, ignore_labels: Sequence[int] = 
 def loss_inputs(prediction: Prediction, labels: Tensor, extra_supervision: bool) -> dict[str, tuple[Tensor, Tensor]]:
     """The scores and labels that meet in each loss of a training net, by the loss's name in the authors' files.
 
-    `loss` is the merged map's; extra supervision adds one per scale: `loss_res1`, `loss_res075`, `loss_res05`,
-    `loss_res025`. `labels` is (N, H, W) at the size of the image.
+    `loss` is the merged map's, on its own grid; extra supervision adds one per scale: `loss_res1`, `loss_res075`,
+    `loss_res05`, `loss_res025`. `labels` is (N, H, W) at the size of the image.
 
     Raises:
         InputError: extra supervision of a single scale, or a label size that does not align with the grids.
     """
-    inputs = {"loss": (prediction.scores, shrink_labels(labels, LABEL_SHRINK[1]))}
+    inputs = {"loss": (prediction.scores, shrink_labels(labels, prediction.stride))}
     if extra_supervision:
         if len(prediction.scales) == 1:
             raise InputError("extra supervision takes two or more scales; a single scale has only the one loss.")
@@ -111,7 +111,7 @@ def loss_inputs(prediction: Prediction, labels: Tensor, extra_supervision: bool)
         for scale in prediction.loss_order:
             scores = scores_at[scale]
             if scale == 0.75:
-                scores = ops.interp(scores, prediction.scores.shape[2:])
+                scores = ops.interp(scores, scores_at[1].shape[2:])
             inputs[SCALE_LOSS_NAMES[scale]] = scores, shrink_labels(labels, LABEL_SHRINK[scale])
     return inputs
 

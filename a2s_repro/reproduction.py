@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from a2s_repro.crf import CRF
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
 from a2s_repro.evaluation import evaluate, load_model, server_folder
 from a2s_repro.files import replacing
-from a2s_repro.recipes import RECIPES, Published, Recipe, recipes_of
-from a2s_repro.recipes.recipe import IMAGENET
+from a2s_repro.recipes import PRETRAINED, RECIPES, Published, Recipe, recipes_of
 from a2s_repro.run_log import cost
 from a2s_repro.training import NO_EFFECT_ON_TRAINING, Run, train
 
@@ -29,8 +29,8 @@ class Reproduction:
 
     data_root: Path
     """Folder with a folder per data set, named as the recipes' `dataset`, each with its lists and classes.txt."""
-    init: Path
-    """VGG-16's ImageNet weights, with fc6 and fc7 of 1024 channels."""
+    pretrained: dict[str, Path]
+    """The files of recipes.PRETRAINED that the recipes start from."""
     out: Path
     """Folder of RESULTS.md, RESULTS.json and the runs, each in a folder of its recipe's name."""
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -65,8 +65,9 @@ class Reproduction:
                     raise InputError(
                         f"{root} is missing: prepare the data set (docs/datasets.md), or give --data-root."
                     )
-                if recipe.init == IMAGENET and not self.init.is_file():
-                    raise InputError(f"{self.init} is missing: convert the ImageNet weights (docs/reproducing.md).")
+                if recipe.init in PRETRAINED and not recipe.start(self.out, self.pretrained).is_file():
+                    file = recipe.start(self.out, self.pretrained)
+                    raise InputError(f"{file} is missing: get the weights of {recipe.init} (docs/reproducing.md).")
                 read(root / recipe.training_set, root)
                 if recipe in recipes:
                     read(root / recipe.evaluation_set, root, labelled=not recipe.hidden_labels)
@@ -77,7 +78,7 @@ class Reproduction:
         return Run(
             data_root=root,
             out=self.out / recipe.name,
-            init=self.out / recipe.init / "final.pth" if recipe.init in RECIPES else self.init,
+            init=recipe.start(self.out, self.pretrained),
             resume="auto",
             classes=root / "classes.txt",
             device=self.device,
@@ -109,21 +110,18 @@ class Reproduction:
         changed, run = recipe.changed(**self.changes), self.run(recipe)
         if (run.out / RESULT).exists():
             return
+        model, meta = load_model(run.out / "final.pth", self.device)
+        image_set = run.data_root / recipe.evaluation_set
+        items = read_list(image_set, run.data_root, labelled=not recipe.hidden_labels)
+        folder = server_folder(run.out, image_set.stem) if recipe.hidden_labels else None
+        classes = meta["classes"]
+        result = evaluate(model, items, classes=classes, label_folder=folder, **changed.evaluation())
         content: dict[str, Any] = {"changes": self.changes, "scores": {}, "note": ""}
-        if recipe.crf:
-            content["note"] = "not run: evaluation has no dense CRF yet"
+        if recipe.hidden_labels:
+            content["note"] = f"not scored: upload {folder.relative_to(self.out)} to VOC's evaluation server"
         else:
-            model, meta = load_model(run.out / "final.pth", self.device)
-            image_set = run.data_root / recipe.evaluation_set
-            items = read_list(image_set, run.data_root, labelled=not recipe.hidden_labels)
-            folder = server_folder(run.out, image_set.stem) if recipe.hidden_labels else None
-            classes = meta["classes"]
-            result = evaluate(model, items, crop=changed.test_crop, classes=classes, label_folder=folder)
-            if recipe.hidden_labels:
-                content["note"] = f"not scored: upload {folder.relative_to(self.out)} to VOC's evaluation server"
-            else:
-                content["scores"] = {name: result.score(name, classes) for _, name, _ in recipe.published}
-                content["summary"] = result.summary(classes)
+            content["scores"] = {name: result.score(name, classes) for _, name, _ in recipe.published}
+            content["summary"] = result.summary(classes)
         with replacing(run.out / RESULT) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -133,15 +131,16 @@ class Reproduction:
         lines = []
         for recipe in trainings(recipes):
             run = self.run(recipe)
-            command = recipe.command(str(self.data_root), str(self.init), str(self.out))
+            command = recipe.command(self.data_root, self.out, self.pretrained)
             settings = {"classes": run.classes, "resume": run.resume, **self.changes, **options}
             lines.append(f"{command} {_options(settings)}")
-            if recipe in recipes and not recipe.crf:
+            if recipe in recipes:
+                evaluation = recipe.changed(**self.changes).evaluation()
                 settings = {
                     "model": run.out / "final.pth",
                     "data_root": run.data_root,
                     "list": run.data_root / recipe.evaluation_set,
-                    "crop": recipe.changed(**self.changes).test_crop,
+                    **{name: value for name, value in evaluation.items() if value},
                     "device": self.device,
                     **({"out": run.out} if recipe.hidden_labels else {"json": run.out / "scores.json"}),
                 }
@@ -204,7 +203,12 @@ def _naming(recipe: Recipe) -> Iterator[None]:
 
 
 def _options(settings: dict[str, Any]) -> str:
-    return shlex.join(word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value)))
+    """A CRF's parameters, and other lists, are words of their own."""
+    words = []
+    for name, value in settings.items():
+        values = str(value).split() if isinstance(value, CRF) else value if isinstance(value, tuple) else (value,)
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
 
 
 def cells(table: str, names: Sequence[str] = ()) -> list[Recipe]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from a2s_repro.caffe.conversion import from_caffe, random_init
@@ -13,8 +14,9 @@ from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.demo import make_demo_data
 from a2s_repro.data.lists import read_lines, write_lines
 from a2s_repro.errors import InputError
-from a2s_repro.models import Widths
-from a2s_repro.recipes import RECIPES, Recipe
+from a2s_repro.models import ResNetDilated8, Widths
+from a2s_repro.recipes import PRETRAINED, RECIPES, Recipe
+from a2s_repro.recipes.recipe import IMAGENET, RESNET34
 from a2s_repro.reproduction import Reproduction
 
 CHANGES = {
@@ -32,7 +34,7 @@ def smoke(out: Path, recipes: Sequence[Recipe] = tuple(RECIPES.values())) -> lis
     """
     if (out / "runs").exists():
         raise InputError(f"{out} holds a smoke run already: remove it, or give another --out.")
-    reproduction = Reproduction(draw_data_sets(out), draw_init(out), out / "runs", CHANGES, workers=0)
+    reproduction = Reproduction(draw_data_sets(out), draw_pretrained(out), out / "runs", CHANGES, workers=0)
     failed = []
     with open(out / "output.txt", "w") as output:
         for recipe in tqdm(recipes, desc="recipes", unit="recipe", file=sys.stderr):
@@ -70,8 +72,14 @@ def _class_names(recipe: Recipe) -> list[str]:
     return named + [f"class {label}" for label in range(len(named), recipe.num_classes)]
 
 
-def draw_init(out: Path) -> Path:
-    """Random weights of the thin nets, as a file to start from."""
+def draw_pretrained(out: Path) -> dict[str, Path]:
+    """Random weights of the thin nets, in the files of PRETRAINED that recipes start from."""
+    files = {name: out / file for name, file in PRETRAINED.items()}
     weights = from_caffe(random_init(Widths().scaled(CHANGES["width"]), seed=0), "random weights").weights
-    save_weights(out / "init.pth", weights.state_dict, weights.meta)
-    return out / "init.pth"
+    save_weights(files[IMAGENET], weights.state_dict, weights.meta)
+    resnet = ResNetDilated8(1, width=CHANGES["width"])
+    encoder = {
+        key: value for key, value in resnet.state_dict().items() if key.partition(".")[0] in resnet.encoder_layers
+    }
+    torch.save(encoder, files[RESNET34])
+    return files

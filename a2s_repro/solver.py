@@ -1,4 +1,4 @@
-"""Caffe's SGD and its learning-rate policies."""
+"""Caffe's SGD and PyTorch's, and Caffe's learning-rate policies."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +11,7 @@ from torch import nn
 
 from a2s_repro.errors import InputError
 
+SOLVERS = ("caffe", "torch")
 LR_POLICIES = ("step", "poly", "fixed", "multistep")
 SHARED_DECAY = ("per_branch", "once")
 
@@ -120,9 +121,7 @@ class CaffeSGD(torch.optim.Optimizer):
                 raise InputError("clip_gradients looks at the owners' gradients alone: give every copy a slot.")
             if len({parameter.data_ptr() for parameter in group["params"]}) < len(group["params"]):
                 raise InputError("parameters that share their storage need groups of their own.")
-            if group["lr_mult"] == 0:
-                for parameter in group["params"]:
-                    parameter.requires_grad_(False)
+        _freeze(self.param_groups)
 
     def set_lr(self, lr: float) -> None:
         """Sets the rate of the next update, before the groups' lr_mult."""
@@ -169,15 +168,67 @@ class CaffeSGD(torch.optim.Optimizer):
         return (self.clip_gradients / norm).clamp(max=1)
 
 
+class TorchSGD(torch.optim.SGD):
+    """torch.optim.SGD on the groups of CaffeSGD: the learning rate is outside the history.
+
+        v = momentum * v + g / iter_size + branches * weight_decay * decay_mult * w;  w = w - lr * lr_mult * v
+
+    Args:
+        groups: as `parameter_groups` makes them for a net without copies. lr_mult 0 freezes a group.
+        iter_size: how many backward passes are summed in a gradient.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, momentum: float = 0.9, weight_decay: float = 1e-4, iter_size: int = 1
+    ) -> None:
+        decayed = [
+            group | {"weight_decay": weight_decay * group["decay_mult"] * group["branches"], "iter_size": iter_size}
+            for group in groups
+        ]
+        super().__init__(decayed, lr=0, momentum=momentum)
+        _freeze(self.param_groups)
+
+    def set_lr(self, lr: float) -> None:
+        """Sets the rate of the next update, before the groups' lr_mult."""
+        for group in self.param_groups:
+            group["lr"] = lr * group["lr_mult"]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """Updates every parameter that has a gradient; the gradients are left divided by iter_size."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+            if group["iter_size"] > 1 and gradients:
+                torch._foreach_div_(gradients, group["iter_size"])
+        super().step()
+        return loss
+
+
+def _freeze(groups: Iterable[dict[str, Any]]) -> None:
+    """No gradient is computed for groups of lr_mult 0."""
+    for group in groups:
+        if group["lr_mult"] == 0:
+            for parameter in group["params"]:
+                parameter.requires_grad_(False)
+
+
 def parameter_groups(
-    model: nn.Module, shared_decay: str = "per_branch", lr_mult: Mapping[str, float] | None = None
+    model: nn.Module,
+    shared_decay: str = "per_branch",
+    lr_mult: Mapping[str, float] | None = None,
+    uniform_layers: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups for CaffeSGD from `model.parameter_rules(lr_mult)`: every parameter in exactly one, equal rules together.
+    """Groups for a solver from `model.parameter_rules(lr_mult)`: every parameter in exactly one, equal rules together.
 
     A net whose branches have copies (`ShareNet.copy_per_branch`) gets a slot for each, otherwise one slot for all.
 
     shared_decay: "per_branch" decays a parameter once for each branch that shares it, as the authors' Caffe does;
     "once" is DeepLab v2's and today's Caffe's way. lr_mult: multipliers for layers that differ from the net's rule.
+    uniform_layers: whether all of a layer's parameters, biases and batch norms' too, learn and decay as its weights.
 
     Raises:
         InputError: another value of shared_decay.
@@ -185,6 +236,11 @@ def parameter_groups(
     if shared_decay not in SHARED_DECAY:
         raise InputError(f"shared_decay '{shared_decay}' is not known; it is one of {', '.join(SHARED_DECAY)}.")
     rules = model.parameter_rules(lr_mult)
+    if uniform_layers:
+        rules = {
+            name: rule._replace(lr_mult=rules[f"{name.rpartition('.')[0]}.weight"].lr_mult, decay_mult=1)
+            for name, rule in rules.items()
+        }
     groups: dict[tuple, list[nn.Parameter]] = {}
     for index, branch in enumerate((model, *model.copies)):
         for name, parameter in branch.named_parameters():

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from a2s_repro.caffe.state import load_caffe_state
 from a2s_repro.caffe.streams import CaffeStreams
 from a2s_repro.checkpoint import save_weights
-from a2s_repro.data.image_seg import RandomStream, Sample, SegmentationDataset, loader
+from a2s_repro.data.image_seg import NORMALIZATIONS, RandomStream, Sample, SegmentationDataset, loader
 from a2s_repro.data.lists import Item, read_list
 from a2s_repro.devices import peak_memory, usable_device
 from a2s_repro.errors import InputError
@@ -44,7 +44,7 @@ CAFFE_SUFFIX = ".solverstate"
 
 NO_EFFECT_ON_TRAINING = (
     *("name", "published", "ours", "dataset", "training_set", "evaluation_set", "hidden_labels"),
-    *("init", "test_crop", "crf", "display", "snapshot"),
+    *("init", "test_crop", "crf", "short_sides", "display", "snapshot"),
 )
 """Fields of a recipe that may change when a run is resumed; so may max_iter where the rate does not depend on it."""
 
@@ -114,7 +114,7 @@ def train(recipe: Recipe, run: Run) -> Outcome:
             trainer.restore(load_snapshot(start))
         origin = f"resumed from {start} at iteration {trainer.iteration}"
     elif run.init is None:
-        raise InputError("the net cannot start without --init: its trunk conv1_1 to fc7 has no filler of its own.")
+        raise InputError("the net cannot start without --init: its trunk is that of a trained classifier.")
     else:
         origin = f"{run.init}: {load_init(trainer.model, run.init, recipe.classifier)}"
     tqdm.write(origin)
@@ -136,7 +136,7 @@ def train(recipe: Recipe, run: Run) -> Outcome:
         save_weights(final, trainer.model.state_dict(), meta)
         validation = None
         if val_items:
-            validation = evaluate(trainer.model, val_items, crop=recipe.test_crop, classes=classes)
+            validation = evaluate(trainer.model, val_items, classes=classes, **recipe.evaluation())
     return Outcome(trainer.iteration, False, final, validation, classes)
 
 
@@ -157,11 +157,13 @@ class Trainer:
     ) -> None:
         self.recipe, self.items, self.device, self.precision = recipe, items, device, precision
         self.model = recipe.net().to(device, memory_format=torch.channels_last).train()
-        self.solver = recipe.solver(self.model)
+        self.solver = recipe.optimizer(self.model)
         self.rate = recipe.learning_rate()
         self.stream = RandomStream(len(items), recipe.batch_size, seed)
         self.caffe = None
         if caffe_streams:
+            if not recipe.is_caffes:
+                raise InputError(f"{recipe.name or 'the recipe'} is no net of Caffe's: leave out --caffe-streams.")
             self.caffe = CaffeStreams(self.model, len(items), recipe.batch_size, recipe.crop, seed, caffe_streams)
         self.iteration = self.start = 0
         self.recent: deque[dict[str, float]] = deque(maxlen=recipe.average_loss)
@@ -179,8 +181,14 @@ class Trainer:
     def batches(self, workers: int) -> Iterator[Sample]:
         """The batches of the remaining iterations."""
         recipe = self.recipe
-        scale_range = recipe.scale_augmentation
-        dataset = SegmentationDataset(self.items, recipe.num_classes, recipe.crop, scale_range=scale_range)
+        dataset = SegmentationDataset(
+            self.items,
+            recipe.num_classes,
+            recipe.crop,
+            NORMALIZATIONS[self.model.normalization],
+            recipe.scale_augmentation,
+            recipe.fill_crop,
+        )
         passes = recipe.iter_size
         stream, start = self.stream, (self.iteration - self.start) * passes
         if self.caffe:
@@ -274,6 +282,8 @@ class Trainer:
 
         Raises InputError, naming the difference, if it is of another net or of another schedule.
         """
+        if not self.recipe.is_caffes or self.recipe.solver != "caffe":
+            raise InputError(f"{path} is of a run of Caffe's, but the recipe is of another net or solver.")
         self._give_slots()
         state = load_caffe_state(path, self.model, self.solver, self.recipe.classifier)
         drops = self.rate.drops(max(state.iter - 1, 0))
@@ -287,7 +297,7 @@ class Trainer:
     def _give_slots(self) -> None:
         if isinstance(self.model, ShareNet):
             self.model.copy_per_branch()
-        self.solver = self.recipe.solver(self.model)
+        self.solver = self.recipe.optimizer(self.model)
 
 
 def _interrupted(trainer: Trainer, run: Run) -> bool:

@@ -140,7 +140,7 @@ def test_a_run_with_one_slot_goes_on_the_same_with_a_slot_per_copy(tmp_path, mer
     one = recipe.net().double()
     weights = from_caffe(random_init(Widths().scaled(1 / 16), seed=0), "init").weights
     one.load_state_dict(weights.state_dict, strict=False)
-    one_solver = recipe.solver(one)
+    one_solver = recipe.optimizer(one)
     train_on(one, one_solver, range(3))
     for parameter in one.parameters():
         for tensor in (parameter.data, *one_solver.state[parameter].values()):
@@ -160,7 +160,7 @@ def test_a_run_with_one_slot_goes_on_the_same_with_a_slot_per_copy(tmp_path, mer
 
     many = recipe.net().double()
     many.copy_per_branch()
-    many_solver = recipe.solver(many)
+    many_solver = recipe.optimizer(many)
     assert load_caffe_state(tmp_path / "iter_3.solverstate", many, many_solver, "fc8").iter == 3
     train_on(one, one_solver, range(3, 6))
     train_on(many, many_solver, range(3, 6))

@@ -76,7 +76,7 @@ def vgg16(width: int = 4) -> dict[str, torch.Tensor]:
 def snapshot() -> Snapshot:
     recipe = Recipe("", width=1 / 64)
     net = recipe.net()
-    return Snapshot(0, net.state_dict(), recipe.solver(net).state_dict(), {}, [], recipe.config())
+    return Snapshot(0, net.state_dict(), recipe.optimizer(net).state_dict(), {}, [], recipe.config())
 
 
 def convert(name: str, folder: Path) -> tuple[int, str]:

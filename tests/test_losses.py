@@ -92,6 +92,17 @@ def test_each_loss_meets_its_scores_and_labels():
         assert scores.shape[2:] == grid_labels.shape[1:], name
 
 
+def test_the_merged_map_meets_labels_of_its_own_stride():
+    """Of nets with the head of Attention to Refine it is on 1/4 of the image; the scales' stay on 1/8 of theirs."""
+    labels = torch.arange(65 * 65).view(1, 65, 65)
+    refined = prediction(1, 0.75, 0.5)._replace(scores=torch.zeros(1, 4, 17, 17), stride=4)
+    inputs = loss_inputs(refined, labels, extra_supervision=True)
+    for name, factor in {"loss": 4, "loss_res1": 8, "loss_res075": 8, "loss_res05": 16}.items():
+        scores, grid_labels = inputs[name]
+        assert torch.equal(grid_labels, labels[:, ::factor, ::factor]), name
+        assert scores.shape[2:] == grid_labels.shape[1:], name
+
+
 def test_losses_come_in_the_order_of_the_authors_file():
     """Which is another for skip-nets with attention: 0.5 before 0.75."""
     in_order = prediction(1, 0.75, 0.5)._replace(loss_order=(1, 0.5, 0.75))

@@ -27,6 +27,7 @@ def test_every_published_number_has_a_recipe():
     assert in_table == {
         **{"a2s:1": 13, "a2s:2": 7, "a2s:3": 14, "a2s:4": 7, "a2s:5": 13, "a2s:6": 13, "a2s:7": 13},
         **{"a2s:text": 12, "a2s:unprinted": 37},
+        **{"a2r:1": 5, "a2r:2": 4, "a2r:3": 10, "a2r:text": 1},
     }
 
 
@@ -39,12 +40,12 @@ def test_the_parts_of_a_person_average_to_the_published_mean():
 def test_the_recipes_of_a_table():
     assert [recipe.name for recipe in recipes_of("a2s:2")] == ["person_part/attention3_esupv"]
     assert {recipe.dataset for recipe in recipes_of("a2s:7")} == {"coco_subset"}
-    with pytest.raises(InputError, match="no table 'a2s:8'; the tables are a2s:1, a2s:2"):
+    with pytest.raises(InputError, match=r"no table 'a2s:8'; the tables are a2r:1, a2r:2, .*a2s:1, a2s:2"):
         recipes_of("a2s:8")
 
 
 def test_a_recipe_comes_after_the_one_that_it_starts_from():
-    before = {"imagenet"}
+    before = {"imagenet", "resnet34"}
     for name, recipe in RECIPES.items():
         assert recipe.init in before, name
         before.add(name)
@@ -88,7 +89,10 @@ def test_the_command_of_a_recipe_starts_from_its_chain():
     assert find_recipe("voc12/max2").command() == (
         "python tools/train_voc.py --recipe voc12/max2 --data-root data/voc12 --init init.pth --out runs/voc12/max2"
     )
-    command = find_recipe("voc12_coco/max2").command("/data", "vgg.pth", "out")
+    command = find_recipe("voc12/max2").command("/data", "out", {"imagenet": "vgg.pth"})
+    assert "--data-root /data/voc12 --init vgg.pth --out out/voc12/max2" in command
+    assert "--init resnet34.pth" in find_recipe("a2r_ade20k/psp").command()
+    command = find_recipe("voc12_coco/max2").command("/data", "out")
     assert "--data-root /data/voc12 --init out/coco_subset/largefov/final.pth --out out/voc12_coco/max2" in command
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from a2s_repro.checkpoint import load_weights
 from a2s_repro.errors import InputError
 from a2s_repro.recipes import PUBLISHED, find_recipe, recipes_of
 from a2s_repro.reproduction import Reproduction, cells, trainings
-from a2s_repro.smoke import draw_data_sets, draw_init, smoke
+from a2s_repro.smoke import draw_data_sets, draw_pretrained, smoke
 
 ROOT = Path(__file__).parents[1]
 TRIAL = {"width": 1 / 16, "max_iter": 2, "batch_size": 2, "iter_size": 1, "crop": 65, "test_crop": 65}
@@ -22,9 +23,9 @@ MSC = find_recipe("voc12/msc_largefov")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
+def files(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("drawn")
-    return {"data_root": draw_data_sets(folder), "init": draw_init(folder)}
+    return {"data_root": draw_data_sets(folder), "pretrained": draw_pretrained(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_results_stand_beside_the_papers(done):
 def test_the_trunk_is_the_one_that_the_chain_trained(done):
     nets = [load_weights(done.out / f"voc12/{name}/final.pth").state_dict for name in ("largefov", "msc_largefov")]
     assert torch.equal(nets[0]["fc7.weight"], nets[1]["fc7.weight"])
-    assert not torch.equal(nets[0]["fc7.weight"], load_weights(done.init).state_dict["fc7.weight"])
+    assert not torch.equal(nets[0]["fc7.weight"], load_weights(done.pretrained["imagenet"]).state_dict["fc7.weight"])
 
 
 def test_what_is_done_is_not_done_again(done):
@@ -96,7 +97,7 @@ def test_the_printed_commands_do_the_same(done, files, tmp_path):
     done.reproduce([largefov])
     changes = [f"--{name.replace('_', '-')}={value}" for name, value in TRIAL.items()]
     tool = [sys.executable, ROOT / "tools/reproduce.py", "--table=a2s:3", "--cell=largefov", "--dry-run", *changes]
-    folders = [f"--data-root={files['data_root']}", f"--init={files['init']}", f"--out={tmp_path}"]
+    folders = [f"--data-root={files['data_root']}", f"--init={files['pretrained']['imagenet']}", f"--out={tmp_path}"]
     machine = ["--device=cpu", "--workers=0"]
     printed = subprocess.run([*tool, *folders, *machine], capture_output=True, text=True, check=True).stdout
     assert printed.count("train_voc.py") == printed.count("evaluate.py") == 1
@@ -112,7 +113,7 @@ def test_the_printed_commands_do_the_same(done, files, tmp_path):
 
 
 def test_an_error_names_its_recipe(files, tmp_path):
-    reproduction = Reproduction(files["data_root"] / "nowhere", files["init"], tmp_path, TRIAL)
+    reproduction = Reproduction(files["data_root"] / "nowhere", files["pretrained"], tmp_path, TRIAL)
     with pytest.raises(InputError, match=r"voc12/largefov: .*nowhere.voc12"):
         reproduction.reproduce([MSC])
 
@@ -124,12 +125,12 @@ def test_what_is_missing_is_known_before_the_first_training(files, tmp_path):
     (tmp_path / "data/voc12/list/val.txt").unlink()
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"voc12_coco/attention3_esupv: .*voc12.list.val.txt"):
-        Reproduction(tmp_path / "data", files["init"], out, TRIAL).reproduce([best])
+        Reproduction(tmp_path / "data", files["pretrained"], out, TRIAL).reproduce([best])
     shutil.rmtree(tmp_path / "data/voc12")
     with pytest.raises(InputError, match=r"voc12_coco/attention3_esupv: .*data.voc12 is missing: prepare the data set"):
-        Reproduction(tmp_path / "data", files["init"], out, TRIAL).reproduce([best])
-    with pytest.raises(InputError, match=r"coco_subset/largefov: .*init.pth is missing: convert the ImageNet weights"):
-        Reproduction(files["data_root"], tmp_path / "init.pth", out, TRIAL).reproduce([best])
+        Reproduction(tmp_path / "data", files["pretrained"], out, TRIAL).reproduce([best])
+    with pytest.raises(InputError, match=r"coco_subset/largefov: .*init.pth is missing: get the weights of imagenet"):
+        Reproduction(files["data_root"], {"imagenet": tmp_path / "init.pth"}, out, TRIAL).reproduce([best])
     assert not out.exists()
 
 

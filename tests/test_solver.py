@@ -1,4 +1,4 @@
-"""Caffe's update rule against hand arithmetic, the parameter groups of the nets, and the learning-rate policies."""
+"""Both update rules against hand arithmetic, the parameter groups of the nets, and the learning-rate policies."""
 
 from copy import deepcopy
 
@@ -8,7 +8,7 @@ import torch
 
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
-from a2s_repro.solver import CaffeSGD, LearningRate, parameter_groups
+from a2s_repro.solver import CaffeSGD, LearningRate, TorchSGD, parameter_groups
 
 THIN = Widths().scaled(1 / 64)
 
@@ -31,14 +31,55 @@ def test_the_rate_is_inside_the_history():
     assert updates([1, 1], [0.1, 0.01]) == pytest.approx([0.9, 0.9 - (0.9 * 0.1 + 0.01)])
 
 
-def test_torch_sgd_is_another_rule_after_a_drop():
+def torch_updates(gradients: list[float], rates: list[float], **settings) -> list[float]:
+    """The same with PyTorch's rule."""
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
-    for rate in (0.1, 0.01):
-        sgd.param_groups[0]["lr"] = rate
-        weight.grad = torch.ones_like(weight)
-        sgd.step()
-    assert weight.item() != pytest.approx(updates([1, 1], [0.1, 0.01])[-1])
+    group = {"params": [weight], "lr_mult": 1, "decay_mult": 1, "branches": 1}
+    keywords = {name: settings.pop(name) for name in ("weight_decay", "iter_size") if name in settings}
+    solver = TorchSGD([group | settings], momentum=0.9, **{"weight_decay": 0} | keywords)
+    values = []
+    for gradient, rate in zip(gradients, rates, strict=True):
+        weight.grad = torch.full_like(weight, gradient)
+        solver.set_lr(rate)
+        solver.step()
+        values.append(weight.item())
+    return values
+
+
+def test_torchs_rate_is_outside_the_history():
+    """After the rate drops, the history too moves the weight at the new rate: 0.01 * (0.9 * 1 + 1)."""
+    assert torch_updates([1, 1], [0.1, 0.01]) == pytest.approx([0.9, 0.9 - 0.01 * 1.9])
+    assert torch_updates([1, 1], [0.1, 0.01]) != pytest.approx(updates([1, 1], [0.1, 0.01]))
+
+
+def test_torchs_multipliers_decay_and_iter_size():
+    """w - lr * lr_mult * (g / iter_size + branches * wd * decay_mult * w) = 1 - 0.1 * 10 * (6 / 3 + 3 * 0.05 * 2)."""
+    group = {"lr_mult": 10, "decay_mult": 2, "branches": 3}
+    assert torch_updates([6], [0.1], iter_size=3, weight_decay=0.05, **group) == pytest.approx([1 - 2.3])
+
+
+def test_torchs_rule_is_torch_optim_sgd():
+    """Encoder and decoder as two of its groups, at rates 1:10, over a poly schedule."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    rate = LearningRate(0.01, "poly", power=0.9, max_iter=10)
+    groups = [
+        {"params": list(layer.parameters()), "lr_mult": mult, "decay_mult": 1, "branches": 1}
+        for layer, mult in zip(ours, (1, 10), strict=True)
+    ]
+    solver = TorchSGD(groups, momentum=0.9, weight_decay=1e-2, iter_size=2)
+    sgd = torch.optim.SGD([{"params": layer.parameters()} for layer in theirs], lr=0, momentum=0.9, weight_decay=1e-2)
+    for iteration in range(10):
+        solver.set_lr(rate(iteration))
+        for group, mult in zip(sgd.param_groups, (1, 10), strict=True):
+            group["lr"] = mult * rate(iteration)
+        for each, passes, optimizer in ((ours, 2, solver), (theirs, 1, sgd)):
+            optimizer.zero_grad()
+            for _ in range(passes):
+                each(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(("branches", "value"), [(1, 0.995), (3, 0.985)])
@@ -53,10 +94,14 @@ def test_multipliers_and_iter_size():
     assert updates([6], [0.1], **group) == pytest.approx([1 - 2.1])
 
 
-def test_lr_mult_zero_freezes():
+@pytest.mark.parametrize("rule", [CaffeSGD, TorchSGD])
+def test_lr_mult_zero_freezes(rule):
     weight = torch.nn.Parameter(torch.ones(2))
     other = torch.nn.Parameter(torch.ones(2))
-    solver = CaffeSGD([{"params": [weight], "lr_mult": 0}, {"params": [other]}], weight_decay=0.05)
+    common = {"decay_mult": 1, "branches": 1}
+    groups = [{"params": [weight], "lr_mult": 0, **common}, {"params": [other], "lr_mult": 1, **common}]
+    solver = rule(groups, weight_decay=0.05)
+    solver.set_lr(0.1)
     (weight + other).sum().backward()
     solver.step()
     assert weight.grad is None and not solver.state[weight]
@@ -64,9 +109,12 @@ def test_lr_mult_zero_freezes():
     assert not torch.equal(other, torch.ones(2))
 
 
-def test_the_state_survives_a_round_trip():
+@pytest.mark.parametrize("rule", [CaffeSGD, TorchSGD])
+def test_the_state_survives_a_round_trip(rule):
     def solver_of(weight):
-        return CaffeSGD([{"params": [weight], "lr_mult": 10}], lr=0.01)
+        solver = rule([{"params": [weight], "lr_mult": 10, "decay_mult": 1, "branches": 1}])
+        solver.set_lr(0.01)
+        return solver
 
     weight = torch.nn.Parameter(torch.randn(5))
     solver = solver_of(weight)
@@ -115,6 +163,18 @@ def test_a_layer_can_be_given_another_multiplier():
     (frozen,) = (group for group in groups if group["lr_mult"] == 0)
     assert [tuple(parameter.shape) for parameter in frozen["params"]] == [(5, 16, 1, 1), (5,)]
     assert frozen["decay_mult"] == 0
+
+
+def test_uniform_layers_have_one_rule_for_all_their_parameters():
+    net = ShareNet(5, widths=THIN)
+    groups = parameter_groups(net, "once", uniform_layers=True)
+    encoder, decoder = sorted(groups, key=lambda group: group["lr_mult"])
+    assert [(group["lr_mult"], group["decay_mult"], group["branches"]) for group in (encoder, decoder)] == [
+        (1, 1, 1),
+        (10, 1, 1),
+    ]
+    fresh = [parameter for layer in net.new_layers for parameter in net.get_submodule(layer).parameters()]
+    assert {id(parameter) for parameter in decoder["params"]} == {id(parameter) for parameter in fresh}
 
 
 def test_decay_once_counts_a_shared_weight_once():

@@ -14,9 +14,10 @@ from a2s_repro.training import PRECISIONS
 EXAMPLE = """examples:
   python tools/reproduce.py --table a2s:3 --data-root data --init init.pth --out reproduction --device cuda
   python tools/reproduce.py --table a2s:3 --cell attention3_esupv --dry-run
+  python tools/reproduce.py --table a2r:3 --cell refine --resnet34 resnet34.pth --device cuda
   python tools/reproduce.py --smoke --out /tmp/smoke
 
-Tables: see tools/recipes.py list. Data sets: DATA_ROOT/voc12, DATA_ROOT/person_part, DATA_ROOT/coco_subset, as
+Tables: see tools/recipes.py list. Data sets: DATA_ROOT/voc12, person_part, coco_subset and ade20k, as
 docs/datasets.md has them. The same command again goes on where it was interrupted."""
 
 TRIAL = ("width", "max_iter", "stepsize", "batch_size", "iter_size", "crop", "test_crop")
@@ -33,7 +34,9 @@ def main() -> int:
     parser.add_argument("--cell", action="append", default=[], metavar="NAME", help="only this cell; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     parser.add_argument("--data-root", type=Path, default="data", help="folder of data sets (default %(default)s)")
-    parser.add_argument("--init", type=Path, default="init.pth", help="ImageNet weights (default %(default)s)")
+    for name, net in (("init", "VGG-16"), ("resnet34", "ResNet-34")):
+        file = f"{name}.pth"
+        parser.add_argument(f"--{name}", type=Path, default=file, help=f"{net} of ImageNet (default %(default)s)")
     parser.add_argument(
         "--out", type=Path, default="reproduction", help="folder of the runs and RESULTS.md (default %(default)s)"
     )
@@ -59,7 +62,7 @@ def main() -> int:
     given = {name: getattr(arguments, name) for name in TRIAL}
     reproduction = Reproduction(
         data_root=arguments.data_root,
-        init=arguments.init,
+        pretrained={"imagenet": arguments.init, "resnet34": arguments.resnet34},
         out=arguments.out,
         changes={name: value for name, value in given.items() if value is not None},
         device=arguments.device,

@@ -10,14 +10,19 @@ import torch
 
 from a2s_repro.data.caffe_rng import GAUSSIANS
 from a2s_repro.data.lists import read_classes
+from a2s_repro.models.refine import RECALIBRATIONS
+from a2s_repro.models.resnet import DECODERS, NORMS, STEMS
 from a2s_repro.models.share_net import MERGES
 from a2s_repro.recipes import Recipe, find_recipe
-from a2s_repro.solver import LR_POLICIES
+from a2s_repro.recipes.recipe import BACKBONES, HEADS
+from a2s_repro.solver import LR_POLICIES, SOLVERS
 from a2s_repro.training import PRECISIONS, Run, train
 
 EXAMPLE = """examples:
   python tools/train_voc.py --recipe voc12/attention3_esupv --data-root VOCdevkit/VOC2012 \\
       --init init.pth --out runs/attention3_esupv --device cuda
+  python tools/train_voc.py --recipe a2r_ade20k/refine_psp --data-root data/ade20k --init resnet34.pth \\
+      --out runs/refine_psp --device cuda
   python tools/train_voc.py --data-root demo/shapes --train-list demo/shapes/ImageSets/Segmentation/train.txt \\
       --classes demo/shapes/classes.txt --scales 1 0.5 --width 0.125 --crop 129 --max-iter 300 \\
       --init thin.pth --out runs/shapes
@@ -33,7 +38,9 @@ def main() -> int:
     files = parser.add_argument_group("files")
     files.add_argument("--data-root", type=Path, required=True, help="folder that holds JPEGImages")
     files.add_argument("--out", type=Path, required=True, help="the run's folder")
-    files.add_argument("--init", type=Path, help="weights file to start from (see tools/convert_caffe.py)")
+    files.add_argument(
+        "--init", type=Path, help="what to start from: a weights file (tools/convert_caffe.py), or ResNet-34's"
+    )
     files.add_argument(
         "--resume",
         metavar="auto|FILE",
@@ -57,26 +64,45 @@ def main() -> int:
         "makes gaussian values: ziggurat (1.56 and later, default) or box-muller (earlier)",
     )
     machine.add_argument("--workers", type=int, default=2, help="decoding processes (default 2)")
-    changes = parser.add_argument_group("changes to the recipe")
-    changes.add_argument("--num-classes", type=int, help="background included (default: as many as --classes names)")
-    changes.add_argument("--classifier", help="Caffe's name of fc8; another than the init file's starts it afresh")
-    changes.add_argument("--scales", type=float, nargs="+", metavar="S", help="1 and any of 0.75 0.5 0.25")
-    changes.add_argument("--merge", choices=MERGES)
-    changes.add_argument("--extra-supervision", action=argparse.BooleanOptionalAction, help="a loss for every scale")
-    changes.add_argument("--skip-net", action=argparse.BooleanOptionalAction, help="DeepLab-MSc-LargeFOV at each scale")
-    changes.add_argument("--head-features", metavar="LAYER", help="what attention is computed from: fc6, fc7 or fc8")
-    changes.add_argument("--head-layers", type=int, metavar="N", help="layers of the attention head, 1 to 3")
-    changes.add_argument("--head-kernel", type=int, metavar="K", help="side of its first layer's window, 1 or 3")
-    changes.add_argument("--att-conv1", type=int, metavar="N", help="filters of its first layer")
+    net = parser.add_argument_group("changes to the recipe's net")
+    net.add_argument("--num-classes", type=int, help="background included (default: as many as --classes names)")
+    net.add_argument("--classifier", help="Caffe's name of fc8; another than the init file's starts it afresh")
+    net.add_argument(
+        "--backbone", choices=BACKBONES, help="resnet34 is ResNet34-dilated8; start from one of its recipes"
+    )
+    net.add_argument(
+        "--stem", choices=STEMS, help="ResNet's first layers: three 3x3 convolutions, or torchvision's 7x7"
+    )
+    net.add_argument("--decoder", choices=DECODERS, help="on ResNet: one 1x1 convolution, or pyramid pooling")
+    net.add_argument("--batch-norm", choices=tuple(NORMS), help="statistics of a process, or of all (CUDA)")
+    net.add_argument("--scales", type=float, nargs="+", metavar="S", help="1 and any of 0.75 0.5 0.25")
+    net.add_argument("--merge", choices=MERGES)
+    net.add_argument("--extra-supervision", action=argparse.BooleanOptionalAction, help="a loss for every scale")
+    net.add_argument("--skip-net", action=argparse.BooleanOptionalAction, help="DeepLab-MSc-LargeFOV at each scale")
+    net.add_argument("--width", type=float, metavar="F", help="factor on all layers' widths")
+    head = parser.add_argument_group("changes to the recipe's attention")
+    head.add_argument("--head", choices=tuple(HEADS), help="of Attention to Scale, or of Attention to Refine")
+    head.add_argument("--head-features", metavar="LAYER", help="attention: what it reads: fc6, fc7, fc8; layer4")
+    head.add_argument("--head-layers", type=int, metavar="N", help="attention: its layers, 1 to 3")
+    head.add_argument("--head-kernel", type=int, metavar="K", help="attention: side of the first one's window, 1 or 3")
+    head.add_argument("--att-conv1", type=int, metavar="N", help="attention: filters of the first one")
+    head.add_argument("--head-stages", nargs="+", metavar="MAP", help="refine: maps that make up the hypercolumns")
+    head.add_argument("--head-dilations", type=int, nargs="+", metavar="D", help="refine: one for each scale")
+    recalibrations = [str(value).lower() for value in RECALIBRATIONS]
+    head.add_argument("--head-recalibration", choices=recalibrations, help="refine: what the other branch does")
+    head.add_argument("--refine", type=int, metavar="N", help="refine: filters of its layers")
+    changes = parser.add_argument_group("changes to the recipe's training")
     changes.add_argument(
         "--scale-augmentation", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of random resizing"
     )
-    changes.add_argument("--width", type=float, metavar="F", help="factor on all layers' widths")
+    changes.add_argument("--fill-crop", action=argparse.BooleanOptionalAction, help="enlarge small images, do not pad")
     changes.add_argument("--crop", type=int, help="side of the training crops, 32k + 1 pixels")
     changes.add_argument("--test-crop", type=int, help="least side that images are padded to in evaluation")
+    changes.add_argument("--short-sides", type=int, nargs="*", metavar="N", help="sizes to average over in evaluation")
+    changes.add_argument("--solver", choices=SOLVERS, help="Caffe's SGD or torch.optim.SGD's")
     for name in ("max-iter", "batch-size", "iter-size", "stepsize", "snapshot", "display"):
         changes.add_argument(f"--{name}", type=int)
-    for name in ("base-lr", "gamma"):
+    for name in ("base-lr", "gamma", "power", "weight-decay"):
         changes.add_argument(f"--{name}", type=float)
     changes.add_argument("--lr-policy", choices=LR_POLICIES)
     arguments = vars(parser.parse_args())
@@ -88,7 +114,9 @@ def main() -> int:
     settings = _fields(Run, given)
     changes = _fields(Recipe, {name: value for name, value in given.items() if name not in settings})
     head = {name.removeprefix("head_"): value for name, value in given.items() if name.startswith("head_")}
-    recipe = recipe.changed(**changes, head=dataclasses.replace(recipe.head, **head))
+    if head.get("recalibration") == "none":
+        head["recalibration"] = None
+    recipe = recipe.changed(**changes | {"head": recipe.changed_head(given.get("head"), **head)})
     outcome = train(recipe, Run(**settings))
 
     if outcome.interrupted:

@@ -55,15 +55,18 @@ def snapshot_in_caffe(snapshot: Snapshot, file: str, learned_net: str) -> tuple[
     `file` names the snapshot in errors; `learned_net` is the path of the `.caffemodel`, as Caffe will look for it.
 
     Raises:
-        InputError: what `to_caffe` refuses, or a share-net that decays once, which the authors' Caffe cannot do.
+        InputError: what `to_caffe` refuses, another solver than Caffe's, or a share-net that decays once, which the
+            authors' Caffe cannot do.
     """
     recipe = Recipe.of_config(snapshot.config)
+    if recipe.solver != "caffe":
+        raise InputError(f"{file} is of a run with PyTorch's solver, whose state Caffe cannot go on from.")
     if recipe.shared_decay == "once" and len(recipe.scales) > 1:
         raise InputError(f"{file} is of a run with shared_decay once, but Caffe decays once for every sharing copy.")
     model = recipe.net()
     if snapshot.has_slots:
         model.copy_per_branch()
-    solver = recipe.solver(model)
+    solver = recipe.optimizer(model)
     model.load_state_dict(snapshot.model)
     solver.load_state_dict(snapshot.solver)
     weights = Weights(snapshot.model, {"model": model.config(), "classifier": recipe.classifier})

@@ -5,6 +5,7 @@ Caffe's own draws are in `a2s_repro.data.caffe_rng`.
 """
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -157,7 +158,8 @@ class SegmentationDataset(Dataset):
     """Reads and transforms: `dataset[draw]` is the Sample of a draw. Raises InputError for a bad file, naming it.
 
     With a `scale_range` (low, high) each sample is rescaled before padding and cropping, by a factor uniform in it; the
-    stream must have words for that.
+    stream must have words for that. With `fill_crop` samples are enlarged where the crop would reach beyond them, to a
+    factor of at least crop / (shorter side - 1).
     """
 
     def __init__(
@@ -167,21 +169,25 @@ class SegmentationDataset(Dataset):
         crop: int,
         normalization: Normalization = subtract_mean,
         scale_range: tuple[float, float] | None = None,
+        fill_crop: bool = False,
     ):
         if scale_range and not 0 < scale_range[0] <= scale_range[1]:
             raise InputError(
                 f"scale_range {scale_range} is not possible: give two factors above 0, the lower one first."
             )
         self.items, self.num_classes, self.crop = items, num_classes, crop
-        self.normalization, self.scale_range = normalization, scale_range
+        self.normalization, self.scale_range, self.fill_crop = normalization, scale_range, fill_crop
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, draw: Draw) -> Sample:
         image, label = read_pair(self.items[draw.index], self.num_classes)
-        if self.scale_range:
-            image, label = rescale(image, label, scale_factor(draw, self.scale_range))
+        factor = scale_factor(draw, self.scale_range) if self.scale_range else 1
+        if self.fill_crop:
+            factor = max(factor, self.crop / max(min(label.shape) - 1, 1))
+        if factor != 1:
+            image, label = rescale(image, label, factor)
         pixels, labels = transform(image, label, self.crop, self.normalization, draw)
         data_dim = np.minimum(image.shape[:2], self.crop)
         return Sample(torch.from_numpy(pixels), torch.from_numpy(labels), draw.index, torch.from_numpy(data_dim))
@@ -194,15 +200,16 @@ def loader(
     num_batches: int,
     workers: int,
     pin_memory: bool = False,
+    step: int = 1,
 ) -> Iterator[Sample]:
-    """Yields batches `start` to `start + num_batches - 1` of a stream, as Samples with a batch axis.
+    """Yields `num_batches` batches of a stream, `start`, `start + step`, ..., as Samples with a batch axis.
 
     Workers decode ahead and leave torch's global random state alone; 0 decodes in this process. A bad file raises its
-    InputError here, when its batch is due.
+    InputError here, when its batch is due; so does a worker that was killed.
     """
     batches = DataLoader(
         _Reporting(dataset),
-        batch_sampler=map(stream.batch, range(start, start + num_batches)),
+        batch_sampler=map(stream.batch, range(start, start + step * num_batches, step)),
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
@@ -210,7 +217,22 @@ def loader(
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),
     )
-    for batch in batches:
+    on_death = signal.getsignal(signal.SIGCHLD)
+    decoded = iter(batches)
+    if threading.current_thread() is threading.main_thread():
+        # DataLoader's own handler raises wherever the program is, in the middle of an update if it likes; without it
+        # the next batch does.
+        signal.signal(signal.SIGCHLD, on_death)
+    for k in range(num_batches):
+        try:
+            batch = next(decoded)
+        except RuntimeError as error:
+            images = ", ".join(dataset.items[draw.index].id for draw in stream.batch(start + step * k))
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise InputError(
+                f"the images {images} were not read because a decoding process ended ({reason}); if memory was short, "
+                "give fewer --workers."
+            ) from error
         if isinstance(batch, InputError):
             raise batch
         yield batch
@@ -235,6 +257,7 @@ def _collate(samples: list[Sample | InputError]) -> Sample | InputError:
 
 
 def _set_up_worker(_: int) -> None:
-    """One thread a worker; Ctrl-C is for the main process, which may still want its batches."""
+    """One thread a worker; signals to stop are for the main process, which may still want its batches."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,13 +1,14 @@
 """A recipe for every result of the papers."""
 
 from a2s_repro.errors import InputError
+from a2s_repro.recipes.a2r import a2r_recipes
 from a2s_repro.recipes.a2s import a2s_recipes
 from a2s_repro.recipes.published import PUBLISHED, Published
-from a2s_repro.recipes.recipe import Recipe, nearest
+from a2s_repro.recipes.recipe import PRETRAINED, Recipe, nearest
 
-__all__ = ["PUBLISHED", "RECIPES", "Published", "Recipe", "find_recipe", "recipes_of"]
+__all__ = ["PRETRAINED", "PUBLISHED", "RECIPES", "Published", "Recipe", "find_recipe", "recipes_of"]
 
-RECIPES = {recipe.name: recipe for recipe in a2s_recipes()}
+RECIPES = {recipe.name: recipe for recipe in (*a2s_recipes(), *a2r_recipes())}
 """All recipes by name; each comes after the one that it starts from."""
 
 

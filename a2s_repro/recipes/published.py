@@ -2,6 +2,7 @@
 
 The numbers live here and nowhere else. `a2s` is Attention to Scale: its tables are `a2s:1` ... `a2s:7`, what only its
 text says is `a2s:text`, and `a2s:unprinted` are tables in the authors' paper sources that were left out of the print.
+`a2r` is Attention to Refine, with the tables `a2r:1`, `a2r:2` and `a2r:3`.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ class Published(NamedTuple):
 
     table: str
     metric: str
-    """"mIoU", or "IoU" and the name of a class."""
+    """"mIoU", "pixel accuracy", or "IoU" and the name of a class."""
     value: float | str
     """Per cent, or the paper's words where it gives no figure."""
 
@@ -94,6 +95,27 @@ _SINGLE = (
     ("coco_subset/largefov", "a2s:6", "mIoU", 31.22),
     ("coco_subset/largefov", "a2s:7", "IoU person", 68.76),
     ("coco_subset/msc_largefov", "a2s:text", "mIoU", 31.61),
+    ("a2r_voc12/largefov", "a2r:1", "mIoU", 61.40),
+    ("a2r_voc12/max2", "a2r:1", "mIoU", 63.88),
+    ("a2r_voc12/average2", "a2r:1", "mIoU", 64.07),
+    ("a2r_voc12/attention2_esupv", "a2r:1", "mIoU", 64.74),
+    ("a2r_voc12/refine", "a2r:1", "mIoU", 67.98),
+    ("a2r_voc12/attention2_esupv", "a2r:2", "mIoU", 64.74),
+    ("a2r_voc12/multi_stage", "a2r:2", "mIoU", 65.80),
+    ("a2r_voc12/multi_stage_dilation", "a2r:2", "mIoU", 66.83),
+    ("a2r_voc12/refine", "a2r:2", "mIoU", 67.98),
+    ("a2r_voc12/refine_bias", "a2r:text", "mIoU", "around 1 below refine"),
+    *(
+        (f"a2r_ade20k/{cell}", "a2r:3", metric, value)
+        for cell, mean_iou, pixel_accuracy in (
+            ("resnet34", 32.67, 76.41),
+            ("attention", 35.11, 76.82),
+            ("psp", 36.43, 78.01),
+            ("refine", 37.07, 78.57),
+            ("refine_psp", 38.21, 79.29),
+        )
+        for metric, value in (("mIoU", mean_iou), ("pixel accuracy", pixel_accuracy))
+    ),
 )
 
 

@@ -1,17 +1,37 @@
 """A recipe: the net, the schedule, the data and the start of one published experiment, with its numbers."""
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
+from a2s_repro.crf import CRF
 from a2s_repro.errors import InputError
-from a2s_repro.models import AttentionHead, DeepLab, DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths
+from a2s_repro.models import (
+    AttentionHead,
+    DeepLabLargeFOV,
+    DeepLabMSc,
+    Net,
+    RefineHead,
+    ResNetDilated8,
+    ShareNet,
+    Widths,
+    build_head,
+)
 from a2s_repro.recipes.published import Published
-from a2s_repro.solver import CaffeSGD, LearningRate, parameter_groups
+from a2s_repro.solver import SOLVERS, CaffeSGD, LearningRate, TorchSGD, parameter_groups
 
 IMAGENET = "imagenet"
+RESNET34 = "resnet34"
+PRETRAINED = {IMAGENET: "init.pth", RESNET34: "resnet34.pth"}
+"""What recipes start from that no recipe trains, and the file in which their commands expect it: VGG-16, with fc6 and
+fc7 of 1024 channels, and ResNet-34, both trained to classify ImageNet."""
+
+BACKBONES = ("vgg16", "resnet34")
+HEADS = {"attention": AttentionHead, "refine": RefineHead}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +57,26 @@ class Recipe:
     classifier: str = "fc8_voc12"
     """The Caffe name of layer fc8. Weights come from a file by name, so another data set's classifier is not taken."""
     init: str = IMAGENET
-    """Where the weights come from: "imagenet", VGG-16 with fc6 and fc7 of 1024 channels, or the recipe of that name."""
+    """Where the weights come from: a name in PRETRAINED, or the recipe of that name."""
 
+    backbone: str = "vgg16"
+    """The net of each scale: "vgg16", DeepLab on VGG-16, or "resnet34", ResNet34-dilated8 with `stem` and `decoder`."""
+    stem: str = "deep"
+    """First layers of ResNet-34: "deep", three 3x3 convolutions, or "plain", one 7x7 as torchvision has it."""
+    decoder: str = "c1"
+    """What makes the scores on ResNet-34: "c1", a 1x1 convolution, or "psp", pyramid pooling."""
+    batch_norm: str = "batch"
+    """Over which images ResNet's batch norms take their statistics: "batch", those of a process, or "sync", of all."""
     scales: tuple[float, ...] = (1,)
     merge: str | None = None
     extra_supervision: bool = False
     skip_net: bool = False
     """Whether the net of each scale is DeepLab-MSc-LargeFOV, of which only the side branches learn."""
-    head: AttentionHead = dataclasses.field(default_factory=AttentionHead)
+    head: AttentionHead | RefineHead = dataclasses.field(default_factory=AttentionHead)
     att_conv1: int = 512
-    """Filters of the attention head's first layer, before `width`."""
+    """Filters of the first layer of an AttentionHead, before `width`."""
+    refine: int = 512
+    """Filters of each layer of a RefineHead but the last ones, before `width`."""
     pool5a: bool = False
     dropout: float = 0.5
     width: float = 1
@@ -54,7 +84,12 @@ class Recipe:
     crop: int = 321
     scale_augmentation: tuple[float, float] | None = None
     """Range of the random factors by which training images are resized before they are cropped."""
+    fill_crop: bool = False
+    """Whether training images that are smaller than the crop are enlarged to fill it; else they are padded."""
     test_crop: int = 513
+    """Least side that images are padded to in evaluation."""
+    short_sides: tuple[int, ...] = ()
+    """Shorter sides to which images are resized in evaluation, the softmax then averaged; none: their own size."""
     crf: dict[str, float] | None = None
     """Parameters of the dense CRF that refines the scores, if one does: weight and standard deviations (position in
     pixels, colour in 8-bit steps) of the bilateral kernel."""
@@ -67,11 +102,15 @@ class Recipe:
     stepsize: int = 2000
     power: float = 0.9
     max_iter: int = 6000
+    solver: str = "caffe"
+    """Whose SGD: Caffe's, with the rate inside the history, or torch.optim.SGD's."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     shared_decay: str = "per_branch"
     lr_mult: dict[str, float] = dataclasses.field(default_factory=dict)
     """Multipliers of layers that differ from the net's own rule."""
+    uniform_layers: bool = False
+    """Whether biases and batch norms learn and decay as their layer's weights; else by the net's own rule."""
     average_loss: int = 10
     """Iterations over which the displayed losses are averaged."""
     display: int = 10
@@ -81,6 +120,13 @@ class Recipe:
         for name in ("batch_size", "iter_size", "max_iter", "average_loss", "display", "snapshot", "crop", "test_crop"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, known in (("backbone", BACKBONES), ("solver", SOLVERS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} '{getattr(self, name)}' is not known; it is one of {', '.join(known)}.")
+        other = _FIELDS_OF_BACKBONE["vgg16" if self.backbone == "resnet34" else "resnet34"]
+        for name in other:
+            if getattr(self, name) != FIELDS[name].default:
+                raise InputError(f"{name} {getattr(self, name)} is not for the backbone {self.backbone}: leave it out.")
         if len(self.scales) == 1 and tuple(self.scales) != (1,):
             raise InputError(f"the only scale is {self.scales[0]:g}; a net of one scale takes the image at scale 1.")
         if self.extra_supervision and len(self.scales) == 1:
@@ -95,8 +141,9 @@ class Recipe:
         for name in fields:
             if name not in FIELDS:
                 raise InputError(f"recipes have no field '{name}'; the nearest are {nearest(name, FIELDS)}.")
-        if "scales" in fields:
-            fields["scales"] = tuple(fields["scales"])
+        for name in ("scales", "short_sides"):
+            if name in fields:
+                fields[name] = tuple(fields[name])
         if fields.get("num_classes", self.num_classes) != self.num_classes:
             fields.setdefault("classifier", "fc8")
         fields = {name: value for name, value in fields.items() if value != getattr(self, name)}
@@ -104,31 +151,67 @@ class Recipe:
             return self
         return dataclasses.replace(self, **{"published": (), **fields})
 
-    def net(self) -> DeepLab:
-        """The net with its fillers' weights; its trunk is zero until a file is loaded."""
-        widths = dataclasses.replace(Widths(), att_conv1=self.att_conv1).scaled(self.width)
+    def changed_head(self, kind: str | None = None, **fields: Any) -> AttentionHead | RefineHead:
+        """Its head with other values, or one of another kind (HEADS).
+
+        Raises InputError for a field that such a head does not have, naming those that it has.
+        """
+        make = HEADS[kind] if kind else type(self.head)
+        known = [field.name for field in dataclasses.fields(make)]
+        for name in fields:
+            if name not in known:
+                raise InputError(f"the {make.__name__} has no field '{name}'; it has {', '.join(known)}.")
+        return dataclasses.replace(self.head, **fields) if isinstance(self.head, make) else make(**fields)
+
+    @property
+    def is_caffes(self) -> bool:
+        """Whether the authors' Caffe has its net: one of VGG-16, without the head of Attention to Refine."""
+        return self.backbone == "vgg16" and isinstance(self.head, AttentionHead)
+
+    def net(self) -> Net:
+        """The net with its fillers' weights; its trunk waits for those of a file."""
+        if self.backbone == "resnet34":
+            names = ("head", "decoder", "stem", "width", "batch_norm", "dropout")
+            settings = {name: getattr(self, name) for name in names}
+            return ResNetDilated8(self.num_classes, self.scales, self.merge, **settings)
+        widths = dataclasses.replace(Widths(), att_conv1=self.att_conv1, refine=self.refine).scaled(self.width)
         settings = {"pool5a": self.pool5a, "dropout": self.dropout, "widths": widths}
         if len(self.scales) == 1:
             return (DeepLabMSc if self.skip_net else DeepLabLargeFOV)(self.num_classes, **settings)
         settings |= {"skip_net": self.skip_net, "head": self.head}
         return ShareNet(self.num_classes, self.scales, self.merge, **settings)
 
-    def solver(self, net: DeepLab) -> CaffeSGD:
+    def optimizer(self, net: Net) -> CaffeSGD | TorchSGD:
         """The solver of a net of this recipe, with a slot for each of its copies if it has any."""
-        groups = parameter_groups(net, self.shared_decay, self.lr_mult)
-        return CaffeSGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, iter_size=self.iter_size)
+        groups = parameter_groups(net, self.shared_decay, self.lr_mult, self.uniform_layers)
+        rule = {"caffe": CaffeSGD, "torch": TorchSGD}[self.solver]
+        return rule(groups, momentum=self.momentum, weight_decay=self.weight_decay, iter_size=self.iter_size)
 
     def learning_rate(self) -> LearningRate:
         return LearningRate(
             self.base_lr, self.lr_policy, self.gamma, self.stepsize, power=self.power, max_iter=self.max_iter
         )
 
-    def command(self, data_root: str = "data", init: str = "init.pth", out: str = "runs") -> str:
+    def evaluation(self) -> dict[str, Any]:
+        """How its net is evaluated: arguments of `evaluation.evaluate`."""
+        crf = CRF(**self.crf) if self.crf else None
+        return {"crop": self.test_crop, "crf": crf, "short_sides": self.short_sides}
+
+    def start(self, out: str | os.PathLike, pretrained: Mapping[str, str | os.PathLike] = PRETRAINED) -> Path:
+        """The weights file that it starts from, with `out` the folder of all runs."""
+        return Path(pretrained[self.init] if self.init in PRETRAINED else Path(out) / self.init / "final.pth")
+
+    def command(
+        self,
+        data_root: str | os.PathLike = "data",
+        out: str | os.PathLike = "runs",
+        pretrained: Mapping[str, str | os.PathLike] = PRETRAINED,
+    ) -> str:
         """The command that trains it.
 
-        data_root: a folder with a folder per data set. init: the ImageNet weights. out: the folder of all runs.
+        data_root: a folder with a folder per data set. out: the folder of all runs. pretrained: files of PRETRAINED.
         """
-        start = init if self.init == IMAGENET else f"{out}/{self.init}/final.pth"
+        start = str(self.start(out, pretrained))
         files = ("--data-root", f"{data_root}/{self.dataset}", "--init", start, "--out", f"{out}/{self.name}")
         return shlex.join(("python", "tools/train_voc.py", "--recipe", self.name, *files))
 
@@ -144,8 +227,9 @@ class Recipe:
         """Every field as a plain value."""
         return dataclasses.asdict(self) | {
             "published": [list(number) for number in self.published],
-            **{name: list(getattr(self, name)) for name in ("ours", "scales")},
+            **{name: list(getattr(self, name)) for name in ("ours", "scales", "short_sides")},
             "scale_augmentation": self.scale_augmentation and list(self.scale_augmentation),
+            "head": self.head.config(),
         }
 
     @classmethod
@@ -158,11 +242,15 @@ class Recipe:
         return cls(**{"name": "", **values})
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Recipe))
+FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+_FIELDS_OF_BACKBONE = {
+    "vgg16": ("skip_net", "pool5a", "att_conv1", "refine"),
+    "resnet34": ("stem", "decoder", "batch_norm"),
+}
 _OF_PLAIN = {
     "published": lambda numbers: tuple(Published(*number) for number in numbers),
-    "head": lambda fields: AttentionHead(**fields),
-    **dict.fromkeys(("ours", "scales", "scale_augmentation"), tuple),
+    "head": build_head,
+    **dict.fromkeys(("ours", "scales", "short_sides", "scale_augmentation"), tuple),
 }
 """How fields that `config` flattens are made again."""
 

@@ -183,6 +183,19 @@ def test_scale_augmentation_rescales_each_sample_before_the_crop(items, workers)
             assert data_dim.tolist() == [min(CROP, size[1]), min(CROP, size[0])]
 
 
+def test_small_samples_are_enlarged_to_fill_the_crop(items):
+    """To crop / (shorter side - 1) at least, so that nothing is padded; larger factors stay."""
+    shortest = min(min(read_image(item.image).shape[:2]) for item in items)
+    crop = 2 * shortest
+    dataset = SegmentationDataset(items, 5, crop, scale_range=(0.5, 1.5), fill_crop=True)
+    for draw in RandomStream(len(items), 12, seed=0).batch(0):
+        assert dataset[draw].data_dim.tolist() == [crop, crop]
+    small = SegmentationDataset(items, 5, 9, scale_range=(0.6, 1.4), fill_crop=True)
+    plain = SegmentationDataset(items, 5, 9, scale_range=(0.6, 1.4))
+    draw = RandomStream(len(items), 1, seed=0).batch(0)[0]
+    assert torch.equal(small[draw].image, plain[draw].image)
+
+
 def test_factors_fill_the_range():
     factors = np.array([scale_factor(draw, (0.6, 1.4)) for draw in RandomStream(10, 4000, seed=0).batch(0)])
     assert factors.min() >= 0.6 and factors.max() < 1.4
