@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message is one sentence that names the thing and the remedy; the tools print it and exit with status 2.
     """
+
+
+class ToldElsewhere(InputError):
+    """An InputError of which another process of the run tells the user."""

@@ -1,6 +1,7 @@
 """Files that are never seen half-written, and that are known to be whole."""
 
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -24,15 +25,37 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Removes the temporaries that killed processes have left in a folder; none may be at work in it."""
+    for path in Path(folder).glob(".*"):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}(\.\w+)?", path.name):
+            path.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk: the content of a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def check_archive(path: str | os.PathLike) -> None:
-    """Compares the checksums of what torch.save wrote, which torch.load does not; raises ValueError for a wrong one."""
+    """Looks through what torch.save wrote before torch.load does, which compares no checksums.
+
+    Raises ValueError for a wrong checksum, and for parts that would become larger than the file: torch.save compresses
+    nothing.
+    """
     with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > os.path.getsize(path):
+            raise ValueError("its parts claim to be larger than the file")
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of its part {damaged} is wrong")

@@ -1,13 +1,16 @@
 """What a training run writes down: `config.json` at its start, `log.jsonl` and TensorBoard events as it goes."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from a2s_repro.files import replacing
 from a2s_repro.info import info
@@ -41,17 +44,20 @@ class RunLog:
 
     A line is {"iteration", "losses": {name: value, ...}, "total", "lr", "images_per_second", "seconds" since the line
     before, "peak_memory" of the process in bytes}. Opening the log of a run that is resumed at iteration `start` drops
-    the lines that the run will write again.
+    the lines that the run will write again. Lines for which the disk has no room wait until it has; what TensorBoard
+    should have had meanwhile is lost.
     """
 
     def __init__(self, folder: str | os.PathLike, start: int) -> None:
         path = Path(folder) / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _iteration(line) < start]
         with replacing(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept))
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
-        self._events = SummaryWriter(Path(folder) / "tensorboard", purge_step=start)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._waiting = b""
+        self._folder = Path(folder) / "tensorboard"
+        self._events: SummaryWriter | None = None
 
     def write(
         self,
@@ -69,15 +75,38 @@ class RunLog:
         total = sum(losses.values())
         line = {"iteration": iteration, "losses": losses, "total": total, "lr": lr}
         line |= {"images_per_second": round(images_per_second, 3), "seconds": round(seconds, 3)}
-        self._file.write(json.dumps(line | {"peak_memory": peak_memory}) + "\n")
+        self._append(json.dumps(line | {"peak_memory": peak_memory}) + "\n")
         values = {f"loss/{name}": value for name, value in losses.items()}
         values |= {"loss/total": total, "lr": lr, "images_per_second": images_per_second}
-        for name, value in values.items():
-            self._events.add_scalar(name, value, iteration)
+        self._show(values, iteration)
+
+    def _append(self, line: str) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        before, self._waiting = self._waiting, self._waiting + line.encode()
+        try:
+            if self._file.write(self._waiting) < len(self._waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            if not before:
+                tqdm.write(f"{self._file.name} cannot be written now ({error.strerror}): its lines wait.")
+        else:
+            self._waiting = b""
+
+    def _show(self, values: dict[str, float], iteration: int) -> None:
+        try:
+            self._events = self._events or SummaryWriter(self._folder, purge_step=iteration)
+            for name, value in values.items():
+                self._events.add_scalar(name, value, iteration)
+        except OSError:  # the writer has ended with it
+            self._events = None
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
+        if self._events:
+            with suppress(OSError):
+                self._events.close()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -104,5 +133,5 @@ def _iteration(line: str) -> float:
     """The iteration of a line; a line that was cut short by a crash comes last."""
     try:
         return json.loads(line)["iteration"]
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         return float("inf")

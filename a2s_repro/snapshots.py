@@ -18,9 +18,9 @@ FORMAT = "a2s_repro.snapshot/1"
 class Snapshot:
     """The state between two updates; only tensors and plain values.
 
-    The data position is not in it: the data is a function of the seed and the batch number, which is the number of
-    updates since `start` times iter_size. Only Caffe's streams, where data and dropout draw in turn from one generator,
-    keep their place, in `random`.
+    The place in the data and in dropout is not in it: both are functions of the seed and the number of the pass, which
+    is that of updates since `start` times iter_size. Only Caffe's streams, where data and dropout draw in turn from one
+    generator, keep their place, in `random`.
     """
 
     iteration: int
@@ -29,7 +29,7 @@ class Snapshot:
     solver: dict[str, Any]
     """The solver's state dict: histories and groups."""
     random: dict[str, Any]
-    """States of torch's generators, as `random_state` gives them, and of a run on Caffe's streams as "caffe"."""
+    """The state of a run on Caffe's streams as "caffe"; else empty."""
     losses: list[dict[str, float]]
     """The losses of the last iterations, over which the displayed ones are averaged."""
     config: dict[str, Any]
@@ -47,22 +47,34 @@ def snapshot_path(folder: str | os.PathLike, iteration: int) -> Path:
     return Path(folder) / f"snapshot_iter_{iteration}.pth"
 
 
+def snapshots(folder: str | os.PathLike) -> list[Path]:
+    """The snapshots in a run's folder, the one of most iterations first."""
+    found = (re.fullmatch(r"snapshot_iter_(\d+)\.pth", path.name) for path in Path(folder).glob("snapshot_iter_*.pth"))
+    return [snapshot_path(folder, n) for n in sorted((int(match[1]) for match in found if match), reverse=True)]
+
+
 def newest_snapshot(folder: str | os.PathLike) -> Path | None:
     """The snapshot of most iterations in a run's folder; None if it has none."""
-    found = (re.fullmatch(r"snapshot_iter_(\d+)\.pth", path.name) for path in Path(folder).glob("snapshot_iter_*.pth"))
-    iterations = [int(match[1]) for match in found if match]
-    return snapshot_path(folder, max(iterations)) if iterations else None
+    return next(iter(snapshots(folder)), None)
 
 
-def save_snapshot(path: str | os.PathLike, snapshot: Snapshot) -> None:
-    """Writes a snapshot; a file of that name is replaced only by a whole one. Raises InputError on a full disk."""
+def save_snapshot(path: str | os.PathLike, snapshot: Snapshot, keep: int | None = None) -> None:
+    """Writes a snapshot, with a checksum of every part; a file of that name is replaced only by a whole one.
+
+    keep: this one and as many before it as make up the number stay in the folder; all of them by default. None is
+    removed before the new one is whole. Raises InputError if it cannot be written, as on a full disk.
+    """
     content = {field.name: getattr(snapshot, field.name) for field in dataclasses.fields(snapshot)}
-    with replacing(path) as temporary:
-        try:
+    try:
+        with replacing(path) as temporary:
             torch.save({"format": FORMAT, **content}, temporary)
-        except RuntimeError as error:  # how torch reports a failed write
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise InputError(f"{path} cannot be written ({reason}): is the disk full?") from error
+    except (OSError, RuntimeError) as error:  # the latter is how torch reports a failed write
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"{path} cannot be written ({reason}): is the disk full?") from error
+    if keep is not None:
+        until_here = [old for old in snapshots(Path(path).parent) if _iteration(old) <= snapshot.iteration]
+        for old in until_here[keep:]:
+            old.unlink()
 
 
 def is_snapshot(path: str | os.PathLike) -> bool:
@@ -86,19 +98,29 @@ def load_snapshot(path: str | os.PathLike) -> Snapshot:
         raise InputError(f"{path} cannot be read: the file is damaged or no snapshot; resume from another.") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(f"{path} is not a training snapshot (format {FORMAT!r}): give a snapshot_iter_*.pth.")
+    fields = dataclasses.fields(Snapshot)
+    known = {field.name for field in fields}
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if not required <= set(content) <= known:
+        raise InputError(f"{path} lacks parts of a snapshot or has others: resume from another.")
     return Snapshot(**content)
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of torch's generators on the CPU and on `device`."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+def load_newest(folder: str | os.PathLike) -> tuple[Path, Snapshot, list[str]] | None:
+    """The newest snapshot in a run's folder that is whole, its path, and a sentence for each newer one that is not.
+
+    None if there is no snapshot. Raises InputError if there are some and none is whole.
+    """
+    refused = []
+    for path in snapshots(folder):
+        try:
+            return path, load_snapshot(path), refused
+        except InputError as error:
+            refused.append(str(error))
+    if refused:
+        raise InputError(f"no snapshot in {folder} is whole: remove them and log.jsonl to start anew. {refused[0]}")
+    return None
 
 
-def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Puts back what `random_state` gave. A snapshot from another kind of device restores the CPU's generator only."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+def _iteration(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])

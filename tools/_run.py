@@ -1,6 +1,7 @@
 """What every command line here shares: a clear word before installation, one sentence for an error, exit codes.
 
-Imported first by each tool. Exit status: 0 done, 1 the check that was asked for failed, 2 wrong input, 130 interrupted.
+Imported first by each tool. Exit status: 0 done, 1 the check that was asked for failed, 2 wrong input, 130 interrupted,
+143 stopped by SIGTERM after what had to be saved.
 """
 
 import sys
@@ -14,7 +15,7 @@ except ImportError as missing:
         f"then `.venv/bin/python {' '.join(sys.argv)}`."
     )
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, ToldElsewhere
 from caffe_weights import CaffeFileError
 
 
@@ -22,6 +23,8 @@ def run(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits with its status; errors that a user can put right become one sentence on stderr."""
     try:
         status = main() or 0
+    except ToldElsewhere:
+        status = 2
     except (InputError, CaffeFileError) as error:
         status = 2
         print(f"error: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ import torch
 
 from a2s_repro.data.caffe_rng import GAUSSIANS
 from a2s_repro.data.lists import read_classes
+from a2s_repro.distributed import is_main
 from a2s_repro.models.refine import RECALIBRATIONS
 from a2s_repro.models.resnet import DECODERS, NORMS, STEMS
 from a2s_repro.models.share_net import MERGES
@@ -26,6 +27,7 @@ EXAMPLE = """examples:
   python tools/train_voc.py --data-root demo/shapes --train-list demo/shapes/ImageSets/Segmentation/train.txt \\
       --classes demo/shapes/classes.txt --scales 1 0.5 --width 0.125 --crop 129 --max-iter 300 \\
       --init thin.pth --out runs/shapes
+  torchrun --nproc-per-node 2 tools/train_voc.py ...      every update's passes on two GPUs, or in two processes
 
 recipes: see tools/recipes.py list"""
 
@@ -63,7 +65,8 @@ def main() -> int:
         help="draw data, dropout and fillers as Caffe's CPU build with random_seed SEED does; FILLER is how its boost "
         "makes gaussian values: ziggurat (1.56 and later, default) or box-muller (earlier)",
     )
-    machine.add_argument("--workers", type=int, default=2, help="decoding processes (default 2)")
+    machine.add_argument("--workers", type=int, default=2, help="decoding processes for each training one (default 2)")
+    machine.add_argument("--keep", type=int, metavar="N", help="keep the N newest snapshots (default: all)")
     net = parser.add_argument_group("changes to the recipe's net")
     net.add_argument("--num-classes", type=int, help="background included (default: as many as --classes names)")
     net.add_argument("--classifier", help="Caffe's name of fc8; another than the init file's starts it afresh")
@@ -120,8 +123,11 @@ def main() -> int:
     outcome = train(recipe, Run(**settings))
 
     if outcome.interrupted:
-        print(f"interrupted after {outcome.iterations} iterations: {outcome.file}; go on with --resume auto")
-        return 130
+        if is_main():
+            print(f"interrupted after {outcome.iterations} iterations: {outcome.file}; go on with --resume auto")
+        return 128 + outcome.interrupted
+    if not is_main():
+        return 0
     print(f"trained {outcome.iterations} iterations: {outcome.file}")
     if outcome.validation:
         print(outcome.validation.table(outcome.classes))

@@ -52,6 +52,11 @@ class CaffeStreams:
         self.transformer_seed = self.words.word()
         self.passes += 1
 
+    def skip_pass(self) -> None:
+        """Goes past the words of a pass that another process makes."""
+        self.begin_pass()
+        self.words.skip(self.words_per_pass - 1)
+
     def data(self) -> CaffeStream:
         """The draws of the batches from number `passes` on. They can be taken ahead of the passes."""
         seeds = _transformer_seeds(self.transformer_seed, self.words.copy(), self.words_per_pass)
