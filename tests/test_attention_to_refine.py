@@ -204,10 +204,3 @@ def test_the_tool_changes_head_and_solver(drawn, tmp_path):
     assert weights.meta["recipe"]["head"]["dilations"] == [3, 5] and weights.meta["recipe"]["solver"] == "caffe"
     assert weights.state_dict["att_conv1.weight"].shape == (16, 2 * 16, 3, 3)
     assert "rec_fc.weight" not in weights.state_dict
-
-    wrong = subprocess.run(
-        [*tool, *net, "--scales", "1", "0.75", "0.5", f"--out={tmp_path / 'x'}"], capture_output=True
-    )
-    assert wrong.returncode == 2 and wrong.stderr.decode().startswith(
-        "error: there are 2 dilations, 3 5, for the scales"
-    )
