@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,15 +20,16 @@ from a2s_repro.data.image_seg import NORMALIZATIONS
 from a2s_repro.data.voc import CLASSES as VOC_CLASSES
 from a2s_repro.errors import InputError
 from a2s_repro.export import IMAGE, TOLERANCE, Deployed, deviation, export, program
-from a2s_repro.models import DeepLab
+from a2s_repro.models import DeepLab, RefineHead, ResNetDilated8, ShareNet
+from a2s_repro.models.net import Net
 from tests.markdown import ROOT, snippets
-from tests.test_deploy import image_of, net_of, opencv4, weights_of
+from tests.test_deploy import THIN, image_of, net_of, opencv4, weights_of
 
 RECIPE = {"name": "voc12/attention2_esupv"}
 SIZES = [(1, 33, 49), (3, 65, 33), (2, 161, 129)]
 
 
-def saved(folder: Path, net: DeepLab) -> Path:
+def saved(folder: Path, net: Net) -> Path:
     path = folder / "model.pth"
     save_weights(path, net.state_dict(), weights_of(net).meta | {"recipe": RECIPE})
     return path
@@ -119,7 +121,7 @@ def test_the_tool_writes_a_program_that_needs_pytorch_alone(here, net):
 def test_a_native_program_keeps_the_fused_operators_and_every_bit(net):
     native = program(net, native=True)
     used = {str(node.target) for node in native.graph.nodes}
-    assert {"a2s.interp_concat.default", "a2s.scale_merge.default", "a2s.segment.default"} <= used
+    assert {"a2s.interp_shift_add.default", "a2s.scale_merge.default", "a2s.segment.default"} <= used
     run = native.module()
     assert deviation(net, run) == 0
     with pytest.raises(AssertionError, match="% 16 == 0"):
@@ -195,13 +197,44 @@ def test_what_cannot_be_written_is_refused(here, output, options, message):
     assert sorted(os.listdir()) == before
 
 
+RESNET_HEAD = RefineHead(stages=("stem", "layer1", "layer2", "layer3", "layer4"), recalibration="add")
+OF_ATTENTION_TO_REFINE = {
+    "refine": partial(ShareNet, 21, (1, 0.5), head=RefineHead(), widths=THIN),
+    "resnet": partial(ResNetDilated8, 21, width=1 / 16),
+    "resnet-psp-refine": partial(
+        ResNetDilated8, 21, (1, 0.5), "attention", head=RESNET_HEAD, decoder="psp", stem="plain", width=1 / 16
+    ),
+}
+
+
+def net_of_attention_to_refine(name: str) -> Net:
+    """A net whose maps are of order 1."""
+    net = OF_ATTENTION_TO_REFINE[name]()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=(2 / parameter[0].numel()) ** 0.5, generator=generator)
+    return net.eval()
+
+
+@pytest.mark.parametrize("name", OF_ATTENTION_TO_REFINE)
+def test_caffe_has_no_layers_for_attention_to_refine(tmp_path, name):
+    with pytest.raises(InputError, match=r"nets do not have: .* and \d+ more; those of Attention to Scale alone"):
+        export(saved(tmp_path, net_of_attention_to_refine(name)), tmp_path / "model.caffemodel")
+    assert os.listdir(tmp_path) == ["model.pth"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 @pytest.mark.parametrize(
-    "name", ["largefov-pool5a", "msc-pool5a", "average3", "max3", "attention3", "attention4", "msc-attention3"]
+    "name",
+    [
+        *("largefov-pool5a", "msc-pool5a", "average3", "max3", "attention3", "attention4", "msc-attention3"),
+        *OF_ATTENTION_TO_REFINE,
+    ],
 )
 def test_every_kind_of_net_leaves(tmp_path, name, suffix):
-    net = net_of(name)
+    net = net_of_attention_to_refine(name) if name in OF_ATTENTION_TO_REFINE else net_of(name)
     output = tmp_path / f"net{suffix}"
     assert export(saved(tmp_path, net), output).deviation < TOLERANCE
     if suffix == ".onnx":
