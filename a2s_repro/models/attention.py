@@ -1,7 +1,7 @@
 """The attention of Attention to Scale."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -67,10 +67,10 @@ class AttentionHead:
         return first | {"att_fc": 0.01}
 
     def read(self, maps: Mapping[str, Tensor], grid: tuple[int, int]) -> Tensor:
-        """What it takes of one branch: the map, on its own grid."""
+        """What it needs of one branch: the map, on its own grid."""
         return maps[self.features]
 
-    def attention(self, net: Net, features: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, None]:
+    def attention(self, net: Net, features: Sequence[Tensor], grid: tuple[int, int]) -> tuple[Tensor, None]:
         """Logits (N, S, *grid) from the S scales' features, (N, C_f, h_s, w_s) each; there is no recalibration."""
         if self.layers == 1:
             return net.att_fc(features, grid), None

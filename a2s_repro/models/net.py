@@ -74,7 +74,7 @@ class Branch(NamedTuple):
     features: dict[str, Tensor]
     """Maps by name, among them those that the attention reads."""
     scores: Tensor
-    """(N, C, h, w) score map on the 1/8 grid, or of a skip-net at the size of the image."""
+    """(N, C, h, w) score map on the 1/8 grid, or of a skip-net in evaluation mode at the size of the image."""
 
 
 class Net(nn.Module, abc.ABC):

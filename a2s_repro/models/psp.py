@@ -9,6 +9,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from a2s_repro import ops
+from a2s_repro.errors import InputError
 
 BINS = (1, 2, 3, 6)
 """Cells along a side of each pooled map."""
@@ -50,5 +51,11 @@ class PyramidPooling(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, h, w) -> (N, C, h, w)."""
+        """(N, channels, h, w) -> (N, C, h, w).
+
+        Raises:
+            InputError: a batch of one image to train on, which is one value per channel where it is pooled to a cell.
+        """
+        if self.training and len(x) == 1 and isinstance(self.ppm[0][2], nn.BatchNorm2d):
+            raise InputError("pyramid pooling cannot be trained on one image at a time: give a batch of 2 or more.")
         return self.conv_last(ops.interp_concat([x, *(pooled(x) for pooled in self.ppm)], x.shape[2:]))

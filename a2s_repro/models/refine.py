@@ -1,7 +1,7 @@
 """The attention of Attention to Refine: hypercolumns, a dilated convolution per scale, and two branches."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -95,7 +95,9 @@ class RefineHead:
         """The hypercolumns of one branch, (N, sum of the stages' channels, *grid)."""
         return ops.interp_concat([maps[stage] for stage in self.stages], grid)
 
-    def attention(self, net: Net, hypercolumns: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    def attention(
+        self, net: Net, hypercolumns: Sequence[Tensor], grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits (N, S, *grid), and what recalibrates the scores, (N, C, *grid), from each scale's hypercolumns."""
         streams = [relu(net.get_submodule(f"ref_conv{i}")(column)) for i, column in enumerate(hypercolumns, 1)]
         x = torch.cat(streams, 1)

@@ -8,7 +8,7 @@ from a2s_repro import ops
 from a2s_repro.errors import InputError
 from a2s_repro.models.attention import ON_FC7, AttentionHead
 from a2s_repro.models.deeplab import DeepLab, Widths
-from a2s_repro.models.net import Net, Prediction, check_image
+from a2s_repro.models.net import Branch, Net, Prediction, check_image
 from a2s_repro.models.refine import RefineHead
 
 RESAMPLING = {1: {}, 0.75: {"shrink": 4, "zoom": 3}, 0.5: {"shrink": 2}, 0.25: {"shrink": 4}}
@@ -73,17 +73,12 @@ class MultiScale(Net):
         check_image(image, self.grid_step)
         nets = dict(zip(self.scales, (self, *self.copies) if self.copies else (self,) * len(self.scales), strict=True))
         grid = tuple(ops.interp_size(side, shrink=self.stride) for side in image.shape[-2:])
-        scores_at, read_at = {}, {}
-        for scale in self.branch_order:
-            branch = nets[scale].branch(rescaled(image, scale))
-            scores_at[scale] = branch.scores
-            if self.merge == "attention":
-                read_at[scale] = self.head.read(branch.features, grid)
-        scores = [scores_at[scale] for scale in self.scales]
+        outputs = {scale: self._read(nets[scale].branch(rescaled(image, scale)), grid) for scale in self.branch_order}
+        scores, features = zip(*(outputs[scale] for scale in self.scales), strict=True)
         size = image.shape[2:] if self.skip_net and not self.training else grid
         weights = recalibration = None
         if self.merge == "attention":
-            logits, recalibration = self.head.attention(self, [read_at[scale] for scale in self.scales], grid)
+            logits, recalibration = self.head.attention(self, features, grid)
             factors = recalibration if self.head.recalibration == "multiply" else None
             merged, weights = ops.scale_merge(scores, logits, size, factors)
             if self.head.recalibration == "add":
@@ -92,7 +87,11 @@ class MultiScale(Net):
             merged = ops.scale_average(scores, size, AVERAGE_FACTOR[len(scores)])
         else:
             merged = ops.scale_max(scores, size)
-        return Prediction(merged, tuple(scores), weights, self.scales, self.loss_order, recalibration, self.stride)
+        return Prediction(merged, scores, weights, self.scales, self.loss_order, recalibration, self.stride)
+
+    def _read(self, branch: Branch, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """The scores at one scale, and what the head needs of its maps, which are then let go of."""
+        return branch.scores, self.head.read(branch.features, grid) if self.merge == "attention" else None
 
     @property
     def loss_order(self) -> tuple[float, ...]:

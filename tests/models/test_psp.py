@@ -1,9 +1,11 @@
 """Pyramid pooling against plain torch."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from a2s_repro.errors import InputError
 from a2s_repro.models.psp import PyramidPooling
 
 
@@ -50,3 +52,10 @@ def test_names_and_parameter_counts():
     assert counts["conv_last.0.weight"] == (512 + 4 * 512) * 512 * 9
     assert counts["conv_last.4.weight"] + counts["conv_last.4.bias"] == 150 * 512 + 150
     assert sum(counts.values()) == 12_927_126
+
+
+def test_a_batch_of_one_image_is_refused_in_training():
+    psp, x = PyramidPooling(channels=6, num_classes=3, width=4, norm=nn.BatchNorm2d), torch.randn(1, 6, 9, 9)
+    with pytest.raises(InputError, match="one image at a time: give a batch of 2 or more"):
+        psp.train()(x)
+    assert psp.eval()(x).shape == (1, 3, 9, 9)
