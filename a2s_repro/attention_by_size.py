@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import ndimage
 from scipy.stats import rankdata
-from torch import Tensor
 
+from a2s_repro import distributed
 from a2s_repro.data.images import IGNORE_LABEL
 
 SMALLEST = 64
@@ -30,9 +31,9 @@ class AttentionBySize:
         self.weights = np.empty((0, len(self.scales)))
         """(n, S) float64, the mean weight of each scale over it."""
 
-    def update(self, truth: np.ndarray, weights: Tensor) -> None:
+    def update(self, truth: np.ndarray, weights: np.ndarray) -> None:
         """Adds an image: labels (H, W) uint8, 255 ignored, and attention weights (S, H, W)."""
-        maps = weights.double().cpu().numpy()
+        maps = weights.astype(np.float64)
         for label in np.setdiff1d(truth, [IGNORE_LABEL]):
             objects, count = ndimage.label(truth == label, structure=np.ones((3, 3)))
             numbers = np.arange(1, count + 1)
@@ -42,6 +43,10 @@ class AttentionBySize:
             self.labels = np.append(self.labels, np.full(counts.sum(), label))
             self.areas = np.append(self.areas, areas[counts])
             self.weights = np.append(self.weights, means[counts], 0)
+
+    def merge(self) -> None:
+        """Adds the objects of the other processes."""
+        self.labels, self.areas, self.weights = map(_gathered, (self.labels, self.areas, self.weights))
 
     @property
     def correlation(self) -> np.ndarray:
@@ -93,6 +98,17 @@ class AttentionBySize:
             "correlation_within_classes": self.correlation_within_classes.tolist(),
             "quartiles": self.quartiles(),
         }
+
+
+def _gathered(values: np.ndarray) -> np.ndarray:
+    """The rows of all processes, one process after the other."""
+    counts = torch.zeros(distributed.world_size(), dtype=torch.int64)
+    counts[distributed.rank()] = len(values)
+    ends = distributed.sum_(counts).cumsum(0)
+    rows = torch.zeros(int(ends[-1]), *values.shape[1:], dtype=torch.from_numpy(values).dtype)
+    end = int(ends[distributed.rank()])
+    rows[end - len(values) : end] = torch.from_numpy(values)
+    return distributed.sum_(rows).numpy()
 
 
 def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -7,18 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm import tqdm
 
-from a2s_repro import ops
-from a2s_repro.crf import CRF, refine
-from a2s_repro.data.image_seg import MEAN_BGR, subtract_mean
+from a2s_repro.crf import CRF
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import VOID, Item
 from a2s_repro.errors import InputError
 from a2s_repro.evaluation import ConfusionMatrix
-from a2s_repro.precision import float32_products
+from a2s_repro.segmenter import Segmenter
 
 GRID = {
     "bi_w": (5, 10),
@@ -84,18 +81,6 @@ def sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
     return picked
 
 
-def score_image(model: nn.Module, image: np.ndarray, crop: int = 513) -> np.ndarray:
-    """Score maps (C, H, W) float32 of one image (H, W, 3) uint8 BGR, from which evaluation.segment_image takes the
-    largest class."""
-    height, width = image.shape[:2]
-    size = tuple(max(crop, -(-(side - 1) // 32) * 32 + 1) for side in (height, width))
-    padded = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
-    padded[0, :, :height, :width] = torch.from_numpy(subtract_mean(image, MEAN_BGR))
-    model.eval()
-    with torch.inference_mode(), float32_products("ieee"):
-        return ops.interp(model(padded).scores, size)[0, :, :height, :width].cpu().numpy()
-
-
 def search(
     model: nn.Module,
     items: Sequence[Item],
@@ -110,6 +95,7 @@ def search(
     The net segments each image once; then `workers` threads refine its scores. Outputs that `classes` names 'void'
     count in no mean. Raises InputError for a bad file, naming it.
     """
+    segmenter = Segmenter(model, crop=crop)
     void = [label for label, name in enumerate(classes) if name == VOID]
     without, *refined = (ConfusionMatrix(model.num_classes, void) for _ in range(len(crfs) + 1))
     with (
@@ -118,12 +104,11 @@ def search(
     ):
         for item in items:
             image, truth = read_pair(item, model.num_classes)
-            scores = score_image(model, image, crop)
-            without.update(truth, scores.argmax(0).astype(np.uint8))
-            rgb = np.ascontiguousarray(image[:, :, ::-1])
+            found = segmenter(image, scores=True)
+            without.update(truth, found.labels)
 
-            def score(crf: CRF, confusion: ConfusionMatrix, rgb=rgb, scores=scores, truth=truth) -> None:
-                confusion.update(truth, refine(rgb, scores, crf, threads=1))
+            def score(crf: CRF, confusion: ConfusionMatrix, image=image, truth=truth, found=found) -> None:
+                confusion.update(truth, found.refined(image, crf, threads=1).labels)
 
             for _ in pool.map(score, crfs, refined):
                 progress.update()

@@ -1,26 +1,26 @@
-"""Segmenting whole images with a net, and scoring the result over a whole set as PASCAL VOC does."""
+"""Scoring a net over a whole set of images as PASCAL VOC does."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from a2s_repro import ops
+from a2s_repro import distributed
 from a2s_repro.attention_by_size import AttentionBySize
-from a2s_repro.checkpoint import load_weights
+from a2s_repro.crf import CRF
 from a2s_repro.data import voc
-from a2s_repro.data.image_seg import MEAN_BGR, subtract_mean
 from a2s_repro.data.images import IGNORE_LABEL, read_pair
-from a2s_repro.data.lists import VOID, Item, read_classes
+from a2s_repro.data.lists import VOID, Item
 from a2s_repro.errors import InputError
-from a2s_repro.models import build_model
-from a2s_repro.precision import float32_products
+from a2s_repro.segmenter import Segmentation as Segmentation
+from a2s_repro.segmenter import Segmenter
+from a2s_repro.segmenter import class_names as class_names
+from a2s_repro.segmenter import load_model as load_model
 
 
 class ConfusionMatrix:
@@ -48,6 +48,10 @@ class ConfusionMatrix:
             raise InputError(f"A label map to be scored holds a value beyond the {classes} classes.")
         pairs = truth.astype(np.int64) * classes + predicted
         self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+    def merge(self) -> None:
+        """Adds what the other processes have counted."""
+        distributed.sum_(torch.from_numpy(self.counts))
 
     @property
     def iou(self) -> np.ndarray:
@@ -78,32 +82,29 @@ class AttentionStatistics:
 
     def __init__(self, scales: Sequence[float]):
         self.scales = tuple(scales)
-        self._pixels = 0
-        self._sums = np.zeros((2, len(self.scales)))  # of the weights less 1/S, and of their squares
+        self._sums = np.zeros((3, len(self.scales)))  # of 1, of the weights less 1/S, and of their squares
 
-    def update(self, weights: Tensor) -> None:
+    def update(self, weights: np.ndarray) -> None:
         """Adds the weights (S, H, W) of an image."""
-        centred = weights.double().flatten(1) - 1 / len(self.scales)
-        self._pixels += centred.shape[1]
-        self._sums += np.stack([centred.sum(1).cpu(), centred.square().sum(1).cpu()])
+        centred = weights.astype(np.float64).reshape(len(weights), -1) - 1 / len(self.scales)
+        self._sums += np.full(len(weights), centred.shape[1]), centred.sum(1), np.square(centred).sum(1)
+
+    def merge(self) -> None:
+        """Adds what the other processes have seen."""
+        distributed.sum_(torch.from_numpy(self._sums))
+
+    @property
+    def pixels(self) -> int:
+        return int(self._sums[0, 0])
 
     @property
     def mean(self) -> np.ndarray:
-        return self._sums[0] / self._pixels + 1 / len(self.scales)
+        return self._sums[1] / self._sums[0] + 1 / len(self.scales)
 
     @property
     def std(self) -> np.ndarray:
-        first, second = self._sums / self._pixels
+        first, second = self._sums[1:] / self._sums[0]
         return np.sqrt(np.maximum(second - first**2, 0))
-
-
-class Segmentation(NamedTuple):
-    """What a net makes of one image."""
-
-    labels: np.ndarray
-    """(H, W) uint8."""
-    weights: Tensor | None
-    """(S, H, W) float32 attention weights; None where the merge has none."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,14 @@ class Result:
         return "\n".join([*lines, self.by_size.table()] if self.by_size else lines)
 
     def score(self, metric: str, classes: Sequence[str]) -> float:
-        """A score in per cent, by the name that it is published by: "mIoU", or "IoU" and the name of a class.
+        """A score in per cent, by its published name: "mIoU", "pixel accuracy", or "IoU" and the name of a class.
 
         Raises InputError for a class that is not among `classes`.
         """
         if metric == "mIoU":
             return 100 * self.confusion.mean_iou
+        if metric == "pixel accuracy":
+            return 100 * self.confusion.pixel_accuracy
         name = metric.removeprefix("IoU ")
         if name not in classes:
             raise InputError(f"'{name}' is none of the classes ({', '.join(classes)}): correct classes.txt.")
@@ -171,99 +174,48 @@ class Result:
         }
 
 
-def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
-    """The net of a weights file, ready to segment, and the file's meta.
-
-    Raises InputError if the file describes no complete net, its tensors do not fit the net, or there is no such device.
-    """
-    weights = load_weights(path)
-    if "model" not in weights.meta:
-        raise InputError(f"{path} holds initial weights, not a complete net: train from it, and evaluate the result.")
-    model = build_model(weights.meta["model"])
-    try:
-        model.load_state_dict(weights.state_dict)
-    except RuntimeError as error:
-        reasons = " ".join(str(error).split("\n\t")[1:]).rstrip(". ")
-        raise InputError(f"{path} does not fit the net that it describes: {reasons}.") from None
-    try:
-        return model.to(device).eval(), weights.meta
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"Device {device} cannot be used ({reason}): choose cpu or another.") from None
-
-
-def class_names(num_classes: int, meta: dict, classes_file: str | os.PathLike | None = None) -> list[str]:
-    """Names for the classes of a net: from a file, else from its meta, else VOC's if there are 21, else numbers.
-
-    Raises InputError if the file or the meta has another number of names.
-    """
-    if classes_file is not None:
-        names = read_classes(classes_file)
-    elif "classes" in meta:
-        names = meta["classes"]
-    else:
-        names = list(voc.CLASSES) if num_classes == len(voc.CLASSES) else [str(label) for label in range(num_classes)]
-    if len(names) != num_classes:
-        source = classes_file or "the model file"
-        raise InputError(f"{source} names {len(names)} classes, but the net has {num_classes}: give the matching list.")
-    return names
-
-
-def segment_image(model: nn.Module, image: np.ndarray, crop: int = 513) -> Segmentation:
-    """Segments one image (H, W, 3) uint8 BGR as the authors' test nets do, on the model's device.
-
-    The image less the mean pixel is padded with 0 at the bottom and right to `crop`, or further to 32k + 1 where it is
-    larger; the score map is interpolated to that size (fc8_interp), the largest class taken, and the padding cut off.
-    All in exact float32, as in Caffe. Leaves the model in evaluation mode.
-    """
-    height, width = image.shape[:2]
-    size = tuple(max(crop, -(-(side - 1) // 32) * 32 + 1) for side in (height, width))
-    padded = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
-    padded[0, :, :height, :width] = torch.from_numpy(subtract_mean(image, MEAN_BGR))
-    model.eval()
-    with torch.inference_mode(), float32_products("ieee"):
-        prediction = model(padded)
-        labels = ops.segment(prediction.scores, size)[0, :height, :width].cpu().numpy()
-        weights = prediction.weights
-        if weights is not None:
-            weights = ops.interp(weights, size)[0, :, :height, :width]
-    return Segmentation(labels, weights)
-
-
 def evaluate(
     model: nn.Module,
     items: Sequence[Item],
     *,
     crop: int = 513,
+    crf: CRF | None = None,
+    short_sides: Sequence[int] = (),
     classes: Sequence[str] = (),
     label_folder: str | os.PathLike | None = None,
     by_size: bool = False,
 ) -> Result:
     """Scores `model` on `items`, on the model's device, under a progress bar.
 
-    As in the authors' evaluation, outputs that `classes` names 'void' (COCO's ids without a category) count in no mean.
-    Items without a label file (VOC test) count for nothing in the scores. With `label_folder` every segmentation is
-    written to it as ID.png, an index PNG in VOC's palette. `by_size` measures attention weights against the size of
-    objects. Raises InputError for a bad file, naming it.
+    `crop` and `short_sides` are a Segmenter's; `crf` refines the labels. As in the authors' evaluation, outputs that
+    `classes` names 'void' (COCO's ids without a category) count in no mean. Items without a label file (VOC test) count
+    for nothing in the scores. With `label_folder` every segmentation is written to it as ID.png, an index PNG in VOC's
+    palette. `by_size` measures attention weights against the size of objects.
+
+    Several processes share the items, and all return the scores of the whole set. Raises InputError for a bad file,
+    naming it.
     """
+    segmenter = Segmenter(model, crop=crop, short_sides=short_sides)
     void = [label for label, name in enumerate(classes) if name == VOID]
     confusion = ConfusionMatrix(model.num_classes, void)
-    attention = objects = None
-    for item in tqdm(items, desc="evaluating", unit="image"):
-        image, truth = read_pair(item, model.num_classes)
-        labels, weights = segment_image(model, image, crop)
-        confusion.update(truth, labels)
-        if weights is not None:
-            attention = attention or AttentionStatistics(model.scales)
-            attention.update(weights)
+    attention, objects = AttentionStatistics(model.scales), AttentionBySize(model.scales)
+    share = items[distributed.rank() :: distributed.world_size()]
+    with distributed.failing_together():
+        for item in tqdm(share, desc="evaluating", unit="image", disable=not distributed.is_main()):
+            image, truth = read_pair(item, model.num_classes)
+            found = segmenter(image, crf=crf)
+            confusion.update(truth, found.labels)
+            if found.weights is not None:
+                attention.update(found.weights)
+            elif by_size:
+                raise InputError("The net has no attention weights that could be measured by size.")
             if by_size:
-                objects = objects or AttentionBySize(model.scales)
-                objects.update(truth, weights)
-        elif by_size:
-            raise InputError("The net has no attention weights that could be measured by size.")
-        if label_folder is not None:
-            voc.write_label_png(Path(label_folder) / f"{item.id}.png", labels)
-    return Result(len(items), confusion, attention, objects)
+                objects.update(truth, found.weights)
+            if label_folder is not None:
+                voc.write_label_png(Path(label_folder) / f"{item.id}.png", found.labels)
+    for part in (confusion, attention, objects):
+        part.merge()
+    return Result(len(items), confusion, attention if attention.pixels else None, objects if by_size else None)
 
 
 def server_folder(out: str | os.PathLike, image_set: str) -> Path:

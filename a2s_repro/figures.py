@@ -11,8 +11,8 @@ from matplotlib.patches import Patch
 
 from a2s_repro.data.images import IGNORE_LABEL
 from a2s_repro.data.voc import palette
-from a2s_repro.evaluation import Segmentation
 from a2s_repro.files import replacing
+from a2s_repro.segmenter import Segmentation
 
 COLUMN_INCHES = 2.4
 COLOUR_MAP = "viridis"
@@ -40,11 +40,11 @@ def attention_figure(rows: Sequence[Row], scales: Sequence[float], classes: Sequ
     figure.set_layout_engine("constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False, height_ratios=heights)
     for line, row in zip(axes, rows, strict=True):
-        labels, weights = row.segmentation
+        labels, weights = row.segmentation.labels, row.segmentation.weights
         line[0].imshow(row.image[..., ::-1])
         line[1].imshow(palette()[row.truth])
         line[2].imshow(palette()[labels])
-        for axis, values in zip(line[3:], [] if weights is None else weights.cpu().numpy(), strict=True):
+        for axis, values in zip(line[3:], [] if weights is None else weights, strict=True):
             axis.imshow(values, vmin=0, vmax=1, cmap=COLOUR_MAP)
             axis.set_xlabel(f"mean {values.mean():.3f}, std {values.std():.3f}", fontsize=7)
         for axis in line:

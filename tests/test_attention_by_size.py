@@ -29,7 +29,7 @@ def test_an_object_is_a_component_of_a_class():
     truth[:10, 30:40] = 3
     truth[30:37, :9] = 3  # 63 pixels: less than a cell of the grid
     measured = AttentionBySize((1, 0.5))
-    measured.update(truth, torch.full((2, 40, 60), 0.5))
+    measured.update(truth, np.full((2, 40, 60), 0.5))
     assert measured.labels.tolist() == [1, 3, 3]
     assert measured.areas.tolist() == [100, 200, 100]
     assert SMALLEST == 64
@@ -40,7 +40,7 @@ def test_an_objects_weight_is_the_mean_over_its_pixels():
     truth[5:15, 5:25] = 2
     weights = torch.rand(2, 20, 30, generator=torch.Generator().manual_seed(0))
     measured = AttentionBySize((1, 0.5))
-    measured.update(truth, weights)
+    measured.update(truth, weights.numpy())
     expected = [weights[:, torch.from_numpy(truth == label)].mean(1).tolist() for label in (0, 2)]
     np.testing.assert_allclose(measured.weights, expected, rtol=1e-6)
 
@@ -51,7 +51,7 @@ def drawn(areas, labels, weights) -> AttentionBySize:
     for area, label, weight in zip(areas, labels, weights, strict=True):
         truth = np.full((1, 2000), 255, np.uint8)
         truth[:, :area] = label
-        measured.update(truth, torch.tensor([weight, 1 - weight], dtype=torch.float64).view(2, 1, 1).expand(2, 1, 2000))
+        measured.update(truth, np.full((2, 1, 2000), [[[weight]], [[1 - weight]]]))
     return measured
 
 

@@ -5,19 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.crf import CRF, refine
-from a2s_repro.crf_search import GRID, Search, candidates, sample, score_image
+from a2s_repro.crf_search import GRID, Search, candidates, sample
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import Item, read_list
 from a2s_repro.errors import InputError
-from a2s_repro.evaluation import ConfusionMatrix, load_model, segment_image
+from a2s_repro.evaluation import ConfusionMatrix
 from a2s_repro.models import ShareNet, Widths
+from a2s_repro.segmenter import Segmenter, load_model
 
 TOOL = Path(__file__).parent.parent / "tools" / "crf_search.py"
 
@@ -87,11 +87,9 @@ def test_the_tool_scores_every_combination(demo: Path, model_file: Path, tmp_pat
     without, refined = ConfusionMatrix(len(CLASSES)), ConfusionMatrix(len(CLASSES))
     for item in sample(read_list(listed, demo), 2, seed=10):
         image, truth = read_pair(item, len(CLASSES))
-        scores = score_image(model, image, 161)
-        labels = segment_image(model, image, 161).labels
-        assert np.array_equal(scores.argmax(0), labels)
-        without.update(truth, labels)
-        refined.update(truth, refine(image[:, :, ::-1], scores, crf))
+        found = Segmenter(model, crop=161)(image, scores=True)
+        without.update(truth, found.labels)
+        refined.update(truth, refine(image[:, :, ::-1], found.scores, crf))
     assert report["without"] == without.mean_iou
     assert report["scores"][1]["mean_iou"] == refined.mean_iou
 

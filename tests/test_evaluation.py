@@ -23,12 +23,10 @@ from a2s_repro.evaluation import (
     AttentionStatistics,
     ConfusionMatrix,
     Result,
-    class_names,
     evaluate,
-    load_model,
-    segment_image,
 )
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
+from a2s_repro.segmenter import Segmenter, class_names, load_model
 
 TOOL = Path(__file__).parents[1] / "tools" / "evaluate.py"
 
@@ -102,7 +100,7 @@ def test_attention_statistics_are_those_of_all_pixels_together():
     maps = [torch.rand(2, *size, generator=generator) for size in ((5, 7), (20, 3))]
     statistics = AttentionStatistics((1, 0.5))
     for weights in maps:
-        statistics.update(weights)
+        statistics.update(weights.numpy())
     pixels = torch.cat([weights.flatten(1) for weights in maps], 1).double().numpy()
     np.testing.assert_allclose(statistics.mean, pixels.mean(1), rtol=1e-12)
     np.testing.assert_allclose(statistics.std, pixels.std(1), rtol=1e-12)
@@ -112,7 +110,7 @@ def test_attention_statistics_resolve_a_spread_of_a_millionth():
     weights = torch.full((2, 10, 10), 0.5)
     weights[0, 0] += 1e-6
     statistics = AttentionStatistics((1, 0.5))
-    statistics.update(weights)
+    statistics.update(weights.numpy())
     np.testing.assert_allclose(statistics.std, weights.double().flatten(1).std(1, correction=0), rtol=1e-6)
 
 
@@ -122,7 +120,7 @@ def test_attention_statistics_resolve_a_spread_of_a_millionth():
 def test_segmentation_pads_at_the_bottom_and_right(height, width, padded):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     model = thin(ShareNet)
-    found = segment_image(model, image, crop=65)
+    found = Segmenter(model, crop=65)(image)
 
     framed = np.tile(MEAN_BGR, (*padded, 1))  # the mean colour is 0 once the mean is subtracted
     framed[:height, :width] = image
@@ -132,8 +130,9 @@ def test_segmentation_pads_at_the_bottom_and_right(height, width, padded):
     assert found.labels.dtype == np.uint8
     assert (found.labels == scores.argmax(0).numpy()).all()
     assert len(np.unique(found.labels)) > 1
-    torch.testing.assert_close(found.weights.sum(0), torch.ones(height, width))
-    torch.testing.assert_close(found.weights, ops.interp(prediction.weights, padded)[0, :, :height, :width])
+    weights = torch.from_numpy(found.weights)
+    torch.testing.assert_close(weights.sum(0), torch.ones(height, width))
+    torch.testing.assert_close(weights, ops.interp(prediction.weights, padded)[0, :, :height, :width])
 
 
 def test_a_net_without_attention_has_no_weights(items):
@@ -227,6 +226,7 @@ def test_scores_by_the_names_that_they_are_published_by():
     scores.update(labels(0, 0, 1, 1), labels(0, 0, 0, 1))
     result = Result(1, scores, None)
     assert result.score("IoU upper arms", ["sky", "upper arms"]) == 50
+    assert result.score("pixel accuracy", ["sky", "upper arms"]) == 75
     assert result.score("mIoU", ["sky", "upper arms"]) == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
     with pytest.raises(InputError, match=r"'head' is none of the classes \(sky, upper arms\)"):
         result.score("IoU head", ["sky", "upper arms"])

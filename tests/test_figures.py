@@ -12,9 +12,9 @@ from PIL import Image
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.voc import palette
-from a2s_repro.evaluation import Segmentation
 from a2s_repro.figures import Row, attention_figure
 from a2s_repro.models import ShareNet, Widths
+from a2s_repro.segmenter import Segmentation
 
 TOOL = Path(__file__).parents[1] / "tools" / "show_attention.py"
 NAMES = ("background", "cat", "dog")
@@ -25,7 +25,7 @@ def row(height, width, scales):
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
     truth = np.full((height, width), 255, np.uint8)
     labels = np.ones((height, width), np.uint8)
-    weights = torch.rand(scales, height, width) if scales else None
+    weights = torch.rand(scales, height, width).numpy() if scales else None
     return Row(image, truth, Segmentation(labels, weights))
 
 
@@ -43,7 +43,7 @@ def test_columns_are_image_truth_prediction_and_a_map_per_scale(scales):
         assert (shown[0].get_array() == content.image[..., ::-1]).all()
         assert (shown[1].get_array() == palette()[255]).all()
         assert (shown[2].get_array() == palette()[1]).all()
-        for image, weights in zip(shown[3:], content.segmentation.weights.numpy(), strict=True):
+        for image, weights in zip(shown[3:], content.segmentation.weights, strict=True):
             assert (image.get_array() == weights).all()
             assert image.get_clim() == (0, 1)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "ignored"]

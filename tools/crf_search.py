@@ -12,8 +12,8 @@ import os
 from a2s_repro.crf import CRF
 from a2s_repro.crf_search import GRID, candidates, sample, search
 from a2s_repro.data.lists import read_list
-from a2s_repro.evaluation import class_names, load_model
 from a2s_repro.files import replacing
+from a2s_repro.segmenter import class_names, load_model
 
 
 def main() -> None:

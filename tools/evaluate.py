@@ -7,6 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+from a2s_repro import distributed
+from a2s_repro.crf import CRF
 from a2s_repro.data.lists import read_list
 from a2s_repro.evaluation import class_names, evaluate, load_model, server_folder
 from a2s_repro.files import replacing
@@ -17,7 +19,8 @@ def main() -> None:
         description=__doc__,
         epilog="example:\n"
         "  python tools/evaluate.py --model runs/x/final.pth --data-root data/VOC2012 \\\n"
-        "      --list data/VOC2012/list/val.txt --json runs/x/val.json",
+        "      --list data/VOC2012/list/val.txt --json runs/x/val.json\n"
+        "on four GPUs: torchrun --nproc-per-node 4 tools/evaluate.py --device cuda ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_segmenting_options(parser)
@@ -26,6 +29,17 @@ def main() -> None:
     parser.add_argument(
         "--attention-by-size", action="store_true", help="attention weights of each scale against the size of objects"
     )
+    parser.add_argument(
+        "--crf", nargs="*", metavar="WORD", help="refine by a dense CRF: a recipe's name, values as bi_w=4, or neither"
+    )
+    parser.add_argument(
+        "--short-sides",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="PIXELS",
+        help="average over the image resized to these, as for ADE20K: 300 400 500 600",
+    )
     parser.add_argument("--json", help="write the scores, as fractions, to this file")
     arguments = parser.parse_args()
     if arguments.no_labels and not arguments.out:
@@ -33,15 +47,25 @@ def main() -> None:
     if arguments.no_labels and arguments.attention_by_size:
         parser.error("--attention-by-size needs labels, which tell the objects apart: leave out --no-labels")
 
-    model, meta = load_model(arguments.model, arguments.device)
+    crf = None if arguments.crf is None else CRF.parse(arguments.crf)
+    model, meta = load_model(arguments.model, distributed.initialise(arguments.device))
     classes = class_names(model.num_classes, meta, arguments.classes)
     items = read_list(
         arguments.list, arguments.data_root, label_dir=arguments.label_dir, labelled=not arguments.no_labels
     )
     folder = server_folder(arguments.out, Path(arguments.list).stem) if arguments.out else None
     result = evaluate(
-        model, items, crop=arguments.crop, classes=classes, label_folder=folder, by_size=arguments.attention_by_size
+        model,
+        items,
+        crop=arguments.crop,
+        crf=crf,
+        short_sides=arguments.short_sides,
+        classes=classes,
+        label_folder=folder,
+        by_size=arguments.attention_by_size,
     )
+    if not distributed.is_main():
+        return
 
     if not arguments.no_labels:
         print(result.table(classes))

@@ -7,8 +7,8 @@ import argparse
 
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import read_list, select
-from a2s_repro.evaluation import class_names, load_model, segment_image
 from a2s_repro.figures import Row, attention_figure, save_figure
+from a2s_repro.segmenter import Segmenter, class_names, load_model
 
 
 def main() -> None:
@@ -31,10 +31,11 @@ def main() -> None:
     classes = class_names(model.num_classes, meta, arguments.classes)
     items = read_list(arguments.list, arguments.data_root, label_dir=arguments.label_dir)
     items = select(items, arguments.ids) if arguments.ids else items[: arguments.count]
+    segmenter = Segmenter(model, classes, meta, arguments.crop)
     rows = []
     for item in items:
         image, truth = read_pair(item, model.num_classes)
-        rows.append(Row(image, truth, segment_image(model, image, arguments.crop)))
+        rows.append(Row(image, truth, segmenter(image)))
     save_figure(arguments.out, attention_figure(rows, model.scales, classes))
     print(arguments.out)
 
