@@ -1,0 +1,73 @@
+"""What a user names to be segmented: images, videos, folders and patterns of them, cameras."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from a2s_repro.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
+
+
+class Source(NamedTuple):
+    """Something to be segmented."""
+
+    name: str
+    """A relative path without suffix, to write the results under."""
+    path: Path | int
+    """A file, or the number of a camera."""
+
+    @property
+    def is_camera(self) -> bool:
+        return isinstance(self.path, int)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is one picture; a file of another suffix than a video's is taken for one."""
+        return not self.is_camera and self.path.suffix.lower() not in VIDEO_SUFFIXES
+
+
+def find_sources(inputs: Sequence[str | os.PathLike]) -> list[Source]:
+    """The sources that inputs stand for, in their order.
+
+    An input is a file; a folder, for every image and video in it and its subfolders, hidden ones left out, by name; a
+    pattern such as `photos/*.jpg` or `**/*.png`; or the number of a camera. Results of a folder's files keep their
+    paths in it, those of other files their names. A file that is named twice counts once.
+
+    Raises InputError for an input that does not exist or holds nothing, and for two files of one name.
+    """
+    found: dict[str, Source] = {}
+    for source in (source for each in inputs for source in _sources(str(each))):
+        other = found.setdefault(source.name, source)
+        if other.is_camera != source.is_camera or Path(str(other.path)).resolve() != Path(str(source.path)).resolve():
+            raise InputError(
+                f"{other.path} and {source.path} would be written under one name, {source.name}: "
+                "segment them into folders of their own."
+            )
+    return list(found.values())
+
+
+def _sources(given: str) -> Iterator[Source]:
+    path = Path(given)
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if _is_listed(file.relative_to(path)) and file.is_file()]
+        if not files:
+            raise InputError(f"{given} holds no image or video ({' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}).")
+        yield from (Source(file.relative_to(path).with_suffix("").as_posix(), file) for file in files)
+    elif path.exists():
+        yield Source(path.stem, path)
+    elif given.isdecimal():
+        yield Source(f"camera_{int(given)}", int(given))
+    elif matches := sorted(glob.glob(given, recursive=True)):
+        for match in matches:
+            yield from _sources(match)
+    else:
+        raise InputError(f"{given} is no file, folder, pattern of existing files or number of a camera.")
+
+
+def _is_listed(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
