@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,9 +181,10 @@ def export_onnx(net: nn.Module, description: dict[str, Any], output: str | os.Pa
         raise InputError(
             f"ONNX needs the package {missing.name}: pip install onnx onnxscript onnxruntime (a2s_repro[export])."
         ) from None
-    exported = program(net)
-    names = list(exported.call_spec.out_spec.unflatten(range(exported.call_spec.out_spec.num_leaves)))
     with _quiet():
+        exported = program(net).run_decompositions({torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_average})
+        outputs = exported.call_spec.out_spec
+        names = list(outputs.unflatten(range(outputs.num_leaves)))
         graph = torch.onnx.export(
             exported,
             dynamic_shapes=_dynamic_shapes(net.grid_step),
@@ -204,6 +205,20 @@ def export_onnx(net: nn.Module, description: dict[str, Any], output: str | os.Pa
             return {name: torch.from_numpy(array) for name, array in zip(names, found, strict=True)}
 
         return _checked(net, run, output)
+
+
+def _adaptive_average(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Adaptive average pooling as products with two matrices: ONNX has no words for that of a map of any size."""
+
+    def averaging(length: int, count: int) -> Tensor:
+        """(count, length): row i averages what lies in [floor(i length / count), ceil((i + 1) length / count))."""
+        cell, at = torch.arange(count, device=x.device), torch.arange(length, device=x.device)
+        first, end = cell * length // count, ((cell + 1) * length + count - 1) // count
+        inside = (at >= first[:, None]) & (at < end[:, None])
+        return inside.to(x.dtype) / (end - first)[:, None]
+
+    rows, columns = (averaging(length, count) for length, count in zip(x.shape[2:], size, strict=True))
+    return rows @ x @ columns.mT
 
 
 def deviation(net: nn.Module, run: Callable[[Tensor], Outputs], *, seed: int = 0) -> float:

@@ -208,12 +208,13 @@ OF_ATTENTION_TO_REFINE = {
 
 
 def net_of_attention_to_refine(name: str) -> Net:
-    """A net whose maps are of order 1."""
+    """A net whose attention differs from place to place, but is far from one-hot, which would amplify rounding."""
     net = OF_ATTENTION_TO_REFINE[name]()
     generator = torch.Generator().manual_seed(0)
-    for parameter in net.parameters():
+    for parameter_name, parameter in net.named_parameters():
         if parameter.dim() > 1:
-            parameter.data.normal_(std=(2 / parameter[0].numel()) ** 0.5, generator=generator)
+            gain = 0.01 if parameter_name == "att_fc.weight" else 1
+            parameter.data.normal_(std=gain * (2 / parameter[0].numel()) ** 0.5, generator=generator)
     return net.eval()
 
 

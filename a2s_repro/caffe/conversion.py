@@ -174,7 +174,11 @@ def to_caffe(weights: Weights, file: str = "the weights") -> Net:
     state_dict, meta = weights.state_dict, weights.meta
     known = {f"{module}.{kind}" for module in MODULES for kind in ("weight", "bias")}
     if foreign := sorted(state_dict.keys() - known):
-        raise InputError(f"{file} has parameters that these nets do not have: {', '.join(foreign)}.")
+        named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise InputError(
+            f"{file} has parameters that the authors' Caffe nets do not have: {named}; those of Attention to Scale "
+            "alone can be written for Caffe."
+        )
     model = _described_model(weights, file)
     scales = model.scales if model else meta.get("scales", [1])
     branch_order = model.branch_order if model else [scale for scale in SUFFIX_OF_SCALE if scale in scales]
