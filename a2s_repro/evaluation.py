@@ -17,7 +17,6 @@ from a2s_repro.data import voc
 from a2s_repro.data.images import IGNORE_LABEL, read_pair
 from a2s_repro.data.lists import VOID, Item
 from a2s_repro.errors import InputError
-from a2s_repro.segmenter import Segmentation as Segmentation
 from a2s_repro.segmenter import Segmenter
 from a2s_repro.segmenter import class_names as class_names
 from a2s_repro.segmenter import load_model as load_model

@@ -128,7 +128,7 @@ class Segmenter:
     def bytes_per_pixel(self) -> float:
         """What a pass takes for each pixel, roughly: twice the input and output of the layer where these are largest.
 
-        Found from the shapes alone, without computing.
+        Found from the shapes alone, without computing. Leaves the model in evaluation mode.
         """
         size = self._fitting((513, 513))
         largest = 0
@@ -140,6 +140,7 @@ class Segmenter:
         layers = [module for module in self.model.modules() if not any(module.children())]
         hooks = [layer.register_forward_hook(look) for layer in layers]
         state = {name: tensor.to("meta") for name, tensor in self.model.state_dict().items()}
+        self.model.eval()
         torch.func.functional_call(self.model, state, torch.empty(1, 3, *size, device="meta"))
         for hook in hooks:
             hook.remove()

@@ -1,6 +1,7 @@
 """Scores against counts made by hand, segmentation against its steps, and the tool against the files it writes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from a2s_repro import ops
 from a2s_repro.checkpoint import save_weights
+from a2s_repro.crf import CRF
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.image_seg import MEAN_BGR
 from a2s_repro.data.images import read_pair
@@ -174,6 +176,39 @@ def test_tool_scores_what_it_writes(demo, items, model_file, tmp_path):
     assert f"mIoU {100 * np.mean(iou):.2f} %, pixel accuracy {100 * (truth == predicted).mean():.2f} %" in done.stdout
     assert all(name in done.stdout for name in CLASSES)
     assert "attention weight at scale 0.5: mean" in done.stdout
+
+
+def test_scores_are_those_of_refined_labels(items):
+    model, crf = thin(ShareNet, (1, 0.5)), CRF(iterations=2)
+    segmenter, expected = Segmenter(model, crop=161), ConfusionMatrix(len(CLASSES))
+    for item in items:
+        image, truth = read_pair(item, len(CLASSES))
+        expected.update(truth, segmenter(image, crf=crf).labels)
+    assert (evaluate(model, items, crop=161, crf=crf).confusion.counts == expected.counts).all()
+    assert (evaluate(model, items, crop=161).confusion.counts != expected.counts).any()
+
+
+def test_two_processes_count_what_one_counts(demo, items, model_file, tmp_path):
+    """Three images: one process has two, the other one."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, TOOL, "--model", model_file, "--data-root", demo, "--crop", "161", "--attention-by-size"]
+    command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--json", tmp_path / "val.json"]
+    command += ["--short-sides", "60", "100"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    model, meta = load_model(model_file)
+    alone = evaluate(model, items, short_sides=(60, 100), classes=meta["classes"], by_size=True)
+    together = json.loads((tmp_path / "val.json").read_text())
+    attention, expected = together.pop("attention"), alone.summary(CLASSES)
+    assert together == {name: value for name, value in expected.items() if name != "attention"}
+    for name in ("mean", "std"):
+        np.testing.assert_allclose(attention[name], expected["attention"][name], rtol=1e-6)
+    assert attention["by_size"]["objects"] == expected["attention"]["by_size"]["objects"]
+    np.testing.assert_allclose(
+        attention["by_size"]["correlation"], expected["attention"]["by_size"]["correlation"], atol=1e-6
+    )
+    assert done.stdout.count("mIoU") == 1
 
 
 def test_tool_segments_a_set_without_labels(demo, model_file, tmp_path):

@@ -10,8 +10,9 @@ from pathlib import Path
 from a2s_repro import distributed
 from a2s_repro.crf import CRF
 from a2s_repro.data.lists import read_list
-from a2s_repro.evaluation import class_names, evaluate, load_model, server_folder
+from a2s_repro.evaluation import evaluate, server_folder
 from a2s_repro.files import replacing
+from a2s_repro.segmenter import class_names, load_model
 
 
 def main() -> None:
