@@ -84,7 +84,7 @@ def run_example(backend: str) -> dict:
     names = {"torch": torch, "nn": nn, "F": F, "ops": ops, "labels": labels, "image": torch.randn(2, 3, 65, 81)}
     names["backbone"] = backbone()
     with ops.use_backend(backend):
-        exec(snippets("docs/operators.md", "A net at two scales")[0], names)
+        exec(snippets("README.md", "In your own network")[0], names)
     return names
 
 
