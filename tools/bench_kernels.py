@@ -64,6 +64,16 @@ def eager_concat(size: int, *features: Tensor) -> Tensor:
     return torch.cat([resized(feature, size) for feature in features], 1)
 
 
+def eager_shift_add(size: int, planes: Tensor, base: Tensor) -> Tensor:
+    taps = F.pad(resized(planes, size), (1, 1, 1, 1)).split(base.size(1), 1)
+    return base + sum(tap[:, :, i // 3 : i // 3 + size, i % 3 : i % 3 + size] for i, tap in enumerate(taps))
+
+
+def eager_concat_conv2d(size: int, *inputs: Tensor) -> Tensor:
+    *features, weight = inputs
+    return F.conv2d(eager_concat(size, *features), weight, padding=1)
+
+
 OPERATORS: dict[str, tuple[Callable, Callable]] = {
     "scale_merge": (lambda size, *x: ops.scale_merge(x[:-1], x[-1], (size, size))[0], eager_merge),
     "scale_merge recalibrated": (
@@ -76,6 +86,11 @@ OPERATORS: dict[str, tuple[Callable, Callable]] = {
     "segment": (lambda size, x: ops.segment(x, (size, size)), eager_segment),
     "interp": (lambda size, x: ops.interp(x, (size, size)), lambda size, x: resized(x, size)),
     "interp_concat": (lambda size, *x: ops.interp_concat(x, (size, size)), eager_concat),
+    "interp_shift_add": (lambda size, planes, base: ops.interp_shift_add(planes, base), eager_shift_add),
+    "interp_concat_conv2d": (
+        lambda size, *x: ops.interp_concat_conv2d(x[:-1], x[-1], None, (size, size)),
+        eager_concat_conv2d,
+    ),
 }
 COMPILED = ("scale_merge", "segment")
 
@@ -92,11 +107,14 @@ class Case:
     """Side of the logits' map, if the operator takes logits."""
 
     def shapes(self) -> list[tuple[int, ...]]:
-        shapes = [(self.batch, self.channels, side, side) for side in self.maps]
+        taps = 9 if self.operator == "interp_shift_add" else 1
+        shapes = [(self.batch, taps * self.channels, side, side) for side in self.maps]
         if self.logits:
             shapes.append((self.batch, len(self.maps), self.logits, self.logits))
-        if self.operator.endswith("recalibrated"):
+        if self.operator in ("scale_merge recalibrated", "interp_shift_add"):
             shapes.append((self.batch, self.channels, self.size, self.size))
+        if self.operator == "interp_concat_conv2d":
+            shapes.append((self.channels // 2, self.channels * len(self.maps), 3, 3))
         return shapes
 
 
@@ -117,6 +135,10 @@ def cases(quick: bool) -> list[Case]:
     found.append(Case("interp", 8, 21, (65,), 513))
     found += [Case("interp", 10, 1024, (side,), 41) for side in (31, 21)]
     found.append(Case("interp_concat", 10, 1024, (41, 31, 21), 41))
+    found += [
+        Case("interp_shift_add", 1, 512, (side,), size) for side, size in ((31, 41), (21, 41), (49, 65), (33, 65))
+    ]
+    found.append(Case("interp_concat_conv2d", 1, 1024, (41, 31, 21), 41))
     return found
 
 

@@ -48,6 +48,7 @@ scores, size = maps(65, 49, 33), (513, 513)
 for outputs in (
     [ops.interp(scores[0], size)],
     [ops.interp_concat(scores, (65, 65))],
+    [ops.interp_shift_add(*maps(49, channels=9 * 21), scores[0])],
     [ops.scale_softmax(logits)],
     ops.scale_merge(scores, logits),
     ops.scale_merge(scores, *maps(65, channels=3), size),

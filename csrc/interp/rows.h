@@ -27,7 +27,8 @@ class Rows {
 
   Rows(const Map<T>& map, bool interleaved)
       : map_(map), lanes_(interleaved ? map.c : 1), planes_per_image_(map.c / lanes_),
-        contiguous_(map.stride_w == lanes_ && (lanes_ == 1 || map.stride_c == 1)) {}
+        adjacent_(lanes_ > 1 && map.stride_c == 1),
+        contiguous_(map.stride_w == lanes_ && (lanes_ == 1 || adjacent_)) {}
 
   int64_t lanes() const { return lanes_; }
   int64_t planes_per_image() const { return planes_per_image_; }
@@ -45,8 +46,9 @@ class Rows {
   void load(int64_t plane, int64_t y, To* row) const {
     const T* first = start(plane, y);
     if (contiguous_) return convert(first, values(), row);
-    for (int64_t x = 0; x < map_.w; ++x) {
-      for (int64_t l = 0; l < lanes_; ++l) *row++ = static_cast<To>(first[x * map_.stride_w + l * map_.stride_c]);
+    for (int64_t x = 0; x < map_.w; ++x, row += lanes_, first += map_.stride_w) {
+      if (adjacent_) convert(first, lanes_, row);
+      else for (int64_t l = 0; l < lanes_; ++l) row[l] = static_cast<To>(first[l * map_.stride_c]);
     }
   }
 
@@ -63,8 +65,9 @@ class Rows {
     T* first = start(plane, y);
     if (static_cast<const void*>(first) == static_cast<const void*>(row)) return;
     if (contiguous_) return convert(row, values(), first);
-    for (int64_t x = 0; x < map_.w; ++x) {
-      for (int64_t l = 0; l < lanes_; ++l) first[x * map_.stride_w + l * map_.stride_c] = static_cast<T>(*row++);
+    for (int64_t x = 0; x < map_.w; ++x, row += lanes_, first += map_.stride_w) {
+      if (adjacent_) convert(row, lanes_, first);
+      else for (int64_t l = 0; l < lanes_; ++l) first[l * map_.stride_c] = static_cast<T>(row[l]);
     }
   }
 
@@ -75,7 +78,7 @@ class Rows {
 
   Map<T> map_;
   int64_t lanes_, planes_per_image_;
-  bool contiguous_;
+  bool adjacent_, contiguous_;  // a pixel's lanes; the whole row
 };
 
 template <class T>

@@ -8,7 +8,7 @@ namespace {
 using namespace a2s;
 
 // Some channels of one image that are worked on together. In a channels_last map they are adjacent, so few that a row of
-// sums over taps stays in cache; in a planar map a strip is one channel.
+// sums over taps stays in cache, and at least two; in a planar map a strip is one channel.
 struct Strip {
   int64_t n, first, lanes;
 };
@@ -17,18 +17,17 @@ class Strips {
  public:
   template <class T>
   explicit Strips(const Map<T>& map)
-      : channels_(map.c), lanes_(map.channels_last ? std::min<int64_t>(map.c, 128) : 1),
-        per_image_((map.c + lanes_ - 1) / lanes_), count_(map.n * per_image_) {}
+      : channels_(map.c), per_image_(map.channels_last ? (map.c + 127) / 128 : map.c), count_(map.n * per_image_) {}
 
   int64_t count() const { return count_; }
-  int64_t lanes() const { return lanes_; }
+  int64_t most_lanes() const { return (channels_ + per_image_ - 1) / per_image_; }
   Strip operator[](int64_t i) const {
-    const int64_t first = i % per_image_ * lanes_;
-    return {i / per_image_, first, std::min(lanes_, channels_ - first)};
+    const int64_t strip = i % per_image_, first = strip * channels_ / per_image_;
+    return {i / per_image_, first, (strip + 1) * channels_ / per_image_ - first};
   }
 
  private:
-  int64_t channels_, lanes_, per_image_, count_;
+  int64_t channels_, per_image_, count_;
 };
 
 // A sum of rows with their weights. A row is pixels of adjacent lanes, and pixels lie `stride` values apart.
@@ -99,12 +98,12 @@ class ShiftAddRows {
  public:
   using Acc = acc_t<T>;
 
-  ShiftAddRows(const Map<const T>& planes, const Map<const T>& base, const Map<T>& out, int64_t lanes)
+  ShiftAddRows(const Map<const T>& planes, const Map<const T>& base, const Map<T>& out, int64_t most_lanes)
       : planes_(planes), base_(base), out_(out), resize_(planes.h, planes.w, out.h, out.w), columns_(resize_.x),
-        base_row_(out.w * lanes) {
+        base_row_(out.w * most_lanes) {
     for (int64_t dx = 0; dx < kTaps; ++dx) {
-      column_sum_[dx].resize(planes.w * lanes + kLanes + 1);
-      widened_[dx].resize(lanes == 1 ? out.w + 2 : 0);
+      column_sum_[dx].resize(planes.w * most_lanes + kLanes + 1);
+      widened_[dx].resize(most_lanes == 1 ? out.w + 2 : 0);
     }
   }
 
@@ -123,9 +122,8 @@ class ShiftAddRows {
     }
     const Rows<const T> base(channels_of(base_, strip.first, lanes), lanes > 1);
     const Acc* start = base.read(strip.n, y, base_row_.data());
-    T* result = &out_.at(strip.n, strip.first, y, 0);
-    if (lanes == 1) add_planar(start, result);
-    else for (int64_t x = 0; x < out_.w; ++x) add_pixel(start + x * lanes, x, lanes, result + x * out_.stride_w);
+    if (lanes == 1) add_planar(start, &out_.at(strip.n, strip.first, y, 0));
+    else add_interleaved(start, strip, y);
   }
 
  private:
@@ -141,16 +139,18 @@ class ShiftAddRows {
     along_.store(1, out_.w, 1, result);
   }
 
-  void add_pixel(const Acc* start, int64_t x, int64_t lanes, T* result) {
-    along_.clear();
-    along_.add(start, 1);
-    for (int64_t dx = 0; dx < kTaps; ++dx) {
-      if (x + dx < 1 || x + dx > out_.w) continue;
-      const Tap tap = resize_.x.tap(x + dx - 1);
-      along_.add(column_sum_[dx].data() + tap.low * lanes, 1 - static_cast<Acc>(tap.lambda));
-      along_.add(column_sum_[dx].data() + tap.high * lanes, tap.lambda);
+  void add_interleaved(const Acc* start, const Strip& strip, int64_t y) {
+    for (int64_t x = 0; x < out_.w; ++x) {
+      along_.clear();
+      along_.add(start + x * strip.lanes, 1);
+      for (int64_t dx = 0; dx < kTaps; ++dx) {
+        if (x + dx < 1 || x + dx > out_.w) continue;
+        const Tap tap = resize_.x.tap(x + dx - 1);
+        along_.add(column_sum_[dx].data() + tap.low * strip.lanes, 1 - static_cast<Acc>(tap.lambda));
+        along_.add(column_sum_[dx].data() + tap.high * strip.lanes, tap.lambda);
+      }
+      along_.store(strip.lanes, 1, strip.lanes, &out_.at(strip.n, strip.first, y, x));
     }
-    along_.store(lanes, 1, lanes, result);
   }
 
   Map<const T> planes_, base_;
@@ -169,9 +169,9 @@ class ShiftAddGradRows {
  public:
   using Acc = acc_t<T>;
 
-  ShiftAddGradRows(const Map<const T>& grad, const Map<T>& grad_planes, int64_t lanes)
+  ShiftAddGradRows(const Map<const T>& grad, const Map<T>& grad_planes, int64_t most_lanes)
       : grad_(grad), grad_planes_(grad_planes), resize_(grad_planes.h, grad_planes.w, grad.h, grad.w),
-        columns_(resize_.x), column_sum_((grad.w + 2) * lanes + columns_.padding()), row_(grad_planes.w) {}
+        columns_(resize_.x), column_sum_((grad.w + 2) * most_lanes + columns_.padding()), row_(grad_planes.w) {}
 
   void rows(const Strip& strip, int64_t i) {
     const int64_t lanes = strip.lanes;
@@ -191,7 +191,7 @@ class ShiftAddGradRows {
         const Acc* moved = column_sum_.data() + (2 - dx) * lanes;
         const int64_t channel = (kTaps * dy + dx) * grad_.c + strip.first;
         if (lanes == 1) gather_planar(moved, strip.n, channel, i);
-        else for (int64_t j = 0; j < grad_planes_.w; ++j) gather_pixel(moved, j, lanes, &grad_planes_.at(strip.n, channel, i, j));
+        else gather_interleaved(moved, strip, channel, i);
       }
     }
   }
@@ -204,13 +204,15 @@ class ShiftAddGradRows {
     rows.store(n, i, result);
   }
 
-  void gather_pixel(const Acc* moved, int64_t j, int64_t lanes, T* result) {
-    const Readers& readers = columns_.pixels[j];
-    along_.clear();
-    for (int64_t u = readers.first; u < readers.end; ++u) {
-      along_.add(moved + u * lanes, columns_.weights[readers.weights + u - readers.first]);
+  void gather_interleaved(const Acc* moved, const Strip& strip, int64_t channel, int64_t i) {
+    for (int64_t j = 0; j < grad_planes_.w; ++j) {
+      const Readers& readers = columns_.pixels[j];
+      along_.clear();
+      for (int64_t u = readers.first; u < readers.end; ++u) {
+        along_.add(moved + u * strip.lanes, columns_.weights[readers.weights + u - readers.first]);
+      }
+      along_.store(strip.lanes, 1, strip.lanes, &grad_planes_.at(strip.n, channel, i, j));
     }
-    along_.store(lanes, 1, lanes, result);
   }
 
   Map<const T> grad_;
@@ -228,8 +230,8 @@ Tensor interp_shift_add_cpu(const Tensor& planes, const Tensor& base) {
     using T = typename decltype(type)::type;
     const Map<T> out = map_of<T>(y);
     const Strips strips(out);
-    for_each_part(strips.count() * out.h, out.w * strips.lanes(), [&](int64_t begin, int64_t end) {
-      ShiftAddRows<T> rows(map_of<const T>(planes), map_of<const T>(base), out, strips.lanes());
+    for_each_part(strips.count() * out.h, out.w * strips.most_lanes(), [&](int64_t begin, int64_t end) {
+      ShiftAddRows<T> rows(map_of<const T>(planes), map_of<const T>(base), out, strips.most_lanes());
       for (int64_t r = begin; r < end; ++r) rows.row(strips[r / out.h], r % out.h);
     });
   });
@@ -242,8 +244,8 @@ Tensor interp_shift_add_backward_cpu(const Tensor& grad, int64_t height, int64_t
     using T = typename decltype(type)::type;
     const Map<const T> grad_map = map_of<const T>(grad);
     const Strips strips(grad_map);
-    for_each_part(strips.count() * height, kTaps * kTaps * width * strips.lanes(), [&](int64_t begin, int64_t end) {
-      ShiftAddGradRows<T> rows(grad_map, map_of<T>(grad_planes), strips.lanes());
+    for_each_part(strips.count() * height, kTaps * kTaps * width * strips.most_lanes(), [&](int64_t begin, int64_t end) {
+      ShiftAddGradRows<T> rows(grad_map, map_of<T>(grad_planes), strips.most_lanes());
       for (int64_t r = begin; r < end; ++r) rows.rows(strips[r / height], r % height);
     });
   });

@@ -168,6 +168,18 @@ def test_same_bits_every_run(operator: str, device: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+def test_shift_add_of_more_channels_than_are_worked_on_at_once(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    planes, base = (
+        torch.randn(1, *s, generator=generator, dtype=torch.float64) for s in ((9 * 129, 2, 3), (129, 4, 5))
+    )
+    planes, base, plain = planes.to(device), base.to(device), [planes, base]
+    inputs = [x.contiguous(memory_format=torch.channels_last) for x in (planes, base)]
+    with ops.use_backend("reference"):
+        expected = outputs_and_gradients("interp_shift_add", "tiny", plain)
+    assert_close(outputs_and_gradients("interp_shift_add", "tiny", inputs), expected, torch.float64)
+
+
 def test_average_is_bit_equal_to_sum_then_multiply(device: str) -> None:
     scores = [s.to(device) for s in make_scores("paper", channels=21, dtype=torch.float32)]
     merged = ops.scale_average(scores, (41, 41), 0.33333)
