@@ -23,7 +23,8 @@ GOLDEN = Path(__file__).parent / "golden"
 SINGLE = GOLDEN / "nets/init_single.caffemodel"
 V1 = GOLDEN / "caffemodel/legacy_v1.caffemodel"
 SHARED = GOLDEN / "nets/iv_att2_esupv_B_iter_20.caffemodel"
-THIN = Widths().scaled(1 / 32)
+THIN = replace(Widths().scaled(1 / 32), refine=512)
+"""Of no Caffe file is `refine`, so that it comes back as the default."""
 
 
 def blobs(net: Net) -> dict[str, list[bytes]]:
