@@ -36,7 +36,7 @@ SUFFIXES = {
 }
 
 TOLERANCE = 1e-4
-"""What a written net may be away from ours, as a part of its largest score. 3e-5 was seen, of onnxruntime."""
+"""What a written net may be away from ours, as a part of its largest score. Up to 3e-5 was seen, of onnxruntime."""
 
 DESCRIPTION = "description.json"
 """The file beside the graph in a .pt2 archive."""
