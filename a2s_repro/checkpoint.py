@@ -92,7 +92,9 @@ def is_stored(tensor: torch.Tensor) -> bool:
     Or the integer with which a batch normalisation counts its batches.
     """
     is_number = tensor.is_floating_point() or tensor.dtype == torch.int64
-    return is_number and tensor.layout == torch.strided and tensor.is_contiguous() and tensor.numel() > 0
+    if not (is_number and tensor.is_cpu and tensor.layout == torch.strided and tensor.numel() > 0):
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def _save_pth(path: Path, tensors: dict[str, torch.Tensor], meta_json: str) -> None:

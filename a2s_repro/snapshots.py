@@ -4,10 +4,11 @@ import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 
+from a2s_repro.checkpoint import is_stored
 from a2s_repro.errors import InputError
 from a2s_repro.files import check_archive, replacing
 
@@ -98,10 +99,7 @@ def load_snapshot(path: str | os.PathLike) -> Snapshot:
         raise InputError(f"{path} cannot be read: the file is damaged or no snapshot; resume from another.") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(f"{path} is not a training snapshot (format {FORMAT!r}): give a snapshot_iter_*.pth.")
-    fields = dataclasses.fields(Snapshot)
-    known = {field.name for field in fields}
-    required = {field.name for field in fields if field.default is dataclasses.MISSING}
-    if not required <= set(content) <= known:
+    if not _is_sound(content):
         raise InputError(f"{path} lacks parts of a snapshot or has others: resume from another.")
     return Snapshot(**content)
 
@@ -120,6 +118,16 @@ def load_newest(folder: str | os.PathLike) -> tuple[Path, Snapshot, list[str]] |
     if refused:
         raise InputError(f"no snapshot in {folder} is whole: remove them and log.jsonl to start anew. {refused[0]}")
     return None
+
+
+def _is_sound(content: dict) -> bool:
+    kinds = get_type_hints(Snapshot)
+    required = {field.name for field in dataclasses.fields(Snapshot) if field.default is dataclasses.MISSING}
+    return (
+        required <= set(content) <= set(kinds)
+        and all(isinstance(value, get_origin(kinds[name]) or kinds[name]) for name, value in content.items())
+        and all(isinstance(tensor, torch.Tensor) and is_stored(tensor) for tensor in content["model"].values())
+    )
 
 
 def _iteration(path: Path) -> int:

@@ -15,6 +15,9 @@ from a2s_repro.files import replacing
 
 IGNORE_LABEL = 255
 MAX_PIXELS = 2**26  # 67 megapixels: a larger header is refused before memory is spent on it
+MAX_PIXELS_PER_BYTE = {"JPEG": 8 * 64, "PNG": 8 * 1032}
+"""What a header can truly claim: JPEG spends at least a bit on each block of 64 pixels; PNG's deflate makes at most
+1032 bytes of one, of at most 8 pixels each."""
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -129,6 +132,11 @@ def _open_header(encoded: bytes, path: str | os.PathLike) -> Image.Image:
         raise InputError(f"{path} is not an image, or its header is damaged: replace the file.") from None
     if image.width * image.height > MAX_PIXELS:
         raise InputError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS} pixels: scale it down.")
+    if image.width * image.height > MAX_PIXELS_PER_BYTE.get(image.format, MAX_PIXELS) * len(encoded):
+        raise InputError(
+            f"{path} claims {image.width}x{image.height} pixels, for which its {len(encoded)} bytes are too few: "
+            "replace the file."
+        )
     return image
 
 
