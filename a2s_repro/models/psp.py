@@ -16,8 +16,8 @@ BINS = (1, 2, 3, 6)
 
 
 def c1(channels: int, num_classes: int) -> nn.Module:
-    """A 1x1 convolution, `conv_last`."""
-    return nn.Sequential(OrderedDict(conv_last=nn.Conv2d(channels, num_classes, 1)))
+    """A 1x1 convolution without bias, `conv_last`."""
+    return nn.Sequential(OrderedDict(conv_last=nn.Conv2d(channels, num_classes, 1, bias=False)))
 
 
 class PyramidPooling(nn.Module):
@@ -25,7 +25,7 @@ class PyramidPooling(nn.Module):
 
     Each pooled map goes through a 1x1 convolution with batch normalisation and ReLU and is resized to the map's grid,
     with the corners aligned as everywhere in this program. `conv_last`: a 3x3 convolution with batch normalisation and
-    ReLU, dropout of whole channels (0.1), and a 1x1 convolution. Source: Zhao et al., Pyramid Scene Parsing Network.
+    ReLU, dropout (0.1), and a 1x1 convolution. Source: Zhao et al., Pyramid Scene Parsing Network.
 
     Args:
         channels: of the map.
@@ -46,7 +46,7 @@ class PyramidPooling(nn.Module):
             nn.Conv2d(channels + len(BINS) * width, width, 3, padding=1, bias=False),
             norm(width),
             nn.ReLU(True),
-            nn.Dropout2d(0.1),
+            nn.Dropout(0.1),
             nn.Conv2d(width, num_classes, 1),
         )
 

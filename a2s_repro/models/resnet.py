@@ -59,8 +59,9 @@ class ResNetDilated8(MultiScale):
     4, as are the first of layer4 by 2. Images are RGB, normalised as ImageNet is for torchvision's nets. Over scales,
     the same weights and batch normalisations run on each, so that running statistics see the images of all scales.
 
-    The encoder starts random (He, over the outputs), for `load_resnet34` to fill; the decoder and the attention
-    start random as CSAILVision's decoders do: gaussian (He, over the inputs), biases 0.
+    The encoder starts random (He, over the outputs), for `load_resnet34` to fill. The decoder starts gaussian with
+    standard deviation 0.001, as CSAILVision's did; of the attention the last layers with 0.01, so that the weights of
+    the scales start nearly even, and the others by He's rule over their inputs. Biases start at 0.
 
     Args:
         num_classes: C, background included.
@@ -131,11 +132,15 @@ class ResNetDilated8(MultiScale):
             self._merge_scales(tuple(scales), merge, head)
 
         for name, layer in self.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                if name.partition(".")[0] in self.encoder_layers:
-                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                else:
-                    self._fill({name: math.sqrt(2 / layer.weight[0].numel())})
+            if not isinstance(layer, nn.Conv2d):
+                continue
+            part = name.partition(".")[0]
+            if part in self.encoder_layers:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            elif part == "decoder":
+                self._fill({name: 0.001})
+            elif not name.endswith("_fc"):
+                self._fill({name: math.sqrt(2 / layer.weight[0].numel())})
 
     def _blocks(
         self, name: str, count: int, norm: type[nn.Module], stride: int = 1, dilation: int = 1
