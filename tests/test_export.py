@@ -1,7 +1,7 @@
 """Nets that leave: what they compute elsewhere, and what their files say about them. docs/export.md's snippets are run.
 
-Sums in another order moved scores by up to 3e-5 of the largest (onnxruntime, random nets of Attention to Refine); 1e-4 is
-allowed. Attention that is nearly one-hot amplifies rounding: a random net of such gave 1.3e-4.
+Sums in another order moved scores by up to 3e-5 of the largest (onnxruntime, random nets of Attention to Refine); 1e-4
+is allowed. Attention that is nearly one-hot amplifies rounding: a random net of such gave 1.3e-4.
 """
 
 import json
