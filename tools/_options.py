@@ -15,6 +15,21 @@ def add_segmenting_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
 
 
+def add_refining_options(parser: argparse.ArgumentParser) -> None:
+    """What is done to the scores of a net before labels are made of them."""
+    parser.add_argument(
+        "--crf", nargs="*", metavar="WORD", help="refine by a dense CRF: a recipe's name, values as bi_w=4, or neither"
+    )
+    parser.add_argument(
+        "--short-sides",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="PIXELS",
+        help="average over the image resized to these, as for ADE20K: 300 400 500 600",
+    )
+
+
 def add_preparing_options(parser: argparse.ArgumentParser, out: str) -> None:
     """Where a prepared data set goes, what is accepted, and how many processes work."""
     parser.add_argument("--out", default=out, help="data root to make (default %(default)s)")

@@ -1,6 +1,6 @@
 """Scores a trained net on a list of images by the PASCAL VOC protocol, and writes its segmentations."""
 
-from _options import add_segmenting_options
+from _options import add_refining_options, add_segmenting_options
 from _run import run
 
 import argparse
@@ -30,17 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--attention-by-size", action="store_true", help="attention weights of each scale against the size of objects"
     )
-    parser.add_argument(
-        "--crf", nargs="*", metavar="WORD", help="refine by a dense CRF: a recipe's name, values as bi_w=4, or neither"
-    )
-    parser.add_argument(
-        "--short-sides",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="PIXELS",
-        help="average over the image resized to these, as for ADE20K: 300 400 500 600",
-    )
+    add_refining_options(parser)
     parser.add_argument("--json", help="write the scores, as fractions, to this file")
     arguments = parser.parse_args()
     if arguments.no_labels and not arguments.out:

@@ -5,6 +5,7 @@ Writes OUT/labels/NAME.png, class indices in VOC's palette (legend.png names the
 listed, the others segmented, and the exit status is 3.
 """
 
+from _options import add_refining_options
 from _run import run
 
 import argparse
@@ -46,9 +47,7 @@ def main() -> int:
     )
     parser.add_argument("--frames", action="store_true", help="of videos, also write the files of every frame")
     parser.add_argument("--max-frames", type=int, metavar="N", help="of a video or camera, no more than N frames")
-    parser.add_argument(
-        "--crf", nargs="*", metavar="WORD", help="refine by a dense CRF: a recipe's name, values as bi_w=4, or neither"
-    )
+    add_refining_options(parser)
     parser.add_argument("--classes", help="file of class names, one a line (default: those in the model file)")
     parser.add_argument("--crop", type=int, default=513, help="least side that images are padded to (default 513)")
     parser.add_argument(
@@ -77,11 +76,12 @@ def main() -> int:
     settings = {
         "model": hashlib.sha256(Path(arguments.model).read_bytes()).hexdigest(),
         "crop": arguments.crop,
+        "short_sides": arguments.short_sides,
         "memory": arguments.memory,
         "crf": crf and asdict(crf),
     }
     work = Work(
-        Segmenter(model, classes, meta, arguments.crop, memory=arguments.memory),
+        Segmenter(model, classes, meta, arguments.crop, arguments.short_sides, arguments.memory),
         results,
         crf,
         arguments.batch_size,
