@@ -139,8 +139,8 @@ class ResNetDilated8(MultiScale):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             elif part == "decoder":
                 self._fill({name: 0.001})
-            elif not name.endswith("_fc"):
-                self._fill({name: math.sqrt(2 / layer.weight[0].numel())})
+            else:
+                self._fill({name: 0.01 if name.endswith("_fc") else math.sqrt(2 / layer.weight[0].numel())})
 
     def _blocks(
         self, name: str, count: int, norm: type[nn.Module], stride: int = 1, dilation: int = 1
