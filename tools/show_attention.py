@@ -1,25 +1,33 @@
-"""Draws what a net attends to, as Figure 5 of the paper: image, ground truth, prediction, one weight map per scale."""
+"""Draws what a net attends to, in the layouts of the papers' figures: a row per image, a map per scale."""
 
 from _options import add_segmenting_options
 from _run import run
 
 import argparse
 
-from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import read_list, select
-from a2s_repro.figures import Row, attention_figure, save_figure
+from a2s_repro.figures import LAYOUTS, attention_figure, figure_rows, save_figure
 from a2s_repro.segmenter import Segmenter, class_names, load_model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n"
+        epilog="layouts, each after image and ground truth:\n"
+        "  weights        prediction, attention weights\n"
+        "  comparison     baseline, prediction, attention weights (Attention to Scale, Fig. 5 and 6)\n"
+        "  winner         max-pooling's weights in the baseline, attention weights (its Fig. 4)\n"
+        "  recalibration  prediction, what recalibrates the scores of the most frequent classes (Attention to Refine)\n"
+        "examples:\n"
         "  python tools/show_attention.py --model runs/x/final.pth --data-root data/VOC2012 \\\n"
-        "      --list data/VOC2012/list/val.txt --ids 2007_000033 2007_000042 --out attention.png",
+        "      --list data/VOC2012/list/val.txt --ids 2007_000033 2007_000042 --out attention.png\n"
+        "  python tools/show_attention.py --model runs/attention3/final.pth --layout winner \\\n"
+        "      --baseline runs/max3/final.pth --data-root data/VOC2012 --list data/VOC2012/list/val.txt --out fig4.png",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_segmenting_options(parser)
+    parser.add_argument("--layout", choices=LAYOUTS, default="weights", help="columns of the figure (see below)")
+    parser.add_argument("--baseline", help="weights file of the net to compare with")
     parser.add_argument("--ids", nargs="+", metavar="ID", help="images of the list to show (default: the first COUNT)")
     parser.add_argument("--count", type=int, default=4, help="images to show without --ids (default %(default)s)")
     parser.add_argument("--out", required=True, help="PNG to write")
@@ -29,14 +37,14 @@ def main() -> None:
 
     model, meta = load_model(arguments.model, arguments.device)
     classes = class_names(model.num_classes, meta, arguments.classes)
+    segmenter, baseline = Segmenter(model, classes, meta, arguments.crop), None
+    if arguments.baseline:
+        other, other_meta = load_model(arguments.baseline, arguments.device)
+        baseline = Segmenter(other, classes, other_meta, arguments.crop)
     items = read_list(arguments.list, arguments.data_root, label_dir=arguments.label_dir)
     items = select(items, arguments.ids) if arguments.ids else items[: arguments.count]
-    segmenter = Segmenter(model, classes, meta, arguments.crop)
-    rows = []
-    for item in items:
-        image, truth = read_pair(item, model.num_classes)
-        rows.append(Row(image, truth, segmenter(image)))
-    save_figure(arguments.out, attention_figure(rows, model.scales, classes))
+    rows = figure_rows(items, arguments.layout, segmenter, baseline)
+    save_figure(arguments.out, attention_figure(rows, model.scales, classes, arguments.layout))
     print(arguments.out)
 
 
