@@ -25,12 +25,17 @@ from a2s_repro.segmenter import Segmentation, Segmenter
 from a2s_repro.sources import Source
 from a2s_repro.video import FrameReader, video_file
 
-Picture = tuple[str, np.ndarray]
-"""Its name, and its pixels (H, W, 3) uint8 BGR."""
+Read = tuple[str, np.ndarray]
+"""A picture's name, and its pixels (H, W, 3) uint8 BGR."""
+
 Found = tuple[str, np.ndarray, Segmentation]
+"""And what the net makes of it."""
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+LONGEST_JPEG = 65500
+"""Pixels of a side, by libjpeg."""
 
 SETTINGS = "segment.json"
 """In the folder of the results: what made them."""
@@ -65,7 +70,8 @@ class Results:
         """Whether the source is done. A camera never is."""
         if source.is_image:
             return all(path.is_file() for path in self.paths(source.name).values())
-        return not source.is_camera and self.video(source.name).is_file()
+        first = self.paths(f"{source.name}/{0:06}") if self.frames else {}
+        return not source.is_camera and all(path.is_file() for path in (self.video(source.name), *first.values()))
 
     def write(self, name: str, image: np.ndarray, found: Segmentation, scales: Sequence[float]) -> None:
         """Writes the files of a picture, each of them whole or not at all."""
@@ -147,7 +153,7 @@ class Work:
         return smallest(np.zeros((1, 1, 3), np.uint8)).weights is not None
 
     def _pictures(self, sources: Sequence[Source], outcome: Outcome) -> None:
-        def readable() -> Iterator[Picture]:
+        def readable() -> Iterator[Read]:
             for source, reading in ahead(lambda source: read_image(source.path), sources, readers, 2 * self.workers):
                 try:
                     yield source.name, reading.result()
@@ -180,7 +186,7 @@ class Work:
     def _copy_video(self, source: Source, reader: FrameReader, bar: tqdm) -> int:
         """Writes the video of the results, and returns how many frames it has. Ctrl-C ends that of a camera, kept."""
 
-        def decoded() -> Iterator[Picture]:
+        def decoded() -> Iterator[Read]:
             numbers = itertools.count() if self.max_frames is None else range(self.max_frames)
             for number, reading in ahead(lambda _: reader.read(), numbers, decoder, 2 * self.workers):
                 if (frame := reading.result()) is None:
@@ -207,7 +213,7 @@ class Work:
             raise KeyboardInterrupt
         return video.frames
 
-    def _segmented(self, pictures: Iterator[Picture]) -> Iterator[Found]:
+    def _segmented(self, pictures: Iterator[Read]) -> Iterator[Found]:
         scores = self.results.scores or self.crf is not None
         while batch := list(itertools.islice(pictures, self.batch_size)):
             found = self.segmenter([image for _, image in batch], scores=scores)
@@ -250,6 +256,8 @@ def _bar(what: str, unit: str, total: int | None) -> tqdm:
 
 
 def _write_jpeg(path: Path, picture: np.ndarray) -> None:
+    if max(picture.shape) > LONGEST_JPEG:
+        raise InputError(f"an overlay cannot be longer than {LONGEST_JPEG} pixels: segment it without.")
     _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
     with replacing(path) as temporary:
         temporary.write_bytes(encoded)

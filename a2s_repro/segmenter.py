@@ -67,9 +67,9 @@ class Segmenter:
     An image whose activations would take more than `memory` runs in overlapping tiles (see `tiles.spans`). Whether it
     does depends on nothing but the net, its size and `memory`: results do not change with the load of a machine.
 
-    With `short_sides` the image is resized instead, to each of these and so that both sides fit the grid, and the
-    softmax of the scores is averaged over the sizes, as attention weights are. `scores` are then the logarithms of that
-    average. This is the protocol of CSAILVision's ADE20K evaluation.
+    With `short_sides` the image is not padded but resized, with LONG_SIDE as a limit and both sides rounded up to the
+    grid, and the softmax of the scores is averaged over the sizes, as attention weights are: the protocol of
+    CSAILVision's ADE20K evaluation. `scores` are then the logarithms of that average.
     """
 
     model: nn.Module
@@ -80,6 +80,7 @@ class Segmenter:
     crop: int = 513
     """Shortest side, in pixels, that an image is padded to; 1 pads it to the grid and no further."""
     short_sides: Sequence[int] = ()
+    """Sides, in pixels, that the shorter side of an image is resized to in turn; `crop` then has no part."""
     memory: float = 4
     """GB for the activations of a pass of the net, as `bytes_per_pixel` estimates them."""
 
@@ -180,12 +181,13 @@ class Segmenter:
             height, width = self._fitting(max(1, int(side * factor)) for side in size)
             resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
             passes.append(self._maps([resized], (height, width)))
-        scores = sum(ops.interp(maps.scores, size).softmax(1) for maps in passes) / len(passes)
+        mean = sum(ops.interp(maps.scores, size).softmax(1) for maps in passes) / len(passes)
+        scores = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # where the softmax is 0, too, they are finite
         others = (
             None if each[0] is None else sum(ops.interp(maps, size) for maps in each) / len(each)
             for each in zip(*(maps[1:] for maps in passes), strict=True)
         )
-        return _Maps(scores.log(), *others)
+        return _Maps(scores, *others)
 
     def _maps(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> "_Maps":
         """What the net makes of the images, padded to `size`: whole, or in tiles where that is too much for a pass."""

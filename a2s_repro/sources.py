@@ -30,17 +30,18 @@ class Source(NamedTuple):
         return not self.is_camera and self.path.suffix.lower() not in VIDEO_SUFFIXES
 
 
-def find_sources(inputs: Sequence[str | os.PathLike]) -> list[Source]:
+def find_sources(inputs: Sequence[str | os.PathLike], results: str | os.PathLike | None = None) -> list[Source]:
     """The sources that inputs stand for, in their order.
 
     An input is a file; a folder, for every image and video in it and its subfolders, hidden ones left out, by name; a
     pattern such as `photos/*.jpg` or `**/*.png`; or the number of a camera. Results of a folder's files keep their
-    paths in it, those of other files their names. A file that is named twice counts once.
+    paths in it, those of other files their names. A file that is named twice counts once, and one in the folder of the
+    `results` not at all.
 
     Raises InputError for an input that does not exist or holds nothing, and for two files of one name.
     """
     found: dict[str, Source] = {}
-    for source in (source for each in inputs for source in _sources(str(each))):
+    for source in (source for each in inputs for source in _sources(str(each), results)):
         other = found.setdefault(source.name, source)
         if other.is_camera != source.is_camera or Path(str(other.path)).resolve() != Path(str(source.path)).resolve():
             raise InputError(
@@ -50,10 +51,12 @@ def find_sources(inputs: Sequence[str | os.PathLike]) -> list[Source]:
     return list(found.values())
 
 
-def _sources(given: str) -> Iterator[Source]:
+def _sources(given: str, results: str | os.PathLike | None) -> Iterator[Source]:
     path = Path(given)
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if _is_listed(file.relative_to(path)) and file.is_file()]
+        own = None if results is None else Path(results).resolve()
+        listed = (file for file in sorted(path.rglob("*")) if _is_listed(file.relative_to(path)) and file.is_file())
+        files = [file for file in listed if own not in file.resolve().parents]
         if not files:
             raise InputError(f"{given} holds no image or video ({' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}).")
         yield from (Source(file.relative_to(path).with_suffix("").as_posix(), file) for file in files)
@@ -61,9 +64,8 @@ def _sources(given: str) -> Iterator[Source]:
         yield Source(path.stem, path)
     elif given.isdecimal():
         yield Source(f"camera_{int(given)}", int(given))
-    elif matches := sorted(glob.glob(given, recursive=True)):
-        for match in matches:
-            yield from _sources(match)
+    elif matches := [match for match in sorted(map(Path, glob.glob(given, recursive=True))) if match.is_file()]:
+        yield from (Source(match.stem, match) for match in matches)
     else:
         raise InputError(f"{given} is no file, folder, pattern of existing files or number of a camera.")
 

@@ -108,6 +108,13 @@ def test_inputs_are_files_folders_patterns_and_cameras(tmp_path: Path) -> None:
     )
 
 
+def test_results_in_a_folder_are_not_segmented_again(run: Run, tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    run(tmp_path)
+    assert len(find_sources([tmp_path])) > 1
+    assert find_sources([tmp_path], tmp_path / "out") == [Source("a", tmp_path / "a.png")]
+
+
 def test_inputs_that_hold_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for given, sentence in (
@@ -210,6 +217,14 @@ def test_no_more_frames_than_asked_for(run: Run, tmp_path: Path) -> None:
     outcome = run(write_video(tmp_path / "v.mp4", 5), max_frames=2)
     assert (outcome.done, outcome.problems) == (1, [])
     assert len(read_video(tmp_path / "out/overlays/v.mp4")) == 2
+
+
+def test_a_picture_too_long_for_an_overlay_is_told(run: Run, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "long.png"), np.zeros((1, 65501, 3), np.uint8))
+    assert run(tmp_path / "long.png").problems == [
+        "long: an overlay cannot be longer than 65500 pixels: segment it without."
+    ]
+    assert run(tmp_path / "long.png", results={"overlays": False}).problems == []
 
 
 def test_a_video_of_odd_sides_keeps_all_its_pixels(tmp_path: Path) -> None:

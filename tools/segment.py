@@ -63,7 +63,7 @@ def main() -> int:
         parser.error("--batch-size, --workers and --max-frames must be at least 1")
 
     crf = None if arguments.crf is None else CRF.parse(arguments.crf)
-    sources = find_sources(arguments.inputs)
+    sources = find_sources(arguments.inputs, arguments.out)
     model, meta = load_model(arguments.model, distributed.initialise(arguments.device))
     classes = class_names(model.num_classes, meta, arguments.classes)
     results = Results(
