@@ -213,6 +213,20 @@ def test_a_video_has_a_frame_for_each_frame(run: Run, tmp_path: Path) -> None:
     assert run(video).skipped == 1
 
 
+def test_a_torn_video_is_segmented_as_far_as_it_goes_and_told(run: Run, tmp_path: Path) -> None:
+    whole, torn = tmp_path / "whole.avi", tmp_path / "torn.avi"
+    writer = cv2.VideoWriter(str(whole), cv2.VideoWriter_fourcc(*"MJPG"), 10, (60, 40))
+    for seed in range(10):
+        writer.write(picture(seed=seed))
+    writer.release()
+    encoded = whole.read_bytes()
+    torn.write_bytes(encoded[: len(encoded) // 2])
+    outcome = run(torn)
+    frames = len(read_video(tmp_path / "out/overlays/torn.mp4"))
+    assert 0 < frames < 10
+    assert outcome.problems == [f"{torn}: only {frames} of its 10 frames could be decoded."]
+
+
 def test_no_more_frames_than_asked_for(run: Run, tmp_path: Path) -> None:
     outcome = run(write_video(tmp_path / "v.mp4", 5), max_frames=2)
     assert (outcome.done, outcome.problems) == (1, [])
