@@ -10,20 +10,22 @@ import sys
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.demo import CLASSES, make_demo_data
-from a2s_repro.data.images import read_pair
-from a2s_repro.data.lists import read_list
+from a2s_repro.data.images import read_pair, write_label
+from a2s_repro.data.lists import Item, read_list
 from a2s_repro.errors import InputError
 from a2s_repro.evaluation import evaluate
 from a2s_repro.inspection import inspect
 from a2s_repro.models import DeepLabLargeFOV, Net, RefineHead, ShareNet, Widths
 from a2s_repro.recipes import find_recipe
 from a2s_repro.report import write_report
+from a2s_repro.report.examples import example
 from a2s_repro.run_log import RunLog, write_config
 from a2s_repro.segmenter import Segmenter
 from a2s_repro.snapshots import Snapshot, save_snapshot
@@ -102,28 +104,43 @@ def data_of(page: Path) -> dict:
 def test_arrays_are_the_nets_own_values_at_every_eighth_pixel(reports, data, kind):
     """Fractions are rounded to 1/65535; the rest is exact."""
     segmenter = Segmenter(random_net(kind), CLASSES, crop=CROP)
-    for example in data_of(reports[kind])["examples"]:
-        image, truth = read_pair(items_of(data)[example["id"]], len(CLASSES))
+    for shown in data_of(reports[kind])["examples"]:
+        image, truth = read_pair(items_of(data)[shown["id"]], len(CLASSES))
         found = inspect(segmenter, image)
         scores = found.scores.softmax(0).numpy()
-        assert example["step"] == 8 and example["size"] == list(truth.shape)
-        assert (example["truth"] == truth).all()
-        assert (example["labels"] == segmenter(image).labels).all()
-        assert (example["top_classes"][0] == scores.argmax(0)).all()
-        kept = np.take_along_axis(scores, example["top_classes"].astype(int), 0)
-        assert abs(example["top_scores"] / 65535 - kept).max() <= 0.51 / 65535
-        assert (np.diff(example["top_scores"].astype(int), axis=0) <= 0).all()
+        assert shown["step"] == 8 and shown["size"] == list(truth.shape)
+        assert (shown["truth"] == truth).all()
+        assert (shown["labels"] == segmenter(image).labels).all()
+        assert (shown["top_classes"][0] == scores.argmax(0)).all()
+        kept = np.take_along_axis(scores, shown["top_classes"].astype(int), 0)
+        assert abs(shown["top_scores"] / 65535 - kept).max() <= 0.51 / 65535
+        assert (np.diff(shown["top_scores"].astype(int), axis=0) <= 0).all()
         alone = found.scale_scores.softmax(1).numpy()
-        assert (example["scale_classes"] == alone.argmax(1)).all()
-        assert abs(example["scale_scores"] / 65535 - alone.max(1)).max() <= 0.51 / 65535
+        assert (shown["scale_classes"] == alone.argmax(1)).all()
+        assert abs(shown["scale_scores"] / 65535 - alone.max(1)).max() <= 0.51 / 65535
         if found.weights is None:
-            assert example["weights"] is None
+            assert shown["weights"] is None
         else:
-            assert abs(example["weights"] / 65535 - found.weights.numpy()).max() <= 0.51 / 65535
-        assert (example["winner"] is not None) == (kind == "max")
+            assert abs(shown["weights"] / 65535 - found.weights.numpy()).max() <= 0.51 / 65535
+        assert (shown["winner"] is not None) == (kind == "max")
         if kind == "refine":
-            kept = np.take_along_axis(found.recalibration.numpy(), example["top_classes"].astype(int), 0)
-            assert (example["recalibration"] == kept).all()
+            kept = np.take_along_axis(found.recalibration.numpy(), shown["top_classes"].astype(int), 0)
+            assert (shown["recalibration"] == kept).all()
+
+
+def test_large_images_are_shrunk_and_their_grid_is_thinned(tmp_path):
+    """1300 pixels: a third of the size, and every third of the values at every eighth pixel."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (20, 1300, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "wide.png"), image)
+    write_label(tmp_path / "label.png", rng.integers(0, len(CLASSES), (20, 1300), np.uint8))
+    segmenter = Segmenter(random_net("attention"), CLASSES, crop=CROP)
+    shown = example(segmenter, Item("wide", tmp_path / "wide.png", tmp_path / "label.png"), 0.5)
+    assert shown.step == 24 and shown.size == (20, 1300)
+    assert shown.picture.shape == (7, 434, 3) and shown.truth.shape == shown.labels.shape == (7, 434)
+    weights = inspect(segmenter, image).weights.numpy()[:, ::3, ::3]
+    assert weights.shape == (2, 1, 55)
+    assert abs(shown.weights / 65535 - weights).max() <= 0.51 / 65535
 
 
 def test_scores_are_those_of_the_evaluation_and_groups_are_ranked(reports, data):
@@ -161,9 +178,9 @@ def test_newest_snapshot_of_an_unfinished_run(tmp_path, data):
     save_snapshot(folder / "snapshot_iter_20.pth", Snapshot(20, state, {}, {}, [], {}))
     with open(folder / "log.jsonl", "a") as log:
         log.write('{"iteration": 40, "los')
-    (example,) = data_of(write_report(folder, ids=["val_0003"], count=0))["examples"]
-    assert example["group"] == "chosen" and example["id"] == "val_0003"
-    assert (example["top_scores"] == finished[0]["top_scores"]).all()
+    (shown,) = data_of(write_report(folder, ids=["val_0003"], count=0))["examples"]
+    assert shown["group"] == "chosen" and shown["id"] == "val_0003"
+    assert (shown["top_scores"] == finished[0]["top_scores"]).all()
 
 
 def test_folder_of_no_run(tmp_path):

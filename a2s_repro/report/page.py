@@ -137,7 +137,8 @@ def _class_table(run: RunFolder, result: Result) -> str:
     lines.append(row("mean", "mean", scores.mean_iou, scores.mean_class_accuracy, "mIoU"))
     note = "The mark on a bar is the paper's number." if published else "The paper has no number for these settings."
     table = _table(["", "", "IoU %", "paper %", "accuracy %"], lines)
-    return f"<p>Over all pixels of the set, as PASCAL VOC scores. {note}</p>{table}"
+    kind = "published" if published else "unpublished"
+    return f'<p>Over all pixels of the set, as PASCAL VOC scores. {note}</p><div class="{kind}">{table}</div>'
 
 
 def _confusion_table(run: RunFolder, result: Result) -> str:
