@@ -78,9 +78,9 @@ class Results:
         paths = self.paths(name)
         write_label_png(paths["labels"], found.labels)
         if self.overlays:
-            _write_jpeg(paths["overlays"], overlay(image, found.labels))
+            _write_picture(paths["overlays"], overlay(image, found.labels))
         if self.attention:
-            _write_jpeg(paths["attention"], attention_panel(image, found, scales))
+            _write_picture(paths["attention"], attention_panel(image, found, scales))
         if self.scores:
             maps = {"scores": found.scores, "weights": found.weights, "recalibration": found.recalibration}
             with replacing(paths["scores"]) as temporary:
@@ -97,8 +97,7 @@ class Results:
         with replacing(file) as temporary:
             temporary.write_text(content, encoding="utf-8")
         if classes:
-            with replacing(self.folder / "legend.png") as temporary:
-                cv2.imwrite(str(temporary), legend(classes))
+            _write_picture(self.folder / "legend.png", legend(classes))
 
 
 @dataclasses.dataclass
@@ -255,9 +254,10 @@ def _bar(what: str, unit: str, total: int | None) -> tqdm:
     return tqdm(desc=what, unit=unit, total=total, disable=not distributed.is_main() or total == 0)
 
 
-def _write_jpeg(path: Path, picture: np.ndarray) -> None:
-    if max(picture.shape) > LONGEST_JPEG:
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    """In the format of the suffix."""
+    if path.suffix == ".jpg" and max(picture.shape) > LONGEST_JPEG:
         raise InputError(f"an overlay cannot be longer than {LONGEST_JPEG} pixels: segment it without.")
-    _, encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    _, encoded = cv2.imencode(path.suffix, picture)
     with replacing(path) as temporary:
         temporary.write_bytes(encoded)
