@@ -49,7 +49,7 @@ void store_lanes(Acc* to, const Lanes<Acc>& lanes) {
   std::memcpy(to, &lanes, sizeof(lanes));
 }
 
-// The same from values of another type.
+// Eight values of another type, converted.
 template <class Acc, class T>
 Lanes<Acc> load_lanes_as(const T* from) {
   if constexpr (std::is_same_v<T, Acc>) return load_lanes(from);

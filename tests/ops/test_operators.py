@@ -168,15 +168,14 @@ def test_same_bits_every_run(operator: str, device: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_shift_add_of_more_channels_than_are_worked_on_at_once(device: str) -> None:
+@pytest.mark.parametrize("channels", [129, 132], ids=["odd", "whole packs"])
+def test_shift_add_of_more_channels_than_are_worked_on_at_once(channels: int, device: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    planes, base = (
-        torch.randn(1, *s, generator=generator, dtype=torch.float64) for s in ((9 * 129, 2, 3), (129, 4, 5))
-    )
-    planes, base, plain = planes.to(device), base.to(device), [planes, base]
-    inputs = [x.contiguous(memory_format=torch.channels_last) for x in (planes, base)]
+    shapes = (1, 9 * channels, 2, 3), (1, channels, 4, 5)
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     with ops.use_backend("reference"):
-        expected = outputs_and_gradients("interp_shift_add", "tiny", plain)
+        expected = outputs_and_gradients("interp_shift_add", "tiny", inputs)
+    inputs = [x.to(device).contiguous(memory_format=torch.channels_last) for x in inputs]
     assert_close(outputs_and_gradients("interp_shift_add", "tiny", inputs), expected, torch.float64)
 
 
