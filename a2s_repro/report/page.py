@@ -22,7 +22,7 @@ from a2s_repro.report.examples import FRACTION, Example
 from a2s_repro.report.run_folder import RunFolder
 
 STYLE = "page.css"
-SCRIPTS = ("page.js", "explorer.js", "confusion_matrix.js")
+SCRIPTS = ("page.js", "layers.js", "explorer.js", "confusion_matrix.js")
 """In the order in which they run."""
 WORST = 12
 """Confusions that are listed."""
