@@ -10,7 +10,7 @@ import numpy as np
 
 from a2s_repro.errors import InputError
 from a2s_repro.run_log import cost
-from a2s_repro.training import NO_EFFECT_ON_TRAINING
+from a2s_repro.trainer import NO_EFFECT_ON_TRAINING
 
 RUN_SETTINGS = ("init", "train_list", "precision", "caffe_streams")
 """What a training depends on beside its recipe and its seed."""

@@ -26,7 +26,10 @@ def initialise(device: str = "cpu") -> str:
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     if device.startswith("cuda"):
-        torch.cuda.set_device(device)
+        try:
+            torch.cuda.set_device(device)
+        except (RuntimeError, AssertionError):  # torch without CUDA asserts
+            raise InputError(f"there is no {device} for each process: start one process for every GPU.") from None
     if not dist.is_initialized():
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
@@ -102,45 +105,49 @@ def failing_together() -> Iterator[None]:
 
 
 class GradientSum:
-    """The gradients of some parameters in one flat buffer, which all processes sum.
+    """The gradients of some parameters in one flat buffer, summed over the passes of an update and over all processes.
 
-    Every parameter's `grad` is a view of the buffer, so nothing is copied. The buffer is cut into buckets in the order
-    in which a backward pass completes them, the last layers first; each is summed as soon as the last pass has
-    completed it, while the pass goes on.
+    Every parameter's `grad` is a view of the buffer, so nothing is copied to be sent. The passes are summed in double
+    and rounded once, so that it matters next to nothing which process makes which of them. The buffer is cut into
+    buckets in the order in which a backward pass completes them, the last layers first; each is summed over the
+    processes as soon as the last pass has completed it, while that pass goes on.
 
     Args:
         parameters: those that require no gradient are left out.
-        bucket_bytes: about as much is summed at a time.
+        bucket_size: about as many values are summed at a time.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], bucket_bytes: int = 2**24) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], bucket_size: int = 2**22) -> None:
         parameters = [parameter for parameter in parameters if parameter.requires_grad][::-1]
-        self._flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
-        self._buckets: list[Tensor] = []
-        self._sizes: list[int] = []
+        self._gradients = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
+        self._sums = torch.zeros_like(self._gradients, dtype=torch.float64)
+        self._buckets: list[slice] = []
+        self._members: list[int] = []
         start = end = members = 0
         for parameter in parameters:
-            view = self._flat[end : end + parameter.numel()]
+            view = self._gradients[end : end + parameter.numel()]
             parameter.grad = view.as_strided(parameter.shape, parameter.stride(), view.storage_offset())
-            if world_size() > 1:
-                parameter.register_post_accumulate_grad_hook(self._completer(len(self._buckets)))
+            parameter.register_post_accumulate_grad_hook(self._completer(len(self._buckets)))
             end, members = end + parameter.numel(), members + 1
-            if (end - start) * self._flat.element_size() >= bucket_bytes or parameter is parameters[-1]:
-                self._buckets.append(self._flat[start:end])
-                self._sizes.append(members)
+            if end - start >= bucket_size or parameter is parameters[-1]:
+                self._buckets.append(slice(start, end))
+                self._members.append(members)
                 start, members = end, 0
         self._missing: list[int] = []
-        self._works: list[dist.Work] = []
+        self._passes: list[int] = []
+        self._works: list[dist.Work | None] = []
 
     @contextmanager
     def over(self, passes: int) -> Iterator[None]:
-        """The gradients are 0 at the start of the block; this process makes that many backward passes in it.
+        """This process makes that many backward passes in the block; the gradients are 0 at its start.
 
         At its end they are the sums over all passes of all processes, each of which must come there, by an InputError
         if need be.
         """
-        self._flat.zero_()
-        self._missing, self._works = [passes * size for size in self._sizes], []
+        self._gradients.zero_()
+        self._sums.zero_()
+        self._missing, self._passes = list(self._members), [passes] * len(self._buckets)
+        self._works = []
         try:
             yield
         except InputError:
@@ -151,23 +158,34 @@ class GradientSum:
     def _completer(self, bucket: int) -> Callable[[nn.Parameter], None]:
         def completed(_: nn.Parameter) -> None:
             self._missing[bucket] -= 1
-            while len(self._works) < len(self._buckets) and self._missing[len(self._works)] == 0:
-                self._sum_next()
+            if self._missing[bucket] == 0:
+                self._missing[bucket] = self._members[bucket]
+                self._passes[bucket] -= 1
+                self._take(bucket)
+                while len(self._works) < len(self._buckets) and self._passes[len(self._works)] == 0:
+                    self._send_next()
 
         return completed
 
-    def _sum_next(self) -> None:
+    def _take(self, bucket: int) -> None:
+        """Adds what the last pass left to the sums."""
+        gradients = self._gradients[self._buckets[bucket]]
+        self._sums[self._buckets[bucket]] += gradients
+        gradients.zero_()
+
+    def _send_next(self) -> None:
+        sums = self._sums[self._buckets[len(self._works)]]
         with _noticing_deaths():
-            self._works.append(dist.all_reduce(self._buckets[len(self._works)], async_op=True))
+            self._works.append(dist.all_reduce(sums, async_op=True) if world_size() > 1 else None)
 
     def _finish(self) -> None:
-        if world_size() == 1:
-            return
-        while len(self._works) < len(self._buckets):
-            self._sum_next()
+        for bucket in range(len(self._works), len(self._buckets)):  # of parameters that not every pass reached
+            self._take(bucket)
+            self._send_next()
         with _noticing_deaths():
-            for work in self._works:
+            for work in filter(None, self._works):
                 work.wait()
+        self._gradients.copy_(self._sums)
 
 
 @contextmanager

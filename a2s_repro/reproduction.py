@@ -17,7 +17,8 @@ from a2s_repro.evaluation import evaluate, load_model, server_folder
 from a2s_repro.files import replacing
 from a2s_repro.recipes import PRETRAINED, RECIPES, Published, Recipe, recipes_of
 from a2s_repro.run_log import cost
-from a2s_repro.training import NO_EFFECT_ON_TRAINING, Run, train
+from a2s_repro.trainer import NO_EFFECT_ON_TRAINING
+from a2s_repro.training import Run, train
 
 RESULT = "result.json"
 """In a run's folder: the scores of its net on the recipe's evaluation set."""

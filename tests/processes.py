@@ -79,6 +79,7 @@ def _body(task: Callable, recipe: Recipe, run: Run, rank: int, ranks: int, port:
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # decoding processes as everywhere
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}

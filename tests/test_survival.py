@@ -60,7 +60,8 @@ def is_equal(folder: Path, other: Path) -> bool:
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_in_the_same_weights(run, tmp_path, kills):
     """Every second kill falls while a snapshot is written; the others wherever it happens."""
-    recipe = RECIPE.changed(max_iter=6 * kills, snapshot=1)
+    last = 6 * kills + 15
+    recipe = RECIPE.changed(max_iter=last, snapshot=1)
     undisturbed = dataclasses.replace(run, out=tmp_path / "undisturbed")
     assert finish(start(recipe, undisturbed)) == [0], output(undisturbed)
 
@@ -70,14 +71,14 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_weights(run, tmp_path, 
         (process,) = start(recipe, disturbed)
         target = 6 * kill + moments.randint(0, 5)
         wait_for(lambda target=target: target == 0 or snapshot_path(run.out, target).exists(), process)
-        time.sleep(moments.uniform(0, 0.1))
+        time.sleep(moments.uniform(0, 0.05))
         if kill % 2:
             wait_for(lambda: any(run.out.glob(".snapshot_iter_*")), process)
         process.kill()
         assert finish([process]) == [-signal.SIGKILL], output(run)
     assert finish(start(recipe, disturbed)) == [0], output(run)
     assert is_equal(run.out, undisturbed.out)
-    assert [path.name for path in snapshots(run.out)] == [f"snapshot_iter_{6 * kills - n}.pth" for n in range(3)]
+    assert [path.name for path in snapshots(run.out)] == [f"snapshot_iter_{last - n}.pth" for n in range(3)]
     assert not any(run.out.glob(".*"))
 
 

@@ -1,5 +1,6 @@
 """Published archives, or the folders unpacked from them, read alike: file by file, in one pass, nothing written."""
 
+import errno
 import stat
 import tarfile
 import zipfile
@@ -16,6 +17,18 @@ from a2s_repro.errors import InputError
 
 MAX_SIZE = 2**30
 """Bytes; the largest file wanted, COCO's training annotations, has less than half. A header that tells more lies."""
+
+
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    UnicodeDecodeError,
+    NotImplementedError,
+    RuntimeError,
+)
+"""What a damaged archive raises; zipfile the last two, for a compression or an encryption that it does not know."""
 
 
 class Published(NamedTuple):
@@ -153,6 +166,9 @@ def _read(source: Path, open_member: Callable[[], IO[bytes]]) -> bytes:
 def _refusing_damage(source: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # zipfile raises the last two for a compression or an encryption that it does not know
+    except DAMAGE as error:
         raise InputError(f"{source} is damaged or no archive ({error}): download it again.") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which a place before the beginning of the file is
+            raise
+        raise InputError(f"{source} is damaged: a place in it is given that is none; download it again.") from None
