@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from a2s_repro.data.images import IGNORE_LABEL
 from a2s_repro.data.voc import palette
 from a2s_repro.evaluation import Result
+from a2s_repro.recipes import RECIPES
 from a2s_repro.report.examples import FRACTION, Example
 from a2s_repro.report.run_folder import RunFolder
 
@@ -88,7 +89,9 @@ def _described(run: RunFolder) -> str:
     words += [f"merged by {recipe['merge']}"] if recipe["merge"] else []
     words += ["extra supervision"] if recipe["extra_supervision"] else []
     words += [f"width {recipe['width']:g}"] if recipe["width"] != 1 else []
-    return f"{', '.join(words)}. Recipe {recipe['name']}{'' if recipe['published'] else ', changed'}."
+    known = RECIPES.get(recipe["name"])
+    changed = known is not None and known.published and not recipe["published"]
+    return f"{', '.join(words)}. Recipe {recipe['name']}{', changed' if changed else ''}."
 
 
 def _tiles(run: RunFolder, list_file: Path, result: Result) -> str:
