@@ -192,14 +192,17 @@ class Trainer:
         ]
         if changed:
             raise InputError(f"the snapshot belongs to a run with {', '.join(changed)}: resume with the same settings.")
-        if snapshot.has_slots:
-            self._give_slots()
-        self.model.load_state_dict(snapshot.model)
-        self.solver.load_state_dict(snapshot.solver)
+        try:
+            if snapshot.has_slots:
+                self._give_slots()
+            self.model.load_state_dict(snapshot.model)
+            self.solver.load_state_dict(snapshot.solver)
+            if self.caffe:
+                self.caffe.restore(snapshot.random["caffe"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError("the snapshot does not hold what its settings tell: resume from another.") from error
         self.recent.extend(snapshot.losses)
         self.iteration, self.start = snapshot.iteration, snapshot.start
-        if self.caffe:
-            self.caffe.restore(snapshot.random["caffe"])
 
     def take_over(self, path: Path) -> None:
         """Goes on from a `.solverstate`, with a slot for every sharing copy.

@@ -183,7 +183,7 @@ def test_a_mutated_file_is_read_or_refused(sound, tmp_path, name, mutations):
         assert read(READERS[name], path) < allowed, seed
 
 
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated", "ignore:Detected pickle protocol")
 @pytest.mark.parametrize("mutations", AMOUNTS)
 @pytest.mark.parametrize("name", ["weights.pth", "snapshot.pth"])
 def test_a_damaged_pickle_with_right_checksums_is_read_or_refused(sound, tmp_path, name, mutations):

@@ -1,5 +1,6 @@
 """Training runs on a few drawn pictures: resuming bit for bit, interrupts, logs, refusals that overwrite nothing."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -219,6 +220,17 @@ def test_a_snapshot_of_other_settings_is_refused_by_name(run, files, changes, se
     train(RECIPE.changed(max_iter=1), run)
     with pytest.raises(InputError, match=sentence):
         train(RECIPE.changed(**changes), Run(out=run.out, resume="auto", workers=0, **files))
+
+
+@pytest.mark.parametrize("part", ["model", "solver", "random", "config"])
+def test_a_snapshot_without_a_part_is_refused(run, files, part):
+    """As one that is no accident could be: whole by its checksums."""
+    streams = {"caffe_streams": "ziggurat"}
+    train(RECIPE.changed(max_iter=1), dataclasses.replace(run, **streams))
+    newest = newest_snapshot(run.out)
+    save_snapshot(newest, dataclasses.replace(load_snapshot(newest), **{part: {}}))
+    with pytest.raises(InputError, match=r"does not hold what its settings tell|belongs to a run with"):
+        train(RECIPE, Run(out=run.out, resume="auto", workers=0, **streams, **files))
 
 
 def test_a_finished_run_can_be_made_longer(run, files):
