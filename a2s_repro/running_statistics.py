@@ -7,7 +7,7 @@ from a2s_repro.distributed import is_main, sum_, world_size
 
 
 class RunningStatistics:
-    """Keeps the running means and variances of a net's BatchNorm2d layers as one process would have them.
+    """Keeps the running means and variances of a net's BatchNorm2d layers in training as one process would have them.
 
     A pass replaces them by (1 - momentum) * running + momentum * its own, which is linear. So every process but the
     first begins an update with zeros, decays what it has for each pass that another makes, and the sum over the
@@ -15,9 +15,8 @@ class RunningStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-        if world_size() == 1:
-            self._layers = []
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
+        self._layers = layers if world_size() > 1 else []
         self._running = [buffer for layer in self._layers for buffer in (layer.running_mean, layer.running_var)]
         self._counts = [layer.num_batches_tracked for layer in self._layers]
         self._decays: list[float] = []

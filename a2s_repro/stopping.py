@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from a2s_repro import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STDERR = 2
 
 
 class StopRequest:
@@ -32,13 +32,15 @@ def deferred_signals() -> Iterator[StopRequest]:
         request.signal = number
         restore()
         if distributed.is_main():  # written past Python's buffers, which the signal may have interrupted
-            os.write(sys.__stderr__.fileno(), b"\nfinishing this update to write a snapshot; once more ends at once.\n")
+            os.write(STDERR, b"\nfinishing this update to write a snapshot; once more ends at once.\n")
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, note)
     try:
         yield request
     finally:
