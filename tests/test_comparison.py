@@ -15,7 +15,8 @@ from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
 from a2s_repro.evaluation import evaluate, load_model
 from a2s_repro.recipes import find_recipe
-from a2s_repro.smoke import draw_init
+from a2s_repro.recipes.recipe import IMAGENET
+from a2s_repro.smoke import draw_pretrained
 from a2s_repro.training import Run, train
 
 TOOL = Path(__file__).parents[1] / "tools" / "compare_runs.py"
@@ -27,7 +28,7 @@ def folders(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     data = make_demo_data(folder / "demo", num_train=2, num_val=2)
     lists = data / "ImageSets/Segmentation"
-    init = draw_init(folder)
+    init = draw_pretrained(folder)[IMAGENET]
     trial = {"width": 1 / 16, "max_iter": 2, "batch_size": 2, "iter_size": 1, "crop": 65, "display": 1}
     found = []
     for cell, seed in (("average2", 1), ("average2", 2), ("attention3_esupv", 1)):
