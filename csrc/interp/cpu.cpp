@@ -13,7 +13,7 @@ struct Store {
   Acc* out;
 
   auto pixel(int64_t) const {
-    return [to = out](int64_t i, const Acc(&v)[1]) { to[i] = v[0]; };
+    return [to = out](int64_t i, const auto& v) { store_values(to + i, v[0]); };
   }
 };
 

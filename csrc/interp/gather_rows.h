@@ -86,16 +86,18 @@ A2S_CLONES void gather_columns(const ReaderColumns<Acc>& columns, const Acc* row
         sum += load_lanes(weight + r * width) *
                __builtin_shuffle(load_lanes(first + r), load_lanes(first + r + kLanes), local);
       }
-      store_lanes(out + j, sum);
+      store_values(out + j, sum);
     }
   }
 #endif
   for (; j < width; ++j) {
     const Readers& pixel = columns.pixels[j];
     const Acc *weight = &columns.weights[pixel.weights], *read = row + pixel.first;
-    out[j] = sum_of<Acc>(
-        pixel.end - pixel.first, [=](int64_t i) { return load_lanes(weight + i) * load_lanes(read + i); },
-        [=](int64_t i) { return weight[i] * read[i]; });
+    const auto term = [=](int64_t i, auto& terms) {
+      using V = std::decay_t<decltype(terms[0])>;
+      terms[0] = load_values<V>(weight + i) * load_values<V>(read + i);
+    };
+    out[j] = sums_of<Acc, 1>(pixel.end - pixel.first, term)[0];
   }
 }
 

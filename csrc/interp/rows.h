@@ -146,8 +146,8 @@ A2S_CLONES void widen(const Columns<Acc>& columns, const Acc* source, Acc* out) 
     for (; x + kLanes <= width; x += kLanes) {
       const Lanes<Acc> l = load_lanes(lambda + x);
       const auto local = load_lanes(&columns.local[x]);
-      store_lanes(out + x, (1 - l) * __builtin_shuffle(load_lanes(source + low[x]), local) +
-                               l * __builtin_shuffle(load_lanes(source + low[x] + 1), local));
+      store_values(out + x, (1 - l) * __builtin_shuffle(load_lanes(source + low[x]), local) +
+                              l * __builtin_shuffle(load_lanes(source + low[x] + 1), local));
     }
   }
 #endif
@@ -204,12 +204,13 @@ struct Quad {
   const Acc *a00, *a01, *a10, *a11;
   Acc ly, lx;
 
-  Acc at(int64_t lane) const {
-    return (1 - ly) * ((1 - lx) * a00[lane] + lx * a01[lane]) + ly * ((1 - lx) * a10[lane] + lx * a11[lane]);
-  }
-  Lanes<Acc> lanes_at(int64_t lane) const {
-    return (1 - ly) * ((1 - lx) * load_lanes(a00 + lane) + lx * load_lanes(a01 + lane)) +
-           ly * ((1 - lx) * load_lanes(a10 + lane) + lx * load_lanes(a11 + lane));
+  // V as in load_values. Copied: the pixel is a copy of its first neighbour.
+  template <class V, bool Copied = false>
+  V at(int64_t lane) const {
+    const V first = load_values<V>(a00 + lane);
+    if constexpr (Copied) return first;
+    return (1 - ly) * ((1 - lx) * first + lx * load_values<V>(a01 + lane)) +
+           ly * ((1 - lx) * load_values<V>(a10 + lane) + lx * load_values<V>(a11 + lane));
   }
 };
 
@@ -262,8 +263,15 @@ class InterleavedRows {
   std::vector<Acc> zeros_;
 };
 
-// Calls op.pixel(x) at each pixel of a row, and what that gives as value(i, v) for every value i of the row: v[s] is the
-// value of map s. FirstCopies: the first map is not resized.
+// The values of S maps at a lane of a pixel, or at eight. FirstCopies: the first map is not resized.
+template <bool FirstCopies, class V, class Acc, size_t S>
+void values_at(const std::array<Quad<Acc>, S>& quads, int64_t lane, V (&v)[S]) {
+  v[0] = quads[0].template at<V, FirstCopies>(lane);
+  for (size_t s = 1; s < S; ++s) v[s] = quads[s].template at<V>(lane);
+}
+
+// Calls op.pixel(x) at each pixel of a row, and what that gives as value(i, v) for every value i of the row, or for eight
+// at once: v[s] is the value of map s. FirstCopies: the first map is not resized.
 template <bool FirstCopies, class Acc, size_t S, class Op>
 A2S_CLONES void planar_row(const std::array<PlanarRow<Acc>, S> rows, int64_t width, const Op op) {
   A2S_INDEPENDENT
@@ -278,15 +286,14 @@ template <bool FirstCopies, class Acc, size_t S, class Op>
 A2S_CLONES void interleaved_row(const std::array<InterleavedRow<Acc>, S> rows, int64_t width, const Op op) {
   const int64_t lanes = rows[0].lanes;
   for (int64_t x = 0; x < width; ++x) {
-    Quad<Acc> quads[S];
+    std::array<Quad<Acc>, S> quads;
     for (size_t s = 0; s < S; ++s) quads[s] = rows[s].at(x);
     const auto value = op.pixel(x);
-    A2S_INDEPENDENT
-    for (int64_t l = 0; l < lanes; ++l) {
-      Acc v[S];
-      for (size_t s = 0; s < S; ++s) v[s] = FirstCopies && s == 0 ? quads[s].a00[l] : quads[s].at(l);
+    for_each_value<Acc>(lanes, [&](int64_t l, auto kind) {
+      decltype(kind) v[S];
+      values_at<FirstCopies>(quads, l, v);
       value(x * lanes + l, v);
-    }
+    });
   }
 }
 

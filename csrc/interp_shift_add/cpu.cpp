@@ -65,19 +65,19 @@ class RowSum {
 
   A2S_CLONES void store_sum(const Term* terms, size_t count, int64_t stride, int64_t width, int64_t lanes, Acc* out) {
     for (int64_t x = 0; x < width; ++x, out += lanes) {
-      const auto store_values = [=](int64_t l, auto groups) {
+      const auto store_groups = [=](int64_t l, auto groups) {
         Lanes<Acc> sum[groups] = {};
         for (size_t t = 0; t < count; ++t) {
           const T* from = terms[t].row + x * stride + l;
-          for (int g = 0; g < groups; ++g) sum[g] += terms[t].weight * load_lanes_as<Acc>(from + g * kLanes);
+          for (int g = 0; g < groups; ++g) sum[g] += terms[t].weight * load_converted<Acc>(from + g * kLanes);
         }
-        for (int g = 0; g < groups; ++g) store_lanes(out + l + g * kLanes, sum[g]);
+        for (int g = 0; g < groups; ++g) store_values(out + l + g * kLanes, sum[g]);
       };
       int64_t l = 0;
-      for (; l + 4 * kLanes <= lanes; l += 4 * kLanes) store_values(l, std::integral_constant<int, 4>{});
-      for (; l + kLanes <= lanes; l += kLanes) store_values(l, std::integral_constant<int, 1>{});
+      for (; l + 4 * kLanes <= lanes; l += 4 * kLanes) store_groups(l, std::integral_constant<int, 4>{});
+      for (; l + kLanes <= lanes; l += kLanes) store_groups(l, std::integral_constant<int, 1>{});
       if (l < lanes && lanes > kLanes) {
-        store_values(lanes - kLanes, std::integral_constant<int, 1>{});
+        store_groups(lanes - kLanes, std::integral_constant<int, 1>{});
         continue;
       }
       for (; l < lanes; ++l) {

@@ -79,6 +79,49 @@ class WeightRows {
   int64_t width_;
 };
 
+template <class T>
+struct MergeTo {
+  Map<T> merged, weights;
+  bool interleaved;
+};
+
+// Merges all rows, and stores the weights. make_weight_rows() gives a part of the rows its WeightRows.
+template <bool Recalibrated, class T, int S, class MakeWeightRows>
+void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weight_rows,
+                const std::optional<Tensor>& recalibration, const MergeTo<T>& to) {
+  using Acc = acc_t<T>;
+  const int64_t height = to.merged.h, width = to.merged.w;
+  const Rows<T> out_rows(to.merged, to.interleaved), weight_rows(to.weights, false);
+  const auto factor_rows = optional_rows<T>(recalibration, to.interleaved);
+  for_each_part(to.merged.n * height, to.merged.c * width, [&](int64_t begin, int64_t end) {
+    ScaleRows<T, S> scales(scale_set, to.interleaved);
+    auto weights_at = make_weight_rows();
+    std::vector<Acc> band(kBandRows * S * width), buffer(out_rows.values());
+    std::vector<Acc> factor_buffer(Recalibrated ? out_rows.values() : 0);
+    for_each_band(begin, end, height, [&](int64_t n, int64_t first, int64_t last) {
+      const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
+      for (int64_t y = first; y < last; ++y) {
+        weights_at.fill(n, y, weights_of(y));
+        store_set(weight_rows, n, y, weights_of(y));
+      }
+      for (int64_t p = 0; p < out_rows.planes_per_image(); ++p) {
+        const int64_t plane = n * out_rows.planes_per_image() + p;
+        for (int64_t y = first; y < last; ++y) {
+          Acc* out = out_rows.in_place(plane, y, buffer.data());
+          const Weigh<Acc, S> weigh{weights_of(y), out};
+          if constexpr (Recalibrated) {
+            const Acc* factor = factor_rows->read(plane, y, factor_buffer.data());
+            scales.row(plane, y, WeighRecalibrated<Acc, S>{weigh, factor});
+          } else {
+            scales.row(plane, y, weigh);
+          }
+          out_rows.store(plane, y, out);
+        }
+      }
+    });
+  });
+}
+
 std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, const Tensor& logits, int64_t height,
                                            int64_t width, const std::optional<Tensor>& recalibration) {
   Tensor merged = empty_merged("scale_merge", scores, height, width);
@@ -97,38 +140,15 @@ std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, co
       coarse = coarse_softmax<T, S>(logits);
       coarse_map = map_of<const Acc>(*coarse);
     }
-    const bool interleaved = is_channels_last(merged);
-    const Rows<T> out_rows(map_of<T>(merged), interleaved), weight_rows(map_of<T>(weights), false);
-    const auto factor_rows = optional_rows<T>(recalibration, interleaved);
-
-    for_each_part(merged.size(0) * height, merged.size(1) * width, [&](int64_t begin, int64_t end) {
-      ScaleRows<T, S> scales(scale_set, interleaved);
-      WeightRows<T, S> weights_at(logit_map, coarse_map, weight_resize);
-      std::vector<Acc> band(kBandRows * S * width), buffer(out_rows.values()), factor_buffer(out_rows.values());
-      for_each_band(begin, end, height, [&](int64_t n, int64_t first, int64_t last) {
-        const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
-        for (int64_t y = first; y < last; ++y) {
-          weights_at.fill(n, y, weights_of(y));
-          store_set(weight_rows, n, y, weights_of(y));
-        }
-        for (int64_t p = 0; p < out_rows.planes_per_image(); ++p) {
-          const int64_t plane = n * out_rows.planes_per_image() + p;
-          for (int64_t y = first; y < last; ++y) {
-            Acc* out = out_rows.in_place(plane, y, buffer.data());
-            scales.row(plane, y, Weigh<Acc, S>{weights_of(y), out});
-            if (factor_rows) {
-              multiply_rows<Acc>(out, factor_rows->read(plane, y, factor_buffer.data()), out_rows.values(), out);
-            }
-            out_rows.store(plane, y, out);
-          }
-        }
-      });
-    });
+    const MergeTo<T> to{map_of<T>(merged), map_of<T>(weights), is_channels_last(merged)};
+    const auto weight_rows_of = [&] { return WeightRows<T, S>(logit_map, coarse_map, weight_resize); };
+    if (recalibration) merge_rows<true>(scale_set, weight_rows_of, recalibration, to);
+    else merge_rows<false>(scale_set, weight_rows_of, recalibration, to);
   });
   return {merged, weights};
 }
 
-// Rows of the merged scores' gradient, times the recalibration if there is one.
+// Rows of the merged scores' gradient and of the recalibration, null if there is none.
 template <class T>
 class GradRows {
  public:
@@ -138,14 +158,12 @@ class GradRows {
       : rows_(map_of<const T>(grad), interleaved), factors_(optional_rows<T>(recalibration, interleaved)),
         buffer_(rows_.values()), factor_buffer_(factors_ ? rows_.values() : 0) {}
 
-  const Rows<const T>& plain() const { return rows_; }
+  int64_t planes_per_image() const { return rows_.planes_per_image(); }
 
   // Valid until the next call.
-  const Acc* row(int64_t plane, int64_t y) {
-    const Acc* row = rows_.read(plane, y, buffer_.data());
-    if (!factors_) return row;
-    multiply_rows(row, factors_->read(plane, y, factor_buffer_.data()), rows_.values(), buffer_.data());
-    return buffer_.data();
+  const Acc* grad(int64_t plane, int64_t y) { return rows_.read(plane, y, buffer_.data()); }
+  const Acc* factor(int64_t plane, int64_t y) {
+    return factors_ ? factors_->read(plane, y, factor_buffer_.data()) : nullptr;
   }
 
  private:
@@ -163,36 +181,50 @@ struct MergeBackward {
   const std::optional<Tensor>& recalibration;
 };
 
-// Fills the gradient of the weights on the merged grid; ThroughSoftmax as in WeightGrad.
-template <bool ThroughSoftmax, class T, int S, class Out>
-void weight_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, const Map<Out>& out) {
+// Fills the gradients of the weights on the merged grid, ThroughSoftmax as in WeightGrad, and of the recalibration.
+template <bool ThroughSoftmax, bool Recalibrated, class T, int S, class Out>
+void weight_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, const Map<Out>& out,
+                      const std::vector<Tensor>& recalibration_grad) {
   using Acc = acc_t<T>;
   const bool interleaved = is_channels_last(m.grad);
   const int64_t width = m.grad.size(3);
   const Rows<const T> weight_rows(map_of<const T>(m.weights), false);
   const Rows<Out> out_rows(out, false);
+  std::optional<Rows<T>> factor_grad_rows;
+  if constexpr (Recalibrated) factor_grad_rows.emplace(map_of<T>(recalibration_grad[0]), interleaved);
   const auto grad_weight_rows = optional_rows<T>(m.grad_weights, false);
   for_each_part(out.n * out.h, m.grad.size(1) * width, [&](int64_t begin, int64_t end) {
     ScaleRows<T, S> scales(scale_set, interleaved);
     GradRows<T> grads(m.grad, m.recalibration, interleaved);
-    std::vector<Acc> band(kBandRows * S * width), weight_buffer(S * width);
+    std::vector<Acc> band(kBandRows * S * width), weight_band(kBandRows * S * width);
+    std::vector<Acc> buffer(Recalibrated ? factor_grad_rows->values() : 0);
     for_each_band(begin, end, out.h, [&](int64_t n, int64_t first, int64_t last) {
       const auto sums_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
+      const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&weight_band[(y - first) * S * width], width); };
+      if (ThroughSoftmax || Recalibrated) {
+        for (int64_t y = first; y < last; ++y) load_set(weight_rows, n, y, weights_of(y));
+      }
       if (grad_weight_rows) {
         for (int64_t y = first; y < last; ++y) load_set(*grad_weight_rows, n, y, sums_of(y));
       } else {
         std::fill(band.begin(), band.end(), Acc(0));
       }
-      for (int64_t p = 0; p < grads.plain().planes_per_image(); ++p) {
-        const int64_t plane = n * grads.plain().planes_per_image() + p;
-        for (int64_t y = first; y < last; ++y) scales.add_products(plane, y, grads.row(plane, y), sums_of(y));
+      for (int64_t p = 0; p < grads.planes_per_image(); ++p) {
+        const int64_t plane = n * grads.planes_per_image() + p;
+        for (int64_t y = first; y < last; ++y) {
+          const Acc* grad = grads.grad(plane, y);
+          if constexpr (Recalibrated) {
+            Acc* factor_grad = factor_grad_rows->in_place(plane, y, buffer.data());
+            const RecalibratedGrad<Acc, S> row{grad, grads.factor(plane, y), factor_grad, weights_of(y)};
+            scales.add_products(plane, y, row, sums_of(y));
+            factor_grad_rows->store(plane, y, factor_grad);
+          } else {
+            scales.add_products(plane, y, PlainGrad<Acc>{grad}, sums_of(y));
+          }
+        }
       }
       for (int64_t y = first; y < last; ++y) {
-        if constexpr (ThroughSoftmax) {
-          const RowSet<Acc, S> weights(weight_buffer.data(), width);
-          load_set(weight_rows, n, y, weights);
-          softmax_backward_row(sums_of(y), weights, width);
-        }
+        if constexpr (ThroughSoftmax) softmax_backward_row(sums_of(y), weights_of(y), width);
         store_set(out_rows, n, y, sums_of(y));
       }
     });
@@ -227,26 +259,34 @@ void logit_grad_rows(const MergeBackward& m, const Tensor& weight_grad, const Ma
   });
 }
 
-// Fills the gradient of the recalibration: that of the merged scores times what they were before it.
-template <class T, int S>
-void recalibration_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, const Map<T>& out) {
+// Fills all gradients of a merge whose logits lie on the merged grid or on one of their own.
+template <bool Recalibrated, class T, int S>
+void merge_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, const std::vector<Tensor>& grad_scores,
+                     const Tensor& grad_logits, const std::vector<Tensor>& grad_recalibration) {
   using Acc = acc_t<T>;
+  const int64_t height = m.grad.size(2), width = m.grad.size(3);
+  if (m.logits.size(2) == height && m.logits.size(3) == width) {
+    weight_grad_rows<true, Recalibrated>(m, scale_set, map_of<T>(grad_logits), grad_recalibration);
+  } else {
+    const Tensor weight_grad = empty_planes<Acc>(m.weights);
+    weight_grad_rows<false, Recalibrated>(m, scale_set, map_of<Acc>(weight_grad), grad_recalibration);
+    logit_grad_rows<T, S>(m, weight_grad, map_of<T>(grad_logits));
+  }
   const Rows<const T> weight_rows(map_of<const T>(m.weights), false);
-  const Rows<const T> grad_rows(map_of<const T>(m.grad), out.channels_last);
-  const Rows<T> out_rows(out, out.channels_last);
-  for_each_part(out_rows.planes() * out.h, out_rows.values(), [&](int64_t begin, int64_t end) {
-    ScaleRows<T, S> scales(scale_set, out.channels_last);
-    std::vector<Acc> weight_buffer(S * out.w), buffer(out_rows.values()), grad_buffer(out_rows.values());
-    const RowSet<Acc, S> weights(weight_buffer.data(), out.w);
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t plane = r / out.h, y = r % out.h;
-      Acc* result = out_rows.in_place(plane, y, buffer.data());
-      load_set(weight_rows, plane / out_rows.planes_per_image(), y, weights);
-      scales.row(plane, y, Weigh<Acc, S>{weights, result});
-      multiply_rows<Acc>(result, grad_rows.read(plane, y, grad_buffer.data()), out_rows.values(), result);
-      out_rows.store(plane, y, result);
-    }
-  });
+  for (int s = 0; s < S; ++s) {
+    const Map<T> out = map_of<T>(grad_scores[s]);
+    gather_rows(out, scale_set.resize[s], [&, s] {
+      return [&, s, grads = GradRows<T>(m.grad, m.recalibration, out.channels_last),
+              buffer = std::vector<Acc>(width)](int64_t plane, int64_t y) mutable {
+        const Acc* weight = weight_rows.read(plane / grads.planes_per_image() * S + s, y, buffer.data());
+        if constexpr (Recalibrated) {
+          return RecalibratedValue<Acc>{weight, grads.grad(plane, y), grads.factor(plane, y)};
+        } else {
+          return WeightedValue<Acc>{weight, grads.grad(plane, y)};
+        }
+      };
+    });
+  }
 }
 
 std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backward_cpu(
@@ -254,35 +294,16 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
     const Tensor& logits, const Tensor& weights, const std::optional<Tensor>& recalibration) {
   check_merge_backward("scale_merge_backward", grad, grad_weights, scores, logits, weights);
   check_recalibration("scale_merge_backward", recalibration, grad);
-  const int64_t height = grad.size(2), width = grad.size(3);
   const MergeBackward merge{grad, grad_weights, scores, logits, weights, recalibration};
   std::vector<Tensor> grad_scores = empty_same_all(scores), grad_recalibration;
   if (recalibration) grad_recalibration.push_back(empty_same(*recalibration));
   Tensor grad_logits = empty_same(logits);
   dispatch_merge("scale_merge_backward", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
-    using Acc = acc_t<T>;
     constexpr int S = decltype(count)::value;
-    const ScaleSet<T, S> scale_set(scores, height, width);
-    if (logits.size(2) == height && logits.size(3) == width) {
-      weight_grad_rows<true>(merge, scale_set, map_of<T>(grad_logits));
-    } else {
-      const Tensor weight_grad = empty_planes<Acc>(weights);
-      weight_grad_rows<false>(merge, scale_set, map_of<Acc>(weight_grad));
-      logit_grad_rows<T, S>(merge, weight_grad, map_of<T>(grad_logits));
-    }
-    if (recalibration) recalibration_grad_rows(merge, scale_set, map_of<T>(grad_recalibration[0]));
-    for (int s = 0; s < S; ++s) {
-      const Map<T> out = map_of<T>(grad_scores[s]);
-      const Rows<const T> weight_rows(map_of<const T>(weights), false);
-      gather_rows(out, scale_set.resize[s], [&, s] {
-        return [&, s, grads = GradRows<T>(grad, recalibration, out.channels_last),
-                buffer = std::vector<Acc>(width)](int64_t plane, int64_t y) mutable {
-          const int64_t n = plane / grads.plain().planes_per_image();
-          return WeightedValue<Acc>{weight_rows.read(n * S + s, y, buffer.data()), grads.row(plane, y)};
-        };
-      });
-    }
+    const ScaleSet<T, S> scale_set(scores, grad.size(2), grad.size(3));
+    if (recalibration) merge_grad_rows<true>(merge, scale_set, grad_scores, grad_logits, grad_recalibration);
+    else merge_grad_rows<false>(merge, scale_set, grad_scores, grad_logits, grad_recalibration);
   });
   return {grad_scores, grad_logits, grad_recalibration};
 }

@@ -50,11 +50,12 @@ A2S_CLONES void softmax_backward_row(const RowSet<Acc, S>& grads, const RowSet<A
   }
 }
 
-// to[i] = a[i] * b[i]
-template <class Acc>
-A2S_CLONES void multiply_rows(const Acc* a, const Acc* b, int64_t count, Acc* to) {
-  A2S_INDEPENDENT
-  for (int64_t i = 0; i < count; ++i) to[i] = a[i] * b[i];
+// sum over s of weight[s] * v[s], where V is as in load_values
+template <class Acc, class V, size_t S>
+V weighed(const Acc (&w)[S], const V (&v)[S]) {
+  V sum = w[0] * v[0];
+  for (size_t s = 1; s < S; ++s) sum += w[s] * v[s];
+  return sum;
 }
 
 // What planar_row and interleaved_row do with the values v of all scales.
@@ -69,10 +70,9 @@ struct Weigh {
     Acc w[S];
     Acc* out;
 
-    void operator()(int64_t i, const Acc (&v)[S]) const {
-      Acc sum = w[0] * v[0];
-      for (int s = 1; s < S; ++s) sum += w[s] * v[s];
-      out[i] = sum;
+    template <class V>
+    void operator()(int64_t i, const V (&v)[S]) const {
+      store_values(out + i, weighed(w, v));
     }
   };
   Pixel pixel(int64_t x) const {
@@ -82,6 +82,24 @@ struct Weigh {
   }
 };
 
+// out = factor * sum over s of weight[s] * v[s]
+template <class Acc, int S>
+struct WeighRecalibrated {
+  Weigh<Acc, S> weigh;
+  const Acc* factor;
+
+  struct Pixel {
+    typename Weigh<Acc, S>::Pixel weigh;
+    const Acc* factor;
+
+    template <class V>
+    void operator()(int64_t i, const V (&v)[S]) const {
+      store_values(weigh.out + i, V(load_values<V>(factor + i) * weighed(weigh.w, v)));
+    }
+  };
+  Pixel pixel(int64_t x) const { return {weigh.pixel(x), factor}; }
+};
+
 // out = factor * sum over s of v[s]
 template <class Acc, int S>
 struct Average {
@@ -89,10 +107,11 @@ struct Average {
   Acc* out;
 
   Average pixel(int64_t) const { return *this; }
-  void operator()(int64_t i, const Acc (&v)[S]) const {
-    Acc sum = v[0];
+  template <class V>
+  void operator()(int64_t i, const V (&v)[S]) const {
+    V sum = v[0];
     for (int s = 1; s < S; ++s) sum += v[s];
-    out[i] = sum * factor;
+    store_values(out + i, V(sum * factor));
   }
 };
 
@@ -103,46 +122,75 @@ struct Largest {
   Acc* winner;
 
   Largest pixel(int64_t) const { return *this; }
-  void operator()(int64_t i, const Acc (&v)[S]) const {
-    Acc best = v[0], best_s = 0;
+  template <class V>
+  void operator()(int64_t i, const V (&v)[S]) const {
+    V best = v[0], best_s{};
     for (int s = 1; s < S; ++s) {
-      const bool takes = takes_over(s, v[s], best);
+      const auto takes = takes_over(s, v[s], best);
       best = takes ? v[s] : best;
-      best_s = takes ? Acc(s) : best_s;
+      best_s = takes ? V{} + Acc(s) : best_s;
     }
-    out[i] = best;
-    winner[i] = best_s;
+    store_values(out + i, best);
+    store_values(winner + i, best_s);
+  }
+};
+
+// A row of the gradient of the weighed sum of the values `v`: at(x, i, v) at place i, of pixel x. V as in load_values.
+template <class Acc>
+struct PlainGrad {
+  const Acc* grad;
+
+  template <class V, size_t S>
+  V at(int64_t, int64_t i, const V (&)[S]) const {
+    return load_values<V>(grad + i);
+  }
+};
+
+// The same where the sum is recalibrated, whose gradient it stores.
+template <class Acc, int S>
+struct RecalibratedGrad {
+  const Acc *grad, *factor;
+  Acc* factor_grad;
+  RowSet<Acc, S> weights;
+
+  template <class V>
+  V at(int64_t x, int64_t i, const V (&v)[S]) const {
+    Acc w[S];
+    weights.at(x, w);
+    const V g = load_values<V>(grad + i);
+    store_values(factor_grad + i, V(g * weighed(w, v)));
+    return g * load_values<V>(factor + i);
   }
 };
 
 // sums[s] += grad * v[s], of planar rows
-template <class Acc, int S>
+template <class Acc, int S, class Grad>
 struct AddProducts {
-  const Acc* grad;
+  Grad grad;
   RowSet<Acc, S> sums;
 
   AddProducts pixel(int64_t) const { return *this; }
   void operator()(int64_t x, const Acc (&v)[S]) const {
-    for (int s = 0; s < S; ++s) sums.row[s][x] += grad[x] * v[s];
+    const Acc g = grad.at(x, x, v);
+    for (int s = 0; s < S; ++s) sums.row[s][x] += g * v[s];
   }
 };
 
-// The same for one scale of interleaved rows: sums += the sum over a pixel's channels of grad times the scale's value.
-template <class Acc>
-A2S_CLONES void add_pixel_products(const InterleavedRow<Acc>& row, const Acc* grad, int64_t width, Acc* sums) {
-  const int64_t lanes = row.lanes;
+// The same of interleaved rows, summed over a pixel's channels.
+template <bool FirstCopies, class Acc, size_t S, class Grad, class Sums>
+A2S_CLONES void add_pixel_products(const std::array<InterleavedRow<Acc>, S> rows, int64_t width, const Grad grad,
+                                   const Sums sums) {
+  const int64_t lanes = rows[0].lanes;
   for (int64_t x = 0; x < width; ++x) {
-    const Quad<Acc> quad = row.at(x);
-    const Acc* pixel = grad + x * lanes;
-    if (row.zeros) {
-      sums[x] += sum_of<Acc>(
-          lanes, [=](int64_t l) { return load_lanes(pixel + l) * load_lanes(quad.a00 + l); },
-          [=](int64_t l) { return pixel[l] * quad.a00[l]; });
-    } else {
-      sums[x] += sum_of<Acc>(
-          lanes, [=](int64_t l) { return load_lanes(pixel + l) * quad.lanes_at(l); },
-          [=](int64_t l) { return pixel[l] * quad.at(l); });
-    }
+    std::array<Quad<Acc>, S> quads;
+    for (size_t s = 0; s < S; ++s) quads[s] = rows[s].at(x);
+    const auto term = [&](int64_t l, auto& terms) {
+      values_at<FirstCopies>(quads, l, terms);
+      const auto g = grad.at(x, x * lanes + l, terms);
+      for (auto& value : terms) value *= g;
+    };
+    const auto pixel = sums_of<Acc, S>(lanes, term);
+    for (size_t s = 0; s < S; ++s) sums.row[s][x] += pixel[s];
   }
 }
 
@@ -164,23 +212,36 @@ class ScaleRows {
   template <class Op>
   void row(int64_t plane, int64_t y, const Op& op) {
     if (planar_.empty()) {
-      std::array<InterleavedRow<Acc>, S> rows;
-      for (int s = 0; s < S; ++s) rows[s] = interleaved_[s].row(plane, y);
+      const auto rows = rows_of(interleaved_, plane, y);
       first_copies_ ? interleaved_row<true>(rows, width_, op) : interleaved_row<false>(rows, width_, op);
     } else {
-      std::array<PlanarRow<Acc>, S> rows;
-      for (int s = 0; s < S; ++s) rows[s] = planar_[s].row(plane, y);
+      const auto rows = rows_of(planar_, plane, y);
       first_copies_ ? planar_row<true>(rows, width_, op) : planar_row<false>(rows, width_, op);
     }
   }
 
   // Adds the sum over the row's channels of grad times scale s to sums.row[s].
-  void add_products(int64_t plane, int64_t y, const Acc* grad, const RowSet<Acc, S>& sums) {
-    if (!planar_.empty()) return row(plane, y, AddProducts<Acc, S>{grad, sums});
-    for (int s = 0; s < S; ++s) add_pixel_products(interleaved_[s].row(plane, y), grad, width_, sums.row[s]);
+  template <class Grad>
+  void add_products(int64_t plane, int64_t y, const Grad& grad, const RowSet<Acc, S>& sums) {
+    if (planar_.empty()) {
+      const auto rows = rows_of(interleaved_, plane, y);
+      first_copies_ ? add_pixel_products<true>(rows, width_, grad, sums)
+                    : add_pixel_products<false>(rows, width_, grad, sums);
+    } else {
+      const auto rows = rows_of(planar_, plane, y);
+      const AddProducts<Acc, S, Grad> op{grad, sums};
+      first_copies_ ? planar_row<true>(rows, width_, op) : planar_row<false>(rows, width_, op);
+    }
   }
 
  private:
+  template <class ScaleRow>
+  static auto rows_of(std::vector<ScaleRow>& scales, int64_t plane, int64_t y) {
+    std::array<decltype(scales[0].row(plane, y)), S> rows;
+    for (int s = 0; s < S; ++s) rows[s] = scales[s].row(plane, y);
+    return rows;
+  }
+
   bool first_copies_;
   int64_t width_;
   std::vector<PlanarRows<T>> planar_;
@@ -193,6 +254,14 @@ struct WeightedValue {
   const Acc *weight, *grad;
   Acc factor(int64_t x) const { return weight[x]; }
   Acc at(int64_t i) const { return grad[i]; }
+};
+
+// The same under a recalibration.
+template <class Acc>
+struct RecalibratedValue {
+  const Acc *weight, *grad, *recalibration;
+  Acc factor(int64_t x) const { return weight[x]; }
+  Acc at(int64_t i) const { return grad[i] * recalibration[i]; }
 };
 
 // The same under the average: scale * grad.

@@ -87,8 +87,9 @@ A2S_HD void weights_at(const Map<const T>& logits, const Resize& resize, int64_t
 }
 
 // Caffe's Eltwise MAX: whether map s, with `value`, takes the place of the running maximum of the maps before it.
-template <class Acc>
-A2S_HD bool takes_over(int s, Acc value, Acc running) {
+// For eight at once where V is a vector.
+template <class V>
+A2S_HD auto takes_over(int s, V value, V running) {
   return s == 1 ? !(running > value) : value > running;
 }
 

@@ -1,6 +1,7 @@
 // Marks for the CPU's hot loops.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -12,9 +13,6 @@
 #define A2S_CLONES __attribute__((target_clones("arch=x86-64-v3", "default"), flatten)) static
 #else
 #define A2S_CLONES static
-#endif
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between inlined functions only
 #endif
 
 // The iterations of the loop that follows are independent: what it writes is nothing that it reads.
@@ -37,44 +35,76 @@ struct LanesOf {
 template <class Acc>
 using Lanes = typename LanesOf<Acc>::type;
 
-template <class Acc>
-Lanes<Acc> load_lanes(const Acc* from) {
-  Lanes<Acc> lanes;
-  std::memcpy(&lanes, from, sizeof(lanes));
-  return lanes;
+// One value (V = Acc) or eight neighbours (V = Lanes<Acc>).
+template <class V, class Acc>
+V load_values(const Acc* from) {
+  if constexpr (std::is_same_v<V, Acc>) return *from;
+  V values;
+  std::memcpy(&values, from, sizeof(values));
+  return values;
 }
 
 template <class Acc>
-void store_lanes(Acc* to, const Lanes<Acc>& lanes) {
-  std::memcpy(to, &lanes, sizeof(lanes));
+Lanes<Acc> load_lanes(const Acc* from) {
+  return load_values<Lanes<Acc>>(from);
 }
 
 // Eight values of another type, converted.
 template <class Acc, class T>
-Lanes<Acc> load_lanes_as(const T* from) {
+Lanes<Acc> load_converted(const T* from) {
   if constexpr (std::is_same_v<T, Acc>) return load_lanes(from);
   Acc converted[kLanes];
   for (int64_t i = 0; i < kLanes; ++i) converted[i] = static_cast<Acc>(from[i]);
   return load_lanes(converted);
 }
 
-// sum over i < count of term(i), where lanes_term(i) gives terms i .. i + 7. The order does not depend on the processor.
-template <class Acc, class LanesTerm, class Term>
-Acc sum_of(int64_t count, const LanesTerm& lanes_term, const Term& term) {
-  Acc sum = 0;
-  if (count < kLanes) {
-    for (int64_t i = 0; i < count; ++i) sum += term(i);
-    return sum;
-  }
-  Lanes<Acc> sums{};
+template <class V, class Acc>
+void store_values(Acc* to, const V& values) {
+  if constexpr (std::is_same_v<V, Acc>) *to = values;
+  else std::memcpy(to, &values, sizeof(values));
+}
+
+// Calls each(i, V{}) for values i < count: eight at a time, the last eight overlapping those before them, or one by one
+// where there are fewer. `each` must read nothing that it writes.
+template <class Acc, class Each>
+void for_each_value(int64_t count, const Each& each) {
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) sums += lanes_term(i);
+  for (; i + kLanes <= count; i += kLanes) each(i, Lanes<Acc>{});
+  if (i == count) return;
+  if (count > kLanes) return each(count - kLanes, Lanes<Acc>{});
+  for (; i < count; ++i) each(i, Acc{});
+}
+
+// For each k the sum over i < count of the terms[k] that term(i, terms) fills in for value i, or for values i .. i + 7.
+// The order does not depend on the processor. Some values may be visited twice.
+template <class Acc, size_t K, class Term>
+std::array<Acc, K> sums_of(int64_t count, const Term& term) {
+  std::array<Acc, K> sums{};
+  if (count < kLanes) {
+    Acc terms[K];
+    for (int64_t i = 0; i < count; ++i) {
+      term(i, terms);
+      for (size_t k = 0; k < K; ++k) sums[k] += terms[k];
+    }
+    return sums;
+  }
+  Lanes<Acc> totals[K]{}, terms[K];
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    term(i, terms);
+    for (size_t k = 0; k < K; ++k) totals[k] += terms[k];
+  }
   if (i < count) {  // the last eight, without those that were summed
     constexpr Lanes<Acc> place{0, 1, 2, 3, 4, 5, 6, 7};
-    const Lanes<Acc> rest = lanes_term(count - kLanes);
-    sums += place >= static_cast<Acc>(kLanes - (count - i)) ? rest : Lanes<Acc>{};
+    const auto left = place >= static_cast<Acc>(kLanes - (count - i));
+    term(count - kLanes, terms);
+    for (size_t k = 0; k < K; ++k) totals[k] += left ? terms[k] : Lanes<Acc>{};
   }
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+  for (size_t k = 0; k < K; ++k) {
+    const Lanes<Acc>& t = totals[k];
+    sums[k] = ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7]));
+  }
+  return sums;
 }
 
 }  // namespace a2s
