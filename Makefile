@@ -1,7 +1,7 @@
 # make setup   virtual environment in .venv, native build, install; quick when nothing changed
 # make demo    draw pictures, convert a Caffe model, train, evaluate and look: on a CPU, in minutes
 # make test    everything set up, all tests
-# make sanitize     the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make sanitize     the operators' and the dense CRF's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make ptxas        no CUDA kernel spills registers or has a stack frame
 # make gpu-report   on a machine with a GPU: tests, compute-sanitizer, benchmarks and kernel figures, in nine minutes
 PYTHON ?= python3
@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 	@$(PY) -m a2s_repro.info
 
 test: setup
-	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest
+	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: setup
 	$(PY) -m ruff check .
@@ -47,9 +47,9 @@ sanitize: setup
 	@tar -c --exclude=lib --exclude=__pycache__ a2s_repro caffe_weights tests pyproject.toml | tar -x -C $(SANITIZED)/source
 	$(CONFIGURE) -B $(SANITIZED)/build -DA2S_OUTPUT_DIR=$(CURDIR)/$(SANITIZED)/source/a2s_repro/lib \
 	  -DA2S_CUDA=OFF -DA2S_SANITIZE=address,undefined,float-cast-overflow
-	$(CMAKE) --build $(SANITIZED)/build --target a2s_ops
+	$(CMAKE) --build $(SANITIZED)/build --target a2s_ops --target _crf
 	cd $(SANITIZED)/source && A2S_REQUIRE_NATIVE=1 LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(CURDIR)/$(PY) -m pytest --capture=sys tests/ops
+	  $(CURDIR)/$(PY) -m pytest --capture=sys tests/ops tests/test_crf.py tests/test_golden_crf.py
 
 # Every CUDA kernel keeps what it has in registers, on both architectures that are shipped.
 ptxas: setup

@@ -1,5 +1,6 @@
 """Shared by all tests: the golden figures, and the forms in which every operator runs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import torch
 from a2s_repro import ops
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# The processes that run the tests share the machine's cores; what they start takes over their share.
+THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+torch.set_num_threads(THREADS)
 
 BACKENDS = [
     pytest.param(("reference", "cpu"), id="reference"),
