@@ -1,5 +1,6 @@
 """Speed and memory of functions against each other: paired runs in one process, on data that no cache still holds."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,13 @@ from torch.profiler import ProfilerActivity, profile
 
 COLD_BYTES = 128 << 20
 """Inputs of a measurement rotate over about so many bytes, more than the caches that a run can count on."""
+
+
+def warm_memory(most: int = 4 << 30) -> None:
+    """Has the machine back half of its free memory, or `most` bytes: a virtual machine gets each page from its host
+    when it is first touched, and waits for that longer than for any operator."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    torch.empty(min(free // 2, most), dtype=torch.uint8).fill_(0)
 
 
 def rotation(set_bytes: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from a2s_repro import ops
-from a2s_repro.benchmark import copy_bandwidth, graph_time, paired, peak_memory, rotation, spread
+from a2s_repro.benchmark import copy_bandwidth, graph_time, paired, peak_memory, rotation, spread, warm_memory
 from a2s_repro.devices import usable_device
 from a2s_repro.files import replacing
 from a2s_repro.performance import write_docs
@@ -237,6 +237,7 @@ def main() -> int:
     torch.manual_seed(arguments.seed)
 
     facts = provenance()
+    warm_memory()
     bandwidth = copy_bandwidth(device)
     tqdm.write(f"{facts['gpu'] if device.type == 'cuda' else facts['cpu']}: copies {bandwidth / 1e9:.1f} GB/s")
     todo = [
