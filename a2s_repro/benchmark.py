@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from tqdm import trange
+
+from a2s_repro.data.image_seg import RandomStream, SegmentationDataset, loader
+from a2s_repro.data.lists import Item
 
 COLD_BYTES = 128 << 20
 """Inputs of a measurement rotate over about so many bytes, more than the caches that a run can count on."""
@@ -90,6 +94,34 @@ def graph_time(function: Callable[[int], Any], sets: int, calls: int = 20, repla
         end.synchronize()
         seconds.append(begin.elapsed_time(end) / 1e3 / calls)
     return statistics.median(seconds)
+
+
+def loader_rates(
+    items: list[Item],
+    num_classes: int,
+    crop: int,
+    *,
+    batch_size: int = 10,
+    workers: int,
+    batches: int = 50,
+    repeats: int = 5,
+    seed: int = 0,
+) -> list[float]:
+    """Samples a second that the data loader alone delivers: decoded, checked, cropped and batched; a value a repeat.
+
+    A repeat's first batch, which waits for the workers to start, is not counted.
+    """
+    dataset = SegmentationDataset(items, num_classes, crop)
+    stream = RandomStream(len(items), batch_size, seed)
+    rates = []
+    for _ in trange(repeats, desc="loader", leave=False):
+        loaded = loader(dataset, stream, 0, batches + 1, workers)
+        next(loaded)
+        start = time.perf_counter()
+        for _ in loaded:
+            pass
+        rates.append(batches * batch_size / (time.perf_counter() - start))
+    return rates
 
 
 def peak_memory(function: Callable[[int], Any], device: torch.device) -> int:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -105,12 +106,13 @@ def failing_together() -> Iterator[None]:
 
 
 class GradientSum:
-    """The gradients of some parameters in one flat buffer, summed over the passes of an update and over all processes.
+    """The gradients of some parameters, summed over the passes of an update and over all processes.
 
-    Every parameter's `grad` is a view of the buffer, so nothing is copied to be sent. The passes are summed in double
-    and rounded once, so that it matters next to nothing which process makes which of them. The buffer is cut into
+    The passes are summed in double and rounded once, so that it matters next to nothing which process makes which of
+    them. The sums are one flat buffer, which a gradient joins as soon as a pass has completed it. It is cut into
     buckets in the order in which a backward pass completes them, the last layers first; each is summed over the
-    processes as soon as the last pass has completed it, while that pass goes on.
+    processes as soon as the last pass has completed it, while that pass goes on. The only pass of an only process is
+    summed with nothing: its gradients stay where autograd has put them.
 
     Args:
         parameters: those that require no gradient are left out.
@@ -118,36 +120,46 @@ class GradientSum:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], bucket_size: int = 2**22) -> None:
-        parameters = [parameter for parameter in parameters if parameter.requires_grad][::-1]
-        self._gradients = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
-        self._sums = torch.zeros_like(self._gradients, dtype=torch.float64)
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad][::-1]
+        self._starts: list[int] = []
         self._buckets: list[slice] = []
         self._members: list[int] = []
         start = end = members = 0
-        for parameter in parameters:
-            view = self._gradients[end : end + parameter.numel()]
-            parameter.grad = view.as_strided(parameter.shape, parameter.stride(), view.storage_offset())
-            parameter.register_post_accumulate_grad_hook(self._completer(len(self._buckets)))
+        for parameter in self._parameters:
+            parameter.register_post_accumulate_grad_hook(self._completer(end, len(self._buckets)))
+            self._starts.append(end)
             end, members = end + parameter.numel(), members + 1
-            if end - start >= bucket_size or parameter is parameters[-1]:
+            if end - start >= bucket_size or parameter is self._parameters[-1]:
                 self._buckets.append(slice(start, end))
                 self._members.append(members)
                 start, members = end, 0
+        self._summing = False
         self._missing: list[int] = []
         self._passes: list[int] = []
         self._works: list[dist.Work | None] = []
 
+    @cached_property
+    def _sums(self) -> Tensor:
+        return self._parameters[0].new_empty(self._buckets[-1].stop, dtype=torch.float64)
+
+    @cached_property
+    def _gradients(self) -> Tensor:
+        return self._parameters[0].new_empty(self._buckets[-1].stop)
+
     @contextmanager
     def over(self, passes: int) -> Iterator[None]:
-        """This process makes that many backward passes in the block; the gradients are 0 at its start.
+        """This process makes that many backward passes in the block.
 
-        At its end they are the sums over all passes of all processes, each of which must come there, by an InputError
-        if need be.
+        At its end the gradients are the sums over all passes of all processes, each of which must come there, by an
+        InputError if need be.
         """
-        self._gradients.zero_()
-        self._sums.zero_()
-        self._missing, self._passes = list(self._members), [passes] * len(self._buckets)
-        self._works = []
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._summing = passes > 1 or world_size() > 1
+        if self._summing:
+            self._sums.zero_()
+            self._missing, self._passes = list(self._members), [passes] * len(self._buckets)
+            self._works = []
         try:
             yield
         except InputError:
@@ -155,23 +167,20 @@ class GradientSum:
             raise
         self._finish()
 
-    def _completer(self, bucket: int) -> Callable[[nn.Parameter], None]:
-        def completed(_: nn.Parameter) -> None:
+    def _completer(self, start: int, bucket: int) -> Callable[[nn.Parameter], None]:
+        def completed(parameter: nn.Parameter) -> None:
+            if not self._summing:
+                return
+            _part(self._sums, start, parameter).add_(parameter.grad)
+            parameter.grad = None
             self._missing[bucket] -= 1
             if self._missing[bucket] == 0:
                 self._missing[bucket] = self._members[bucket]
                 self._passes[bucket] -= 1
-                self._take(bucket)
                 while len(self._works) < len(self._buckets) and self._passes[len(self._works)] == 0:
                     self._send_next()
 
         return completed
-
-    def _take(self, bucket: int) -> None:
-        """Adds what the last pass left to the sums."""
-        gradients = self._gradients[self._buckets[bucket]]
-        self._sums[self._buckets[bucket]] += gradients
-        gradients.zero_()
 
     def _send_next(self) -> None:
         sums = self._sums[self._buckets[len(self._works)]]
@@ -179,13 +188,24 @@ class GradientSum:
             self._works.append(dist.all_reduce(sums, async_op=True) if world_size() > 1 else None)
 
     def _finish(self) -> None:
-        for bucket in range(len(self._works), len(self._buckets)):  # of parameters that not every pass reached
-            self._take(bucket)
-            self._send_next()
-        with _noticing_deaths():
-            for work in filter(None, self._works):
-                work.wait()
-        self._gradients.copy_(self._sums)
+        if self._summing:
+            while len(self._works) < len(self._buckets):  # of parameters that not every pass reached
+                self._send_next()
+            with _noticing_deaths():
+                for work in filter(None, self._works):
+                    work.wait()
+            self._gradients.copy_(self._sums)
+            for parameter, start in zip(self._parameters, self._starts, strict=True):
+                parameter.grad = _part(self._gradients, start, parameter)
+            self._summing = False
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+
+def _part(flat: Tensor, start: int, parameter: nn.Parameter) -> Tensor:
+    """The part of a flat buffer that belongs to a parameter, laid out as it is."""
+    return flat.as_strided(parameter.shape, parameter.stride(), start)
 
 
 @contextmanager

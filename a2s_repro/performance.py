@@ -26,7 +26,8 @@ def write_docs(docs: Path = DOCS, results: Path = RESULTS) -> Path:
     def filled(match: re.Match) -> str:
         name = match["name"]
         files = sorted(results.glob(f"{name}-*.json"))
-        body = kernel_table(json.loads(files[-1].read_text()), files[-1].name) if files else "Not measured yet.\n"
+        table = TABLES[name.partition("-")[0]]
+        body = table(json.loads(files[-1].read_text()), files[-1].name) if files else "Not measured yet.\n"
         return f"<!-- {name} -->\n{body}<!-- end {name} -->"
 
     page = re.sub(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- end (?P=name) -->", filled, docs.read_text(), flags=re.DOTALL)
@@ -72,3 +73,61 @@ def _ratio(row: dict, name: str) -> str:
     if "device_seconds" in row:
         text += f", device {row['device_seconds'][name] / row['device_seconds']['fused']:.2f}"
     return text
+
+
+def model_table(found: dict, file: str) -> str:
+    """Markdown of one result file of tools/bench_model.py."""
+    gpu = found["device"] == "cuda"
+    loader = found["loader"]
+    lines = [
+        f"{_origin(found, file)} Images of {found['test_crop']}, crops of {found['crop']} pixels. The loader alone: "
+        f"{loader['samples_per_second']['median']:.0f} samples/s with {loader['workers']} workers on drawn pictures.",
+        "",
+        "| work | threads | version | precision | ms an image | images/s | eager / this | "
+        + ("peak memory | 6000 x 30 images |" if gpu else "authors' Caffe / this |"),
+        "|---" * (9 if gpu else 8) + "|",
+    ]
+    for row in found["rows"]:
+        seconds = {name: value / row["images"] for name, value in row["seconds"].items()}
+        ratio = row["eager_ratio"]
+        cells = [
+            *(row["work"], str(row["threads"]), row["version"], row["precision"]),
+            f"{1e3 * seconds['median']:.1f} ({1e3 * seconds['low']:.1f} to {1e3 * seconds['high']:.1f})",
+            f"{1 / seconds['median']:.2f}",
+            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+        ]
+        if gpu:
+            schedule = f"{6000 * 30 * seconds['median'] / 60:.1f} minutes" if row["work"] == "update" else ""
+            cells += [f"{row['peak_bytes'] / 2**30:.2f} GiB", schedule]
+        else:
+            theirs = row["authors_seconds"]
+            cells.append(f"{theirs / row['seconds']['median']:.2f} (of {theirs} s)" if theirs else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def precision_table(found: dict, file: str) -> str:
+    """Markdown of one result file of tools/bench_precision.py."""
+    names = list(found["runs"])
+    losses = list(found["runs"][names[0]]["losses"][0]["values"])
+    lines = [
+        f"{_origin(found, file)} {found['settings']}.",
+        "",
+        f"| iteration | {' | '.join(f'{loss}, {name}' for loss in losses for name in names)} |",
+        "|---" * (1 + len(losses) * len(names)) + "|",
+    ]
+    for rows in zip(*(found["runs"][name]["losses"] for name in names), strict=True):
+        values = (f"{row['values'][loss]:.4f}" for loss in losses for row in rows)
+        lines.append(f"| {rows[0]['iteration']} | {' | '.join(values)} |")
+    scores = ", ".join(f"{name} {100 * run['mean_iou']:.2f} %" for name, run in found["runs"].items())
+    return "\n".join([*lines, "", f"mIoU on the validation pictures: {scores}."]) + "\n"
+
+
+def _origin(found: dict, file: str) -> str:
+    facts = found["provenance"]
+    machine = facts["gpu"] if found["device"] == "cuda" else f"{facts['cpu']}, {facts['cores']} cores"
+    return f"{machine}; torch {facts['torch']}; {facts['date'][:10]} ([{file}](../benchmarks/results/{file}))."
+
+
+TABLES = {"kernels": kernel_table, "model": model_table, "precision": precision_table}
+"""By the first part of the names in the page."""

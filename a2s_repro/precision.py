@@ -1,9 +1,14 @@
-"""How a GPU multiplies float32 matrices."""
+"""The arithmetic that a net computes in."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
+
+from a2s_repro.errors import InputError
+
+PRECISIONS = ("caffe", "tf32", "bf16")
+"""caffe: float32 throughout. tf32: a GPU's float32 products in TensorFloat-32. bf16: autocast to bfloat16, and tf32."""
 
 
 @contextmanager
@@ -21,3 +26,19 @@ def float32_products(mode: str) -> Iterator[None]:
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.fp32_precision = value
+
+
+def products_of(precision: str) -> AbstractContextManager[None]:
+    """`float32_products` for one of PRECISIONS."""
+    return float32_products("ieee" if precision == "caffe" else "tf32")
+
+
+def autocast_of(precision: str, device: torch.device) -> torch.autocast:
+    """What runs a net in one of PRECISIONS, beside `products_of` it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def check_precision(precision: str) -> None:
+    """Raises InputError for what is none of PRECISIONS."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision '{precision}' is not known; it is one of {', '.join(PRECISIONS)}.")

@@ -137,26 +137,37 @@ class CaffeSGD(torch.optim.Optimizer):
                 loss = closure()
         clipping = self._clipping()
         updates = []
-        for group in self.param_groups:
+        for group in sorted(self.param_groups, key=lambda group: group["owner"]):  # copies see the weights as they were
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights or group["lr_mult"] == 0:
                 continue
-            for weight in weights:
-                if not self.state[weight]:
-                    self.state[weight]["history"] = torch.zeros_like(weight)
-            histories = [self.state[weight]["history"] for weight in weights]
-            gradients = torch._foreach_mul([weight.grad for weight in weights], 1 / group["iter_size"])
+            gradients = [_laid_out_as(weight, weight.grad) for weight in weights]
+            histories = [self._history(weight) for weight in weights]
             if clipping is not None and group["owner"]:
-                torch._foreach_mul_(gradients, clipping)
-            decay = group["weight_decay"] * group["decay_mult"] * group["branches"]
-            if decay:
-                torch._foreach_add_(gradients, weights, alpha=decay)
-            torch._foreach_mul_(histories, group["momentum"])
-            torch._foreach_add_(histories, gradients, alpha=group["lr"] * group["lr_mult"])
-            updates.append((weights, histories))
+                gradients = torch._foreach_mul(gradients, clipping)
+            rate = group["lr"] * group["lr_mult"] / group["iter_size"]
+            torch._fused_sgd_(
+                weights if group["owner"] else [weight.clone() for weight in weights],
+                gradients,
+                histories,
+                weight_decay=group["weight_decay"] * group["decay_mult"] * group["branches"] * group["iter_size"],
+                momentum=group["momentum"],
+                lr=1,
+                dampening=1 - rate,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+            )
+            if not group["owner"]:
+                updates.append((weights, histories))
         for weights, histories in updates:
             torch._foreach_sub_(weights, histories)
         return loss
+
+    def _history(self, weight: nn.Parameter) -> torch.Tensor:
+        state = self.state[weight]
+        state["history"] = _laid_out_as(weight, state["history"]) if state else torch.zeros_like(weight)
+        return state["history"]
 
     def _clipping(self) -> torch.Tensor | None:
         """What to multiply the owners' gradients with, a scalar; None if they are not clipped."""
@@ -206,6 +217,11 @@ class TorchSGD(torch.optim.SGD):
                 torch._foreach_div_(gradients, group["iter_size"])
         super().step()
         return loss
+
+
+def _laid_out_as(weight: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with the strides of a weight, because the fused kernels walk through both as they lie in memory."""
+    return tensor if tensor.stride() == weight.stride() else torch.empty_like(weight).copy_(tensor)
 
 
 def _freeze(groups: Iterable[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from a2s_repro.distributed import GradientSum, failing_together, rank, sum_, wor
 from a2s_repro.errors import InputError
 from a2s_repro.losses import training_loss
 from a2s_repro.models import ShareNet
+from a2s_repro.precision import autocast_of
 from a2s_repro.recipes import Recipe
 from a2s_repro.running_statistics import RunningStatistics
 from a2s_repro.snapshots import Snapshot
@@ -142,7 +143,7 @@ class Trainer:
             self.caffe.begin_pass()
         else:
             torch.manual_seed(int(np.random.SeedSequence((self.config["seed"], 2, number)).generate_state(1)[0]))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast_of(self.precision, self.device):
             prediction = self.model(image)
         losses = training_loss(prediction, label, self.recipe.extra_supervision)
         sum(losses.values()).backward()

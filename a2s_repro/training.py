@@ -17,14 +17,13 @@ from a2s_repro.errors import InputError
 from a2s_repro.evaluation import Result, class_names, evaluate
 from a2s_repro.files import remove_leftovers
 from a2s_repro.initialisation import load_init
-from a2s_repro.precision import float32_products
+from a2s_repro.precision import check_precision, products_of
 from a2s_repro.recipes import Recipe
 from a2s_repro.run_log import RunLog, write_config
 from a2s_repro.snapshots import load_newest, load_snapshot, newest_snapshot, save_snapshot, snapshot_path
 from a2s_repro.stopping import deferred_signals
 from a2s_repro.trainer import Trainer
 
-PRECISIONS = ("caffe", "tf32", "bf16")
 CAFFE_SUFFIX = ".solverstate"
 
 
@@ -49,7 +48,7 @@ class Run:
     """Class names, one a line."""
     device: str = "cpu"
     precision: str = "caffe"
-    """caffe: float32 throughout. tf32: its products in TensorFloat-32. bf16: autocast; the losses stay float32."""
+    """One of precision.PRECISIONS; the losses are float32 in all of them."""
     seed: int = 0
     caffe_streams: str | None = None
     """The gaussian filler of data.caffe_rng.GAUSSIANS, if the run is to draw what Caffe's CPU build with this
@@ -85,8 +84,7 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     """
     device = usable_device(distributed.initialise(run.device))
     with failing_together():
-        if run.precision not in PRECISIONS:
-            raise InputError(f"precision '{run.precision}' is not known; it is one of {', '.join(PRECISIONS)}.")
+        check_precision(run.precision)
         if run.keep is not None and run.keep < 1:
             raise InputError(f"keeping {run.keep} snapshots is not possible: a run goes on from at least one.")
         items = read_list(run.train_list or run.data_root / recipe.training_set, run.data_root)
@@ -109,7 +107,7 @@ def train(recipe: Recipe, run: Run) -> Outcome:
         remove_leftovers(run.out)
         processes = {"processes": world_size()}
         write_config(run.out, {**described, "run": settings | processes, "origin": origin})
-    with float32_products("ieee" if run.precision == "caffe" else "tf32"):
+    with products_of(run.precision):
         if interrupted := _interrupted(trainer, run):
             return Outcome(trainer.iteration, interrupted, snapshot_path(run.out, trainer.iteration), None, classes)
         meta = {

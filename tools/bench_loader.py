@@ -7,11 +7,8 @@ from _run import run
 
 import argparse
 import statistics
-import time
 
-from tqdm import trange
-
-from a2s_repro.data.image_seg import RandomStream, SegmentationDataset, loader
+from a2s_repro.benchmark import loader_rates
 from a2s_repro.data.lists import read_list
 
 
@@ -33,20 +30,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     arguments = parser.parse_args()
 
-    items = read_list(arguments.list, arguments.data_root)
-    dataset = SegmentationDataset(items, arguments.num_classes, arguments.crop)
-    stream = RandomStream(len(items), arguments.batch_size, arguments.seed)
-    rates = []
-    for _ in trange(arguments.repeats, desc="repeats"):
-        batches = loader(dataset, stream, 0, arguments.batches + 1, arguments.workers)
-        next(batches)
-        start = time.perf_counter()
-        for _ in batches:
-            pass
-        rates.append(arguments.batches * arguments.batch_size / (time.perf_counter() - start))
+    rates = loader_rates(
+        read_list(arguments.list, arguments.data_root),
+        arguments.num_classes,
+        arguments.crop,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        batches=arguments.batches,
+        repeats=arguments.repeats,
+        seed=arguments.seed,
+    )
     print(
         f"{statistics.median(rates):.0f} samples/s (median of {len(rates)}, {min(rates):.0f} to {max(rates):.0f}); "
-        f"{arguments.workers} workers, crop {arguments.crop}, batch {arguments.batch_size}, {len(items)} images"
+        f"{arguments.workers} workers, crop {arguments.crop}, batch {arguments.batch_size}"
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from a2s_repro.precision import PRECISIONS
 from a2s_repro.reproduction import Reproduction, cells
 from a2s_repro.smoke import smoke
-from a2s_repro.training import PRECISIONS
 
 EXAMPLE = """examples:
   python tools/reproduce.py --table a2s:3 --data-root data --init init.pth --out reproduction --device cuda

@@ -14,10 +14,11 @@ from a2s_repro.distributed import is_main
 from a2s_repro.models.refine import RECALIBRATIONS
 from a2s_repro.models.resnet import DECODERS, NORMS, STEMS
 from a2s_repro.models.share_net import MERGES
+from a2s_repro.precision import PRECISIONS
 from a2s_repro.recipes import Recipe, find_recipe
 from a2s_repro.recipes.recipe import BACKBONES, HEADS
 from a2s_repro.solver import LR_POLICIES, SOLVERS
-from a2s_repro.training import PRECISIONS, Run, train
+from a2s_repro.training import Run, train
 
 EXAMPLE = """examples:
   python tools/train_voc.py --recipe voc12/attention3_esupv --data-root VOCdevkit/VOC2012 \\

@@ -13,16 +13,26 @@ Masks = Callable[[torch.Size, float], Tensor]
 class Dropout(nn.Dropout):
     """Caffe's Dropout: single elements, x * mask / (1 - ratio) in training, which is nn.Dropout.
 
-    With `masks` they are asked for, in the order in which the layers run; without, torch draws them.
+    With `masks` they are asked for, in the order in which the layers run; without, torch draws them: on a GPU by its
+    own dropout, on the CPU by uniform numbers, which take a quarter of the time of its bernoulli numbers there.
     """
 
     masks: Masks | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.masks is None:
-            return super().forward(x)
-        kept = self.masks(x.shape, self.p).to(x.device, non_blocking=True)
-        return x * kept * (1 / (1 - float(np.float32(self.p))))
+        if self.training and self.masks is not None:
+            kept = self.masks(x.shape, self.p).to(x.device, non_blocking=True)
+            return x * kept * (1 / (1 - float(np.float32(self.p))))
+        if self.training and x.device.type == "cpu":
+            return x * _random_factors(x, self.p)
+        return super().forward(x)
+
+
+def _random_factors(x: Tensor, ratio: float) -> Tensor:
+    """For every element of x 0, with probability `ratio`, or 1 / (1 - ratio)."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    uniform = torch.empty_like(x, dtype=precise, requires_grad=False).uniform_()
+    return uniform.ge_(ratio).div_(1 - ratio).to(x.dtype)
 
 
 def take_masks_from(model: nn.Module, masks: Masks) -> None:

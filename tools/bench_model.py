@@ -1,0 +1,257 @@
+"""Measures the whole net of Attention to Scale: segmenting an image of 513 pixels, and an update on crops of 321.
+
+The net has full width, three scales, attention and 21 classes, and random weights. `ours` is what segmenting and
+training run, in every precision; `eager` is the same net as one would write it from PyTorch's own operations. Both run
+in turns in one process. On the CPU an update is of one image, as the authors' Caffe was measured; on a GPU it is the
+papers' 10 passes over 3 images, and images are segmented 8 at a time.
+"""
+
+from _run import run
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from a2s_repro import ops
+from a2s_repro.benchmark import loader_rates, paired, peak_memory, spread
+from a2s_repro.data.demo import CLASSES, make_demo_data
+from a2s_repro.data.image_seg import Sample
+from a2s_repro.data.lists import Item, read_list
+from a2s_repro.devices import usable_device
+from a2s_repro.files import replacing
+from a2s_repro.models import ShareNet
+from a2s_repro.models.deeplab import TRUNK
+from a2s_repro.performance import write_docs
+from a2s_repro.precision import PRECISIONS, autocast_of, products_of
+from a2s_repro.provenance import provenance
+from a2s_repro.recipes import Recipe, find_recipe
+from a2s_repro.trainer import Trainer
+
+RECIPE = "voc12/attention3_esupv"
+AUTHORS_SECONDS = {"forward": {1: 7.2, 2: 4.9}, "update": {1: 8.2, 2: 5.4}}
+"""The authors' Caffe on a CPU machine with 2 cores, by threads: forward of 1x3x513x513, solver step on 1x3x321x321."""
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+class EagerNet(nn.Module):
+    """The net in PyTorch's own operations, with a copy of another's weights."""
+
+    def __init__(self, net: ShareNet) -> None:
+        super().__init__()
+        self.scales = net.scales
+        for name, layer in net.named_children():
+            if isinstance(layer, nn.Conv2d):
+                shape = (layer.in_channels, layer.out_channels, layer.kernel_size)
+                self.add_module(name, nn.Conv2d(*shape, padding=layer.padding, dilation=layer.dilation))
+        self.load_state_dict(net.state_dict())
+
+    def fc7_features(self, x: Tensor) -> Tensor:
+        for pool, convolutions in TRUNK.items():
+            for name in convolutions:
+                x = F.relu(self.get_submodule(name)(x))
+            x = F.max_pool2d(x, 3, stride=1 if pool in ("pool4", "pool5") else 2, padding=1, ceil_mode=True)
+        for layer in (self.fc6, self.fc7):
+            x = F.dropout(F.relu(layer(x)), 0.5, self.training)
+        return x
+
+    def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The merged scores (N, C, h, w), and those of every scale."""
+        features, scores = [], []
+        for scale in self.scales:
+            height, width = (int((side - 1) * scale) + 1 for side in image.shape[2:])
+            features.append(self.fc7_features(resized(image, (height, width))))
+            scores.append(self.fc8(features[-1]))
+        grid = scores[0].shape[2:]
+        x = torch.cat([resized(feature, grid) for feature in features], 1)
+        x = F.dropout(F.relu(self.att_conv1(x)), 0.5, self.training)
+        weights = self.att_fc(x).softmax(1)
+        merged = sum(weights[:, s : s + 1] * resized(score, grid) for s, score in enumerate(scores))
+        return merged, scores
+
+    def losses(self, image: Tensor, labels: Tensor) -> Tensor:
+        """The sum of the losses of the merged map and of every scale."""
+        merged, scores = self(image)
+        total = F.cross_entropy(merged, labels[:, ::8, ::8].long(), ignore_index=255)
+        for scale, score in zip(self.scales, scores, strict=True):
+            step = 8 if scale == 0.75 else int(8 / scale)
+            target = labels[:, ::step, ::step].long()
+            total = total + F.cross_entropy(resized(score, target.shape[1:]), target, ignore_index=255)
+        return total
+
+
+class EagerTrainer:
+    """Updates of an EagerNet by torch.optim.SGD."""
+
+    def __init__(self, net: EagerNet, recipe: Recipe) -> None:
+        self.net, self.passes = net, recipe.iter_size
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in net.named_parameters():
+            rate = recipe.base_lr * (10 if name.startswith(("fc8", "att")) else 1) * (2 if name.endswith("bias") else 1)
+            groups.setdefault(rate, []).append(parameter)
+        self.solver = torch.optim.SGD(
+            [{"params": parameters, "lr": rate} for rate, parameters in groups.items()], momentum=0.9, weight_decay=5e-4
+        )
+
+    def update(self, image: Tensor, labels: Tensor) -> None:
+        self.solver.zero_grad()
+        for _ in range(self.passes):
+            (self.net.losses(image, labels) / self.passes).backward()
+        self.solver.step()
+
+
+def forward_calls(arguments: argparse.Namespace, recipe: Recipe, device: torch.device) -> dict[str, Callable]:
+    """By version, what segments a batch of images."""
+    ours = filled(recipe.net()).to(device, memory_format=torch.channels_last).eval()
+    eager = EagerNet(ours).to(device).eval()
+    size = (arguments.test_crop, arguments.test_crop)
+    image = torch.randn(batch_sizes(device)["forward"], 3, *size, device=device)
+
+    def segment(precision: str) -> Tensor:
+        with torch.inference_mode(), products_of(precision), autocast_of(precision, device):
+            return ops.segment(ours(image).scores, size)
+
+    def segment_eagerly(_: int) -> Tensor:
+        with torch.inference_mode():
+            return resized(eager(image)[0], size).argmax(1)
+
+    calls = {f"ours {precision}": lambda _, p=precision: segment(p) for precision in arguments.precisions}
+    return calls | {"eager float32": segment_eagerly}
+
+
+def update_calls(arguments: argparse.Namespace, recipe: Recipe, device: torch.device) -> dict[str, Callable]:
+    """By version, what makes an update."""
+    size, items = (arguments.crop, arguments.crop), [Item("random", Path("none"), None)]
+    batch = Sample(
+        torch.randn(recipe.batch_size, 3, *size),
+        torch.randint(recipe.num_classes, (recipe.batch_size, *size), dtype=torch.uint8),
+        torch.zeros(recipe.batch_size, dtype=torch.int64),
+        torch.tensor([size] * recipe.batch_size),
+    )
+    trainers = {precision: Trainer(recipe, items, device, precision, seed=0) for precision in arguments.precisions}
+    for trainer in trainers.values():
+        filled(trainer.model)
+    eager = EagerTrainer(EagerNet(trainer.model).to(device).train(), recipe)
+    image, labels = batch.image.to(device), batch.label.to(device)
+
+    def update(precision: str) -> None:
+        with products_of(precision):
+            trainers[precision].backward(iter([batch] * recipe.iter_size))
+            trainers[precision].update()
+
+    calls = {f"ours {precision}": lambda _, p=precision: update(p) for precision in trainers}
+    return calls | {"eager float32": lambda _: eager.update(image, labels)}
+
+
+def filled(net: ShareNet) -> ShareNet:
+    """The net with random weights in its trunk."""
+    for name, layer in net.named_children():
+        if isinstance(layer, nn.Conv2d) and name not in net.new_layers:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return net
+
+
+def batch_sizes(device: torch.device) -> dict[str, int]:
+    return {"forward": 8, "update": 30} if device.type == "cuda" else {"forward": 1, "update": 1}
+
+
+def measure(calls: dict[str, Callable], work: str, threads: int, device: torch.device, rounds: float) -> list[dict]:
+    torch.set_num_threads(threads)
+    times = paired(calls, 1, device, budget=rounds)
+    images = batch_sizes(device)[work]
+    rows = []
+    for name, seconds in times.items():
+        version, precision = name.split()
+        row = {"work": work, "threads": threads, "version": version, "precision": precision, "images": images}
+        row["seconds"] = spread(seconds)
+        row["eager_ratio"] = spread(
+            [theirs / mine for theirs, mine in zip(times["eager float32"], seconds, strict=True)]
+        )
+        if device.type == "cuda":
+            row["peak_bytes"] = peak_memory(calls[name], device)
+        rows.append(row)
+    return rows
+
+
+def described(row: dict) -> str:
+    seconds = row["seconds"]["median"] / row["images"]
+    text = f"{row['work']:8} {row['threads']} threads  {row['version']:5} {row['precision']:8}"
+    text += f"{1e3 * seconds:9.1f} ms an image {1 / seconds:8.2f} images/s  eager x{row['eager_ratio']['median']:.2f}"
+    if "peak_bytes" in row:
+        return (
+            f"{text}  peak {row['peak_bytes'] / 2**30:.2f} GiB, 6000 x 30 images {6000 * 30 * seconds / 60:.1f} minutes"
+        )
+    if row["authors_seconds"]:
+        text += f"  the authors' Caffe x{row['authors_seconds'] / row['seconds']['median']:.2f}"
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python tools/bench_model.py --device cpu --out benchmarks/results --write-docs",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(here %(default)s)")
+    parser.add_argument("--work", nargs="+", choices=AUTHORS_SECONDS, default=list(AUTHORS_SECONDS), help="only this")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="(default: all that the device has)")
+    parser.add_argument("--threads", type=int, nargs="+", help="on the CPU (default: 1 and 2)")
+    parser.add_argument("--width", type=float, default=1, help="factor on all layers' widths (default 1)")
+    parser.add_argument("--crop", type=int, default=321, help="side of the crops (default %(default)s)")
+    parser.add_argument("--test-crop", type=int, default=513, help="side of segmented images (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="three rounds; else about 20 seconds of rounds a row")
+    parser.add_argument("--workers", type=int, default=2, help="of the loader (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and images (default %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for model-DEVICE-DATE.json (default: not written)")
+    parser.add_argument("--write-docs", action="store_true", help="put the newest results into docs/performance.md")
+    arguments = parser.parse_args()
+    device = usable_device(arguments.device)
+    gpu = device.type == "cuda"
+    arguments.precisions = arguments.precisions or [name for name in PRECISIONS if gpu or name != "tf32"]
+    threads = [torch.get_num_threads()] if gpu else arguments.threads or [1, 2]
+    torch.manual_seed(arguments.seed)
+
+    facts = provenance()
+    recipe = find_recipe(RECIPE).changed(width=arguments.width, crop=arguments.crop, base_lr=1e-6)
+    if not gpu:
+        recipe = recipe.changed(batch_size=1, iter_size=1)
+    full = (arguments.width, arguments.crop, arguments.test_crop) == (1, 321, 513)
+    authors = AUTHORS_SECONDS if full and not gpu else {}
+    rows = []
+    for work in arguments.work:
+        calls = {"forward": forward_calls, "update": update_calls}[work](arguments, recipe, device)
+        for count in tqdm(threads, desc=work, unit="thread setting"):
+            rows += measure(calls, work, count, device, rounds=0 if arguments.quick else 20)
+            for row in rows[-len(calls) :]:
+                row["authors_seconds"] = authors.get(work, {}).get(count)
+                tqdm.write(described(row))
+    with tempfile.TemporaryDirectory() as folder:
+        root = make_demo_data(folder, num_train=30, num_val=1)
+        items = read_list(root / "ImageSets/Segmentation/train.txt", root)
+        rates = loader_rates(items, len(CLASSES), arguments.crop, workers=arguments.workers)
+    print(f"loader alone: {spread(rates)['median']:.0f} samples/s with {arguments.workers} workers")
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        path = arguments.out / f"model-{device.type}-{facts['date'][:10]}.json"
+        sizes = {"width": arguments.width, "crop": arguments.crop, "test_crop": arguments.test_crop}
+        loader = {"workers": arguments.workers, "samples_per_second": spread(rates)}
+        results = {"provenance": facts, "device": device.type, **sizes, "loader": loader, "rows": rows}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
+        print(path)
+    if arguments.write_docs:
+        print(write_docs())
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
