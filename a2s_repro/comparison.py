@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from a2s_repro.errors import InputError
-from a2s_repro.run_log import cost
+from a2s_repro.run_log import cost, read_log
 from a2s_repro.trainer import NO_EFFECT_ON_TRAINING
 
 RUN_SETTINGS = ("init", "train_list", "precision", "caffe_streams")
@@ -35,7 +35,7 @@ def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
     """
     folder = Path(folder)
     config, results = (_read(folder / name) for name in ("config.json", scores))
-    lines = [json.loads(line)["losses"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [line["losses"] for line in read_log(folder)]
     last = lines[-max(len(lines) // 10, 1) :]
     recipe = {name: value for name, value in config["recipe"].items() if name not in NO_EFFECT_ON_TRAINING}
     return TrainedRun(

@@ -115,6 +115,17 @@ class RunLog:
         self.close()
 
 
+def read_log(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The whole lines of a run's log, whose last a crash may have cut short. Raises FileNotFoundError without a log."""
+    lines = []
+    for line in (Path(folder) / "log.jsonl").read_text(errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
 class Cost(NamedTuple):
     """What a run took, over all its sessions."""
 
@@ -125,7 +136,7 @@ class Cost(NamedTuple):
 
 def cost(folder: str | os.PathLike) -> Cost:
     """What the training in a run's folder took, by its log."""
-    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    lines = read_log(folder)
     return Cost(sum(line["seconds"] for line in lines), max(line["peak_memory"] for line in lines))
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from a2s_repro.devices import usable_device
 from a2s_repro.errors import InputError
 from a2s_repro.models import build_model
+from a2s_repro.run_log import read_log
 from a2s_repro.segmenter import Segmenter, load
 from a2s_repro.snapshots import load_newest
 
@@ -31,7 +32,7 @@ def read_run_folder(path: str | os.PathLike, device: str = "cpu") -> RunFolder:
     Raises InputError, naming the file, where the folder is no run's, a file is damaged or there are no weights yet.
     """
     path = Path(path)
-    config, log = _read_config(path / "config.json"), _read_log(path / "log.jsonl")
+    config, log = _read_config(path / "config.json"), read_log(path) if (path / "log.jsonl").exists() else []
     final = path / "final.pth"
     if final.exists():
         return RunFolder(path, config, log, final, load(final, device))
@@ -59,14 +60,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not {"recipe", "model", "classes", "run"} <= config.keys():
         raise InputError(f"{path} does not describe a training run: give the --out of a training.")
     return config
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a last one may have been cut short by a crash. None where the run has no log."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
