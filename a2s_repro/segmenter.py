@@ -281,7 +281,7 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> t
         reasons = " ".join(str(error).split("\n\t")[1:]).rstrip(". ")
         raise InputError(f"{path} does not fit the net that it describes: {reasons}.") from None
     try:
-        return model.to(device).eval(), weights.meta
+        return model.to(device, memory_format=torch.channels_last).eval(), weights.meta
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"Device {device} cannot be used ({reason}): choose cpu or another.") from None

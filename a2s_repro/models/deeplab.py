@@ -14,6 +14,7 @@ from a2s_repro import ops
 from a2s_repro.models.dropout import Dropout
 from a2s_repro.models.net import Branch, Net, ParameterRule, Widths, relu
 from a2s_repro.models.side_branches import FILLER_STD, SIDE_LAYERS, TRAINING_STRIDE, side_branch
+from a2s_repro.ops.conv2d import conv2d
 
 TRUNK = {
     "pool1": ("conv1_1", "conv1_2"),
@@ -23,6 +24,13 @@ TRUNK = {
     "pool5": ("conv5_1", "conv5_2", "conv5_3"),
 }
 """The pools of VGG-16, and the convolutions before each, every one followed by a ReLU."""
+
+
+class HoleConv2d(nn.Conv2d):
+    """The convolution, with a hole so wide that most of what it sees at the border is padding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias, self.dilation[0])
 
 
 class DeepLab(Net):
@@ -67,7 +75,7 @@ class DeepLab(Net):
         self.conv5_3 = nn.Conv2d(w.conv5, w.conv5, 3, padding=2, dilation=2)
         self.pool5 = max_pool(stride=1)
         self.pool5a = nn.AvgPool2d(3, stride=1, padding=1) if pool5a else None
-        self.fc6 = nn.Conv2d(w.conv5, w.fc6, 3, padding=12, dilation=12)
+        self.fc6 = HoleConv2d(w.conv5, w.fc6, 3, padding=12, dilation=12)
         self.drop6 = Dropout(dropout)
         self.fc7 = nn.Conv2d(w.fc6, w.fc7, 1)
         self.drop7 = Dropout(dropout)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from a2s_repro.ops import _native
 from a2s_repro.ops._check import check_map, check_maps, check_size
+from a2s_repro.ops.conv2d import conv2d
 from a2s_repro.ops.interp import interp
 from a2s_repro.ops.interp_concat import interp_concat_reference
 from a2s_repro.ops.interp_shift_add import interp_shift_add
@@ -50,14 +51,14 @@ def interp_concat_conv2d(
     parts = list(zip(features, weight.split(channels, dim=1), strict=True))
     if features[0].shape[2:] == (height, width):
         (x, filters), *parts = parts
-        result = F.conv2d(x, filters, bias, padding=padding)
+        result = conv2d(x, filters, bias)
     else:
         start = weight.new_zeros(()) if bias is None else bias[:, None, None]
         result = start.expand(features[0].size(0), weight.size(0), height, width)
     for x, filters in parts:
         if padding == 0:
-            result = result + interp(F.conv2d(x, filters), (height, width))
+            result = result + interp(conv2d(x, filters), (height, width))
         else:
             taps = filters.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]
-            result = interp_shift_add(F.conv2d(x, taps), result)
+            result = interp_shift_add(conv2d(x, taps), result)
     return result

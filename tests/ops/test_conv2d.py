@@ -1,0 +1,54 @@
+"""Convolutions whose weight gradient is made of matrix products, against torch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from a2s_repro.ops.conv2d import MANY_CHANNELS, conv2d
+
+
+def outcome(function, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> list[torch.Tensor]:
+    """The result, and the gradients of its inputs."""
+    inputs = [y for y in (x, weight, bias) if y is not None]
+    result = function(x, weight, bias)
+    torch.manual_seed(1)
+    return [result, *torch.autograd.grad(result, inputs, torch.randn_like(result))]
+
+
+@pytest.mark.parametrize(("window", "dilation"), [(1, 1), (3, 1), (3, 2), (3, 12)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_equals_torch(window: int, dilation: int, biased: bool) -> None:
+    """In float64, so that only rounding, 1e-13 of the largest value, can differ; a hole of 12 sees beyond 9 rows."""
+    torch.manual_seed(0)
+    x = torch.randn(2, MANY_CHANNELS, 9, 14, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(5, MANY_CHANNELS, window, window, dtype=torch.float64).contiguous(
+        memory_format=torch.channels_last
+    )
+    inputs = x.requires_grad_(), weight.requires_grad_(), torch.randn(5, dtype=torch.float64).requires_grad_()
+    inputs = inputs if biased else (*inputs[:2], None)
+    padding = dilation * (window // 2)
+    ours = outcome(lambda *y: conv2d(*y, dilation), *inputs)
+    theirs = outcome(lambda *y: F.conv2d(*y, padding=padding, dilation=dilation), *inputs)
+    assert "_Conv2d" in type(ours[0].grad_fn).__name__
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() <= 1e-13 * b.abs().max()
+
+
+def test_runs_in_bfloat16_under_autocast() -> None:
+    """Gradients of float32 weights are float32, within bfloat16's rounding, 2^-8, of the largest value."""
+    torch.manual_seed(0)
+    x = torch.randn(1, MANY_CHANNELS, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(3, MANY_CHANNELS, 3, 3).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = outcome(lambda *y: conv2d(*y), x, weight, None)
+    theirs = outcome(lambda *y: F.conv2d(*y, padding=1), x, weight, None)
+    assert [y.dtype for y in ours] == [torch.bfloat16, torch.float32, torch.float32]
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() <= 2**-7 * b.abs().max()
+
+
+def test_few_channels_and_other_layouts_are_torchs() -> None:
+    weight = torch.randn(3, MANY_CHANNELS, 3, 3, requires_grad=True)
+    plain = conv2d(torch.randn(1, MANY_CHANNELS, 5, 5), weight)
+    few = conv2d(torch.randn(1, 4, 5, 5).contiguous(memory_format=torch.channels_last), weight[:, :4])
+    assert all("_Conv2d" not in type(y.grad_fn).__name__ for y in (plain, few))
