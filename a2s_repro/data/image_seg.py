@@ -226,9 +226,9 @@ def loader(
     for k in range(num_batches):
         try:
             batch = next(decoded)
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:  # its batches come over a socket
             images = ", ".join(dataset.items[draw.index].id for draw in stream.batch(start + step * k))
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise InputError(
                 f"the images {images} were not read because a decoding process ended ({reason}); if memory was short, "
                 "give fewer --workers."
