@@ -135,6 +135,8 @@ def _mean(values: Iterable[float]) -> float:
 def _spelled(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_spelled(part)}" for name, part in value.items())
     if isinstance(value, list):
         return ", ".join(map(_spelled, value))
     return "" if value is None else str(value)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cached_property
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from a2s_repro.errors import InputError, ToldElsewhere
+
+LONGEST_WAIT = timedelta(days=1)
+"""For the other processes, as at the end of a folder whose long video one has. One that died is noticed at once."""
 
 LONGEST_SENTENCE = 2000
 """Bytes of an error that the processes tell each other."""
@@ -33,7 +37,8 @@ def initialise(device: str = "cpu") -> str:
             raise InputError(f"there is no {device} for each process: start one process for every GPU.") from None
     if not dist.is_initialized():
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+            backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+            dist.init_process_group(backend, timeout=LONGEST_WAIT)
         except RuntimeError as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise InputError(f"the processes of the run do not find each other ({reason}).") from None

@@ -76,7 +76,8 @@ def _under_names_of(weights: Weights, classifier: str) -> dict:
     name = weights.meta.get("classifier")
     if name in (None, classifier):
         return weights.state_dict
-    return {key.replace("fc8.", f"{name}.", 1): tensor for key, tensor in weights.state_dict.items()}
+    theirs = f"{name} of another data set" if name == "fc8" else name
+    return {key.replace("fc8.", f"{theirs}.", 1): tensor for key, tensor in weights.state_dict.items()}
 
 
 def _by_layer(state_dict: dict) -> dict[str, dict]:

@@ -46,11 +46,12 @@ def test_layers_that_an_init_file_lacks_keep_their_fillers(source, tmp_path):
     assert torch.equal(net.fc7.weight, source.fc7.weight)
 
 
-def test_a_classifier_of_another_name_starts_afresh(source, tmp_path):
+@pytest.mark.parametrize("theirs, called", [("fc8_coco", "fc8_coco"), ("fc8", "fc8 of another data set")])
+def test_a_classifier_of_another_name_starts_afresh(source, tmp_path, theirs, called):
     net = DeepLabLargeFOV(11, widths=THIN)
-    outcome = load_init(net, saved(tmp_path / "coco.pth", source, "fc8_coco"), "fc8_voc12")
+    outcome = load_init(net, saved(tmp_path / "other.pth", source, theirs), "fc8_voc12")
     assert outcome.fresh == ["fc8"]
-    assert outcome.ignored == ["fc8_coco", "att_conv1", "att_fc"]
+    assert outcome.ignored == [called, "att_conv1", "att_fc"]
 
 
 def learning(net):
