@@ -52,8 +52,8 @@ def test_spread_gives_median_and_quartiles() -> None:
     assert spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / "bench_kernels.py"), *arguments]
+def bench(*arguments: str, tool: str = "bench_kernels") -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -80,6 +80,61 @@ def test_kernel_results_become_a_table(tmp_path: Path) -> None:
     assert text.endswith("<!-- kernels-cuda -->\nNot measured yet.\n<!-- end kernels-cuda -->\n")
     write_docs(page, tmp_path)
     assert page.read_text() == text
+
+
+def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
+    """A thin net on small images: every version runs, and full-size figures of others are not put beside it."""
+    sizes = ("--width", "0.03125", "--crop", "65", "--test-crop", "65", "--threads", "1", "--quick", "--workers", "0")
+    run = bench("--device", "cpu", *sizes, "--out", str(tmp_path), tool="bench_model")
+    assert run.returncode == 0, run.stderr
+    (file,) = tmp_path.glob("model-cpu-*.json")
+    found = json.loads(file.read_text())
+    versions = [("ours", "caffe"), ("ours", "bf16"), ("eager", "float32")]
+    rows = [(row["work"], row["version"], row["precision"]) for row in found["rows"]]
+    assert rows == [(work, *version) for work in ("forward", "update") for version in versions]
+    assert all(row["seconds"]["median"] > 0 and row["authors_seconds"] is None for row in found["rows"])
+    assert found["loader"]["samples_per_second"]["median"] > 0
+
+    page = tmp_path / "performance.md"
+    page.write_text("<!-- model-cpu -->\n<!-- end model-cpu -->\n")
+    write_docs(page, tmp_path)
+    assert "| update | 1 | ours | bf16 |" in page.read_text()
+
+
+def test_the_eager_model_is_the_same_net() -> None:
+    """Maps and the gradient of conv1_1 of a thin net without dropout, in float64 but for float32 coordinates."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import bench_model
+
+    from a2s_repro.losses import training_loss
+    from a2s_repro.models import ShareNet, Widths
+
+    torch.manual_seed(0)
+    net = bench_model.filled(ShareNet(5, dropout=0, widths=Widths().scaled(1 / 32))).double().train()
+    eager = bench_model.EagerNet(net).double().eval()  # without its dropout
+    image = torch.randn(1, 3, 65, 65, dtype=torch.float64)
+    labels = torch.randint(5, (1, 65, 65), dtype=torch.uint8)
+    sum(training_loss(net(image), labels, extra_supervision=True).values()).backward()
+    eager.losses(image, labels).backward()
+    ours, theirs = net.conv1_1.weight.grad, eager.conv1_1.weight.grad
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert (net(image).scores - eager(image)[0]).abs().max() < 1e-5 * net(image).scores.abs().max()
+
+
+@pytest.mark.slow
+def test_precisions_are_compared(tmp_path: Path) -> None:
+    few = ("--max-iter", "3", "--width", "0.03125", "--train", "8", "--val", "1")
+    run = bench("--device", "cpu", *few, "--out", str(tmp_path), tool="bench_precision")
+    assert run.returncode == 0, run.stderr
+    (file,) = tmp_path.glob("precision-cpu-*.json")
+    page = tmp_path / "performance.md"
+    page.write_text("<!-- precision-cpu -->\n<!-- end precision-cpu -->\n")
+    write_docs(page, tmp_path)
+    runs = json.loads(file.read_text())["runs"]
+    last = {name: run["losses"][-1]["values"]["loss"] for name, run in runs.items()}
+    assert last["caffe"] == pytest.approx(last["bf16"], rel=0.01)
+    assert last["caffe"] != last["bf16"]
+    assert f"| 2 | {last['caffe']:.4f} | {last['bf16']:.4f} |" in page.read_text()
 
 
 def test_a_missing_page_and_a_missing_gpu_are_told(tmp_path: Path) -> None:

@@ -234,10 +234,11 @@ def main() -> int:
             for row in rows[-len(calls) :]:
                 row["authors_seconds"] = authors.get(work, {}).get(count)
                 tqdm.write(described(row))
+    counts = {"batches": 5, "repeats": 3} if arguments.quick else {}
     with tempfile.TemporaryDirectory() as folder:
         root = make_demo_data(folder, num_train=30, num_val=1)
         items = read_list(root / "ImageSets/Segmentation/train.txt", root)
-        rates = loader_rates(items, len(CLASSES), arguments.crop, workers=arguments.workers)
+        rates = loader_rates(items, len(CLASSES), arguments.crop, workers=arguments.workers, **counts)
     print(f"loader alone: {spread(rates)['median']:.0f} samples/s with {arguments.workers} workers")
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
