@@ -183,18 +183,19 @@ def evaluate(
     classes: Sequence[str] = (),
     label_folder: str | os.PathLike | None = None,
     by_size: bool = False,
+    precision: str = "caffe",
 ) -> Result:
     """Scores `model` on `items`, on the model's device, under a progress bar.
 
-    `crop` and `short_sides` are a Segmenter's; `crf` refines the labels. As in the authors' evaluation, outputs that
-    `classes` names 'void' (COCO's ids without a category) count in no mean. Items without a label file (VOC test) count
-    for nothing in the scores. With `label_folder` every segmentation is written to it as ID.png, an index PNG in VOC's
-    palette. `by_size` measures attention weights against the size of objects.
+    `crop`, `short_sides` and `precision` are a Segmenter's; `crf` refines the labels. As in the authors' evaluation,
+    outputs that `classes` names 'void' (COCO's ids without a category) count in no mean. Items without a label file
+    (VOC test) count for nothing in the scores. With `label_folder` every segmentation is written to it as ID.png, an
+    index PNG in VOC's palette. `by_size` measures attention weights against the size of objects.
 
     Several processes share the items, and all return the scores of the whole set. Raises InputError for a bad file,
     naming it.
     """
-    segmenter = Segmenter(model, crop=crop, short_sides=short_sides)
+    segmenter = Segmenter(model, crop=crop, short_sides=short_sides, precision=precision)
     void = [label for label, name in enumerate(classes) if name == VOID]
     confusion = ConfusionMatrix(model.num_classes, void)
     attention, objects = AttentionStatistics(model.scales), AttentionBySize(model.scales)

@@ -1,5 +1,6 @@
 """Segmenting images of any size, in any form of pixels, alone and in batches, whole and in tiles."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,12 +206,23 @@ def test_a_model_file_becomes_a_segmenter(segmenter: Segmenter, tmp_path: Path) 
     assert_same(loaded(image), segmenter(image))
 
 
+def test_bfloat16_gives_nearly_the_same_in_float32_maps(segmenter: Segmenter) -> None:
+    """Scores within 5 % of the largest (2.9 % seen): they pass through 17 layers, each of which rounds to 8 bits."""
+    image = picture(60, 90)
+    exact = segmenter(image, scores=True)
+    rounded = dataclasses.replace(segmenter, precision="bf16")(image, scores=True)
+    assert rounded.scores.dtype == rounded.weights.dtype == np.float32
+    deviation = abs(rounded.scores - exact.scores).max() / abs(exact.scores).max()
+    assert 0 < deviation < 0.05
+
+
 def test_options_that_make_no_sense_are_refused() -> None:
     model = thin(DeepLabLargeFOV)
     for options, sentence in (
         ({"crop": 0}, "crop is 0"),
         ({"short_sides": (300, 0)}, r"short sides \[300, 0\]"),
         ({"memory": 0}, "memory is 0 GB"),
+        ({"precision": "int8"}, "precision 'int8' is not known"),
     ):
         with pytest.raises(InputError, match=sentence):
             Segmenter(model, **options)

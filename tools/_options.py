@@ -3,6 +3,8 @@
 import argparse
 import os
 
+from a2s_repro.precision import PRECISIONS
+
 
 def add_segmenting_options(parser: argparse.ArgumentParser) -> None:
     """What is segmented, by which net, and where."""
@@ -13,6 +15,16 @@ def add_segmenting_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", help="file of class names, one a line (default: those in the model file)")
     parser.add_argument("--crop", type=int, default=513, help="least side that images are padded to (default 513)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
+
+
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    """The arithmetic of a net that segments."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="caffe",
+        help="caffe: exact float32 (default); tf32, bf16: faster where the processor has it, with a few other labels",
+    )
 
 
 def add_refining_options(parser: argparse.ArgumentParser) -> None:

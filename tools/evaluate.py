@@ -1,6 +1,6 @@
 """Scores a trained net on a list of images by the PASCAL VOC protocol, and writes its segmentations."""
 
-from _options import add_refining_options, add_segmenting_options
+from _options import add_precision_option, add_refining_options, add_segmenting_options
 from _run import run
 
 import argparse
@@ -25,6 +25,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_segmenting_options(parser)
+    add_precision_option(parser)
     parser.add_argument("--no-labels", action="store_true", help="only segment, as for VOC's test set; needs --out")
     parser.add_argument("--out", help="write palette PNGs to OUT/results/VOC2012/Segmentation/comp6_<list>_cls")
     parser.add_argument(
@@ -54,6 +55,7 @@ def main() -> None:
         classes=classes,
         label_folder=folder,
         by_size=arguments.attention_by_size,
+        precision=arguments.precision,
     )
     if not distributed.is_main():
         return

@@ -5,7 +5,7 @@ Writes OUT/labels/NAME.png, class indices in VOC's palette (legend.png names the
 listed, the others segmented, and the exit status is 3.
 """
 
-from _options import add_refining_options
+from _options import add_precision_option, add_refining_options
 from _run import run
 
 import argparse
@@ -58,6 +58,7 @@ def main() -> int:
         "--workers", type=int, default=2, help="threads that read, and that write (default %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
+    add_precision_option(parser)
     arguments = parser.parse_args()
     if min(arguments.batch_size, arguments.workers, arguments.max_frames or 1) < 1:
         parser.error("--batch-size, --workers and --max-frames must be at least 1")
@@ -78,10 +79,11 @@ def main() -> int:
         "crop": arguments.crop,
         "short_sides": arguments.short_sides,
         "memory": arguments.memory,
+        "precision": arguments.precision,
         "crf": crf and asdict(crf),
     }
     work = Work(
-        Segmenter(model, classes, meta, arguments.crop, arguments.short_sides, arguments.memory),
+        Segmenter(model, classes, meta, arguments.crop, arguments.short_sides, arguments.memory, arguments.precision),
         results,
         crf,
         arguments.batch_size,
