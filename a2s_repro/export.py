@@ -112,6 +112,7 @@ def export(
     if output.suffix == ".caffemodel":
         return Exported(export_to_caffe(path, output, deploy_size=deploy_size), None)
     net, meta = load_model(path, device)
+    net.to(memory_format=torch.contiguous_format)  # for which other programs are made
     if output.suffix == ".safetensors":
         named = meta | {"classes": class_names(net.num_classes, meta)}
         save_weights(output, load_weights(path).state_dict, named)

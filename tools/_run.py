@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
-# torch asks for large tensors in pages of 2 MB: an update on the CPU then spends a tenth of its time less.
+# torch asks for large tensors in pages of 2 MB: an update on the CPU then has a tenth of the page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 try:

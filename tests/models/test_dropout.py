@@ -40,16 +40,14 @@ def test_masks_are_for_training_only():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_without_masks_torch_draws_them(dtype: torch.dtype):
-    """A quarter of 40000 elements: 15 standard deviations of that count are 0.0325 of them."""
-    layer, x = (
-        Dropout(0.25),
-        torch.full((1, 4, 100, 100), 0.75, dtype=dtype).contiguous(memory_format=torch.channels_last),
-    )
+    """A quarter of 20000 elements, not channels: 0.04 of them are 13 standard deviations of that count."""
+    layer = Dropout(0.25)
+    x = torch.full((1, 2, 100, 100), 0.75, dtype=dtype).contiguous(memory_format=torch.channels_last)
     torch.manual_seed(0)
     ours = layer(x)
     assert ours.dtype == dtype and ours.stride() == x.stride()
     assert ours.unique().tolist() == [0, 1]
-    assert (ours == 0).double().mean() == pytest.approx(0.25, abs=0.0325)
+    assert (ours == 0).double().mean() == pytest.approx(0.25, abs=0.04)
     torch.manual_seed(0)
     assert torch.equal(layer(x), ours)
 
