@@ -85,7 +85,7 @@ class Segmenter:
     memory: float = 4
     """GB for the activations of a pass of the net, as `bytes_per_pixel` estimates them."""
     precision: str = "caffe"
-    """One of precision.PRECISIONS; bf16 is three times as fast on a processor that multiplies matrices of bfloat16."""
+    """One of precision.PRECISIONS; bf16 is fast where the processor multiplies matrices of bfloat16."""
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
