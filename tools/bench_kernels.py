@@ -5,11 +5,6 @@ merging and segmenting also beside torch.compile of that. Runs are paired in one
 cache still holds. On a GPU, `device` is the time of captured CUDA graphs, without the host's part.
 """
 
-import os
-
-# PyTorch's default, not that of the other tools: operators are measured as they run in anybody's program.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "0")
-
 from _run import run
 
 import argparse
