@@ -50,7 +50,10 @@ def data(tmp_path_factory):
 
 
 def random_net(kind: str) -> Net:
-    """With weights for which classes, scales and places differ, and no score is that of certainty."""
+    """With weights for which classes, scales and places differ, and no score is that of certainty.
+
+    In the layout of a net that is loaded from a file, so that its sums are taken in the same order.
+    """
     torch.manual_seed(0)
     net = NETS[kind]()
     for name, parameter in net.named_parameters():
@@ -58,7 +61,7 @@ def random_net(kind: str) -> Net:
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
         if name in ("fc8.weight", "att_fc.weight", "rec_fc.weight"):
             parameter.data *= 0.02
-    return net.eval()
+    return net.eval().to(memory_format=torch.channels_last)
 
 
 def make_run(folder: Path, data: Path, net: Net) -> Path:

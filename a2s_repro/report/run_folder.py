@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from a2s_repro.devices import usable_device
 from a2s_repro.errors import InputError
 from a2s_repro.models import build_model
@@ -47,7 +49,8 @@ def read_run_folder(path: str | os.PathLike, device: str = "cpu") -> RunFolder:
         model.load_state_dict(snapshot.model)
     except RuntimeError:
         raise InputError(f"{weights} does not fit the net that config.json describes: remove it.") from None
-    return RunFolder(path, config, log, weights, Segmenter(model.to(usable_device(device)), config["classes"]))
+    model = model.to(usable_device(device), memory_format=torch.channels_last)
+    return RunFolder(path, config, log, weights, Segmenter(model, config["classes"]))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -289,7 +289,8 @@ def test_a_trained_net_goes_through_a_weights_file(tmp_path):
     save_weights(tmp_path / "net.safetensors", net.state_dict(), {"model": net.config()})
     again, _ = load_model(tmp_path / "net.safetensors")
     image = torch.randn(1, 3, 33, 33)
-    assert torch.equal(again(image).scores, net.eval()(image).scores)
+    net = net.eval().to(memory_format=torch.channels_last)  # as nets are loaded: sums depend on the order
+    assert torch.equal(again(image).scores, net(image).scores)
     assert again.bn1.num_batches_tracked == 2
 
 
