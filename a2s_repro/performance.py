@@ -12,6 +12,15 @@ DOCS = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def write_results(out: Path, kind: str, device: str, results: dict) -> Path:
+    """Writes KIND-DEVICE-DATE.json into the folder `out`, the date being the provenance's, and returns its path."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{kind}-{device}-{results['provenance']['date'][:10]}.json"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({"device": device, **results}, indent=1) + "\n")
+    return path
+
+
 def write_docs(docs: Path = DOCS, results: Path = RESULTS) -> Path:
     """Replaces what stands between `<!-- NAME -->` and `<!-- end NAME -->` by the table of the newest NAME-*.json.
 

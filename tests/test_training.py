@@ -19,29 +19,14 @@ from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
 from a2s_repro.evaluation import load_model
 from a2s_repro.models import Widths
-from a2s_repro.recipes import Recipe
 from a2s_repro.run_log import RunLog, cost, git_commit
 from a2s_repro.snapshots import load_snapshot, newest_snapshot, save_snapshot, snapshot_path
 from a2s_repro.training import Run, Trainer, train
+from tests import processes
+from tests.processes import WIDTH
 
 TOOL = Path(__file__).parents[1] / "tools" / "train_voc.py"
-WIDTH = 1 / 32
-
-RECIPE = Recipe(
-    "tests/attention2_esupv",
-    num_classes=len(CLASSES),
-    classifier="fc8",
-    scales=(1, 0.5),
-    merge="attention",
-    extra_supervision=True,
-    width=WIDTH,
-    crop=65,
-    test_crop=65,
-    batch_size=2,
-    iter_size=2,
-    max_iter=3,
-    display=1,
-)
+RECIPE = processes.RECIPE.changed(max_iter=3)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from _run import run
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from tqdm import tqdm
 from a2s_repro import ops
 from a2s_repro.benchmark import copy_bandwidth, graph_time, paired, peak_memory, rotation, spread, warm_memory
 from a2s_repro.devices import usable_device
-from a2s_repro.files import replacing
-from a2s_repro.performance import write_docs
+from a2s_repro.performance import write_docs, write_results
 from a2s_repro.provenance import provenance
 
 GRIDS = {41: (41, 31, 21), 65: (65, 49, 33), 129: (129, 97, 65), 513: (513, 385, 257)}
@@ -254,12 +252,8 @@ def main() -> int:
         rows.append(measure(case, backward, dtype, layout, device, arguments))
         tqdm.write(described(rows[-1], bandwidth))
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        path = arguments.out / f"kernels-{device.type}-{facts['date'][:10]}.json"
-        results = {"provenance": facts, "device": device.type, "copy_bandwidth": bandwidth, "rows": rows}
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n")
-        print(path)
+        results = {"provenance": facts, "copy_bandwidth": bandwidth, "rows": rows}
+        print(write_results(arguments.out, "kernels", device.type, results))
     if arguments.write_docs:
         print(write_docs())
     return 0

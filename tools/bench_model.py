@@ -9,7 +9,6 @@ papers' 10 passes over 3 images, and images are segmented 8 at a time.
 from _run import run
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +24,9 @@ from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.image_seg import Sample
 from a2s_repro.data.lists import Item, read_list
 from a2s_repro.devices import usable_device
-from a2s_repro.files import replacing
 from a2s_repro.models import ShareNet
 from a2s_repro.models.deeplab import TRUNK
-from a2s_repro.performance import write_docs
+from a2s_repro.performance import write_docs, write_results
 from a2s_repro.precision import PRECISIONS, autocast_of, products_of
 from a2s_repro.provenance import provenance
 from a2s_repro.recipes import Recipe, find_recipe
@@ -241,14 +239,10 @@ def main() -> int:
         rates = loader_rates(items, len(CLASSES), arguments.crop, workers=arguments.workers, **counts)
     print(f"loader alone: {spread(rates)['median']:.0f} samples/s with {arguments.workers} workers")
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        path = arguments.out / f"model-{device.type}-{facts['date'][:10]}.json"
         sizes = {"width": arguments.width, "crop": arguments.crop, "test_crop": arguments.test_crop}
         loader = {"workers": arguments.workers, "samples_per_second": spread(rates)}
-        results = {"provenance": facts, "device": device.type, **sizes, "loader": loader, "rows": rows}
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n")
-        print(path)
+        results = {"provenance": facts, **sizes, "loader": loader, "rows": rows}
+        print(write_results(arguments.out, "model", device.type, results))
     if arguments.write_docs:
         print(write_docs())
     return 0

@@ -7,7 +7,6 @@ of 8. Losses are averaged over 10 iterations, as the log has them; the mIoU is t
 from _run import run
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from a2s_repro.caffe.conversion import from_caffe, random_init
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.devices import usable_device
-from a2s_repro.files import replacing
 from a2s_repro.models import Widths
-from a2s_repro.performance import write_docs
+from a2s_repro.performance import write_docs, write_results
 from a2s_repro.precision import PRECISIONS
 from a2s_repro.provenance import provenance
 from a2s_repro.recipes import find_recipe
+from a2s_repro.run_log import read_log
 from a2s_repro.training import Run, train
 
 
@@ -62,21 +61,16 @@ def main() -> int:
             outcome = train(
                 recipe, Run(root, out, init, device=arguments.device, precision=precision, workers=1, **settings)
             )
-            log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-            losses = [{"iteration": line["iteration"], "values": line["losses"]} for line in log]
+            losses = [{"iteration": line["iteration"], "values": line["losses"]} for line in read_log(out)]
             runs[precision] = {"losses": losses, "mean_iou": outcome.validation.confusion.mean_iou}
     for rows in zip(*(each["losses"] for each in runs.values()), strict=True):
         values = "  ".join(f"{name} {row['values']['loss']:.4f}" for name, row in zip(runs, rows, strict=True))
         print(f"iteration {rows[0]['iteration']:4}  loss: {values}")
     print("mIoU: " + ", ".join(f"{name} {100 * each['mean_iou']:.2f} %" for name, each in runs.items()))
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        path = arguments.out / f"precision-{device.type}-{facts['date'][:10]}.json"
         settings = f"{arguments.max_iter} iterations, width {arguments.width:g}, seed {arguments.seed}"
-        results = {"provenance": facts, "device": device.type, "settings": settings, "runs": runs}
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n")
-        print(path)
+        results = {"provenance": facts, "settings": settings, "runs": runs}
+        print(write_results(arguments.out, "precision", device.type, results))
     if arguments.write_docs:
         print(write_docs())
     return 0
