@@ -6,10 +6,11 @@ of 2017, and `ppm_bilinear`.
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
-from a2s_repro import ops
 from a2s_repro.errors import InputError
+from a2s_repro.models.attention import ConcatConv2d
 
 BINS = (1, 2, 3, 6)
 """Cells along a side of each pooled map."""
@@ -18,6 +19,31 @@ BINS = (1, 2, 3, 6)
 def c1(channels: int, num_classes: int) -> nn.Module:
     """A 1x1 convolution without bias, `conv_last`."""
     return nn.Sequential(OrderedDict(conv_last=nn.Conv2d(channels, num_classes, 1, bias=False)))
+
+
+class AdaptiveAverage(nn.Module):
+    """`nn.AdaptiveAvgPool2d(cells)` as products with two matrices.
+
+    On a GPU torch's own has a gradient that differs from run to run, and ONNX has no words for it at any size.
+    """
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, cells, cells)."""
+        rows, columns = (self._averaging(length, x) for length in x.shape[2:])
+        x = x.permute(0, 2, 3, 1)
+        x = (rows @ x.flatten(2)).unflatten(2, x.shape[2:])
+        return (columns @ x).permute(0, 3, 1, 2)
+
+    def _averaging(self, length: int, x: Tensor) -> Tensor:
+        """(cells, length): row i averages what is in [floor(i length / cells), ceil((i + 1) length / cells)) of `x`."""
+        cell, at = (torch.arange(count, device=x.device) for count in (self.cells, length))
+        first, end = cell * length // self.cells, ((cell + 1) * length + self.cells - 1) // self.cells
+        inside = (at >= first[:, None]) & (at < end[:, None])
+        return inside.to(x.dtype) / (end - first)[:, None]
 
 
 class PyramidPooling(nn.Module):
@@ -37,13 +63,11 @@ class PyramidPooling(nn.Module):
     def __init__(self, channels: int, num_classes: int, width: int, norm: type[nn.Module]) -> None:
         super().__init__()
         self.ppm = nn.ModuleList(
-            nn.Sequential(
-                nn.AdaptiveAvgPool2d(cells), nn.Conv2d(channels, width, 1, bias=False), norm(width), nn.ReLU(True)
-            )
+            nn.Sequential(AdaptiveAverage(cells), nn.Conv2d(channels, width, 1, bias=False), norm(width), nn.ReLU(True))
             for cells in BINS
         )
         self.conv_last = nn.Sequential(
-            nn.Conv2d(channels + len(BINS) * width, width, 3, padding=1, bias=False),
+            ConcatConv2d(channels + len(BINS) * width, width, 3, padding=1, bias=False),
             norm(width),
             nn.ReLU(True),
             nn.Dropout(0.1),
@@ -58,4 +82,5 @@ class PyramidPooling(nn.Module):
         """
         if self.training and len(x) == 1 and isinstance(self.ppm[0][2], nn.BatchNorm2d):
             raise InputError("pyramid pooling cannot be trained on one image at a time: give a batch of 2 or more.")
-        return self.conv_last(ops.interp_concat([x, *(pooled(x) for pooled in self.ppm)], x.shape[2:]))
+        hidden = self.conv_last[0]([x, *(pooled(x) for pooled in self.ppm)], x.shape[2:])
+        return self.conv_last[1:](hidden)

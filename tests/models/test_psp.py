@@ -6,7 +6,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from a2s_repro.errors import InputError
-from a2s_repro.models.psp import PyramidPooling
+from a2s_repro.models.psp import AdaptiveAverage, PyramidPooling
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_averages_are_those_of_adaptive_pooling(memory_format: torch.memory_format):
+    """In float64, on sides that are divided evenly, unevenly, and into more cells than they have pixels."""
+    torch.manual_seed(0)
+    for cells in (1, 2, 3, 6):
+        for size in ((6, 12), (65, 41), (4, 7)):
+            x = torch.randn(2, 5, *size, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+            weigh = torch.randn(2, 5, cells, cells, dtype=torch.float64)
+            pairs = []
+            for pooled in (AdaptiveAverage(cells)(x), F.adaptive_avg_pool2d(x, cells)):
+                pairs.append((pooled, *torch.autograd.grad((pooled * weigh).sum(), x)))
+            for ours, theirs in zip(*pairs, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-14)
 
 
 def test_pyramid_pooling_is_its_composition():
