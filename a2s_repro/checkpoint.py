@@ -82,7 +82,7 @@ def weights_suffix(path: str | os.PathLike) -> str:
     """The suffix of a weights file, `.pth` or `.safetensors`; raises InputError for any other."""
     suffix = Path(path).suffix
     if suffix not in (".pth", ".safetensors"):
-        raise InputError(f"{path}: a weights file ends in .pth or .safetensors, not in {suffix or 'nothing'!r}.")
+        raise InputError(f"{path}: a weights file ends in .pth or .safetensors.")
     return suffix
 
 

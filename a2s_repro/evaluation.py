@@ -18,8 +18,6 @@ from a2s_repro.data.images import IGNORE_LABEL, read_pair
 from a2s_repro.data.lists import VOID, Item
 from a2s_repro.errors import InputError
 from a2s_repro.segmenter import Segmenter
-from a2s_repro.segmenter import class_names as class_names
-from a2s_repro.segmenter import load_model as load_model
 
 
 class ConfusionMatrix:
@@ -193,7 +191,7 @@ def evaluate(
     index PNG in VOC's palette. `by_size` measures attention weights against the size of objects.
 
     Several processes share the items, and all return the scores of the whole set. Raises InputError for a bad file,
-    naming it.
+    naming it, and for `by_size` of a net without attention.
     """
     segmenter = Segmenter(model, crop=crop, short_sides=short_sides, precision=precision)
     void = [label for label, name in enumerate(classes) if name == VOID]
@@ -201,14 +199,14 @@ def evaluate(
     attention, objects = AttentionStatistics(model.scales), AttentionBySize(model.scales)
     share = items[distributed.rank() :: distributed.world_size()]
     with distributed.failing_together():
+        if by_size and model.merge != "attention":
+            raise InputError("the net has no attention whose weights could be measured by the size of objects.")
         for item in tqdm(share, desc="evaluating", unit="image", disable=not distributed.is_main()):
             image, truth = read_pair(item, model.num_classes)
             found = segmenter(image, crf=crf)
             confusion.update(truth, found.labels)
             if found.weights is not None:
                 attention.update(found.weights)
-            elif by_size:
-                raise InputError("The net has no attention weights that could be measured by size.")
             if by_size:
                 objects.update(truth, found.weights)
             if label_folder is not None:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,9 @@ from a2s_repro.caffe.export import export as export_to_caffe
 from a2s_repro.checkpoint import load_weights, save_weights
 from a2s_repro.data.image_seg import MEAN_BGR, NORMALIZATIONS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError
-from a2s_repro.evaluation import class_names, load_model
 from a2s_repro.files import replacing
 from a2s_repro.precision import float32_products
+from a2s_repro.segmenter import class_names, load_model
 
 SUFFIXES = {
     ".pt2": "a torch.export program",
@@ -183,7 +183,7 @@ def export_onnx(net: nn.Module, description: dict[str, Any], output: str | os.Pa
             f"ONNX needs the package {missing.name}: pip install onnx onnxscript onnxruntime (a2s_repro[export])."
         ) from None
     with _quiet():
-        exported = program(net).run_decompositions({torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_average})
+        exported = program(net)
         outputs = exported.call_spec.out_spec
         names = list(outputs.unflatten(range(outputs.num_leaves)))
         graph = torch.onnx.export(
@@ -206,20 +206,6 @@ def export_onnx(net: nn.Module, description: dict[str, Any], output: str | os.Pa
             return {name: torch.from_numpy(array) for name, array in zip(names, found, strict=True)}
 
         return _checked(net, run, output)
-
-
-def _adaptive_average(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Adaptive average pooling as products with two matrices: ONNX has no words for that of a map of any size."""
-
-    def averaging(length: int, count: int) -> Tensor:
-        """(count, length): row i averages what lies in [floor(i length / count), ceil((i + 1) length / count))."""
-        cell, at = torch.arange(count, device=x.device), torch.arange(length, device=x.device)
-        first, end = cell * length // count, ((cell + 1) * length + count - 1) // count
-        inside = (at >= first[:, None]) & (at < end[:, None])
-        return inside.to(x.dtype) / (end - first)[:, None]
-
-    rows, columns = (averaging(length, count) for length, count in zip(x.shape[2:], size, strict=True))
-    return rows @ x @ columns.mT
 
 
 def deviation(net: nn.Module, run: Callable[[Tensor], Outputs], *, seed: int = 0) -> float:

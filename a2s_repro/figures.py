@@ -53,21 +53,24 @@ def figure_rows(
     """
     if layout not in LAYOUTS:
         raise InputError(f"layout '{layout}' is not known; it is one of {', '.join(LAYOUTS)}.")
-    if layout in ("comparison", "winner") and baseline is None:
+    two_nets = layout in ("comparison", "winner")
+    if two_nets and baseline is None:
         raise InputError(f"the layout {layout} sets two nets side by side: give the other one as the baseline.")
+    if baseline is not None and not two_nets:
+        raise InputError(f"the layout {layout} shows one net: leave out the baseline, or choose comparison or winner.")
     if baseline is not None and baseline.model.num_classes != segmenter.model.num_classes:
         raise InputError("the net and its baseline have different numbers of classes: give two of one data set.")
     if layout == "winner":
-        merge, scales = getattr(baseline.model, "merge", None), segmenter.model.scales
-        if merge != "max" or baseline.model.scales != scales:
+        if segmenter.model.merge != "attention":
+            raise InputError("the layout winner shows attention weights beside max-pooling: the net has none.")
+        scales = segmenter.model.scales
+        if baseline.model.merge != "max" or baseline.model.scales != scales:
             shown = " ".join(f"{scale:g}" for scale in scales)
             raise InputError(f"the layout winner takes a baseline that merges the scales {shown} by max.")
     rows = []
     for item in items:
         image, truth = read_pair(item, segmenter.model.num_classes)
         found = segmenter(image, scores=layout == "recalibration")
-        if layout == "winner" and found.weights is None:
-            raise InputError("the layout winner shows attention weights beside max-pooling: the net has none.")
         if layout == "recalibration" and found.recalibration is None:
             raise InputError("the layout recalibration takes a net whose head has a recalibrating branch.")
         winner = inspect(baseline, image, 1).winner.numpy() if layout == "winner" else None

@@ -13,10 +13,11 @@ from typing import Any
 from a2s_repro.crf import CRF
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
-from a2s_repro.evaluation import evaluate, load_model, server_folder
+from a2s_repro.evaluation import evaluate, server_folder
 from a2s_repro.files import replacing
 from a2s_repro.recipes import PRETRAINED, RECIPES, Published, Recipe, recipes_of
 from a2s_repro.run_log import cost
+from a2s_repro.segmenter import load_model
 from a2s_repro.trainer import NO_EFFECT_ON_TRAINING
 from a2s_repro.training import Run, train
 

@@ -132,7 +132,7 @@ class Work:
         A source that cannot be read does not stop the others. Of several processes each takes its share. Raises
         InputError if results cannot be written, or the net has no attention to show.
         """
-        if self.results.attention and not self._has_attention():
+        if self.results.attention and self.segmenter.model.merge != "attention":
             raise InputError("the net has no attention weights that could be drawn: leave out the attention panels.")
         share = sources[distributed.rank() :: distributed.world_size()]
         todo = [source for source in share if not self.results.has(source)]
@@ -146,10 +146,6 @@ class Work:
             reason = error.strerror or error
             raise InputError(f"{self.results.folder} cannot be written to ({reason}): is the disk full?") from error
         return outcome
-
-    def _has_attention(self) -> bool:
-        smallest = dataclasses.replace(self.segmenter, crop=1, short_sides=())
-        return smallest(np.zeros((1, 1, 3), np.uint8)).weights is not None
 
     def _pictures(self, sources: Sequence[Source], outcome: Outcome) -> None:
         def readable() -> Iterator[Read]:

@@ -14,12 +14,13 @@ from a2s_repro.data.lists import read_list
 from a2s_repro.devices import peak_memory, usable_device
 from a2s_repro.distributed import failing_together, is_main, tell, world_size
 from a2s_repro.errors import InputError
-from a2s_repro.evaluation import Result, class_names, evaluate
+from a2s_repro.evaluation import Result, evaluate
 from a2s_repro.files import remove_leftovers
 from a2s_repro.initialisation import load_init
 from a2s_repro.precision import check_precision, products_of
 from a2s_repro.recipes import Recipe
 from a2s_repro.run_log import RunLog, write_config
+from a2s_repro.segmenter import class_names
 from a2s_repro.snapshots import load_newest, load_snapshot, newest_snapshot, save_snapshot, snapshot_path
 from a2s_repro.stopping import deferred_signals
 from a2s_repro.trainer import Trainer

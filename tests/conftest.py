@@ -37,3 +37,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 def golden() -> Path:
     """Folder of the figures recorded from the authors' Caffe; its INDEX.md says what each is."""
     return GOLDEN
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """How a convolution's sums are split, and so rounded, depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

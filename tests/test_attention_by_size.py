@@ -111,5 +111,5 @@ def test_the_tool_measures_a_net_with_attention(tmp_path):
     assert found["objects"] == sum(part["objects"] for part in found["quartiles"]) > 2
     assert "the same within classes" in done.stdout
 
-    with pytest.raises(InputError, match="no attention weights"):
+    with pytest.raises(InputError, match="no attention whose weights"):
         evaluate(DeepLabLargeFOV(len(CLASSES), widths=widths), read_list(val, data), crop=161, by_size=True)

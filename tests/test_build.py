@@ -172,3 +172,9 @@ def test_the_gpu_report_lists_its_steps_and_needs_a_gpu() -> None:
     assert int(listed.stdout.split()[-2]) <= 540
     refused = run(sys.executable, "tools/gpu_report.py", CUDA_VISIBLE_DEVICES="")
     assert refused.returncode == 2 and "sees no GPU: run `make gpu-report" in refused.stderr
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_tools_say_that_nothing_is_installed(tool: Path) -> None:
+    done = run(sys.executable, "-S", tool, "--help")  # without site-packages
+    assert done.returncode != 0 and "is not installed" in done.stderr and "run `make setup`" in done.stderr

@@ -30,6 +30,8 @@ from caffe_weights import (
     write_solverstate,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOOLS = Path(__file__).parents[1] / "tools"
 GOLDEN = Path(__file__).parent / "golden"
 THEIRS = GOLDEN / "nets" / "iv_att2_esupv_B_iter_20.solverstate"
@@ -59,14 +61,6 @@ def files(tmp_path_factory) -> dict[str, Path]:
     save_weights(init, weights.state_dict, weights.meta)
     images = GOLDEN / "data" / "files"
     return {"data_root": images, "train_list": images / "list.txt", "init": init}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trainer_of(files: dict[str, Path], recipe: Recipe = RECIPE, caffe_streams: str | None = None) -> Trainer:

@@ -31,6 +31,8 @@ from a2s_repro.training import Run, Trainer, train
 from caffe_weights import SUFFIX_OF_SCALE, branch_of, read_caffemodel
 from tests.conftest import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOOL = Path(__file__).parents[1] / "tools" / "train_voc.py"
 SEED = 1701
 LOSSES = ("loss", "loss_res1", "loss_res05")
@@ -76,14 +78,6 @@ def files(golden, tmp_path_factory) -> dict[str, Path]:
 def trainer(files) -> Trainer:
     items = read_list(files["train_list"], files["data_root"])
     return Trainer(RECIPE, items, torch.device("cpu"), "caffe", SEED, "ziggurat")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def caffe_name(parameter: str) -> str:

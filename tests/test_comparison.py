@@ -13,9 +13,10 @@ from a2s_repro.comparison import comparison, read_run
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
-from a2s_repro.evaluation import evaluate, load_model
+from a2s_repro.evaluation import evaluate
 from a2s_repro.recipes import find_recipe
 from a2s_repro.recipes.recipe import IMAGENET
+from a2s_repro.segmenter import load_model
 from a2s_repro.smoke import draw_pretrained
 from a2s_repro.training import Run, train
 

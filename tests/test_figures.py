@@ -131,6 +131,7 @@ def test_recalibration_of_the_most_frequent_classes(demo, recalibration, limits)
 
 def test_layouts_that_do_not_fit_the_nets_are_refused(demo):
     wanted = {
+        "weights": (segmenter("max"), "shows one net: leave out the baseline"),
         "comparison": (None, "give the other one as the baseline"),
         "winner": (segmenter("average"), "a baseline that merges the scales 1 0.5 by max"),
         "recalibration": (None, "a recalibrating branch"),

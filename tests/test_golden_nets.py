@@ -24,6 +24,8 @@ from a2s_repro.replay.repeating import compare_first_pass, compare_gradients, co
 from caffe_weights import branch_of
 from tests.conftest import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = (
     "i_single",
     "ii_avg2",
@@ -56,15 +58,6 @@ def backend(request):
         pytest.skip("the native operators are not built")
     with ops.use_backend(request.param):
         yield request.param
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """How a convolution's sums are split, and so rounded, depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -17,13 +17,15 @@ from a2s_repro.checkpoint import load_weights, save_weights
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
-from a2s_repro.evaluation import load_model
 from a2s_repro.models import Widths
 from a2s_repro.run_log import RunLog, cost, git_commit
+from a2s_repro.segmenter import load_model
 from a2s_repro.snapshots import load_snapshot, newest_snapshot, save_snapshot, snapshot_path
 from a2s_repro.training import Run, Trainer, train
 from tests import processes
 from tests.processes import WIDTH
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOOL = Path(__file__).parents[1] / "tools" / "train_voc.py"
 RECIPE = processes.RECIPE.changed(max_iter=3)
@@ -49,14 +51,6 @@ def files(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def run(files, tmp_path) -> Run:
     return Run(out=tmp_path / "run", workers=0, **files)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def log_of(folder: Path) -> list[dict]:

@@ -27,6 +27,18 @@ def add_precision_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_deploy_size_option(parser: argparse.ArgumentParser, goes_with: str) -> None:
+    """What images the deploy prototxt beside a .caffemodel takes."""
+    parser.add_argument(
+        "--deploy-size",
+        type=int,
+        nargs=2,
+        default=(513, 513),
+        metavar=("H", "W"),
+        help=f"{goes_with}: size of the images that the _deploy.prototxt takes (default 513 513)",
+    )
+
+
 def add_refining_options(parser: argparse.ArgumentParser) -> None:
     """What is done to the scores of a net before labels are made of them."""
     parser.add_argument(

@@ -12,15 +12,13 @@ from collections.abc import Callable
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 try:
-    import a2s_repro  # noqa: F401
+    from a2s_repro.errors import InputError, ToldElsewhere
+    from caffe_weights import CaffeFileError
 except ImportError as missing:
     sys.exit(
         f"{missing.name or missing} is not installed for {sys.executable}: run `make setup`, "
         f"then `.venv/bin/python {' '.join(sys.argv)}`."
     )
-
-from a2s_repro.errors import InputError, ToldElsewhere
-from caffe_weights import CaffeFileError
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -32,6 +30,9 @@ def run(main: Callable[[], int | None]) -> None:
     except (InputError, CaffeFileError) as error:
         status = 2
         print(f"error: {error}", file=sys.stderr)
+    except FileExistsError as error:
+        status = 2
+        print(f"error: {error.filename} is a file, where a folder is needed: give another path.", file=sys.stderr)
     except OSError as error:
         status = 2
         print(f"error: {error.filename or 'file'}: {error.strerror or error}.", file=sys.stderr)

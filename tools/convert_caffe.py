@@ -1,6 +1,7 @@
 """Converts Caffe's .caffemodel to .pth or .safetensors and back, or shows what a Caffe file holds."""
 
 from _run import run
+from _options import add_deploy_size_option
 
 import argparse
 from pathlib import Path
@@ -37,14 +38,7 @@ def main() -> int:
         action="store_true",
         help="write our weights as a .caffemodel and a _deploy.prototxt; of a training snapshot also a .solverstate",
     )
-    parser.add_argument(
-        "--deploy-size",
-        type=int,
-        nargs=2,
-        default=(513, 513),
-        metavar=("H", "W"),
-        help="with --to-caffe: size of the images that the _deploy.prototxt takes (default 513 513)",
-    )
+    add_deploy_size_option(parser, "with --to-caffe")
     parser.add_argument("--v1", action="store_true", help="with --to-caffe: write the V1 container of 2014")
     parser.add_argument("--num-classes", type=int, metavar="N", help="refuse a classifier that has not N outputs")
     parser.add_argument(

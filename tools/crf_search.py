@@ -2,8 +2,8 @@
 random images of a list. By default the values of the authors' search; they then went on around the best.
 """
 
-from _options import add_segmenting_options
 from _run import run
+from _options import add_segmenting_options
 
 import argparse
 import json

@@ -1,7 +1,7 @@
 """Scores a trained net on a list of images by the PASCAL VOC protocol, and writes its segmentations."""
 
-from _options import add_precision_option, add_refining_options, add_segmenting_options
 from _run import run
+from _options import add_precision_option, add_refining_options, add_segmenting_options
 
 import argparse
 import json

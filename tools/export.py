@@ -7,6 +7,7 @@
 """
 
 from _run import run
+from _options import add_deploy_size_option
 
 import argparse
 from pathlib import Path
@@ -31,14 +32,7 @@ def main() -> int:
         action="store_true",
         help=".pt2: keep the fused operators; whoever loads the program must import a2s_repro.ops first",
     )
-    parser.add_argument(
-        "--deploy-size",
-        type=int,
-        nargs=2,
-        default=(513, 513),
-        metavar=("H", "W"),
-        help=".caffemodel: size of the images that the _deploy.prototxt takes (default 513 513)",
-    )
+    add_deploy_size_option(parser, ".caffemodel")
     args = parser.parse_args()
     exported = export(
         args.model, args.output, device=args.device, native=args.native, deploy_size=tuple(args.deploy_size)

@@ -1,7 +1,7 @@
 """Prepares ADE20K SceneParsing (150 classes, 20210 images for training, 2000 for validation)."""
 
-from _options import add_preparing_options
 from _run import run
+from _options import add_preparing_options
 
 import argparse
 

@@ -1,7 +1,7 @@
 """Builds the paper's subset of MS COCO 2014 (10000 images for training, 1500 for validation)."""
 
-from _options import add_preparing_options
 from _run import run
+from _options import add_preparing_options
 
 import argparse
 

@@ -1,7 +1,7 @@
 """Builds PASCAL-Person-Part (1716 images for training, 1817 for validation) from PASCAL-Part and VOC 2010."""
 
-from _options import add_preparing_options
 from _run import run
+from _options import add_preparing_options
 
 import argparse
 

@@ -1,7 +1,7 @@
 """Builds the augmented VOC 2012 training set (train_aug, 10582 images) from VOC 2012 and SBD."""
 
-from _options import add_preparing_options
 from _run import run
+from _options import add_preparing_options
 
 import argparse
 

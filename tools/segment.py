@@ -5,8 +5,8 @@ Writes OUT/labels/NAME.png, class indices in VOC's palette (legend.png names the
 listed, the others segmented, and the exit status is 3.
 """
 
-from _options import add_precision_option, add_refining_options
 from _run import run
+from _options import add_precision_option, add_refining_options
 
 import argparse
 import hashlib

@@ -1,7 +1,7 @@
 """Draws what a net attends to, in the layouts of the papers' figures: a row per image, a map per scale."""
 
-from _options import add_segmenting_options
 from _run import run
+from _options import add_segmenting_options
 
 import argparse
 

@@ -132,7 +132,8 @@ def main() -> int:
     print(f"trained {outcome.iterations} iterations: {outcome.file}")
     if outcome.validation:
         print(outcome.validation.table(outcome.classes))
-        print(outcome.validation.attention_table())
+        if outcome.validation.attention:
+            print(outcome.validation.attention_table())
         for number in recipe.published:
             print(f"published ({number.table}): {number.metric} {number.value}")
     return 0

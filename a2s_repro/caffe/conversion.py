@@ -182,7 +182,7 @@ def to_caffe(weights: Weights, file: str = "the weights") -> Net:
     model = _described_model(weights, file)
     scales = model.scales if model else meta.get("scales", [1])
     branch_order = model.branch_order if model else [scale for scale in SUFFIX_OF_SCALE if scale in scales]
-    merge = getattr(model, "merge", None)
+    merge = model.merge if model else None
     pool5a = model.pool5a is not None if model else meta.get("pool5a")
     classifier = str(meta.get("classifier") or "fc8")
 

@@ -92,6 +92,8 @@ class Net(nn.Module, abc.ABC):
     """How its images are normalised: "caffe", BGR grey levels less the mean pixel, or "torchvision", RGB in [0, 1]
     less the mean over the standard deviation."""
     scales: tuple[float, ...] = (1,)
+    merge: str | None = None
+    """How the score maps of several scales become one: "attention", "average" or "max"."""
     branch_order: tuple[float, ...] = (1,)
     """The scales in the order in which their branches stand in the authors' file, run, and draw random numbers."""
     unshared_layers: tuple[str, ...] = ()

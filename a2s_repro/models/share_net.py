@@ -35,7 +35,6 @@ class MultiScale(Net):
     over the scales weighs the score maps (Eq. 1 and 2). `average` and `max` are the two baselines.
     """
 
-    merge: str | None = None
     head: AttentionHead | RefineHead
 
     def _merge_scales(self, scales: tuple[float, ...], merge: str | None, head: AttentionHead | RefineHead) -> None:

@@ -15,7 +15,9 @@ RECIPES = {recipe.name: recipe for recipe in (*a2s_recipes(), *a2r_recipes())}
 def find_recipe(name: str) -> Recipe:
     """The recipe of that name. Raises InputError with the nearest names for one that does not exist."""
     if name not in RECIPES:
-        raise InputError(f"there is no recipe '{name}'; the nearest are {nearest(name, RECIPES)}.")
+        raise InputError(
+            f"there is no recipe '{name}'; the nearest are {nearest(name, RECIPES)}; tools/recipes.py list has all."
+        )
     return RECIPES[name]
 
 

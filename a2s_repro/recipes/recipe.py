@@ -256,5 +256,5 @@ _OF_PLAIN = {
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names that are most like `name`, or all of them where none is, for an error's sentence."""
-    return ", ".join(get_close_matches(name, known, n=3, cutoff=0.3) or known)
+    """The three known names that are most like `name`, for an error's sentence."""
+    return ", ".join(get_close_matches(name, known, n=3, cutoff=0))

@@ -80,7 +80,7 @@ def recorded_decisions(net: DeepLab) -> Iterator[list[Decision]]:
             hook = layer.register_forward_hook(lambda _, __, output, name=name: relu(name, output))
         elif isinstance(layer, nn.MaxPool2d):
             hook = layer.register_forward_hook(lambda layer, inputs, _, name=name: pool(name, layer, inputs[0]))
-        elif layer is net and getattr(net, "merge", None) == "max":
+        elif layer is net and net.merge == "max":
             hook = layer.register_forward_hook(lambda _, __, prediction: merge(prediction))
         else:
             continue

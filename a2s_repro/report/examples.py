@@ -75,7 +75,6 @@ def example(segmenter: Segmenter, item: Item, iou: float | None) -> Example:
     found = Inspection(*(maps if maps is None else maps[..., ::stride, ::stride] for maps in found))
     scores, classes = found.scores.softmax(0).topk(min(TOP, model.num_classes), 0)
     scale_scores, scale_classes = found.scale_scores.softmax(1).max(1)
-    several = len(model.scales) > 1
     return Example(
         id=item.id,
         iou=iou,
@@ -89,7 +88,7 @@ def example(segmenter: Segmenter, item: Item, iou: float | None) -> Example:
         scale_classes=_bytes(scale_classes),
         scale_scores=_fractions(scale_scores),
         weights=None if found.weights is None else _fractions(found.weights),
-        winner=_bytes(found.winner) if several and model.merge == "max" else None,
+        winner=_bytes(found.winner) if model.merge == "max" else None,
         recalibration=None if found.recalibration is None else found.recalibration.gather(0, classes).numpy(),
     )
 

@@ -14,9 +14,9 @@ from torch import nn
 from a2s_repro import ops
 from a2s_repro.checkpoint import save_weights
 from a2s_repro.errors import InputError
-from a2s_repro.evaluation import load_model
 from a2s_repro.models import AttentionHead, RefineHead, ResNetDilated8, build_model
 from a2s_repro.models.resnet import STAGES, load_resnet34
+from a2s_repro.segmenter import load_model
 from tests.models.receptive_field import rows_seen, smooth
 
 WIDTH = 1 / 16
