@@ -7,9 +7,19 @@ Imported first by each tool. Exit status: 0 done, 1 the check that was asked for
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 # torch asks for large tensors in pages of 2 MB: an update on the CPU then has a tenth of the page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def _excepthook(kind: type[BaseException], *details: Any) -> None:
+    """Ctrl-C while the modules are still loading, which takes seconds, needs no traceback either."""
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, *details)
+
+
+sys.excepthook = _excepthook
 
 try:
     from a2s_repro.errors import InputError, ToldElsewhere
