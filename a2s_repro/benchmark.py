@@ -106,12 +106,16 @@ def loader_rates(
     batches: int = 50,
     repeats: int = 5,
     seed: int = 0,
+    cache: bool = False,
 ) -> list[float]:
     """Samples a second that the data loader alone delivers: decoded, checked, cropped and batched; a value a repeat.
 
-    A repeat's first batch, which waits for the workers to start, is not counted.
+    A repeat's first batch, which waits for the workers to start, is not counted. With `cache` everything is decoded
+    before the first repeat.
     """
     dataset = SegmentationDataset(items, num_classes, crop)
+    if cache:
+        dataset.cache(threads=max(workers, 1))
     stream = RandomStream(len(items), batch_size, seed)
     rates = []
     for _ in trange(repeats, desc="loader", leave=False):

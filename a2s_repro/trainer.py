@@ -13,12 +13,14 @@ from torch import Tensor
 
 from a2s_repro.caffe.state import load_caffe_state
 from a2s_repro.caffe.streams import CaffeStreams
+from a2s_repro.compilation import compiled
 from a2s_repro.data.image_seg import NORMALIZATIONS, RandomStream, Sample, SegmentationDataset, loader
 from a2s_repro.data.lists import Item
 from a2s_repro.distributed import GradientSum, failing_together, rank, sum_, world_size
 from a2s_repro.errors import InputError
 from a2s_repro.losses import training_loss
 from a2s_repro.models import ShareNet
+from a2s_repro.models.net import check_image
 from a2s_repro.precision import autocast_of
 from a2s_repro.recipes import Recipe
 from a2s_repro.running_statistics import RunningStatistics
@@ -35,7 +37,8 @@ class Trainer:
     """A net, its solver and its place in the data.
 
     An update is `trainer.backward(batches)` and then `trainer.update()`. Several processes make one update together.
-    Raises InputError if the passes of an update cannot be dealt out evenly.
+    Raises InputError if the passes of an update cannot be dealt out evenly, the crop is off the net's grids, or the net
+    cannot be compiled as `compile` and `cuda_graph` ask for.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Trainer:
         precision: str,
         seed: int,
         caffe_streams: str | None = None,
+        compile: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         if recipe.iter_size % world_size():
             raise InputError(
@@ -54,15 +59,27 @@ class Trainer:
             )
         self.recipe, self.items, self.device, self.precision = recipe, items, device, precision
         self.model = recipe.net().to(device, memory_format=torch.channels_last).train()
+        check_image(torch.empty(1, 3, recipe.crop, recipe.crop, device="meta"), self.model.grid_step)
         self.solver = recipe.optimizer(self.model)
         self.statistics = RunningStatistics(self.model)
         self.rate = recipe.learning_rate()
+        self.dataset = SegmentationDataset(
+            items,
+            recipe.num_classes,
+            recipe.crop,
+            NORMALIZATIONS[self.model.normalization],
+            recipe.scale_augmentation,
+            recipe.fill_crop,
+        )
         self.stream = RandomStream(len(items), recipe.batch_size, seed)
         self.caffe = None
         if caffe_streams:
             if not recipe.is_caffes:
                 raise InputError(f"{recipe.name or 'the recipe'} is no net of Caffe's: leave out --caffe-streams.")
+            if compile or cuda_graph:
+                raise InputError("a compiled net cannot take its masks from Caffe's streams: leave out one of the two.")
             self.caffe = CaffeStreams(self.model, len(items), recipe.batch_size, recipe.crop, seed, caffe_streams)
+        self.forward = compiled(self.model, device, compile, cuda_graph)
         self.iteration = self.start = 0
         self.recent: deque[dict[str, float]] = deque(maxlen=recipe.average_loss)
         ids = hashlib.sha256("\n".join(item.id for item in items).encode())
@@ -78,22 +95,13 @@ class Trainer:
 
     def batches(self, workers: int) -> Iterator[Sample]:
         """The batches of the remaining iterations that this process will see: every world_size-th, from `rank`."""
-        recipe = self.recipe
-        dataset = SegmentationDataset(
-            self.items,
-            recipe.num_classes,
-            recipe.crop,
-            NORMALIZATIONS[self.model.normalization],
-            recipe.scale_augmentation,
-            recipe.fill_crop,
-        )
-        passes = recipe.iter_size
+        passes = self.recipe.iter_size
         stream, start = self.stream, (self.iteration - self.start) * passes
         if self.caffe:
             stream, start = self.caffe.data(), self.caffe.passes
-        remaining = max(recipe.max_iter - self.iteration, 0) * passes // world_size()
+        remaining = max(self.recipe.max_iter - self.iteration, 0) * passes // world_size()
         pin_memory = self.device.type == "cuda"
-        return loader(dataset, stream, start + rank(), remaining, workers, pin_memory, world_size())
+        return loader(self.dataset, stream, start + rank(), remaining, workers, pin_memory, world_size())
 
     @cached_property
     def gradients(self) -> GradientSum:
@@ -119,7 +127,7 @@ class Trainer:
                     if number % world_size() == rank():
                         batch = next(batches)
                         images.append(", ".join(self.items[i].id for i in batch.index.tolist()))
-                        losses.append(self._pass(batch, number))
+                        losses.append(self.backward_pass(batch, number))
                         self.statistics.made_pass()
                     else:
                         self._skip_pass()
@@ -135,7 +143,7 @@ class Trainer:
         means = (sum_(values.sum(0)) / self.recipe.iter_size).tolist()
         self.recent.append(dict(zip(losses[0], means, strict=True)))
 
-    def _pass(self, batch: Sample, number: int) -> dict[str, Tensor]:
+    def backward_pass(self, batch: Sample, number: int) -> dict[str, Tensor]:
         """Forward and backward; dropout depends on the seed and the number of the pass alone."""
         image = batch.image.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         label = batch.label.to(self.device, non_blocking=True)
@@ -144,7 +152,7 @@ class Trainer:
         else:
             torch.manual_seed(int(np.random.SeedSequence((self.config["seed"], 2, number)).generate_state(1)[0]))
         with autocast_of(self.precision, self.device):
-            prediction = self.model(image)
+            prediction = self.forward(image)
         losses = training_loss(prediction, label, self.recipe.extra_supervision)
         sum(losses.values()).backward()
         return {name: loss.detach() for name, loss in losses.items()}

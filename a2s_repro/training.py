@@ -50,12 +50,19 @@ class Run:
     device: str = "cpu"
     precision: str = "caffe"
     """One of precision.PRECISIONS; the losses are float32 in all of them."""
+    compile: bool = False
+    """Whether torch.compile makes kernels of the net's operations, which round differently and draw other masks."""
+    cuda_graph: bool = False
+    """Whether the net's passes are replayed as CUDA graphs."""
     seed: int = 0
     caffe_streams: str | None = None
     """The gaussian filler of data.caffe_rng.GAUSSIANS, if the run is to draw what Caffe's CPU build with this
     random_seed draws: images, crops, mirrors, dropout masks and fillers."""
     workers: int = 2
     """Decoding processes, for each of the training processes."""
+    cache: bool = False
+    """Whether all training images and labels are decoded at the start and stay in memory, once in each process of the
+    run."""
     keep: int | None = None
     """How many snapshots stay; all of them by default."""
 
@@ -95,8 +102,11 @@ def train(recipe: Recipe, run: Run) -> Outcome:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(run.seed)
-        trainer = Trainer(recipe, items, device, run.precision, run.seed, run.caffe_streams)
+        how = {"caffe_streams": run.caffe_streams, "compile": run.compile, "cuda_graph": run.cuda_graph}
+        trainer = Trainer(recipe, items, device, run.precision, run.seed, **how)
         origin = _start(trainer, run)
+        if run.cache:
+            trainer.dataset.cache(threads=max(run.workers, 1))
     with failing_together():
         if distributed.max_(trainer.iteration) != -distributed.max_(-trainer.iteration):
             raise InputError(f"the processes do not all see the same snapshots in {run.out}: give a folder they share.")

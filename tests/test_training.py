@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOOL = Path(__file__).parents[1] / "tools" / "train_voc.py"
 RECIPE = processes.RECIPE.changed(max_iter=3)
+ON_GPU = (pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,30 @@ def test_scale_augmentation_changes_the_images(run, files, tmp_path):
     assert log_of(tmp_path / "scaled") != log_of(run.out)
 
 
+def test_a_cache_changes_nothing(run, files, tmp_path):
+    train(RECIPE, run)
+    train(RECIPE, Run(out=tmp_path / "cached", workers=1, cache=True, **files))
+    assert log_of(tmp_path / "cached") == log_of(run.out)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        pytest.param({"cuda_graph": True, "device": "cuda"}, marks=ON_GPU),
+        pytest.param({"cuda_graph": True, "device": "cuda", "compile": True}, marks=ON_GPU),
+    ],
+)
+def test_a_compiled_net_trains_to_the_same_weights(run, tmp_path, switches):
+    """1e-5: only the order of sums differs, as there is no dropout."""
+    recipe = RECIPE.changed(scales=(1,), merge=None, extra_supervision=False, dropout=0)
+    compiled = dataclasses.replace(run, out=tmp_path / "compiled", **switches)
+    plain = dataclasses.replace(run, device=compiled.device)
+    ours, theirs = (load_weights(train(recipe, each).file).state_dict for each in (compiled, plain))
+    for name, value in theirs.items():
+        assert (ours[name] - value).norm() < 1e-5 * value.norm(), name
+
+
 def test_the_seed_decides(run, files, tmp_path):
     for name, seed in (("again", 0), ("other", 1)):
         train(RECIPE, Run(out=tmp_path / name, workers=0, seed=seed, **files))
@@ -162,6 +187,24 @@ def test_bf16_trains_a_float32_net(run, files, tmp_path):
     ours, theirs = log_of(tmp_path / "bf16"), log_of(run.out)
     assert ours != theirs
     assert ours[0]["total"] == pytest.approx(theirs[0]["total"], rel=0.01)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+def test_passes_and_the_solver_never_wait_for_the_gpu(files, device):
+    """Only what an update ends with does, the losses' way to the host."""
+    trainer = Trainer(RECIPE, read_list(files["train_list"], files["data_root"]), torch.device(device), "caffe", seed=0)
+    batches = trainer.batches(workers=0)
+    trainer.backward(batches)
+    trainer.update()
+    batch = next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with trainer.gradients.over(passes=2):
+            for number in (2, 3):
+                trainer.backward_pass(batch, number)
+        trainer.update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_overwrites_nothing(run):
@@ -225,6 +268,8 @@ def test_a_finished_run_can_be_made_longer(run, files):
         ({"init": None}, "cannot start without --init"),
         ({"device": "cuda:7"}, "device cuda:7 cannot be used"),
         ({"precision": "fp8"}, "precision 'fp8' is not known; it is one of caffe, tf32, bf16"),
+        ({"cuda_graph": True}, "CUDA graphs are of GPUs, but the device is cpu: do without --cuda-graph"),
+        ({"compile": True, "caffe_streams": "ziggurat"}, "a compiled net cannot take its masks from Caffe's streams"),
     ],
 )
 def test_impossible_runs_are_refused(files, tmp_path, options, sentence):
@@ -236,6 +281,7 @@ def test_impossible_runs_are_refused(files, tmp_path, options, sentence):
 def test_a_crop_off_the_grid_is_refused(run):
     with pytest.raises(InputError, match=r"side of 72 pixels .* nearest being 65 and 81"):
         train(RECIPE.changed(crop=72), run)
+    assert not run.out.exists()
 
 
 def test_the_tool_changes_any_part_of_the_net(run, files, tmp_path):
@@ -250,12 +296,25 @@ def test_the_tool_changes_any_part_of_the_net(run, files, tmp_path):
     assert meta["recipe"]["scale_augmentation"] == [0.6, 1.4]
 
 
-def test_the_tool_answers_wrong_input_with_a_sentence_and_status_2(files, tmp_path):
+def test_the_tool_answers_wrong_input_with_a_sentence_and_status_2(files, tmp_path, monkeypatch):
+    """torchrun, if it started the tool, finds the sentence in the file that it looks into for its own report."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     process = start_tool(files, tmp_path / "run", "--recipe=voc12/atention3")
     _, stderr = process.communicate()
     assert process.returncode == 2
     assert stderr.startswith("error: there is no recipe 'voc12/atention3'; the nearest are voc12/attention3")
     assert stderr.count("\n") == 1
+    assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == stderr.strip()
+
+
+@pytest.mark.slow
+def test_a_net_is_not_compiled_without_a_compiler(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    process = start_tool(files, tmp_path / "run", "--device=cpu", "--compile")
+    _, stderr = process.communicate()
+    assert process.returncode == 2 and not (tmp_path / "run").exists()
+    assert stderr.startswith("error: torch.compile does not work here (") and stderr.count("\n") == 1
 
 
 def test_damaged_snapshots_are_refused(run, tmp_path):

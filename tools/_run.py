@@ -4,9 +4,12 @@ Imported first by each tool. Exit status: 0 done, 1 the check that was asked for
 143 stopped by SIGTERM after what had to be saved.
 """
 
+import json
 import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # torch asks for large tensors in pages of 2 MB: an update on the CPU then has a tenth of the page faults.
@@ -39,14 +42,22 @@ def run(main: Callable[[], int | None]) -> None:
         status = 2
     except (InputError, CaffeFileError) as error:
         status = 2
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
     except FileExistsError as error:
         status = 2
-        print(f"error: {error.filename} is a file, where a folder is needed: give another path.", file=sys.stderr)
+        _tell(f"error: {error.filename} is a file, where a folder is needed: give another path.")
     except OSError as error:
         status = 2
-        print(f"error: {error.filename or 'file'}: {error.strerror or error}.", file=sys.stderr)
+        _tell(f"error: {error.filename or 'file'}: {error.strerror or error}.")
     except KeyboardInterrupt:
         status = 130
         print("interrupted.", file=sys.stderr)
     sys.exit(status)
+
+
+def _tell(sentence: str) -> None:
+    """On stderr, and where torchrun has started the process also at the end of the report that torchrun prints."""
+    print(sentence, file=sys.stderr)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        details = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(file).write_text(json.dumps({"message": details}))

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=321, help="(default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=10, help="(default %(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="0 decodes in the main process (default %(default)s)")
+    parser.add_argument("--cache", action="store_true", help="decode everything beforehand, as train_voc.py --cache")
     parser.add_argument("--batches", type=int, default=50, help="counted batches a repeat (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="(default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
@@ -39,6 +40,7 @@ def main() -> None:
         batches=arguments.batches,
         repeats=arguments.repeats,
         seed=arguments.seed,
+        cache=arguments.cache,
     )
     print(
         f"{statistics.median(rates):.0f} samples/s (median of {len(rates)}, {min(rates):.0f} to {max(rates):.0f}); "

@@ -1,9 +1,10 @@
 """Measures the whole net of Attention to Scale: segmenting an image of 513 pixels, and an update on crops of 321.
 
 The net has full width, three scales, attention and 21 classes, and random weights. `ours` is what segmenting and
-training run, in every precision; `eager` is the same net as one would write it from PyTorch's own operations. Both run
-in turns in one process. On the CPU an update is of one image, as the authors' Caffe was measured; on a GPU it is the
-papers' 10 passes over 3 images, and images are segmented 8 at a time.
+training run, in every precision, `compiled` and `graphed` what training runs with --compile and --cuda-graph (on a GPU
+alone); `eager` is the same net as one would write it from PyTorch's own operations. All run in turns in one process. On
+the CPU an update is of one image, as the authors' Caffe was measured; on a GPU it is the papers' 10 passes over 3
+images, and images are segmented 8 at a time.
 """
 
 from _run import run
@@ -135,18 +136,25 @@ def update_calls(arguments: argparse.Namespace, recipe: Recipe, device: torch.de
         torch.zeros(recipe.batch_size, dtype=torch.int64),
         torch.tensor([size] * recipe.batch_size),
     )
-    trainers = {precision: Trainer(recipe, items, device, precision, seed=0) for precision in arguments.precisions}
+    variants = {"ours": {}}
+    if device.type == "cuda":
+        variants |= {"compiled": {"compile": True}, "graphed": {"cuda_graph": True}}
+    trainers = {
+        f"{version} {precision}": Trainer(recipe, items, device, precision, seed=0, **switches)
+        for version, switches in variants.items()
+        for precision in arguments.precisions
+    }
     for trainer in trainers.values():
         filled(trainer.model)
     eager = EagerTrainer(EagerNet(trainer.model).to(device).train(), recipe)
     image, labels = batch.image.to(device), batch.label.to(device)
 
-    def update(precision: str) -> None:
-        with products_of(precision):
-            trainers[precision].backward(iter([batch] * recipe.iter_size))
-            trainers[precision].update()
+    def update(trainer: Trainer) -> None:
+        with products_of(trainer.precision):
+            trainer.backward(iter([batch] * recipe.iter_size))
+            trainer.update()
 
-    calls = {f"ours {precision}": lambda _, p=precision: update(p) for precision in trainers}
+    calls = {name: lambda _, t=trainer: update(t) for name, trainer in trainers.items()}
     return calls | {"eager float32": lambda _: eager.update(image, labels)}
 
 

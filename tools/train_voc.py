@@ -56,6 +56,8 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine.add_argument("--device", default=device, help="cpu, cuda, cuda:1 ... (here by default %(default)s)")
     machine.add_argument("--precision", choices=PRECISIONS, default="caffe", help="caffe: plain float32 (default)")
+    machine.add_argument("--compile", action="store_true", help="torch.compile the net: takes minutes at the start")
+    machine.add_argument("--cuda-graph", action="store_true", help="replay the net's passes as CUDA graphs")
     machine.add_argument("--seed", type=int, default=0, help="of fillers, data and dropout (default 0)")
     machine.add_argument(
         "--caffe-streams",
@@ -67,6 +69,7 @@ def main() -> int:
         "makes gaussian values: ziggurat (1.56 and later, default) or box-muller (earlier)",
     )
     machine.add_argument("--workers", type=int, default=2, help="decoding processes for each training one (default 2)")
+    machine.add_argument("--cache", action="store_true", help="decode all images at the start, and keep them in memory")
     machine.add_argument("--keep", type=int, metavar="N", help="keep the N newest snapshots (default: all)")
     net = parser.add_argument_group("changes to the recipe's net")
     net.add_argument("--num-classes", type=int, help="background included (default: as many as --classes names)")

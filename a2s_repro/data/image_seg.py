@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from a2s_repro.data.cache import decode_all
 from a2s_repro.data.images import IGNORE_LABEL, read_pair
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
@@ -177,12 +178,17 @@ class SegmentationDataset(Dataset):
             )
         self.items, self.num_classes, self.crop = items, num_classes, crop
         self.normalization, self.scale_range, self.fill_crop = normalization, scale_range, fill_crop
+        self._decoded: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def cache(self, threads: int) -> None:
+        """Decodes all pictures now and keeps them; the processes of a loader share them. Raises as `decode_all`."""
+        self._decoded = decode_all(self.items, self.num_classes, threads)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        image, label = read_pair(self.items[draw.index], self.num_classes)
+        image, label = self._pair(draw.index)
         factor = scale_factor(draw, self.scale_range) if self.scale_range else 1
         if self.fill_crop:
             factor = max(factor, self.crop / max(min(label.shape) - 1, 1))
@@ -191,6 +197,9 @@ class SegmentationDataset(Dataset):
         pixels, labels = transform(image, label, self.crop, self.normalization, draw)
         data_dim = np.minimum(image.shape[:2], self.crop)
         return Sample(torch.from_numpy(pixels), torch.from_numpy(labels), draw.index, torch.from_numpy(data_dim))
+
+    def _pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._decoded[index] if self._decoded else read_pair(self.items[index], self.num_classes)
 
 
 def loader(
@@ -211,6 +220,7 @@ def loader(
         _Reporting(dataset),
         batch_sampler=map(stream.batch, range(start, start + step * num_batches, step)),
         num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # what the dataset has decoded is not copied
         collate_fn=_collate,
         pin_memory=pin_memory,
         worker_init_fn=_set_up_worker,

@@ -1,5 +1,6 @@
 """Caffe's ImageSegData stream, given its recorded draws, and our own stream and loader."""
 
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from a2s_repro.data.cache import decode_all
 from a2s_repro.data.image_seg import (
     MEAN_BGR,
     NORMALIZATIONS,
@@ -221,6 +223,26 @@ def test_loader_starts_anywhere_and_leaves_the_global_random_state_alone(items):
     assert torch.equal(torch.get_rng_state(), before)
     for batch, expected in zip(resumed, whole[3:], strict=True):
         assert all(torch.equal(mine, other) for mine, other in zip(batch, expected, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_gives_the_same_samples_without_the_files(golden, tmp_path, workers):
+    files = shutil.copytree(golden / "data/files", tmp_path / "files")
+    items = read_list(files / "list.txt", files)
+    dataset = SegmentationDataset(items, 5, CROP, scale_range=(0.6, 1.4))
+    stream = RandomStream(len(items), 3, seed=2)
+    decoded = list(loader(dataset, stream, 0, 5, workers))
+    dataset.cache(threads=2)
+    shutil.rmtree(files)
+    for batch, expected in zip(loader(dataset, stream, 0, 5, workers), decoded, strict=True):
+        assert all(torch.equal(mine, other) for mine, other in zip(batch, expected, strict=True))
+
+
+def test_a_cache_that_would_fill_the_memory_is_refused(items):
+    with pytest.raises(
+        InputError, match=r"the first 1 of \d+ images take .* GiB when decoded and leave less than 100%"
+    ):
+        decode_all(items, 5, threads=1, left=1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
