@@ -26,12 +26,12 @@ class RunningStatistics:
         if not is_main():
             for buffer in (*self._running, *self._counts):
                 buffer.zero_()
-        self._before = [int(count) for count in self._counts]
-        self._decays = []
+        if not self._decays:
+            self._before = [int(count) for count in self._counts]
 
     def made_pass(self) -> None:
         """To be called after each pass of this process."""
-        if not self._decays:
+        if not self._decays:  # after the first, which all others equal in this; reading the counts waits for a GPU
             calls = [int(count) - before for count, before in zip(self._counts, self._before, strict=True)]
             per_layer = [(1 - layer.momentum) ** n for layer, n in zip(self._layers, calls, strict=True)]
             self._decays = [decay for decay in per_layer for _ in ("mean", "variance")]
