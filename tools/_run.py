@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,4 +61,5 @@ def _tell(sentence: str) -> None:
     print(sentence, file=sys.stderr)
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         details = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}
-        Path(file).write_text(json.dumps({"message": details}))
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": details}))
