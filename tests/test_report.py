@@ -67,7 +67,7 @@ def random_net(kind: str) -> Net:
 def make_run(folder: Path, data: Path, net: Net) -> Path:
     """What a training leaves behind, without its time."""
     recipe = find_recipe("voc12/attention3_esupv").changed(num_classes=len(CLASSES), test_crop=CROP, max_iter=40)
-    recipe = recipe.config() | {"merge": getattr(net, "merge", None), "published": PUBLISHED}
+    recipe = recipe.config() | {"merge": net.merge, "published": PUBLISHED}
     run = {"data_root": str(data), "val_list": str(data / "ImageSets/Segmentation/val.txt")}
     folder.mkdir(parents=True)
     write_config(folder, {"recipe": recipe, "model": net.config(), "classes": list(CLASSES), "run": run})
@@ -192,6 +192,15 @@ def test_folder_of_no_run(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"config\.json does not describe a training run"):
         write_report(tmp_path)
+
+
+def test_a_list_is_asked_for_where_the_run_names_none(tmp_path, data):
+    folder = make_run(tmp_path / "run", data, random_net("one scale"))
+    config = json.loads((folder / "config.json").read_text())
+    config["run"]["val_list"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"names no list to score on, .*list/val\.txt: give one by --list"):
+        write_report(folder)
 
 
 def test_names_of_classes_cannot_become_markup(tmp_path, data):

@@ -44,9 +44,10 @@ def write_report(
     settings, recipe = run.config["run"], run.config["recipe"]
     segmenter = dataclasses.replace(run.segmenter, crop=recipe["test_crop"] if crop is None else crop)
     root = Path(data_root or settings["data_root"])
-    if list_file is None and settings["val_list"] is None and not (root / recipe["evaluation_set"]).exists():
-        raise InputError(f"{run.path} names no list to score on, and {root} lacks its recipe's: give one by --list.")
-    list_file = Path(list_file or settings["val_list"] or root / recipe["evaluation_set"])
+    named = list_file or settings["val_list"]
+    list_file = Path(named or root / recipe["evaluation_set"])
+    if not named and not list_file.exists():
+        raise InputError(f"{run.path} names no list to score on, and there is no {list_file}: give one by --list.")
     items = read_list(list_file, root, label_dir=label_dir)
     chosen = [items.index(item) for item in select(items, list(ids))]
 
