@@ -45,6 +45,12 @@ def initialise(device: str = "cpu") -> str:
     return device
 
 
+def leave() -> None:
+    """Leaves the other processes, at the end that all of them come to; gloo's threads abort one that just exits."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def rank() -> int:
     """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0

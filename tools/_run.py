@@ -1,7 +1,7 @@
 """What every command line here shares: a clear word before installation, one sentence for an error, exit codes.
 
 Imported first by each tool. Exit status: 0 done, 1 the check that was asked for failed, 2 wrong input, 130 interrupted,
-143 stopped by SIGTERM after what had to be saved.
+141 nobody reads the output, 143 stopped by SIGTERM after what had to be saved.
 """
 
 import json
@@ -26,6 +26,7 @@ def _excepthook(kind: type[BaseException], *details: Any) -> None:
 sys.excepthook = _excepthook
 
 try:
+    from a2s_repro import distributed
     from a2s_repro.errors import InputError, ToldElsewhere
     from caffe_weights import CaffeFileError
 except ImportError as missing:
@@ -39,11 +40,16 @@ def run(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits with its status; errors that a user can put right become one sentence on stderr."""
     try:
         status = main() or 0
+        distributed.leave()
+        sys.stdout.flush()
     except ToldElsewhere:
         status = 2
     except (InputError, CaffeFileError) as error:
         status = 2
         _tell(f"error: {error}")
+    except BrokenPipeError:  # `| head` has seen enough
+        status = 141
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except FileExistsError as error:
         status = 2
         _tell(f"error: {error.filename} is a file, where a folder is needed: give another path.")
