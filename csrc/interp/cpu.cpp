@@ -8,37 +8,29 @@ namespace {
 
 using namespace a2s;
 
-template <class Acc>
+// Stores a row whose pixels lie `gap` values apart.
+template <class T>
 struct Store {
-  Acc* out;
+  T* out;
+  int64_t gap;
 
-  auto pixel(int64_t) const {
-    return [to = out](int64_t i, const auto& v) { store_values(to + i, v[0]); };
+  auto pixel(int64_t x) const {
+    return [to = out + x * gap](int64_t i, const auto& v) { store_values(to + i, v[0]); };
   }
 };
 
+// In channels_last the channels of `y` follow each other.
 void interp_rows(const Tensor& x, const Tensor& y) {
   dispatch("interp", x, [&](auto type) {
     using T = typename decltype(type)::type;
-    using Acc = acc_t<T>;
-    const Map<const T> in = map_of<const T>(x);
     const Map<T> out = map_of<T>(y);
-    const Resize resize(in.h, in.w, out.h, out.w);
-    const Rows<const T> source(in, out.channels_last);
+    const ScaleSet<T, 1> scale_set({x}, out.h, out.w);
     const Rows<T> rows(out, out.channels_last);
     for_each_part(rows.planes() * out.h, rows.values(), [&](int64_t begin, int64_t end) {
-      std::optional<PlanarRows<T>> planar;
-      std::optional<InterleavedRows<T>> interleaved;
-      if (out.channels_last) interleaved.emplace(in, resize);
-      else planar.emplace(in, resize);
-      std::vector<Acc> buffer(rows.values());
+      ScaleRows<T, 1> resized(scale_set, out.channels_last);
       for (int64_t r = begin; r < end; ++r) {
         const int64_t plane = r / out.h, i = r % out.h;
-        Acc* result = rows.in_place(plane, i, buffer.data());
-        if (resize.copies) source.load(plane, i, result);
-        else if (planar) planar_row<false, Acc, 1>({planar->row(plane, i)}, out.w, Store<Acc>{result});
-        else interleaved_row<false, Acc, 1>({interleaved->row(plane, i)}, out.w, Store<Acc>{result});
-        rows.store(plane, i, result);
+        resized.row(plane, i, Store<T>{rows.start(plane, i), rows.gap()});
       }
     });
   });
@@ -54,12 +46,11 @@ Tensor interp_backward_cpu(const Tensor& grad, int64_t height, int64_t width) {
   Tensor grad_x = empty_resized("interp_backward", "grad", grad, height, width);
   dispatch("interp_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    using Acc = acc_t<T>;
     const Map<T> out = map_of<T>(grad_x);
     const Rows<const T> rows(map_of<const T>(grad), out.channels_last);
     gather_rows(out, Resize(height, width, grad.size(2), grad.size(3)), [&] {
-      return [&, buffer = std::vector<Acc>(rows.values())](int64_t plane, int64_t y) mutable {
-        return PlainValue<Acc>{rows.read(plane, y, buffer.data())};
+      return [&, buffer = std::vector<T>(rows.values())](int64_t plane, int64_t y) mutable {
+        return PlainValue<T>{rows.read(plane, y, buffer.data())};
       };
     });
   });

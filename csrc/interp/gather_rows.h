@@ -14,16 +14,25 @@ struct Readers {
   size_t weights;
 };
 
+// What reads each pixel along an axis.
 template <class Acc>
-Readers readers_of(const Axis& axis, int64_t i, std::vector<Acc>& weights) {
-  int64_t first, last;
-  axis.readers(i, first, last);
-  while (first <= last && axis.template weight<Acc>(first, i) == 0) ++first;
-  while (first <= last && axis.template weight<Acc>(last, i) == 0) --last;
-  const Readers result{first, last + 1, weights.size()};
-  for (int64_t o = first; o <= last; ++o) weights.push_back(axis.template weight<Acc>(o, i));
-  return result;
-}
+struct AxisReaders {
+  std::vector<Readers> pixels;
+  std::vector<Acc> weights;
+  int64_t reach = 0;  // the most readers that a pixel has
+
+  explicit AxisReaders(const Axis& axis) {
+    for (int64_t i = 0; i < axis.in; ++i) {
+      int64_t first, last;
+      axis.readers(i, first, last);
+      while (first <= last && axis.template weight<Acc>(first, i) == 0) ++first;
+      while (first <= last && axis.template weight<Acc>(last, i) == 0) --last;
+      pixels.push_back({first, last + 1, weights.size()});
+      reach = std::max(reach, last + 1 - first);
+      for (int64_t o = first; o <= last; ++o) weights.push_back(axis.template weight<Acc>(o, i));
+    }
+  }
+};
 
 // sum[x] += weight * value.factor(x) * value.at(x)
 template <class Acc, class Value>
@@ -34,22 +43,16 @@ A2S_CLONES void add_row(Acc weight, const Value value, int64_t width, Acc* sum) 
 
 // What reads each pixel of a row.
 template <class Acc>
-struct ReaderColumns {
+struct ReaderColumns : AxisReaders<Acc> {
   using Position = typename Columns<Acc>::Position;
+  using AxisReaders<Acc>::pixels, AxisReaders<Acc>::weights, AxisReaders<Acc>::reach;
 
-  std::vector<Readers> pixels;
-  std::vector<Acc> weights;
-  int64_t reach = 0;  // the most readers that a pixel has
   // Where eight neighbours' first readers are less than 16 apart: how far from the first of the eight, and the weight of
   // reader r of pixel j at [r * pixels + j], 0 beyond its last.
   std::vector<Position> local;
   std::vector<Acc> weight_rows;
 
-  explicit ReaderColumns(const Axis& axis) {
-    for (int64_t j = 0; j < axis.in; ++j) {
-      pixels.push_back(readers_of(axis, j, weights));
-      reach = std::max(reach, pixels[j].end - pixels[j].first);
-    }
+  explicit ReaderColumns(const Axis& axis) : AxisReaders<Acc>(axis) {
     for (int64_t j = 0; j < axis.in; ++j) {
       const int64_t distance = pixels[j].first - pixels[j / kLanes * kLanes].first;
       if (distance < 0 || distance >= 2 * kLanes) {
@@ -135,20 +138,19 @@ template <class Acc>
 class GatheredRows {
  public:
   GatheredRows(const Resize& resize, int64_t lanes)
-      : resize_(resize), lanes_(lanes), columns_(resize.x),
+      : resize_(resize), lanes_(lanes), rows_(resize.y), columns_(resize.x),
         column_sum_(lanes == 1 ? resize.x.out + columns_.padding() : 0) {}
 
   // Fills row i of the gradient. value_of(y) gives row y of the result's.
   template <class ValueOf>
   void row(int64_t i, const ValueOf& value_of, Acc* out) {
     if (resize_.copies) return copy_row(value_of(i), resize_.x.in, lanes_, out);
-    row_weights_.clear();
-    const Readers rows = readers_of(resize_.y, i, row_weights_);
+    const Readers& rows = rows_.pixels[i];
     Acc* sum = lanes_ == 1 ? column_sum_.data() : out;
     std::fill(sum, sum + (lanes_ == 1 ? resize_.x.out : resize_.x.in * lanes_), Acc(0));
     for (int64_t y = rows.first; y < rows.end; ++y) {
       const auto value = value_of(y);
-      const Acc weight = row_weights_[y - rows.first];
+      const Acc weight = rows_.weights[rows.weights + y - rows.first];
       if (lanes_ == 1) add_row(weight, value, resize_.x.out, sum);
       else gather_pixels(columns_, weight, lanes_, value, sum);
     }
@@ -158,16 +160,18 @@ class GatheredRows {
  private:
   Resize resize_;
   int64_t lanes_;
+  AxisReaders<Acc> rows_;
   ReaderColumns<Acc> columns_;
-  std::vector<Acc> column_sum_, row_weights_;
+  std::vector<Acc> column_sum_;
 };
 
 // A row of a gradient as it is.
-template <class Acc>
+template <class T>
 struct PlainValue {
-  const Acc* row;
+  using Acc = acc_t<T>;
+  const T* row;
   Acc factor(int64_t) const { return 1; }
-  Acc at(int64_t i) const { return row[i]; }
+  Acc at(int64_t i) const { return static_cast<Acc>(row[i]); }
 };
 
 // Fills the gradient of a map under `resize`. make_value_of() gives, for a part of the rows, value_of(plane, y).

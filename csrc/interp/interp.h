@@ -75,6 +75,20 @@ struct Resize {
       : y(in_h, out_h), x(in_w, out_w), copies(in_h == out_h && in_w == out_w) {}
 };
 
+// S maps and how each is resized to one grid.
+template <class T, int S>
+struct ScaleSet {
+  Map<const T> map[S];
+  Resize resize[S];
+
+  ScaleSet(const std::vector<Tensor>& maps, int64_t height, int64_t width) {
+    for (int s = 0; s < S; ++s) {
+      map[s] = map_of<const T>(maps[s]);
+      resize[s] = Resize(map[s].h, map[s].w, height, width);
+    }
+  }
+};
+
 // Where one output pixel samples a map.
 struct PixelTaps {
   Tap y, x;

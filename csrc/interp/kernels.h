@@ -9,20 +9,6 @@
 
 namespace a2s {
 
-// S maps and how each is resized to one grid.
-template <class T, int S>
-struct ScaleSet {
-  Map<const T> map[S];
-  Resize resize[S];
-
-  ScaleSet(const std::vector<Tensor>& maps, int64_t height, int64_t width) {
-    for (int s = 0; s < S; ++s) {
-      map[s] = map_of<const T>(maps[s]);
-      resize[s] = Resize(map[s].h, map[s].w, height, width);
-    }
-  }
-};
-
 // A thread computes channels c, c + groups, ... of its pixel, so that the taps are worked out once for several channels
 // and neighbouring threads stay neighbours in memory.
 constexpr int64_t kChannelsPerThread = 8;

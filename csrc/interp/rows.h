@@ -1,6 +1,7 @@
 // CPU loops over maps, a row at a time. In a planar map a row holds one channel and every channel is a plane; in an
-// interleaved (channels_last) one a row holds all channels of its pixels and an image is one plane. Rows are worked on
-// in the accumulation type, and the inner loops run over values that lie side by side in both layouts.
+// interleaved (channels_last) one a row holds all channels of its pixels and an image is one plane. The inner loops run
+// over values that lie side by side in both layouts. Rows that are read several times are converted to the accumulation
+// type beforehand, others where they are used.
 #pragma once
 
 #include <algorithm>
@@ -37,8 +38,9 @@ class Rows {
   int64_t values() const { return map_.w * lanes_; }
 
   // The row itself where it can be worked on in place, else `buffer`.
-  auto in_place(int64_t plane, int64_t y, Acc* buffer) const {
-    if constexpr (std::is_same_v<std::remove_const_t<T>, Acc>) return contiguous_ ? start(plane, y) : buffer;
+  template <class To>
+  auto in_place(int64_t plane, int64_t y, To* buffer) const {
+    if constexpr (std::is_same_v<std::remove_const_t<T>, To>) return contiguous_ ? start(plane, y) : buffer;
     else return buffer;
   }
 
@@ -53,8 +55,9 @@ class Rows {
   }
 
   // The row as it lies in memory if possible, else a copy in `buffer`.
-  const Acc* read(int64_t plane, int64_t y, Acc* buffer) const {
-    const Acc* row = in_place(plane, y, buffer);
+  template <class To>
+  const To* read(int64_t plane, int64_t y, To* buffer) const {
+    const To* row = in_place(plane, y, buffer);
     if (row == buffer) load(plane, y, buffer);
     return row;
   }
@@ -71,10 +74,13 @@ class Rows {
     }
   }
 
- private:
   T* start(int64_t plane, int64_t y) const {
     return &map_.at(plane / planes_per_image_, plane % planes_per_image_, y, 0);
   }
+  // Values between the end of a pixel and the next.
+  int64_t gap() const { return map_.stride_w - lanes_; }
+
+ private:
 
   Map<T> map_;
   int64_t lanes_, planes_per_image_;
@@ -201,12 +207,16 @@ class PlanarRows {
 // The four neighbours of one pixel, whose values follow each other.
 template <class Acc>
 struct Quad {
+  // How far ahead memory is asked for: small maps have a row or two to a page, and a processor does not look beyond it.
+  static constexpr int64_t kAhead = 768 / sizeof(Acc);
+
   const Acc *a00, *a01, *a10, *a11;
   Acc ly, lx;
 
   // V as in load_values. Copied: the pixel is a copy of its first neighbour.
   template <class V, bool Copied = false>
   V at(int64_t lane) const {
+    __builtin_prefetch((Copied ? a00 : a11) + lane + kAhead);
     const V first = load_values<V>(a00 + lane);
     if constexpr (Copied) return first;
     return (1 - ly) * ((1 - lx) * first + lx * load_values<V>(a01 + lane)) +
@@ -252,7 +262,7 @@ class InterleavedRows {
 
  private:
   const Acc* source(int64_t plane, int64_t y) {
-    if (const Acc* row = in_.in_place(plane, y, nullptr)) return row;
+    if (const Acc* row = in_.in_place(plane, y, static_cast<Acc*>(nullptr))) return row;
     return source_.row(plane, y, [&](Acc* row) { in_.load(plane, y, row); });
   }
 
@@ -273,7 +283,7 @@ void values_at(const std::array<Quad<Acc>, S>& quads, int64_t lane, V (&v)[S]) {
 // Calls op.pixel(x) at each pixel of a row, and what that gives as value(i, v) for every value i of the row, or for eight
 // at once: v[s] is the value of map s. FirstCopies: the first map is not resized.
 template <bool FirstCopies, class Acc, size_t S, class Op>
-A2S_CLONES void planar_row(const std::array<PlanarRow<Acc>, S> rows, int64_t width, const Op op) {
+A2S_CLONES void resize_row(const std::array<PlanarRow<Acc>, S> rows, int64_t width, const Op op) {
   A2S_INDEPENDENT
   for (int64_t x = 0; x < width; ++x) {
     Acc v[S];
@@ -283,7 +293,7 @@ A2S_CLONES void planar_row(const std::array<PlanarRow<Acc>, S> rows, int64_t wid
 }
 
 template <bool FirstCopies, class Acc, size_t S, class Op>
-A2S_CLONES void interleaved_row(const std::array<InterleavedRow<Acc>, S> rows, int64_t width, const Op op) {
+A2S_CLONES void resize_row(const std::array<InterleavedRow<Acc>, S> rows, int64_t width, const Op op) {
   const int64_t lanes = rows[0].lanes;
   for (int64_t x = 0; x < width; ++x) {
     std::array<Quad<Acc>, S> quads;
@@ -296,6 +306,53 @@ A2S_CLONES void interleaved_row(const std::array<InterleavedRow<Acc>, S> rows, i
     });
   }
 }
+
+// The rows of S maps resized to one grid.
+template <class T, int S>
+class ScaleRows {
+ public:
+  using Acc = acc_t<T>;
+
+  ScaleRows(const ScaleSet<T, S>& scales, bool interleaved)
+      : first_copies_(scales.resize[0].copies), width_(scales.resize[0].x.out) {
+    for (int s = 0; s < S; ++s) {
+      if (interleaved) interleaved_.emplace_back(scales.map[s], scales.resize[s]);
+      else planar_.emplace_back(scales.map[s], scales.resize[s]);
+    }
+  }
+
+  // Calls body(FirstCopies, rows, width) with rows y of a plane, planar or interleaved.
+  template <class Body>
+  void visit(int64_t plane, int64_t y, const Body& body) {
+    const auto call = [&](const auto& rows) {
+      if (first_copies_) body(std::true_type{}, rows, width_);
+      else body(std::false_type{}, rows, width_);
+    };
+    if (planar_.empty()) call(rows_of(interleaved_, plane, y));
+    else call(rows_of(planar_, plane, y));
+  }
+
+  // Does `op` to row y of a plane.
+  template <class Op>
+  void row(int64_t plane, int64_t y, const Op& op) {
+    visit(plane, y, [&](auto first_copies, const auto& rows, int64_t width) {
+      resize_row<decltype(first_copies)::value>(rows, width, op);
+    });
+  }
+
+ private:
+  template <class ScaleRow>
+  static auto rows_of(std::vector<ScaleRow>& scales, int64_t plane, int64_t y) {
+    std::array<decltype(scales[0].row(plane, y)), S> rows;
+    for (int s = 0; s < S; ++s) rows[s] = scales[s].row(plane, y);
+    return rows;
+  }
+
+  bool first_copies_;
+  int64_t width_;
+  std::vector<PlanarRows<T>> planar_;
+  std::vector<InterleavedRows<T>> interleaved_;
+};
 
 // Calls work(first, end) for parts of the rows of a map, in parallel, each worth a thread.
 template <class Work>

@@ -69,7 +69,7 @@ class RowSum {
         Lanes<Acc> sum[groups] = {};
         for (size_t t = 0; t < count; ++t) {
           const T* from = terms[t].row + x * stride + l;
-          for (int g = 0; g < groups; ++g) sum[g] += terms[t].weight * load_converted<Acc>(from + g * kLanes);
+          for (int g = 0; g < groups; ++g) sum[g] += terms[t].weight * load_values<Lanes<Acc>>(from + g * kLanes);
         }
         for (int g = 0; g < groups; ++g) store_values(out + l + g * kLanes, sum[g]);
       };
@@ -170,18 +170,18 @@ class ShiftAddGradRows {
   using Acc = acc_t<T>;
 
   ShiftAddGradRows(const Map<const T>& grad, const Map<T>& grad_planes, int64_t most_lanes)
-      : grad_(grad), grad_planes_(grad_planes), resize_(grad_planes.h, grad_planes.w, grad.h, grad.w),
-        columns_(resize_.x), column_sum_((grad.w + 2) * most_lanes + columns_.padding()), row_(grad_planes.w) {}
+      : grad_(grad), grad_planes_(grad_planes), rows_(Axis(grad_planes.h, grad.h)),
+        columns_(Axis(grad_planes.w, grad.w)), column_sum_((grad.w + 2) * most_lanes + columns_.padding()), row_(grad_planes.w) {}
 
   void rows(const Strip& strip, int64_t i) {
     const int64_t lanes = strip.lanes;
-    weights_.clear();
-    const Readers readers = readers_of(resize_.y, i, weights_);
+    const Readers& readers = rows_.pixels[i];
     for (int64_t dy = 0; dy < kTaps; ++dy) {
       down_.clear();
       for (int64_t v = readers.first; v < readers.end; ++v) {
         const int64_t y = v + 1 - dy;
-        if (y >= 0 && y < grad_.h) down_.add(&grad_.at(strip.n, strip.first, y, 0), weights_[v - readers.first]);
+        if (y < 0 || y >= grad_.h) continue;
+        down_.add(&grad_.at(strip.n, strip.first, y, 0), rows_.weights[readers.weights + v - readers.first]);
       }
       // Between pixels that are 0.
       std::fill_n(column_sum_.begin(), lanes, Acc(0));
@@ -217,9 +217,9 @@ class ShiftAddGradRows {
 
   Map<const T> grad_;
   Map<T> grad_planes_;
-  Resize resize_;
+  AxisReaders<Acc> rows_;
   ReaderColumns<Acc> columns_;
-  std::vector<Acc> column_sum_, row_, weights_;
+  std::vector<Acc> column_sum_, row_;
   RowSum<T> down_;
   RowSum<Acc> along_;
 };

@@ -20,35 +20,21 @@ void for_each_band(int64_t begin, int64_t end, int64_t height, const Work& work)
   }
 }
 
-// Rows y of S planes, side by side.
-template <class T, int S>
-void load_set(const Rows<T>& rows, int64_t n, int64_t y, const RowSet<acc_t<T>, S>& to) {
-  for (int s = 0; s < S; ++s) rows.load(n * S + s, y, to.row[s]);
-}
-
-template <class T, int S>
-void store_set(const Rows<T>& rows, int64_t n, int64_t y, const RowSet<acc_t<T>, S>& from) {
-  for (int s = 0; s < S; ++s) rows.store(n * S + s, y, from.row[s]);
-}
-
-// The softmax of the logits on their own grid, as planes.
-template <class T, int S>
-Tensor coarse_softmax(const Tensor& logits) {
+// Fills `weights` with the softmax of the logits, on the same grid.
+template <class T, int S, class Out>
+void softmax_rows(const Map<const T>& logits, const Map<Out>& weights) {
   using Acc = acc_t<T>;
-  Tensor weights = empty_planes<Acc>(logits);
-  const Map<const T> in = map_of<const T>(logits);
-  const Rows<const T> logit_rows(in, false);
-  const Rows<Acc> weight_rows(map_of<Acc>(weights), false);
-  for_each_part(in.n * in.h, S * in.w, [&](int64_t begin, int64_t end) {
-    std::vector<Acc> buffer(S * in.w);
-    const RowSet<Acc, S> row(buffer.data(), in.w);
+  const ScaleChannels<const T, S> in(logits);
+  const ScaleChannels<Out, S> out(weights);
+  for_each_part(logits.n * logits.h, S * logits.w, [&](int64_t begin, int64_t end) {
+    std::vector<Acc> buffer(S * logits.w);
+    const RowSet<Acc, S> row(buffer.data(), logits.w);
     for (int64_t r = begin; r < end; ++r) {
-      load_set(logit_rows, r / in.h, r % in.h, row);
-      softmax_row(row, in.w);
-      store_set(weight_rows, r / in.h, r % in.h, row);
+      in.load(r / logits.h, r % logits.h, row);
+      softmax_row(row, logits.w);
+      out.store(r / logits.h, r % logits.h, row);
     }
   });
-  return weights;
 }
 
 // Rows of the weights on the merged grid: the softmax there, or Interp of the softmax on the logits' grid.
@@ -58,23 +44,23 @@ class WeightRows {
   using Acc = acc_t<T>;
 
   WeightRows(const Map<const T>& logits, const std::optional<Map<const Acc>>& coarse, const Resize& resize)
-      : logits_(logits, false), width_(resize.x.out) {
+      : logits_(logits), width_(resize.x.out) {
     if (coarse) coarse_.emplace(*coarse, resize);
   }
 
   void fill(int64_t n, int64_t y, const RowSet<Acc, S>& weights) {
     if (coarse_) {
       for (int s = 0; s < S; ++s) {
-        planar_row<false, Acc, 1>({coarse_->row(n * S + s, y)}, width_, Average<Acc, 1>{1, weights.row[s]});
+        resize_row<false>(std::array{coarse_->row(n * S + s, y)}, width_, Average<Acc, 1>{1, weights.row[s]});
       }
     } else {
-      load_set(logits_, n, y, weights);
+      logits_.load(n, y, weights);
       softmax_row(weights, width_);
     }
   }
 
  private:
-  Rows<const T> logits_;
+  ScaleChannels<const T, S> logits_;
   std::optional<PlanarRows<Acc>> coarse_;
   int64_t width_;
 };
@@ -91,35 +77,47 @@ void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weig
                 const std::optional<Tensor>& recalibration, const MergeTo<T>& to) {
   using Acc = acc_t<T>;
   const int64_t height = to.merged.h, width = to.merged.w;
-  const Rows<T> out_rows(to.merged, to.interleaved), weight_rows(to.weights, false);
+  const Rows<T> out_rows(to.merged, to.interleaved);
+  const ScaleChannels<T, S> weight_rows(to.weights);
   const auto factor_rows = optional_rows<T>(recalibration, to.interleaved);
   for_each_part(to.merged.n * height, to.merged.c * width, [&](int64_t begin, int64_t end) {
     ScaleRows<T, S> scales(scale_set, to.interleaved);
     auto weights_at = make_weight_rows();
-    std::vector<Acc> band(kBandRows * S * width), buffer(out_rows.values());
-    std::vector<Acc> factor_buffer(Recalibrated ? out_rows.values() : 0);
+    std::vector<Acc> band(kBandRows * S * width);
+    std::vector<T> factor_buffer(Recalibrated ? out_rows.values() : 0);
     for_each_band(begin, end, height, [&](int64_t n, int64_t first, int64_t last) {
       const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
       for (int64_t y = first; y < last; ++y) {
         weights_at.fill(n, y, weights_of(y));
-        store_set(weight_rows, n, y, weights_of(y));
+        weight_rows.store(n, y, weights_of(y));
       }
       for (int64_t p = 0; p < out_rows.planes_per_image(); ++p) {
         const int64_t plane = n * out_rows.planes_per_image() + p;
         for (int64_t y = first; y < last; ++y) {
-          Acc* out = out_rows.in_place(plane, y, buffer.data());
-          const Weigh<Acc, S> weigh{weights_of(y), out};
+          const Weigh<T, S> weigh{weights_of(y), out_rows.start(plane, y)};
           if constexpr (Recalibrated) {
-            const Acc* factor = factor_rows->read(plane, y, factor_buffer.data());
-            scales.row(plane, y, WeighRecalibrated<Acc, S>{weigh, factor});
+            const T* factor = factor_rows->read(plane, y, factor_buffer.data());
+            scales.row(plane, y, WeighRecalibrated<T, S>{weigh, factor});
           } else {
             scales.row(plane, y, weigh);
           }
-          out_rows.store(plane, y, out);
         }
       }
     });
   });
+}
+
+Tensor scale_softmax_cpu(const Tensor& logits) {
+  check_map("scale_softmax", "logits", logits);
+  if (logits.size(1) > kMaxScales) return scale_softmax<ParallelLaunch>(logits);
+  Tensor weights = empty_same(logits);
+  dispatch("scale_softmax", logits, [&](auto type) {
+    using T = typename decltype(type)::type;
+    dispatch_scales(logits.size(1), [&](auto count) {
+      softmax_rows<T, decltype(count)::value>(map_of<const T>(logits), map_of<T>(weights));
+    });
+  });
+  return weights;
 }
 
 std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, const Tensor& logits, int64_t height,
@@ -137,7 +135,8 @@ std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, co
     std::optional<Tensor> coarse;
     std::optional<Map<const Acc>> coarse_map;
     if (!weight_resize.copies) {
-      coarse = coarse_softmax<T, S>(logits);
+      coarse = empty_planes<Acc>(logits);
+      softmax_rows<T, S>(logit_map, map_of<Acc>(*coarse));
       coarse_map = map_of<const Acc>(*coarse);
     }
     const MergeTo<T> to{map_of<T>(merged), map_of<T>(weights), is_channels_last(merged)};
@@ -152,8 +151,6 @@ std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, co
 template <class T>
 class GradRows {
  public:
-  using Acc = acc_t<T>;
-
   GradRows(const Tensor& grad, const std::optional<Tensor>& recalibration, bool interleaved)
       : rows_(map_of<const T>(grad), interleaved), factors_(optional_rows<T>(recalibration, interleaved)),
         buffer_(rows_.values()), factor_buffer_(factors_ ? rows_.values() : 0) {}
@@ -161,15 +158,15 @@ class GradRows {
   int64_t planes_per_image() const { return rows_.planes_per_image(); }
 
   // Valid until the next call.
-  const Acc* grad(int64_t plane, int64_t y) { return rows_.read(plane, y, buffer_.data()); }
-  const Acc* factor(int64_t plane, int64_t y) {
+  const T* grad(int64_t plane, int64_t y) { return rows_.read(plane, y, buffer_.data()); }
+  const T* factor(int64_t plane, int64_t y) {
     return factors_ ? factors_->read(plane, y, factor_buffer_.data()) : nullptr;
   }
 
  private:
   Rows<const T> rows_;
   std::optional<Rows<const T>> factors_;
-  std::vector<Acc> buffer_, factor_buffer_;
+  std::vector<T> buffer_, factor_buffer_;
 };
 
 struct MergeBackward {
@@ -188,44 +185,45 @@ void weight_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, c
   using Acc = acc_t<T>;
   const bool interleaved = is_channels_last(m.grad);
   const int64_t width = m.grad.size(3);
-  const Rows<const T> weight_rows(map_of<const T>(m.weights), false);
-  const Rows<Out> out_rows(out, false);
+  const ScaleChannels<const T, S> weight_rows(map_of<const T>(m.weights));
+  const ScaleChannels<Out, S> out_rows(out);
   std::optional<Rows<T>> factor_grad_rows;
   if constexpr (Recalibrated) factor_grad_rows.emplace(map_of<T>(recalibration_grad[0]), interleaved);
-  const auto grad_weight_rows = optional_rows<T>(m.grad_weights, false);
+  std::optional<ScaleChannels<const T, S>> grad_weight_rows;
+  if (m.grad_weights) grad_weight_rows.emplace(map_of<const T>(*m.grad_weights));
   for_each_part(out.n * out.h, m.grad.size(1) * width, [&](int64_t begin, int64_t end) {
     ScaleRows<T, S> scales(scale_set, interleaved);
     GradRows<T> grads(m.grad, m.recalibration, interleaved);
     std::vector<Acc> band(kBandRows * S * width), weight_band(kBandRows * S * width);
-    std::vector<Acc> buffer(Recalibrated ? factor_grad_rows->values() : 0);
+    std::vector<T> buffer(Recalibrated ? factor_grad_rows->values() : 0);
     for_each_band(begin, end, out.h, [&](int64_t n, int64_t first, int64_t last) {
       const auto sums_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
       const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&weight_band[(y - first) * S * width], width); };
       if (ThroughSoftmax || Recalibrated) {
-        for (int64_t y = first; y < last; ++y) load_set(weight_rows, n, y, weights_of(y));
+        for (int64_t y = first; y < last; ++y) weight_rows.load(n, y, weights_of(y));
       }
       if (grad_weight_rows) {
-        for (int64_t y = first; y < last; ++y) load_set(*grad_weight_rows, n, y, sums_of(y));
+        for (int64_t y = first; y < last; ++y) grad_weight_rows->load(n, y, sums_of(y));
       } else {
         std::fill(band.begin(), band.end(), Acc(0));
       }
       for (int64_t p = 0; p < grads.planes_per_image(); ++p) {
         const int64_t plane = n * grads.planes_per_image() + p;
         for (int64_t y = first; y < last; ++y) {
-          const Acc* grad = grads.grad(plane, y);
+          const T* grad = grads.grad(plane, y);
           if constexpr (Recalibrated) {
-            Acc* factor_grad = factor_grad_rows->in_place(plane, y, buffer.data());
-            const RecalibratedGrad<Acc, S> row{grad, grads.factor(plane, y), factor_grad, weights_of(y)};
-            scales.add_products(plane, y, row, sums_of(y));
+            T* factor_grad = factor_grad_rows->in_place(plane, y, buffer.data());
+            const RecalibratedGrad<T, S> row{grad, grads.factor(plane, y), factor_grad, weights_of(y)};
+            add_products(scales, plane, y, row, sums_of(y));
             factor_grad_rows->store(plane, y, factor_grad);
           } else {
-            scales.add_products(plane, y, PlainGrad<Acc>{grad}, sums_of(y));
+            add_products(scales, plane, y, PlainGrad<T>{grad}, sums_of(y));
           }
         }
       }
       for (int64_t y = first; y < last; ++y) {
         if constexpr (ThroughSoftmax) softmax_backward_row(sums_of(y), weights_of(y), width);
-        store_set(out_rows, n, y, sums_of(y));
+        out_rows.store(n, y, sums_of(y));
       }
     });
   });
@@ -235,9 +233,9 @@ void weight_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, c
 template <class T, int S>
 void logit_grad_rows(const MergeBackward& m, const Tensor& weight_grad, const Map<T>& out) {
   using Acc = acc_t<T>;
-  const Rows<const T> logit_rows(map_of<const T>(m.logits), false);
+  const ScaleChannels<const T, S> logit_rows(map_of<const T>(m.logits));
   const Rows<const Acc> weight_grad_rows(map_of<const Acc>(weight_grad), false);
-  const Rows<T> out_rows(out, false);
+  const ScaleChannels<T, S> out_rows(out);
   const Resize resize(out.h, out.w, weight_grad.size(2), weight_grad.size(3));
   for_each_part(out.n * out.h, S * weight_grad.size(3), [&](int64_t begin, int64_t end) {
     GatheredRows<Acc> gathered(resize, 1);
@@ -245,16 +243,16 @@ void logit_grad_rows(const MergeBackward& m, const Tensor& weight_grad, const Ma
     const RowSet<Acc, S> weights(weight_buffer.data(), out.w), grads(grad_buffer.data(), out.w);
     for (int64_t r = begin; r < end; ++r) {
       const int64_t n = r / out.h, i = r % out.h;
-      load_set(logit_rows, n, i, weights);
+      logit_rows.load(n, i, weights);
       softmax_row(weights, out.w);
       for (int s = 0; s < S; ++s) {
         const auto value_of = [&](int64_t y) {
-          return PlainValue<Acc>{weight_grad_rows.read(n * S + s, y, nullptr)};
+          return PlainValue<Acc>{weight_grad_rows.start(n * S + s, y)};
         };
         gathered.row(i, value_of, grads.row[s]);
       }
       softmax_backward_row(grads, weights, out.w);
-      store_set(out_rows, n, i, grads);
+      out_rows.store(n, i, grads);
     }
   });
 }
@@ -277,12 +275,12 @@ void merge_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, co
     const Map<T> out = map_of<T>(grad_scores[s]);
     gather_rows(out, scale_set.resize[s], [&, s] {
       return [&, s, grads = GradRows<T>(m.grad, m.recalibration, out.channels_last),
-              buffer = std::vector<Acc>(width)](int64_t plane, int64_t y) mutable {
-        const Acc* weight = weight_rows.read(plane / grads.planes_per_image() * S + s, y, buffer.data());
+              buffer = std::vector<T>(width)](int64_t plane, int64_t y) mutable {
+        const T* weight = weight_rows.read(plane / grads.planes_per_image() * S + s, y, buffer.data());
         if constexpr (Recalibrated) {
-          return RecalibratedValue<Acc>{weight, grads.grad(plane, y), grads.factor(plane, y)};
+          return RecalibratedValue<T>{weight, grads.grad(plane, y), grads.factor(plane, y)};
         } else {
-          return WeightedValue<Acc>{weight, grads.grad(plane, y)};
+          return WeightedValue<T>{weight, grads.grad(plane, y)};
         }
       };
     });
@@ -312,18 +310,15 @@ Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int6
   Tensor merged = empty_merged("scale_average", scores, height, width);
   dispatch_merge("scale_average", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
-    using Acc = acc_t<T>;
     constexpr int S = decltype(count)::value;
     const ScaleSet<T, S> scale_set(scores, height, width);
     const bool interleaved = is_channels_last(merged);
     const Rows<T> rows(map_of<T>(merged), interleaved);
     for_each_part(rows.planes() * height, rows.values(), [&](int64_t begin, int64_t end) {
       ScaleRows<T, S> scales(scale_set, interleaved);
-      std::vector<Acc> buffer(rows.values());
       for (int64_t r = begin; r < end; ++r) {
-        Acc* out = rows.in_place(r / height, r % height, buffer.data());
-        scales.row(r / height, r % height, Average<Acc, S>{static_cast<float>(factor), out});
-        rows.store(r / height, r % height, out);
+        const int64_t plane = r / height, y = r % height;
+        scales.row(plane, y, Average<T, S>{static_cast<float>(factor), rows.start(plane, y)});
       }
     });
   });
@@ -335,13 +330,12 @@ std::vector<Tensor> scale_average_backward_cpu(const Tensor& grad, const std::ve
   std::vector<Tensor> grad_scores = empty_grads(grad, scores);
   dispatch("scale_average_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    using Acc = acc_t<T>;
     for (const Tensor& grad_score : grad_scores) {
       const Map<T> out = map_of<T>(grad_score);
       const Rows<const T> rows(map_of<const T>(grad), out.channels_last);
       gather_rows(out, Resize(out.h, out.w, grad.size(2), grad.size(3)), [&] {
-        return [&, buffer = std::vector<Acc>(rows.values())](int64_t plane, int64_t y) mutable {
-          return ScaledValue<Acc>{rows.read(plane, y, buffer.data()), static_cast<float>(factor)};
+        return [&, buffer = std::vector<T>(rows.values())](int64_t plane, int64_t y) mutable {
+          return ScaledValue<T>{rows.read(plane, y, buffer.data()), static_cast<float>(factor)};
         };
       });
     }
@@ -354,7 +348,6 @@ std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int6
   Tensor winner = empty_winner(merged);
   dispatch_merge("scale_max", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
-    using Acc = acc_t<T>;
     constexpr int S = decltype(count)::value;
     const ScaleSet<T, S> scale_set(scores, height, width);
     const bool interleaved = is_channels_last(merged);
@@ -362,12 +355,9 @@ std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int6
     const Rows<uint8_t> winner_rows(map_of<uint8_t>(winner), interleaved);
     for_each_part(rows.planes() * height, rows.values(), [&](int64_t begin, int64_t end) {
       ScaleRows<T, S> scales(scale_set, interleaved);
-      std::vector<Acc> buffer(rows.values()), winners(rows.values());
       for (int64_t r = begin; r < end; ++r) {
-        Acc* out = rows.in_place(r / height, r % height, buffer.data());
-        scales.row(r / height, r % height, Largest<Acc, S>{out, winners.data()});
-        rows.store(r / height, r % height, out);
-        winner_rows.store(r / height, r % height, winners.data());
+        const int64_t plane = r / height, y = r % height;
+        scales.row(plane, y, Largest<T, S>{rows.start(plane, y), winner_rows.start(plane, y)});
       }
     });
   });
@@ -380,16 +370,15 @@ std::vector<Tensor> scale_max_backward_cpu(const Tensor& grad, const Tensor& win
   std::vector<Tensor> grad_scores = empty_same_all(scores);
   dispatch("scale_max_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    using Acc = acc_t<T>;
     for (size_t s = 0; s < scores.size(); ++s) {
       const Map<T> out = map_of<T>(grad_scores[s]);
       const Rows<const T> rows(map_of<const T>(grad), out.channels_last);
       const Rows<const uint8_t> winner_rows(map_of<const uint8_t>(winner), out.channels_last);
       gather_rows(out, Resize(out.h, out.w, grad.size(2), grad.size(3)), [&, s] {
-        return [&, s, buffer = std::vector<Acc>(rows.values()),
-                winners = std::vector<Acc>(rows.values())](int64_t plane, int64_t y) mutable {
-          winner_rows.load(plane, y, winners.data());
-          return WonValue<Acc>{rows.read(plane, y, buffer.data()), winners.data(), static_cast<Acc>(s)};
+        return [&, s, buffer = std::vector<T>(rows.values()),
+                winners = std::vector<uint8_t>(rows.values())](int64_t plane, int64_t y) mutable {
+          return WonValue<T>{rows.read(plane, y, buffer.data()), winner_rows.read(plane, y, winners.data()),
+                             static_cast<uint8_t>(s)};
         };
       });
     }
@@ -400,7 +389,7 @@ std::vector<Tensor> scale_max_backward_cpu(const Tensor& grad, const Tensor& win
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(a2s, CPU, m) {
-  m.impl("scale_softmax", TORCH_BOX(&a2s::scale_softmax<a2s::ParallelLaunch>));
+  m.impl("scale_softmax", TORCH_BOX(&scale_softmax_cpu));
   m.impl("scale_softmax_backward", TORCH_BOX(&a2s::scale_softmax_backward<a2s::ParallelLaunch>));
   m.impl("scale_merge", TORCH_BOX(&scale_merge_cpu));
   m.impl("scale_merge_backward", TORCH_BOX(&scale_merge_backward_cpu));

@@ -26,6 +26,48 @@ struct RowSet {
   }
 };
 
+// The values of pixels that lie side by side to rows of their own, and back.
+template <class T, class Acc, int S>
+A2S_CLONES void split_pixels(const T* from, int64_t width, const RowSet<Acc, S> to) {
+  A2S_INDEPENDENT
+  for (int64_t x = 0; x < width; ++x) {
+    for (int s = 0; s < S; ++s) to.row[s][x] = static_cast<Acc>(from[x * S + s]);
+  }
+}
+
+template <class T, class Acc, int S>
+A2S_CLONES void join_pixels(const RowSet<Acc, S> from, int64_t width, T* to) {
+  A2S_INDEPENDENT
+  for (int64_t x = 0; x < width; ++x) {
+    for (int s = 0; s < S; ++s) to[x * S + s] = static_cast<T>(from.row[s][x]);
+  }
+}
+
+// A map with a channel for each scale, such as logits and weights, whose rows are read and written as sets.
+template <class T, int S>
+class ScaleChannels {
+ public:
+  explicit ScaleChannels(const Map<T>& map)
+      : map_(map), planes_(map, false), joined_(S > 1 && map.stride_c == 1 && map.stride_w == S) {}
+
+  template <class Acc>
+  void load(int64_t n, int64_t y, const RowSet<Acc, S>& to) const {
+    if (joined_) return split_pixels(&map_.at(n, 0, y, 0), map_.w, to);
+    for (int s = 0; s < S; ++s) planes_.load(n * S + s, y, to.row[s]);
+  }
+
+  template <class Acc>
+  void store(int64_t n, int64_t y, const RowSet<Acc, S>& from) const {
+    if (joined_) return join_pixels(from, map_.w, &map_.at(n, 0, y, 0));
+    for (int s = 0; s < S; ++s) planes_.store(n * S + s, y, from.row[s]);
+  }
+
+ private:
+  Map<T> map_;
+  Rows<T> planes_;
+  bool joined_;  // the channels of a row's pixels follow each other
+};
+
 template <class Acc, int S>
 A2S_CLONES void softmax_row(const RowSet<Acc, S>& rows, int64_t width) {
   A2S_INDEPENDENT
@@ -58,17 +100,18 @@ V weighed(const Acc (&w)[S], const V (&v)[S]) {
   return sum;
 }
 
-// What planar_row and interleaved_row do with the values v of all scales.
+// What resize_row does with the values v of all scales.
 
 // out = sum over s of weight[s] * v[s]
-template <class Acc, int S>
+template <class T, int S>
 struct Weigh {
+  using Acc = acc_t<T>;
   RowSet<Acc, S> weights;
-  Acc* out;
+  T* out;
 
   struct Pixel {
     Acc w[S];
-    Acc* out;
+    T* out;
 
     template <class V>
     void operator()(int64_t i, const V (&v)[S]) const {
@@ -83,14 +126,14 @@ struct Weigh {
 };
 
 // out = factor * sum over s of weight[s] * v[s]
-template <class Acc, int S>
+template <class T, int S>
 struct WeighRecalibrated {
-  Weigh<Acc, S> weigh;
-  const Acc* factor;
+  Weigh<T, S> weigh;
+  const T* factor;
 
   struct Pixel {
-    typename Weigh<Acc, S>::Pixel weigh;
-    const Acc* factor;
+    typename Weigh<T, S>::Pixel weigh;
+    const T* factor;
 
     template <class V>
     void operator()(int64_t i, const V (&v)[S]) const {
@@ -101,10 +144,10 @@ struct WeighRecalibrated {
 };
 
 // out = factor * sum over s of v[s]
-template <class Acc, int S>
+template <class T, int S>
 struct Average {
-  Acc factor;
-  Acc* out;
+  acc_t<T> factor;
+  T* out;
 
   Average pixel(int64_t) const { return *this; }
   template <class V>
@@ -116,10 +159,10 @@ struct Average {
 };
 
 // out = the largest v[s], by Caffe's rule for ties; winner = its s
-template <class Acc, int S>
+template <class T, int S>
 struct Largest {
-  Acc* out;
-  Acc* winner;
+  T* out;
+  uint8_t* winner;
 
   Largest pixel(int64_t) const { return *this; }
   template <class V>
@@ -128,7 +171,7 @@ struct Largest {
     for (int s = 1; s < S; ++s) {
       const auto takes = takes_over(s, v[s], best);
       best = takes ? v[s] : best;
-      best_s = takes ? V{} + Acc(s) : best_s;
+      best_s = takes ? V{} + acc_t<T>(s) : best_s;
     }
     store_values(out + i, best);
     store_values(winner + i, best_s);
@@ -136,9 +179,9 @@ struct Largest {
 };
 
 // A row of the gradient of the weighed sum of the values `v`: at(x, i, v) at place i, of pixel x. V as in load_values.
-template <class Acc>
+template <class T>
 struct PlainGrad {
-  const Acc* grad;
+  const T* grad;
 
   template <class V, size_t S>
   V at(int64_t, int64_t i, const V (&)[S]) const {
@@ -147,10 +190,11 @@ struct PlainGrad {
 };
 
 // The same where the sum is recalibrated, whose gradient it stores.
-template <class Acc, int S>
+template <class T, int S>
 struct RecalibratedGrad {
-  const Acc *grad, *factor;
-  Acc* factor_grad;
+  using Acc = acc_t<T>;
+  const T *grad, *factor;
+  T* factor_grad;
   RowSet<Acc, S> weights;
 
   template <class V>
@@ -163,7 +207,7 @@ struct RecalibratedGrad {
   }
 };
 
-// sums[s] += grad * v[s], of planar rows
+// sums[s] += grad * v[s]
 template <class Acc, int S, class Grad>
 struct AddProducts {
   Grad grad;
@@ -176,10 +220,16 @@ struct AddProducts {
   }
 };
 
-// The same of interleaved rows, summed over a pixel's channels.
+// Does so for planar rows, and for interleaved ones summed over a pixel's channels.
+template <bool FirstCopies, class Acc, size_t S, class Grad>
+void add_row_products(const std::array<PlanarRow<Acc>, S>& rows, int64_t width, const Grad& grad,
+                      const RowSet<Acc, static_cast<int>(S)>& sums) {
+  resize_row<FirstCopies>(rows, width, AddProducts<Acc, static_cast<int>(S), Grad>{grad, sums});
+}
+
 template <bool FirstCopies, class Acc, size_t S, class Grad, class Sums>
-A2S_CLONES void add_pixel_products(const std::array<InterleavedRow<Acc>, S> rows, int64_t width, const Grad grad,
-                                   const Sums sums) {
+A2S_CLONES void add_row_products(const std::array<InterleavedRow<Acc>, S> rows, int64_t width, const Grad grad,
+                                 const Sums sums) {
   const int64_t lanes = rows[0].lanes;
   for (int64_t x = 0; x < width; ++x) {
     std::array<Quad<Acc>, S> quads;
@@ -194,92 +244,52 @@ A2S_CLONES void add_pixel_products(const std::array<InterleavedRow<Acc>, S> rows
   }
 }
 
-// The resized rows of S score maps.
-template <class T, int S>
-class ScaleRows {
- public:
-  using Acc = acc_t<T>;
-
-  ScaleRows(const ScaleSet<T, S>& scales, bool interleaved)
-      : first_copies_(scales.resize[0].copies), width_(scales.resize[0].x.out) {
-    for (int s = 0; s < S; ++s) {
-      if (interleaved) interleaved_.emplace_back(scales.map[s], scales.resize[s]);
-      else planar_.emplace_back(scales.map[s], scales.resize[s]);
-    }
-  }
-
-  // Does `op` to row y of a plane.
-  template <class Op>
-  void row(int64_t plane, int64_t y, const Op& op) {
-    if (planar_.empty()) {
-      const auto rows = rows_of(interleaved_, plane, y);
-      first_copies_ ? interleaved_row<true>(rows, width_, op) : interleaved_row<false>(rows, width_, op);
-    } else {
-      const auto rows = rows_of(planar_, plane, y);
-      first_copies_ ? planar_row<true>(rows, width_, op) : planar_row<false>(rows, width_, op);
-    }
-  }
-
-  // Adds the sum over the row's channels of grad times scale s to sums.row[s].
-  template <class Grad>
-  void add_products(int64_t plane, int64_t y, const Grad& grad, const RowSet<Acc, S>& sums) {
-    if (planar_.empty()) {
-      const auto rows = rows_of(interleaved_, plane, y);
-      first_copies_ ? add_pixel_products<true>(rows, width_, grad, sums)
-                    : add_pixel_products<false>(rows, width_, grad, sums);
-    } else {
-      const auto rows = rows_of(planar_, plane, y);
-      const AddProducts<Acc, S, Grad> op{grad, sums};
-      first_copies_ ? planar_row<true>(rows, width_, op) : planar_row<false>(rows, width_, op);
-    }
-  }
-
- private:
-  template <class ScaleRow>
-  static auto rows_of(std::vector<ScaleRow>& scales, int64_t plane, int64_t y) {
-    std::array<decltype(scales[0].row(plane, y)), S> rows;
-    for (int s = 0; s < S; ++s) rows[s] = scales[s].row(plane, y);
-    return rows;
-  }
-
-  bool first_copies_;
-  int64_t width_;
-  std::vector<PlanarRows<T>> planar_;
-  std::vector<InterleavedRows<T>> interleaved_;
-};
+// Adds the sum over the channels of a row, of grad times scale s, to sums.row[s].
+template <class T, int S, class Grad>
+void add_products(ScaleRows<T, S>& scales, int64_t plane, int64_t y, const Grad& grad,
+                  const RowSet<acc_t<T>, S>& sums) {
+  scales.visit(plane, y, [&](auto first_copies, const auto& rows, int64_t width) {
+    add_row_products<decltype(first_copies)::value>(rows, width, grad, sums);
+  });
+}
 
 // What an output passes back to scores[s] under attention: weight[x] * grad.
-template <class Acc>
+template <class T>
 struct WeightedValue {
-  const Acc *weight, *grad;
-  Acc factor(int64_t x) const { return weight[x]; }
-  Acc at(int64_t i) const { return grad[i]; }
+  using Acc = acc_t<T>;
+  const T *weight, *grad;
+  Acc factor(int64_t x) const { return static_cast<Acc>(weight[x]); }
+  Acc at(int64_t i) const { return static_cast<Acc>(grad[i]); }
 };
 
 // The same under a recalibration.
-template <class Acc>
+template <class T>
 struct RecalibratedValue {
-  const Acc *weight, *grad, *recalibration;
-  Acc factor(int64_t x) const { return weight[x]; }
-  Acc at(int64_t i) const { return grad[i] * recalibration[i]; }
+  using Acc = acc_t<T>;
+  const T *weight, *grad, *recalibration;
+  Acc factor(int64_t x) const { return static_cast<Acc>(weight[x]); }
+  Acc at(int64_t i) const { return static_cast<Acc>(grad[i]) * static_cast<Acc>(recalibration[i]); }
 };
 
 // The same under the average: scale * grad.
-template <class Acc>
+template <class T>
 struct ScaledValue {
-  const Acc* grad;
+  using Acc = acc_t<T>;
+  const T* grad;
   Acc scale;
   Acc factor(int64_t) const { return scale; }
-  Acc at(int64_t i) const { return grad[i]; }
+  Acc at(int64_t i) const { return static_cast<Acc>(grad[i]); }
 };
 
 // The same under max merging: grad where s won.
-template <class Acc>
+template <class T>
 struct WonValue {
-  const Acc *grad, *winner;
-  Acc s;
+  using Acc = acc_t<T>;
+  const T* grad;
+  const uint8_t* winner;
+  uint8_t s;
   Acc factor(int64_t) const { return 1; }
-  Acc at(int64_t i) const { return winner[i] == s ? grad[i] : Acc(0); }
+  Acc at(int64_t i) const { return winner[i] == s ? static_cast<Acc>(grad[i]) : Acc(0); }
 };
 
 }  // namespace a2s

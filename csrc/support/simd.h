@@ -1,10 +1,13 @@
-// Marks for the CPU's hot loops.
+// What the CPU's hot loops are made of.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
+
+#include "tensor.h"
 
 // A function that loops over a row is compiled, with everything it calls, for AVX2 and for any x86-64; which one runs is
 // settled when the library is loaded. Multiply-adds are contracted in neither, so both give the same bits. Sanitizers
@@ -35,13 +38,38 @@ struct LanesOf {
 template <class Acc>
 using Lanes = typename LanesOf<Acc>::type;
 
-// One value (V = Acc) or eight neighbours (V = Lanes<Acc>).
-template <class V, class Acc>
-V load_values(const Acc* from) {
-  if constexpr (std::is_same_v<V, Acc>) return *from;
-  V values;
-  std::memcpy(&values, from, sizeof(values));
+// Eight values of bfloat16, which are the upper halves of float's, and back to the nearest one as torch rounds.
+inline Lanes<float> lanes_of(const BFloat16* from) {
+  LanesOf<uint16_t>::type upper;
+  std::memcpy(&upper, from, sizeof(upper));
+  const auto bits = __builtin_convertvector(upper, LanesOf<uint32_t>::type) << 16;
+  Lanes<float> values;
+  std::memcpy(&values, &bits, sizeof(values));
   return values;
+}
+
+inline void store_rounded(BFloat16* to, const Lanes<float>& values) {
+  LanesOf<uint32_t>::type bits;
+  std::memcpy(&bits, &values, sizeof(bits));
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  bits = values == values ? bits : bits * 0 + 0x7fc0;
+  const auto upper = __builtin_convertvector(bits, LanesOf<uint16_t>::type);
+  std::memcpy(to, &upper, sizeof(upper));
+}
+
+// One value (V = Acc) or eight neighbours (V = Lanes<Acc>), converted to Acc.
+template <class V, class T>
+V load_values(const T* from) {
+  if constexpr (std::is_arithmetic_v<V>) {
+    return static_cast<V>(*from);
+  } else {
+    using Acc = std::decay_t<decltype(std::declval<V&>()[0])>;
+    V values;
+    if constexpr (std::is_same_v<T, Acc>) std::memcpy(&values, from, sizeof(values));
+    else if constexpr (std::is_same_v<T, BFloat16>) values = lanes_of(from);
+    else for (int64_t i = 0; i < kLanes; ++i) values[i] = static_cast<Acc>(from[i]);
+    return values;
+  }
 }
 
 template <class Acc>
@@ -49,19 +77,17 @@ Lanes<Acc> load_lanes(const Acc* from) {
   return load_values<Lanes<Acc>>(from);
 }
 
-// Eight values of another type, converted.
-template <class Acc, class T>
-Lanes<Acc> load_converted(const T* from) {
-  if constexpr (std::is_same_v<T, Acc>) return load_lanes(from);
-  Acc converted[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) converted[i] = static_cast<Acc>(from[i]);
-  return load_lanes(converted);
-}
-
-template <class V, class Acc>
-void store_values(Acc* to, const V& values) {
-  if constexpr (std::is_same_v<V, Acc>) *to = values;
-  else std::memcpy(to, &values, sizeof(values));
+// Converts them to T.
+template <class T, class V>
+void store_values(T* to, const V& values) {
+  if constexpr (std::is_arithmetic_v<V>) {
+    *to = static_cast<T>(values);
+  } else {
+    using Acc = std::decay_t<decltype(std::declval<const V&>()[0])>;
+    if constexpr (std::is_same_v<T, Acc>) std::memcpy(to, &values, sizeof(values));
+    else if constexpr (std::is_same_v<T, BFloat16>) store_rounded(to, values);
+    else for (int64_t i = 0; i < kLanes; ++i) to[i] = static_cast<T>(values[i]);
+  }
 }
 
 // Calls each(i, V{}) for values i < count: eight at a time, the last eight overlapping those before them, or one by one
