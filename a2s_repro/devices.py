@@ -7,7 +7,7 @@ import torch
 from a2s_repro.errors import InputError
 
 
-def usable_device(name: str) -> torch.device:
+def usable_device(name: str | torch.device) -> torch.device:
     """The device of that name. Raises InputError if it cannot be used here."""
     try:
         device = torch.device(name)

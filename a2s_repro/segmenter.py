@@ -19,6 +19,7 @@ from a2s_repro.data import voc
 from a2s_repro.data.image_seg import NORMALIZATIONS
 from a2s_repro.data.images import read_image
 from a2s_repro.data.lists import read_classes
+from a2s_repro.devices import usable_device
 from a2s_repro.errors import InputError
 from a2s_repro.models import build_model
 from a2s_repro.precision import autocast_of, check_precision, products_of
@@ -286,11 +287,7 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> t
     except RuntimeError as error:
         reasons = " ".join(str(error).split("\n\t")[1:]).rstrip(". ")
         raise InputError(f"{path} does not fit the net that it describes: {reasons}.") from None
-    try:
-        return model.to(device, memory_format=torch.channels_last).eval(), weights.meta
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"Device {device} cannot be used ({reason}): choose cpu or another.") from None
+    return model.to(usable_device(device), memory_format=torch.channels_last).eval(), weights.meta
 
 
 def class_names(num_classes: int, meta: dict, classes_file: str | os.PathLike | None = None) -> list[str]:

@@ -231,7 +231,7 @@ def test_models_that_do_not_load_say_why(model_file, tmp_path):
     save_weights(path, state, meta)
     with pytest.raises(InputError, match=r"x.pth does not fit the net that it describes: .*fc8.bias"):
         load_model(path)
-    with pytest.raises(InputError, match="Device nonsense cannot be used"):
+    with pytest.raises(InputError, match="device nonsense cannot be used"):
         load_model(model_file, "nonsense")
 
 
