@@ -46,8 +46,12 @@ def initialise(device: str = "cpu") -> str:
 
 
 def leave() -> None:
-    """Leaves the other processes, at the end that all of them come to; gloo's threads abort one that just exits."""
+    """Waits for the other processes to come to the end, and leaves them; gloo's threads abort one that just exits.
+
+    torchrun ends the others as soon as one of them has a status other than 0, so that all must have printed before.
+    """
     if dist.is_initialized():
+        max_(0)
         dist.destroy_process_group()
 
 

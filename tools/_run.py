@@ -40,8 +40,8 @@ def run(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits with its status; errors that a user can put right become one sentence on stderr."""
     try:
         status = main() or 0
-        distributed.leave()
         sys.stdout.flush()
+        distributed.leave()
     except ToldElsewhere:
         status = 2
     except (InputError, CaffeFileError) as error:
