@@ -171,7 +171,8 @@ class ShiftAddGradRows {
 
   ShiftAddGradRows(const Map<const T>& grad, const Map<T>& grad_planes, int64_t most_lanes)
       : grad_(grad), grad_planes_(grad_planes), rows_(Axis(grad_planes.h, grad.h)),
-        columns_(Axis(grad_planes.w, grad.w)), column_sum_((grad.w + 2) * most_lanes + columns_.padding()), row_(grad_planes.w) {}
+        columns_(Axis(grad_planes.w, grad.w)), column_sum_((grad.w + 2) * most_lanes + columns_.padding()),
+        row_(grad_planes.w) {}
 
   void rows(const Strip& strip, int64_t i) {
     const int64_t lanes = strip.lanes;

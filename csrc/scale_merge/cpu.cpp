@@ -37,6 +37,24 @@ void softmax_rows(const Map<const T>& logits, const Map<Out>& weights) {
   });
 }
 
+// Fills `out` with the gradient of the logits whose softmax is `weights`.
+template <class T, int S>
+void softmax_backward_rows(const ScaleChannels<const T, S>& grads, const ScaleChannels<const T, S>& weights,
+                           const Map<T>& out) {
+  using Acc = acc_t<T>;
+  const ScaleChannels<T, S> out_rows(out);
+  for_each_part(out.n * out.h, S * out.w, [&](int64_t begin, int64_t end) {
+    std::vector<Acc> grad_buffer(S * out.w), weight_buffer(S * out.w);
+    const RowSet<Acc, S> grad_row(grad_buffer.data(), out.w), weight_row(weight_buffer.data(), out.w);
+    for (int64_t r = begin; r < end; ++r) {
+      grads.load(r / out.h, r % out.h, grad_row);
+      weights.load(r / out.h, r % out.h, weight_row);
+      softmax_backward_row(grad_row, weight_row, out.w);
+      out_rows.store(r / out.h, r % out.h, grad_row);
+    }
+  });
+}
+
 // Rows of the weights on the merged grid: the softmax there, or Interp of the softmax on the logits' grid.
 template <class T, int S>
 class WeightRows {
@@ -118,6 +136,20 @@ Tensor scale_softmax_cpu(const Tensor& logits) {
     });
   });
   return weights;
+}
+
+Tensor scale_softmax_backward_cpu(const Tensor& grad, const Tensor& weights) {
+  check_softmax_backward("scale_softmax_backward", grad, weights);
+  if (grad.size(1) > kMaxScales) return scale_softmax_backward<ParallelLaunch>(grad, weights);
+  Tensor grad_logits = empty_same(weights);
+  dispatch("scale_softmax_backward", grad, [&](auto type) {
+    using T = typename decltype(type)::type;
+    dispatch_scales(grad.size(1), [&](auto count) {
+      using Channels = ScaleChannels<const T, decltype(count)::value>;
+      softmax_backward_rows(Channels(map_of<const T>(grad)), Channels(map_of<const T>(weights)), map_of<T>(grad_logits));
+    });
+  });
+  return grad_logits;
 }
 
 std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, const Tensor& logits, int64_t height,
@@ -390,7 +422,7 @@ std::vector<Tensor> scale_max_backward_cpu(const Tensor& grad, const Tensor& win
 
 STABLE_TORCH_LIBRARY_IMPL(a2s, CPU, m) {
   m.impl("scale_softmax", TORCH_BOX(&scale_softmax_cpu));
-  m.impl("scale_softmax_backward", TORCH_BOX(&a2s::scale_softmax_backward<a2s::ParallelLaunch>));
+  m.impl("scale_softmax_backward", TORCH_BOX(&scale_softmax_backward_cpu));
   m.impl("scale_merge", TORCH_BOX(&scale_merge_cpu));
   m.impl("scale_merge_backward", TORCH_BOX(&scale_merge_backward_cpu));
   m.impl("scale_average", TORCH_BOX(&scale_average_cpu));
