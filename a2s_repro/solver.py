@@ -147,9 +147,9 @@ class CaffeSGD(torch.optim.Optimizer):
                 gradients = torch._foreach_mul(gradients, clipping)
             rate = group["lr"] * group["lr_mult"] / group["iter_size"]
             torch._fused_sgd_(
-                weights if group["owner"] else [weight.clone() for weight in weights],
-                gradients,
-                histories,
+                [_flat(weight if group["owner"] else weight.clone()) for weight in weights],
+                [_flat(gradient) for gradient in gradients],
+                [_flat(history) for history in histories],
                 weight_decay=group["weight_decay"] * group["decay_mult"] * group["branches"] * group["iter_size"],
                 momentum=group["momentum"],
                 lr=1,
@@ -222,6 +222,11 @@ class TorchSGD(torch.optim.SGD):
 def _laid_out_as(weight: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with the strides of a weight, because the fused kernels walk through both as they lie in memory."""
     return tensor if tensor.stride() == weight.stride() else torch.empty_like(weight).copy_(tensor)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense tensor's values as they lie in memory; of what is not contiguous the fused kernels make copies."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _freeze(groups: Iterable[dict[str, Any]]) -> None:

@@ -31,6 +31,26 @@ def test_the_rate_is_inside_the_history():
     assert updates([1, 1], [0.1, 0.01]) == pytest.approx([0.9, 0.9 - (0.9 * 0.1 + 0.01)])
 
 
+def test_the_layout_of_weights_and_gradients_changes_nothing() -> None:
+    """Up to the rounding of a sum of three terms."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(4, 5, 3, 3), torch.randn(3, 4, 5, 3, 3)
+    results = []
+    for layout, of_gradients in [
+        ("contiguous_format",) * 2,
+        ("channels_last",) * 2,
+        ("channels_last", "contiguous_format"),
+    ]:
+        weight = torch.nn.Parameter(start.clone(memory_format=getattr(torch, layout)))
+        solver = CaffeSGD([{"params": [weight]}], lr=0.1)
+        for gradient in gradients:
+            weight.grad = gradient.clone(memory_format=getattr(torch, of_gradients))
+            solver.step()
+        results.append(weight.detach())
+    for result in results[1:]:
+        assert torch.allclose(result, results[0], rtol=0, atol=1e-6)
+
+
 def torch_updates(gradients: list[float], rates: list[float], **settings) -> list[float]:
     """The same with PyTorch's rule."""
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))

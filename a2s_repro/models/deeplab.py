@@ -3,9 +3,10 @@
 Modules carry the names of the authors' Caffe layers, so the state dict's keys are those names plus `.weight`/`.bias`.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,30 @@ TRUNK = {
 """The pools of VGG-16, and the convolutions before each, every one followed by a ReLU."""
 
 
-class HoleConv2d(nn.Conv2d):
-    """The convolution, with a hole so wide that most of what it sees at the border is padding."""
+class Conv2d(nn.Conv2d):
+    """The convolution that keeps the size, in the form that trains fastest."""
+
+    cast_weight: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight, self.bias, self.dilation[0])
+        return conv2d(x, self.weight if self.cast_weight is None else self.cast_weight, self.bias, self.dilation[0])
+
+
+@contextlib.contextmanager
+def cast_once(net: nn.Module) -> Iterator[None]:
+    """Within the block, under autocast on the CPU, layers that run several times share one cast of their weights.
+
+    So do their gradients, which are summed before they are cast back.
+    """
+    layers = [layer for layer in net.children() if isinstance(layer, Conv2d)]
+    if torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
+        for layer in layers:
+            layer.cast_weight = layer.weight.to(torch.get_autocast_dtype("cpu"))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_weight = None
 
 
 class DeepLab(Net):
@@ -52,34 +72,34 @@ class DeepLab(Net):
         self.skip_net, self.widths = skip_net, w
 
         self._add_side_branch("data", 3)
-        self.conv1_1 = nn.Conv2d(3, w.conv1, 3, padding=1)
-        self.conv1_2 = nn.Conv2d(w.conv1, w.conv1, 3, padding=1)
+        self.conv1_1 = Conv2d(3, w.conv1, 3, padding=1)
+        self.conv1_2 = Conv2d(w.conv1, w.conv1, 3, padding=1)
         self.pool1 = max_pool(stride=2)
         self._add_side_branch("pool1", w.conv1)
-        self.conv2_1 = nn.Conv2d(w.conv1, w.conv2, 3, padding=1)
-        self.conv2_2 = nn.Conv2d(w.conv2, w.conv2, 3, padding=1)
+        self.conv2_1 = Conv2d(w.conv1, w.conv2, 3, padding=1)
+        self.conv2_2 = Conv2d(w.conv2, w.conv2, 3, padding=1)
         self.pool2 = max_pool(stride=2)
         self._add_side_branch("pool2", w.conv2)
-        self.conv3_1 = nn.Conv2d(w.conv2, w.conv3, 3, padding=1)
-        self.conv3_2 = nn.Conv2d(w.conv3, w.conv3, 3, padding=1)
-        self.conv3_3 = nn.Conv2d(w.conv3, w.conv3, 3, padding=1)
+        self.conv3_1 = Conv2d(w.conv2, w.conv3, 3, padding=1)
+        self.conv3_2 = Conv2d(w.conv3, w.conv3, 3, padding=1)
+        self.conv3_3 = Conv2d(w.conv3, w.conv3, 3, padding=1)
         self.pool3 = max_pool(stride=2)
         self._add_side_branch("pool3", w.conv3)
-        self.conv4_1 = nn.Conv2d(w.conv3, w.conv4, 3, padding=1)
-        self.conv4_2 = nn.Conv2d(w.conv4, w.conv4, 3, padding=1)
-        self.conv4_3 = nn.Conv2d(w.conv4, w.conv4, 3, padding=1)
+        self.conv4_1 = Conv2d(w.conv3, w.conv4, 3, padding=1)
+        self.conv4_2 = Conv2d(w.conv4, w.conv4, 3, padding=1)
+        self.conv4_3 = Conv2d(w.conv4, w.conv4, 3, padding=1)
         self.pool4 = max_pool(stride=1)
         self._add_side_branch("pool4", w.conv4)
-        self.conv5_1 = nn.Conv2d(w.conv4, w.conv5, 3, padding=2, dilation=2)
-        self.conv5_2 = nn.Conv2d(w.conv5, w.conv5, 3, padding=2, dilation=2)
-        self.conv5_3 = nn.Conv2d(w.conv5, w.conv5, 3, padding=2, dilation=2)
+        self.conv5_1 = Conv2d(w.conv4, w.conv5, 3, padding=2, dilation=2)
+        self.conv5_2 = Conv2d(w.conv5, w.conv5, 3, padding=2, dilation=2)
+        self.conv5_3 = Conv2d(w.conv5, w.conv5, 3, padding=2, dilation=2)
         self.pool5 = max_pool(stride=1)
         self.pool5a = nn.AvgPool2d(3, stride=1, padding=1) if pool5a else None
-        self.fc6 = HoleConv2d(w.conv5, w.fc6, 3, padding=12, dilation=12)
+        self.fc6 = Conv2d(w.conv5, w.fc6, 3, padding=12, dilation=12)
         self.drop6 = Dropout(dropout)
-        self.fc7 = nn.Conv2d(w.fc6, w.fc7, 1)
+        self.fc7 = Conv2d(w.fc6, w.fc7, 1)
         self.drop7 = Dropout(dropout)
-        self.fc8 = nn.Conv2d(w.fc7, num_classes, 1)
+        self.fc8 = Conv2d(w.fc7, num_classes, 1)
 
         for parameter in self.parameters():
             nn.init.zeros_(parameter)

@@ -1,7 +1,9 @@
 """A convolution over several maps resized to one grid, without resizing them."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,7 +50,7 @@ def interp_concat_conv2d(
     padding = weight.size(2) // 2
     if _native.operators(features[0]) is None:
         return F.conv2d(interp_concat_reference(features, (height, width)), weight, bias, padding=padding)
-    parts = list(zip(features, weight.split(channels, dim=1), strict=True))
+    parts = list(zip(features, _Split.apply(weight, channels, _compute_dtype(weight)), strict=True))
     if features[0].shape[2:] == (height, width):
         (x, filters), *parts = parts
         result = conv2d(x, filters, bias)
@@ -62,3 +64,28 @@ def interp_concat_conv2d(
             taps = filters.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]
             result = interp_shift_add(conv2d(x, taps), result)
     return result
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not for meta tensors
+    return torch.get_autocast_dtype(device) if enabled else weight.dtype
+
+
+class _Split(torch.autograd.Function):
+    """weight.to(dtype).split(channels, 1); the gradient is made in one pass, in the weight's dtype and layout."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, channels: list[int], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(weight)
+        ctx.channels = channels
+        return weight.to(dtype).split(channels, dim=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        result = torch.empty_like(weight)
+        for part, grad in zip(result.split(ctx.channels, dim=1), grads, strict=True):
+            part.copy_(grad)
+        return result, None, None

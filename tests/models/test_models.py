@@ -86,6 +86,20 @@ def test_score_map_sizes_of_the_papers_crops(side):
     assert cells == {321: [41, 31, 21], 513: [65, 49, 33], 641: [81, 61, 41]}[side]
 
 
+def test_autocast_gives_the_weights_of_all_branches_one_gradient():
+    """In float32, within bfloat16's rounding of the float32 net's: 2^-8 a layer, of which errors add up over 16."""
+    net = filled(ShareNet(3, dropout=0, widths=THIN)).to(memory_format=torch.channels_last)
+    image = torch.randn(1, 3, 33, 33).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            scores = net(image).scores
+        gradients.append(torch.autograd.grad(scores.float().sum(), net.fc6.weight)[0])
+    exact, rounded = gradients
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).norm() < 0.1 * exact.norm()
+
+
 def test_pool5a_averages_before_fc6():
     plain = filled(DeepLabLargeFOV(3, widths=THIN)).eval()
     pooled = DeepLabLargeFOV(3, pool5a=True, widths=THIN).eval()

@@ -37,10 +37,11 @@ def test_equals_torch(window: int, dilation: int, biased: bool) -> None:
 def test_runs_in_bfloat16_under_autocast() -> None:
     """Gradients of float32 weights are float32, within bfloat16's rounding, 2^-8, of the largest value."""
     torch.manual_seed(0)
-    x = torch.randn(1, MANY_CHANNELS, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.randn(3, MANY_CHANNELS, 3, 3).requires_grad_()
+    x = torch.randn(1, 2 * MANY_CHANNELS, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(3, 2 * MANY_CHANNELS, 3, 3).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         ours = outcome(lambda *y: conv2d(*y), x, weight, None)
+    assert "_Conv2d" in type(ours[0].grad_fn).__name__
     theirs = outcome(lambda *y: F.conv2d(*y, padding=1), x, weight, None)
     assert [y.dtype for y in ours] == [torch.bfloat16, torch.float32, torch.float32]
     for a, b in zip(ours, theirs, strict=True):
