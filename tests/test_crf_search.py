@@ -69,6 +69,7 @@ def test_the_table_stars_the_best() -> None:
 def test_the_tool_scores_every_combination(demo: Path, model_file: Path, tmp_path: Path) -> None:
     listed = demo / "ImageSets/Segmentation/val.txt"
     command = [sys.executable, TOOL, "--model", model_file, "--data-root", demo, "--list", listed, "--crop", "161"]
+    command += ["--device", "cpu"]
     command += ["--bi-w", "4", "--bi-xy-std", "20", "49", "--bi-rgb-std", "5", "--iterations", "3", "--images", "2"]
     done = subprocess.run(
         [*map(str, command), "--workers", "2", "--json", str(tmp_path / "search.json")],
@@ -96,6 +97,7 @@ def test_the_tool_scores_every_combination(demo: Path, model_file: Path, tmp_pat
 
 def test_wrong_values_are_refused_in_one_sentence(demo: Path, model_file: Path) -> None:
     command = [sys.executable, str(TOOL), "--model", str(model_file), "--data-root", str(demo), "--list", "none.txt"]
+    command += ["--device", "cpu"]
     done = subprocess.run([*command, "--bi-rgb-std", "0"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: CRF: bi_rgb_std is 0.0; a standard deviation must be above 0.\n"

@@ -146,7 +146,7 @@ def test_a_net_without_attention_has_no_weights(items):
 
 
 def test_tool_scores_what_it_writes(demo, items, model_file, tmp_path):
-    command = [sys.executable, TOOL, "--model", model_file, "--data-root", demo, "--crop", "161"]
+    command = [sys.executable, TOOL, "--device=cpu", "--model", model_file, "--data-root", demo, "--crop", "161"]
     command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--out", tmp_path, "--json", tmp_path / "val.json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -193,7 +193,7 @@ def test_two_processes_count_what_one_counts(demo, items, model_file, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, TOOL, "--model", model_file, "--data-root", demo, "--crop", "161", "--attention-by-size"]
     command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--json", tmp_path / "val.json"]
-    command += ["--short-sides", "60", "100"]
+    command += ["--short-sides", "60", "100", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # a sum depends on how it is split
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert done.returncode == 0, done.stderr
@@ -214,7 +214,7 @@ def test_two_processes_count_what_one_counts(demo, items, model_file, tmp_path):
 def test_tool_segments_a_set_without_labels(demo, model_file, tmp_path):
     (tmp_path / "test.txt").write_text("val_0001\n")
     command = [sys.executable, TOOL, "--model", model_file, "--data-root", demo, "--list", tmp_path / "test.txt"]
-    command += ["--no-labels", "--crop", "65", "--out", tmp_path]
+    command += ["--device", "cpu", "--no-labels", "--crop", "65", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "mIoU" not in done.stdout

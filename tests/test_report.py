@@ -215,7 +215,7 @@ def test_names_of_classes_cannot_become_markup(tmp_path, data):
 
 def test_tool_writes_where_it_is_told(tmp_path, data):
     folder = make_run(tmp_path / "run", data, random_net("attention"))
-    command = [sys.executable, TOOL, folder, "--out", tmp_path / "page.html", "--count", "1"]
+    command = [sys.executable, TOOL, folder, "--device=cpu", "--out", tmp_path / "page.html", "--count", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(rf"{tmp_path}/page.html: 0\.\d MB\n", done.stdout)

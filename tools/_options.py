@@ -3,6 +3,8 @@
 import argparse
 import os
 
+import torch
+
 from a2s_repro.precision import PRECISIONS
 
 
@@ -14,7 +16,13 @@ def add_segmenting_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-dir", help="label folder of an id list (default: SegmentationClassAug if present)")
     parser.add_argument("--classes", help="file of class names, one a line (default: those in the model file)")
     parser.add_argument("--crop", type=int, default=513, help="least side that images are padded to (default 513)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
+    add_device_option(parser)
+
+
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    """Where a net runs: on a GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="cpu, cuda, cuda:1 ... (here by default %(default)s)")
 
 
 def add_precision_option(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ cache still holds. On a GPU, `device` is the time of captured CUDA graphs, witho
 """
 
 from _run import run
+from _options import add_device_option
 
 import argparse
 import dataclasses
@@ -221,7 +222,7 @@ def main() -> int:
         epilog="example:\n  python tools/bench_kernels.py --device cuda --out benchmarks/results --write-docs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(here %(default)s)")
+    add_device_option(parser)
     parser.add_argument("--operators", nargs="+", choices=OPERATORS, metavar="NAME", help="only these")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--layouts", nargs="+", choices=("nchw", "channels_last"), default=["nchw", "channels_last"])

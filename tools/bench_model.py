@@ -8,6 +8,7 @@ images, and images are segmented 8 at a time.
 """
 
 from _run import run
+from _options import add_device_option
 
 import argparse
 import tempfile
@@ -207,7 +208,7 @@ def main() -> int:
         epilog="example:\n  python tools/bench_model.py --device cpu --out benchmarks/results --write-docs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(here %(default)s)")
+    add_device_option(parser)
     parser.add_argument("--work", nargs="+", choices=AUTHORS_SECONDS, default=list(AUTHORS_SECONDS), help="only this")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="(default: all that the device has)")
     parser.add_argument("--threads", type=int, nargs="+", help="on the CPU (default: 1 and 2)")

@@ -6,12 +6,11 @@ Losses are averaged over 10 iterations, as the log has them; the mIoU is that of
 """
 
 from _run import run
+from _options import add_device_option
 
 import argparse
 import tempfile
 from pathlib import Path
-
-import torch
 
 from a2s_repro.caffe.conversion import from_caffe, random_init
 from a2s_repro.checkpoint import save_weights
@@ -33,7 +32,7 @@ def main() -> int:
         "  python tools/bench_precision.py --init demo/run/final.pth --seed 1 --out benchmarks/results --write-docs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(here %(default)s)")
+    add_device_option(parser)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="(default: all that the device has)")
     parser.add_argument("--init", type=Path, help="weights file to start from (default: random weights)")
     parser.add_argument("--max-iter", type=int, default=200, help="(default %(default)s)")

@@ -1,6 +1,7 @@
 """Writes a run as one HTML file: curves, scores, confusions, and pictures in which its attention can be explored."""
 
 from _run import run
+from _options import add_device_option
 
 import argparse
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument(
         "--count", type=int, default=6, help="best and worst images to explore (default %(default)s each)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
+    add_device_option(parser)
     arguments = parser.parse_args()
     path = write_report(
         arguments.run,

@@ -1,11 +1,10 @@
 """Trains and scores the cells of a paper's table, with the recipes that they start from, and writes RESULTS.md."""
 
 from _run import run
+from _options import add_device_option
 
 import argparse
 from pathlib import Path
-
-import torch
 
 from a2s_repro.precision import PRECISIONS
 from a2s_repro.reproduction import Reproduction, cells
@@ -40,8 +39,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default="reproduction", help="folder of the runs and RESULTS.md (default %(default)s)"
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="cpu, cuda, cuda:1 ... (here by default %(default)s)")
+    add_device_option(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="caffe", help="caffe: plain float32 (default)")
     parser.add_argument("--seed", type=int, default=0, help="of fillers, data and dropout (default 0)")
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (default 2)")

@@ -6,7 +6,7 @@ listed, the others segmented, and the exit status is 3.
 """
 
 from _run import run
-from _options import add_precision_option, add_refining_options
+from _options import add_device_option, add_precision_option, add_refining_options
 
 import argparse
 import hashlib
@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument(
         "--workers", type=int, default=2, help="threads that read, and that write (default %(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
+    add_device_option(parser)
     add_precision_option(parser)
     arguments = parser.parse_args()
     if min(arguments.batch_size, arguments.workers, arguments.max_frames or 1) < 1:

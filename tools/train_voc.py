@@ -1,12 +1,11 @@
 """Trains a net by a recipe, on PASCAL VOC 2012 or any other data set in VOC's layout."""
 
 from _run import run
+from _options import add_device_option
 
 import argparse
 import dataclasses
 from pathlib import Path
-
-import torch
 
 from a2s_repro.data.caffe_rng import GAUSSIANS
 from a2s_repro.data.lists import read_classes
@@ -53,8 +52,7 @@ def main() -> int:
     files.add_argument("--val-list", type=Path, help="list file to evaluate on at the end")
     files.add_argument("--classes", type=Path, help="file of class names, one a line")
     machine = parser.add_argument_group("machine")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    machine.add_argument("--device", default=device, help="cpu, cuda, cuda:1 ... (here by default %(default)s)")
+    add_device_option(machine)
     machine.add_argument("--precision", choices=PRECISIONS, default="caffe", help="caffe: plain float32 (default)")
     machine.add_argument("--compile", action="store_true", help="torch.compile the net: takes minutes at the start")
     machine.add_argument("--cuda-graph", action="store_true", help="replay the net's passes as CUDA graphs")
