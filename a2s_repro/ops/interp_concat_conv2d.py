@@ -79,7 +79,7 @@ class _Split(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, channels: list[int], dtype: torch.dtype) -> tuple[Tensor, ...]:
         ctx.save_for_backward(weight)
         ctx.channels = channels
-        return weight.to(dtype).split(channels, dim=1)
+        return tuple(part.to(dtype) for part in weight.split(channels, dim=1))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
