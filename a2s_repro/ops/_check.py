@@ -14,7 +14,7 @@ def check_map(operator: str, argument: str, tensor: Tensor) -> None:
         raise TypeError(f"{operator}: {argument} must be a Tensor, not {type(tensor).__name__}.")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{operator}: {argument} must be float32, float64, float16 or bfloat16, not {tensor.dtype}.")
-    if tensor.dim() != 4 or 0 in tensor.shape[1:]:
+    if tensor.dim() != 4 or (tensor.numel() == 0 and 0 in tensor.shape[1:]):
         raise ValueError(
             f"{operator}: {argument} must have shape (N, C, H, W) with C, H, W >= 1, not {tuple(tensor.shape)}."
         )
@@ -32,11 +32,14 @@ def check_maps(operator: str, argument: str, tensors: Sequence[Tensor], *, same_
     if isinstance(tensors, Tensor) or len(tensors) == 0:
         raise ValueError(f"{operator}: {argument} must be a list of at least one (N, C, H, W) tensor.")
     for index, tensor in enumerate(tensors):
-        check_map(operator, f"{argument}[{index}]", tensor)
-        check_matches(operator, f"{argument}[{index}]", tensor, f"{argument}[0]", tensors[0])
+        name = f"{argument}[{index}]"
+        check_map(operator, name, tensor)
+        if index == 0:
+            continue
+        check_matches(operator, name, tensor, f"{argument}[0]", tensors[0])
         if same_channels and tensor.size(1) != tensors[0].size(1):
             raise ValueError(
-                f"{operator}: {argument}[{index}] has {tensor.size(1)} channels, {argument}[0] has "
+                f"{operator}: {name} has {tensor.size(1)} channels, {argument}[0] has "
                 f"{tensors[0].size(1)}; all must have the same number."
             )
 

@@ -211,7 +211,7 @@ struct Quad {
   static constexpr int64_t kAhead = 768 / sizeof(Acc);
 
   const Acc *a00, *a01, *a10, *a11;
-  Acc ly, lx;
+  Acc w00, w01, w10, w11;
 
   // V as in load_values. Copied: the pixel is a copy of its first neighbour.
   template <class V, bool Copied = false>
@@ -219,8 +219,8 @@ struct Quad {
     __builtin_prefetch((Copied ? a00 : a11) + lane + kAhead);
     const V first = load_values<V>(a00 + lane);
     if constexpr (Copied) return first;
-    return (1 - ly) * ((1 - lx) * first + lx * load_values<V>(a01 + lane)) +
-           ly * ((1 - lx) * load_values<V>(a10 + lane) + lx * load_values<V>(a11 + lane));
+    return (w00 * first + w01 * load_values<V>(a01 + lane)) +
+           (w10 * load_values<V>(a10 + lane) + w11 * load_values<V>(a11 + lane));
   }
 };
 
@@ -233,10 +233,11 @@ struct InterleavedRow {
   int64_t lanes;
 
   Quad<Acc> at(int64_t x) const {
-    if (zeros) return {low + x * lanes, zeros, zeros, zeros, 0, 0};
+    if (zeros) return {low + x * lanes, zeros, zeros, zeros, 1, 0, 0, 0};
     const Tap& tap = columns[x];
-    return {low + tap.low * lanes,  low + tap.high * lanes,  high + tap.low * lanes,
-            high + tap.high * lanes, lambda, static_cast<Acc>(tap.lambda)};
+    const Acc lx = tap.lambda;
+    return {low + tap.low * lanes,   low + tap.high * lanes, high + tap.low * lanes, high + tap.high * lanes,
+            (1 - lambda) * (1 - lx), (1 - lambda) * lx,      lambda * (1 - lx),      lambda * lx};
   }
 };
 
