@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 
 import torch
 
@@ -23,6 +24,12 @@ def add_device_option(parser: argparse._ActionsContainer) -> None:
     """Where a net runs: on a GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="cpu, cuda, cuda:1 ... (here by default %(default)s)")
+
+
+def add_results_options(parser: argparse.ArgumentParser, kind: str) -> None:
+    """What becomes of the figures of a benchmark."""
+    parser.add_argument("--out", type=Path, help=f"folder for {kind}-DEVICE-DATE.json (default: not written)")
+    parser.add_argument("--write-docs", action="store_true", help="put the newest results into docs/performance.md")
 
 
 def add_precision_option(parser: argparse.ArgumentParser) -> None:

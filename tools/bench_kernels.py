@@ -6,12 +6,11 @@ cache still holds. On a GPU, `device` is the time of captured CUDA graphs, witho
 """
 
 from _run import run
-from _options import add_device_option
+from _options import add_device_option, add_results_options
 
 import argparse
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -229,8 +228,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: two minutes")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (default 0)")
-    parser.add_argument("--out", type=Path, help="folder for kernels-DEVICE-DATE.json (default: not written)")
-    parser.add_argument("--write-docs", action="store_true", help="put the newest results into docs/performance.md")
+    add_results_options(parser, "kernels")
     arguments = parser.parse_args()
     device = usable_device(arguments.device)
     torch.manual_seed(arguments.seed)

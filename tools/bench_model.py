@@ -8,7 +8,7 @@ images, and images are segmented 8 at a time.
 """
 
 from _run import run
-from _options import add_device_option
+from _options import add_device_option, add_results_options
 
 import argparse
 import tempfile
@@ -218,8 +218,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="three rounds; else about 20 seconds of rounds a row")
     parser.add_argument("--workers", type=int, default=2, help="of the loader (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and images (default %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for model-DEVICE-DATE.json (default: not written)")
-    parser.add_argument("--write-docs", action="store_true", help="put the newest results into docs/performance.md")
+    add_results_options(parser, "model")
     arguments = parser.parse_args()
     device = usable_device(arguments.device)
     gpu = device.type == "cuda"

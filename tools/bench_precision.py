@@ -6,7 +6,7 @@ Losses are averaged over 10 iterations, as the log has them; the mIoU is that of
 """
 
 from _run import run
-from _options import add_device_option
+from _options import add_device_option, add_results_options
 
 import argparse
 import tempfile
@@ -40,8 +40,7 @@ def main() -> int:
     parser.add_argument("--train", type=int, default=60, help="training pictures (default %(default)s)")
     parser.add_argument("--val", type=int, default=20, help="validation pictures (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for precision-DEVICE-DATE.json (default: not written)")
-    parser.add_argument("--write-docs", action="store_true", help="put the newest results into docs/performance.md")
+    add_results_options(parser, "precision")
     arguments = parser.parse_args()
     device = usable_device(arguments.device)
     facts = provenance()

@@ -31,12 +31,19 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int 
     training = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
     dense = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
     if training and dense:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        dtype = product_dtype(x)
         products = x.size(1) >= (2 * MANY_CHANNELS if dtype == torch.bfloat16 and dilation <= 2 else MANY_CHANNELS)
         if products or dtype == torch.float32:
             x, weight, bias = (y if y is None else y.to(dtype) for y in (x, weight, bias))
             return _Conv2d.apply(x, weight.contiguous(memory_format=torch.channels_last), bias, dilation, products)
     return F.conv2d(x, weight, bias, padding=dilation * (weight.size(2) // 2), dilation=dilation)
+
+
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """What a product of `tensor` is computed in: autocast's dtype, or without autocast its own."""
+    device = tensor.device.type
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not for meta tensors
+    return torch.get_autocast_dtype(device) if enabled else tensor.dtype
 
 
 class _Conv2d(torch.autograd.Function):

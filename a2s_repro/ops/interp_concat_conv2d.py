@@ -9,7 +9,7 @@ from torch import Tensor
 
 from a2s_repro.ops import _native
 from a2s_repro.ops._check import check_map, check_maps, check_size
-from a2s_repro.ops.conv2d import conv2d
+from a2s_repro.ops.conv2d import conv2d, product_dtype
 from a2s_repro.ops.interp import interp
 from a2s_repro.ops.interp_concat import interp_concat_reference
 from a2s_repro.ops.interp_shift_add import interp_shift_add
@@ -50,7 +50,7 @@ def interp_concat_conv2d(
     padding = weight.size(2) // 2
     if _native.operators(features[0]) is None:
         return F.conv2d(interp_concat_reference(features, (height, width)), weight, bias, padding=padding)
-    parts = list(zip(features, _Split.apply(weight, channels, _compute_dtype(weight)), strict=True))
+    parts = list(zip(features, _Split.apply(weight, channels, product_dtype(weight)), strict=True))
     if features[0].shape[2:] == (height, width):
         (x, filters), *parts = parts
         result = conv2d(x, filters, bias)
@@ -64,12 +64,6 @@ def interp_concat_conv2d(
             taps = filters.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]
             result = interp_shift_add(conv2d(x, taps), result)
     return result
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    device = weight.device.type
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not for meta tensors
-    return torch.get_autocast_dtype(device) if enabled else weight.dtype
 
 
 class _Split(torch.autograd.Function):
