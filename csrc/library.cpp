@@ -1,4 +1,4 @@
-// Every operator's schema, in the namespace that users call and in the one where tests run the CUDA code on the CPU.
+// Every operator's schema, in the namespace that users call and, if it has CUDA code, in the one where tests run that on the CPU.
 // Sizes are SymInt so that torch.compile does not recompile for each shape.
 #include <torch/csrc/stable/library.h>
 
@@ -25,7 +25,18 @@ void define_operators(torch::stable::detail::StableLibrary& m) {
   m.def("segment(Tensor scores, SymInt height, SymInt width) -> Tensor");
 }
 
+// On a GPU convolutions are torch's.
+void define_cpu_operators(torch::stable::detail::StableLibrary& m) {
+  m.def("winograd_input(Tensor x, SymInt dilation, SymInt first, bool mirrored, Tensor(a!) points) -> ()");
+  m.def(
+      "winograd_output(Tensor points, Tensor? bias, SymInt dilation, SymInt first, bool mirrored, Tensor(a!) y) -> ()");
+  m.def("winograd_output_grad(Tensor grad, SymInt dilation, SymInt first, Tensor(a!) points) -> ()");
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY(a2s, m) { define_operators(m); }
+STABLE_TORCH_LIBRARY(a2s, m) {
+  define_operators(m);
+  define_cpu_operators(m);
+}
 STABLE_TORCH_LIBRARY(a2s_emulated, m) { define_operators(m); }

@@ -17,7 +17,7 @@ import torch
 from a2s_repro import ops
 from a2s_repro.losses import shrink_labels
 from a2s_repro.models.share_net import rescaled
-from a2s_repro.ops import _native
+from a2s_repro.ops import _native, winograd
 from a2s_repro.replay.comparison import Comparison, gates_of
 from a2s_repro.replay.recordings import Recording, read_recording
 from a2s_repro.replay.repeating import compare_first_pass, compare_gradients, compare_run, compare_test_phase
@@ -145,6 +145,29 @@ def test_twenty_iterations_in_float32(name, run, check):
     if (name, run) == ("ii_avg2", "A") or name in ("iv_att2_esupv", "v_att3_esupv", "vi_msc", "viii_msc_att3_esupv"):
         gates = gates_of(torch.float32)
         assert not [comparison for comparison in compared if comparison.deviation > gates[comparison.kind]]
+
+
+@over_dtypes
+@over_nets
+def test_with_every_3x3_convolution_by_winograds_algorithm(name, dtype, check, monkeypatch):
+    """The gates hold as they do for direct convolutions, which nets so thin take by themselves."""
+    if "cpu" not in _native.loaded_devices():
+        pytest.skip("the native operators are not built")
+    taken = []
+
+    def pays(x, weight, dilation):
+        taken.append(weight.shape[2:] == (3, 3))
+        return taken[-1]
+
+    def channels_last(recording, *where, plain=Recording.net):
+        return plain(recording, *where).to(memory_format=torch.channels_last)
+
+    monkeypatch.setattr(winograd, "pays", pays)
+    monkeypatch.setattr(Recording, "net", channels_last)
+    check(compare_first_pass(record(name), dtype, "cpu"))
+    check(compare_gradients(record(name), dtype, "cpu"))
+    check(compare_run(record(name), "A", dtype, "cpu")[0])
+    assert any(taken)
 
 
 @over_dtypes

@@ -3,19 +3,18 @@
 Modules carry the names of the authors' Caffe layers, so the state dict's keys are those names plus `.weight`/`.bias`.
 """
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from a2s_repro import ops
+from a2s_repro.models.convolution import Conv2d
 from a2s_repro.models.dropout import Dropout
 from a2s_repro.models.net import Branch, Net, ParameterRule, Widths, relu
 from a2s_repro.models.side_branches import FILLER_STD, SIDE_LAYERS, TRAINING_STRIDE, side_branch
-from a2s_repro.ops.conv2d import conv2d
 
 TRUNK = {
     "pool1": ("conv1_1", "conv1_2"),
@@ -25,32 +24,6 @@ TRUNK = {
     "pool5": ("conv5_1", "conv5_2", "conv5_3"),
 }
 """The pools of VGG-16, and the convolutions before each, every one followed by a ReLU."""
-
-
-class Conv2d(nn.Conv2d):
-    """The convolution that keeps the size, in the form that trains fastest."""
-
-    cast_weight: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight if self.cast_weight is None else self.cast_weight, self.bias, self.dilation[0])
-
-
-@contextlib.contextmanager
-def cast_once(net: nn.Module) -> Iterator[None]:
-    """Within the block, under autocast on the CPU, layers that run several times share one cast of their weights.
-
-    So do their gradients, which are summed before they are cast back.
-    """
-    layers = [layer for layer in net.children() if isinstance(layer, Conv2d)]
-    if torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
-        for layer in layers:
-            layer.cast_weight = layer.weight.to(torch.get_autocast_dtype("cpu"))
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.cast_weight = None
 
 
 class DeepLab(Net):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.errors import InputError
+from a2s_repro.models.convolution import Conv2d
 from a2s_repro.models.dropout import Dropout
 from a2s_repro.models.net import Net, relu
 
@@ -75,12 +76,12 @@ class RefineHead:
         channels, width = net.map_channels(), net.widths.refine
         hypercolumn = sum(channels[stage] for stage in self.stages)
         layers: dict[str, nn.Module] = {
-            f"ref_conv{index}": nn.Conv2d(hypercolumn, width, 3, padding=dilation, dilation=dilation)
+            f"ref_conv{index}": Conv2d(hypercolumn, width, 3, padding=dilation, dilation=dilation)
             for index, dilation in enumerate(self.dilations, 1)
         }
         outputs = {"att": len(net.scales), "rec": net.num_classes}
         for branch in self.branches:
-            layers[f"{branch}_conv1"] = nn.Conv2d(len(net.scales) * width, width, 3, padding=1)
+            layers[f"{branch}_conv1"] = Conv2d(len(net.scales) * width, width, 3, padding=1)
             layers[f"drop_{branch}_conv1"] = Dropout(net.dropout)
             layers[f"{branch}_fc"] = nn.Conv2d(width, outputs[branch], 1)
         return layers

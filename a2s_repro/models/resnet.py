@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from a2s_repro.errors import InputError
 from a2s_repro.models.attention import ON_LAYER4, AttentionHead
+from a2s_repro.models.convolution import Conv2d
 from a2s_repro.models.net import Branch, ParameterRule, Prediction, Widths, relu
 from a2s_repro.models.psp import PyramidPooling, c1
 from a2s_repro.models.refine import RefineHead
@@ -263,4 +264,4 @@ def _is_distributed() -> bool:
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """A 3x3 convolution without bias that keeps the size but for its stride."""
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
+    return Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)

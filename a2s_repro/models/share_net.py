@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from a2s_repro import ops
 from a2s_repro.errors import InputError
 from a2s_repro.models.attention import ON_FC7, AttentionHead
-from a2s_repro.models.deeplab import DeepLab, Widths, cast_once
+from a2s_repro.models.convolution import shared_filters
+from a2s_repro.models.deeplab import DeepLab, Widths
 from a2s_repro.models.net import Branch, Net, Prediction, check_image
 from a2s_repro.models.refine import RefineHead
 
@@ -72,7 +73,7 @@ class MultiScale(Net):
         check_image(image, self.grid_step)
         nets = dict(zip(self.scales, (self, *self.copies) if self.copies else (self,) * len(self.scales), strict=True))
         grid = tuple(ops.interp_size(side, shrink=self.stride) for side in image.shape[-2:])
-        with cast_once(self):
+        with shared_filters(self):
             outputs = {
                 scale: self._read(nets[scale].branch(rescaled(image, scale)), grid) for scale in self.branch_order
             }

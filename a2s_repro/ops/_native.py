@@ -100,7 +100,7 @@ def register(
     differentiable: bool = True,
     promote: bool = False,
 ) -> None:
-    """Registers an operator's Python side in both namespaces.
+    """Registers an operator's Python side in its namespaces.
 
     `backward(ops, ctx, *grads)` gets the namespace to call its `*_backward` operator in. Without `backward`, a
     differentiable operator raises RuntimeError when differentiated again (double backward). `promote`: under autocast
@@ -108,7 +108,7 @@ def register(
     """
     if not _devices:
         return
-    for namespace in NAMESPACES:
+    for namespace in namespaces_of(name):
         qualified, ops = f"{namespace}::{name}", getattr(torch.ops, namespace)
         torch.library.register_fake(qualified, fake)
         if backward is not None:
@@ -120,6 +120,11 @@ def register(
             for device in ("CPU", "CUDA"):
                 promoted = functools.partial(_promoted, getattr(ops, name), device.lower())
                 _library(namespace).impl(name, promoted, f"Autocast{device}")
+
+
+def namespaces_of(name: str) -> list[str]:
+    """Where an operator is defined: what the CPU alone needs has no CUDA code to emulate."""
+    return [namespace for namespace in NAMESPACES if hasattr(getattr(torch.ops, namespace), name)]
 
 
 @functools.cache

@@ -1,41 +1,71 @@
-"""Convolutions that train faster on the CPU: their weight gradients are matrix products."""
+"""Convolutions that train faster on the CPU: of fewer products, and with weight gradients that are matrix products."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from a2s_repro.ops import winograd
+
 MANY_CHANNELS = 512
-"""From so many input channels on, products were faster than oneDNN; in bfloat16, without a wide hole, from twice as
-many."""
+"""From so many input channels on, products were faster than oneDNN's weight gradient; in bfloat16, without a wide hole,
+from twice as many."""
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
+class Filters:
+    """A convolution's weight (F, C, k, k), and what several convolutions by it share, made when it is first asked for.
+
+    So they share its gradient, which is summed before it is brought back to the weight's form.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    @cached_property
+    def cast(self) -> Tensor:
+        """In the dtype of the products."""
+        return self.weight.to(product_dtype(self.weight))
+
+    @cached_property
+    def transformed(self) -> Tensor:
+        """For Winograd's algorithm."""
+        return winograd.transformed(self.weight)
+
+
+def conv2d(x: Tensor, weight: Tensor | Filters, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
     """torch's conv2d with an odd window, stride 1 and the padding that keeps the size.
 
-    On the CPU in channels_last the weight gradient of many channels is made by a matrix product for each tap, over the
-    pixels whose tap lies in the image. oneDNN's own reads the padding, too, which is most of what a wide hole sees, and
-    takes up to 6 times as long in float32 and 16 times in bfloat16. In float32 the bias gradient is summed on its own:
-    oneDNN's weight gradient takes up to a quarter longer with it. Everything else is torch's.
+    On the CPU in channels_last, in float32 or float64, a 3x3 convolution of many channels is made by Winograd's
+    algorithm (`ops/winograd.py`), with its gradients. Of any other the weight gradient of many channels is made by a
+    matrix product for each tap, over the pixels whose tap lies in the image. oneDNN's own reads the padding, too, which
+    is most of what a wide hole sees, and takes up to 6 times as long in float32 and 16 times in bfloat16. In float32
+    the bias gradient is summed on its own: oneDNN's weight gradient takes up to a quarter longer with it. Everything
+    else is torch's.
 
     Args:
         x: (N, C, H, W).
-        weight: (F, C, k, k) with k odd, of the same dtype unless autocast is on.
+        weight: (F, C, k, k) with k odd, of the same dtype unless autocast is on; as `Filters` where several
+            convolutions share it.
         bias: (F,) or None.
         dilation: pixels between the taps (Caffe's hole).
 
     Returns:
         (N, F, H, W).
     """
-    training = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
-    dense = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-    if training and dense:
+    filters = weight if isinstance(weight, Filters) else Filters(weight)
+    weight = filters.weight
+    eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if eager and x.is_contiguous(memory_format=torch.channels_last):
         dtype = product_dtype(x)
+        if dtype == x.dtype and winograd.pays(x, weight, dilation):
+            return winograd.conv2d(x, filters.transformed, bias, dilation)
         products = x.size(1) >= (2 * MANY_CHANNELS if dtype == torch.bfloat16 and dilation <= 2 else MANY_CHANNELS)
-        if products or dtype == torch.float32:
-            x, weight, bias = (y if y is None else y.to(dtype) for y in (x, weight, bias))
+        if torch.is_grad_enabled() and weight.requires_grad and (products or dtype == torch.float32):
+            x, weight, bias = (y if y is None else y.to(dtype) for y in (x, filters.cast, bias))
             return _Conv2d.apply(x, weight.contiguous(memory_format=torch.channels_last), bias, dilation, products)
+    weight = filters.cast if eager else weight
     return F.conv2d(x, weight, bias, padding=dilation * (weight.size(2) // 2), dilation=dilation)
 
 

@@ -19,6 +19,8 @@ def calls(namespace) -> dict[str, tuple]:
     _, winner = namespace.scale_max([s.detach() for s in scores], *size)
     plain = [s.detach() for s in scores]
     planes = make_scores("unaligned", 27)[0].requires_grad_()
+    pixels = torch.randn(2, 9, 5, 6).contiguous(memory_format=torch.channels_last)
+    points = torch.randn(16, 11, 9)  # of tiles 1 to 11, of 2 * 4 * 4
     return {
         "interp": (scores[0], *size),
         "interp_backward": (merged, 3, 4),
@@ -39,11 +41,16 @@ def calls(namespace) -> dict[str, tuple]:
         "scale_max": (scores, *size),
         "scale_max_backward": (merged, winner, plain),
         "segment": (plain[0], *size),
+        "winograd_input": (pixels, 2, 1, True, points),
+        "winograd_output": (points, torch.ones(9), 2, 1, True, pixels),
+        "winograd_output_grad": (pixels, 2, 1, points),
     }
 
 
-@pytest.mark.parametrize("name", calls(torch.ops.a2s))
-@pytest.mark.parametrize("namespace", _native.NAMESPACES)
+@pytest.mark.parametrize(
+    ("name", "namespace"),
+    [(call, space) for call in calls(torch.ops.a2s) for space in _native.namespaces_of(call.partition("(")[0])],
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
 def test_opcheck(namespace: str, name: str, layout: torch.memory_format) -> None:
     """Schema, fake implementation (shapes, dtypes, strides), autograd registration and dynamic shapes agree."""
@@ -51,7 +58,7 @@ def test_opcheck(namespace: str, name: str, layout: torch.memory_format) -> None
     def laid_out(value):
         if isinstance(value, list):
             return [laid_out(item) for item in value]
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or value.dim() != 4 or name.startswith("winograd"):
             return value
         return value.detach().contiguous(memory_format=layout).requires_grad_(value.requires_grad)
 
@@ -170,6 +177,7 @@ def test_mixed_dtypes_without_autocast_are_refused(device: str) -> None:
 def test_native_operators_refuse_what_would_read_out_of_bounds() -> None:
     """The checks in C++ guard direct calls of torch.ops too."""
     maps = torch.zeros(1, 2, 3, 3)
+    pixels = maps.contiguous(memory_format=torch.channels_last)
     for call in (
         lambda: torch.ops.a2s.interp(maps[0], 3, 3),
         lambda: torch.ops.a2s.interp(maps, 0, 3),
@@ -181,6 +189,12 @@ def test_native_operators_refuse_what_would_read_out_of_bounds() -> None:
         lambda: torch.ops.a2s.scale_merge([maps, maps.double()], maps, 3, 3, None),
         lambda: torch.ops.a2s.scale_merge_backward(maps, None, [maps, maps], maps, maps[:, :, :2], None),
         lambda: torch.ops.a2s.scale_max_backward(maps, maps, [maps, maps]),
+        lambda: torch.ops.a2s.winograd_input(maps, 1, 0, False, torch.zeros(16, 4, 2)),
+        lambda: torch.ops.a2s.winograd_input(pixels, 0, 0, False, torch.zeros(16, 4, 2)),
+        lambda: torch.ops.a2s.winograd_input(pixels, 1, 0, False, torch.zeros(16, 4, 3)),
+        lambda: torch.ops.a2s.winograd_output_grad(pixels, 1, 1, torch.zeros(16, 4, 2)),
+        lambda: torch.ops.a2s.winograd_output(torch.zeros(16, 4, 2), torch.zeros(3), 1, 0, False, pixels),
+        lambda: torch.ops.a2s.winograd_output(torch.zeros(16, 5, 2), None, 1, 0, False, pixels),
     ):
         with pytest.raises(RuntimeError, match=r"^a2s::\w+: .*\.$"):
             call()
