@@ -115,6 +115,28 @@ def model_table(found: dict, file: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def conv2d_table(found: dict, file: str) -> str:
+    """Markdown of one result file of tools/bench_conv2d.py."""
+    lines = [
+        f"{_origin(found, file)} Crops of {found['crop']} pixels, {found['provenance']['threads']} threads.",
+        "",
+        "| layer | channels | map | dilation | images | pass | by | ms | torch / this "
+        "| from the exact result, this and torch |",
+        "|---" * 10 + "|",
+    ]
+    for row in found["rows"]:
+        seconds, ratio, deviation = row["seconds"]["ours"], row["ratio"], row["deviation"]
+        cells = [
+            *(row["name"], f"{row['channels']} to {row['filters']}", f"{row['side']}x{row['side']}"),
+            *(str(row["dilation"]), str(row["batch_size"]), row["pass"], "Winograd" if row["winograd"] else "torch"),
+            f"{1e3 * seconds['median']:.1f} ({1e3 * seconds['low']:.1f} to {1e3 * seconds['high']:.1f})",
+            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+            f"{deviation['ours']:.1e} and {deviation['torch']:.1e}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def precision_table(found: dict, file: str) -> str:
     """Markdown of one result file of tools/bench_precision.py."""
     names = list(found["runs"])
@@ -138,5 +160,5 @@ def _origin(found: dict, file: str) -> str:
     return f"{machine}; torch {facts['torch']}; {facts['date'][:10]} ([{file}](../benchmarks/results/{file}))."
 
 
-TABLES = {"kernels": kernel_table, "model": model_table, "precision": precision_table}
+TABLES = {"kernels": kernel_table, "model": model_table, "conv2d": conv2d_table, "precision": precision_table}
 """By the first part of the names in the page."""

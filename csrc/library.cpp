@@ -1,4 +1,5 @@
-// Every operator's schema, in the namespace that users call and, if it has CUDA code, in the one where tests run that on the CPU.
+// Every operator's schema, in the namespace that users call and, if it has CUDA code, in the one where tests run that on
+// the CPU.
 // Sizes are SymInt so that torch.compile does not recompile for each shape.
 #include <torch/csrc/stable/library.h>
 

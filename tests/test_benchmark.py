@@ -101,6 +101,21 @@ def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
     assert "| update | 1 | ours | bf16 |" in page.read_text()
 
 
+def test_results_of_convolutions_become_a_table(tmp_path: Path) -> None:
+    """Small maps of two layers: one by Winograd's algorithm, and fc6, whose hole is as wide as the map."""
+    run = bench("--layers", "conv4_1", "fc6", "--crop", "97", "--seconds", "0", "--out", str(tmp_path), tool="bench_conv2d")
+    assert run.returncode == 0, run.stderr
+    (file,) = tmp_path.glob("conv2d-cpu-*.json")
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["name"], row["winograd"]) for row in rows] == [("conv4_1", True)] * 2 + [("fc6", False)] * 2
+    assert all(0 < row["deviation"][version] < 1e-5 for row in rows for version in ("ours", "torch"))
+
+    page = tmp_path / "performance.md"
+    page.write_text("<!-- conv2d-cpu -->\n<!-- end conv2d-cpu -->\n")
+    write_docs(page, tmp_path)
+    assert page.read_text().count("| 13x13 | 1 | 1 | forward | Winograd |") == 1
+
+
 def test_the_eager_model_is_the_same_net() -> None:
     """Maps and the gradient of conv1_1 of a thin net without dropout, in float64 but for float32 coordinates."""
     sys.path.insert(0, str(ROOT / "tools"))

@@ -2,7 +2,7 @@
 
 F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, whose formulas are in
 `csrc/winograd/winograd.h`. Its sums have a ninth of the terms, so in float32 it is nearer to the exact result than
-oneDNN's direct convolution (docs/convolutions.md). The transforms are native code for the CPU, the products torch's.
+oneDNN's direct convolution (docs/performance.md). The transforms are native code for the CPU, the products torch's.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from a2s_repro.ops import _native
 
-FEWEST_CHANNELS = 64
-"""On either side of a convolution. Of fewer, the transforms take longer than what they save."""
+FEWEST_CHANNELS = 128
+"""On either side of a convolution. Of fewer, moving the points takes about as long as the products that they save."""
 
 MOST_PRODUCTS = 0.55
 """Of those of the definition. A wide hole leaves tiles that lie beyond the map for the most part."""
 
-_SCRATCH = 1 << 23
-"""Values in the points of so many tiles as are worked on at once: 32 MB of float32, about what stays in cache."""
+MOST_TILES = 512
+"""Worked on at once: enough for products at full speed, and few enough for their points to stay in cache."""
 
 _FILTER = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
 
@@ -103,8 +103,7 @@ def _filter_gradient(x: Tensor, grad: Tensor, dilation: int) -> Tensor:
 def _stretches(x: Tensor, dilation: int, channels: int, filters: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Divides the tiles of a map: the first of each stretch, and room for its points on both sides, used again."""
     tiles = x.size(0) * _tiles(x.size(2), dilation) * _tiles(x.size(3), dilation)
-    most = max(64, _SCRATCH // (16 * (channels + filters)))
-    length = -(-tiles // -(-tiles // most))
+    length = -(-tiles // -(-tiles // min(MOST_TILES, channels + filters)))
     inputs, products = x.new_empty(16 * length * channels), x.new_empty(16 * length * filters)
     for first in range(0, tiles, length):
         count = min(length, tiles - first)

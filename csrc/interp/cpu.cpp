@@ -2,7 +2,7 @@
 
 #include "gather_rows.h"
 #include "kernels.h"
-#include "rows.h"
+#include "scale_rows.h"
 
 namespace {
 

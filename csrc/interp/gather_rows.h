@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "rows.h"
+#include "planar_rows.h"
 
 namespace a2s {
 

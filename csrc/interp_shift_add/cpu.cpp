@@ -102,7 +102,7 @@ class ShiftAddRows {
       : planes_(planes), base_(base), out_(out), resize_(planes.h, planes.w, out.h, out.w), columns_(resize_.x),
         base_row_(out.w * most_lanes) {
     for (int64_t dx = 0; dx < kTaps; ++dx) {
-      column_sum_[dx].resize(planes.w * most_lanes + kLanes + 1);
+      column_sum_[dx].resize(planes.w * most_lanes);
       widened_[dx].resize(most_lanes == 1 ? out.w + 2 : 0);
     }
   }
@@ -131,9 +131,7 @@ class ShiftAddRows {
     along_.clear();
     along_.add(start, 1);
     for (int64_t dx = 0; dx < kTaps; ++dx) {
-      Acc* sum = column_sum_[dx].data();
-      sum[planes_.w] = sum[planes_.w - 1];
-      widen(columns_, sum, widened_[dx].data() + 1);  // between zeros
+      widen(columns_, column_sum_[dx].data(), widened_[dx].data() + 1);  // between zeros
       along_.add(widened_[dx].data() + dx, 1);
     }
     along_.store(1, out_.w, 1, result);

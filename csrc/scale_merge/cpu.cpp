@@ -7,14 +7,16 @@ namespace {
 
 using namespace a2s;
 
-// Rows are worked on in bands, within which a pixel's weights serve every channel.
-constexpr int64_t kBandRows = 16;
+// Rows are worked on in bands, within which a pixel's weights serve every channel: of so many that the weights stay in the
+// nearest cache, but of no fewer than 16, because neighbouring bands work out rows of the smaller maps twice.
+int64_t band_rows(int64_t values_per_row) { return std::max<int64_t>(16, 8192 / values_per_row); }
 
-// Calls work(n, first, end) for bands of the rows [begin, end) of all images.
+// Calls work(n, first, end) for bands, of up to `most` rows and nearly equal, of the rows [begin, end) of all images.
 template <class Work>
-void for_each_band(int64_t begin, int64_t end, int64_t height, const Work& work) {
+void for_each_band(int64_t begin, int64_t end, int64_t height, int64_t most, const Work& work) {
   while (begin < end) {
-    const int64_t first = begin % height, count = std::min({kBandRows, height - first, end - begin});
+    const int64_t first = begin % height, left = std::min(height - first, end - begin);
+    const int64_t bands = (left + most - 1) / most, count = (left + bands - 1) / bands;
     work(begin / height, first, first + count);
     begin += count;
   }
@@ -101,9 +103,10 @@ void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weig
   for_each_part(to.merged.n * height, to.merged.c * width, [&](int64_t begin, int64_t end) {
     ScaleRows<T, S> scales(scale_set, to.interleaved);
     auto weights_at = make_weight_rows();
-    std::vector<Acc> band(kBandRows * S * width);
+    const int64_t most = std::min(band_rows(S * width), end - begin);
+    std::vector<Acc> band(most * S * width);
     std::vector<T> factor_buffer(Recalibrated ? out_rows.values() : 0);
-    for_each_band(begin, end, height, [&](int64_t n, int64_t first, int64_t last) {
+    for_each_band(begin, end, height, most, [&](int64_t n, int64_t first, int64_t last) {
       const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
       for (int64_t y = first; y < last; ++y) {
         weights_at.fill(n, y, weights_of(y));
@@ -226,9 +229,10 @@ void weight_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, c
   for_each_part(out.n * out.h, m.grad.size(1) * width, [&](int64_t begin, int64_t end) {
     ScaleRows<T, S> scales(scale_set, interleaved);
     GradRows<T> grads(m.grad, m.recalibration, interleaved);
-    std::vector<Acc> band(kBandRows * S * width), weight_band(kBandRows * S * width);
+    const int64_t most = std::min(band_rows(2 * S * width), end - begin);
+    std::vector<Acc> band(most * S * width), weight_band(most * S * width);
     std::vector<T> buffer(Recalibrated ? factor_grad_rows->values() : 0);
-    for_each_band(begin, end, out.h, [&](int64_t n, int64_t first, int64_t last) {
+    for_each_band(begin, end, out.h, most, [&](int64_t n, int64_t first, int64_t last) {
       const auto sums_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
       const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&weight_band[(y - first) * S * width], width); };
       if (ThroughSoftmax || Recalibrated) {

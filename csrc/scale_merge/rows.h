@@ -5,7 +5,7 @@
 
 #include "../interp/gather_rows.h"
 #include "../interp/kernels.h"
-#include "../interp/rows.h"
+#include "../interp/scale_rows.h"
 #include "scale_merge.h"
 
 namespace a2s {

@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "../interp/rows.h"
+#include "../interp/planar_rows.h"
 #include "segment.h"
 
 namespace {

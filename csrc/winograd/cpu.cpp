@@ -91,8 +91,8 @@ struct OutputGradTransform {
   void operator()(const V (&g)[kResults], V (&m)[kPoints]) const { transform_output_grad(g, m); }
 };
 
-// Transforms all channels of a tile. Inputs that are null are 0, outputs that are null are dropped; `bias`, unless null, is
-// added to all.
+// Transforms all channels of a tile. Inputs that are null are 0, outputs that are null are dropped; `bias`, unless null,
+// is added to all.
 template <class Transform, class T, size_t In, size_t Out>
 A2S_CLONES void transform_tile(const T* const (&from)[In][In], const T* bias, int64_t channels,
                                T* const (&to)[Out][Out]) {

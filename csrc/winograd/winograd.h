@@ -1,17 +1,17 @@
-// Winograd's minimal filtering F(2x2, 3x3) for 3x3 convolutions of stride 1 (Lavin and Gray, CVPR 2016, sections 4.1 and
-// 4.3): a tile of 2x2 results takes 16 products for each pair of channels instead of 36.
+// Winograd's minimal filtering F(2x2, 3x3) for 3x3 convolutions of stride 1 (Lavin and Gray, CVPR 2016): a tile of 2x2
+// results takes 16 products for each pair of channels instead of 36.
 //
 // The results of a tile lie d pixels apart, d being the filter's dilation, and its 4x4 inputs begin d before the first
-// result along either axis; beyond the border inputs are 0 and results are dropped. x is a tile's input of one channel, w
-// a filter of two, m what a tile's result is made of:
+// result along either axis; beyond the border inputs are 0 and results are dropped. With x a tile's input of a channel, w
+// a filter's window on a channel, and m the sums over channels that a tile's result y is made of:
 //   input    v = B' x B   B' = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1]
 //   filter   u = G w G'   G  = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1]
 //   output   y = A' m A   A' = [1 1 1 0; 0 1 -1 -1],   m[f] = sum over c of u[f, c] v[c], point by point
-// Adjoints: that of output is g -> A g A'. The gradient of u is, point by point, the sum over tiles of that of m times v.
-// The gradient of the input is the convolution by the mirrored filters with their channels exchanged; to mirror a filter is
-// to exchange points 0 and 3 of u along both axes, and `mirrored` exchanges those of v and m instead.
+// The adjoint of output is g -> A g A'. The gradient of u is, point by point, the sum over tiles of that of m times v. The
+// gradient of the input is the convolution by the mirrored filters with their channels exchanged; to mirror a filter is to
+// exchange points 0 and 3 of u along both axes, and `mirrored` exchanges those of v and m instead.
 //
-// Points are (16, tiles, C): of so many tiles of a map, from tile `first` on. The order is that of images, rows, columns.
+// Points are (16, tiles, C): of so many tiles of a map, from tile `first` on, in the order of images, rows, columns.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ namespace a2s {
 constexpr int kPoints = 4;  // along either axis
 constexpr int kResults = 2;
 
-// The first results of the tiles along an axis of `size` pixels: those of each of the grids that the dilation sets apart.
+// The first results of the tiles along an axis of `size` pixels: of each of the grids that the dilation sets apart.
 inline std::vector<int64_t> tile_starts(int64_t size, int64_t dilation) {
   std::vector<int64_t> starts;
   for (int64_t grid = 0; grid < std::min(dilation, size); ++grid) {
