@@ -103,7 +103,9 @@ def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
 
 def test_results_of_convolutions_become_a_table(tmp_path: Path) -> None:
     """Small maps of two layers: one by Winograd's algorithm, and fc6, whose hole is as wide as the map."""
-    run = bench("--layers", "conv4_1", "fc6", "--crop", "97", "--seconds", "0", "--out", str(tmp_path), tool="bench_conv2d")
+    run = bench(
+        "--layers", "conv4_1", "fc6", "--crop", "97", "--seconds", "0", "--out", str(tmp_path), tool="bench_conv2d"
+    )
     assert run.returncode == 0, run.stderr
     (file,) = tmp_path.glob("conv2d-cpu-*.json")
     rows = json.loads(file.read_text())["rows"]
@@ -152,9 +154,11 @@ def test_precisions_are_compared(tmp_path: Path) -> None:
     assert f"| 2 | {last['caffe']:.4f} | {last['bf16']:.4f} |" in page.read_text()
 
 
-def test_a_missing_page_and_a_missing_gpu_are_told(tmp_path: Path) -> None:
+def test_a_missing_page_a_size_of_0_and_a_missing_gpu_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="checkout"):
         write_docs(tmp_path / "none.md", tmp_path)
+    run = bench("--crop", "0", tool="bench_conv2d")
+    assert run.returncode == 2 and run.stderr.endswith("argument --crop: 0 is no whole number from 1 on\n")
     if not torch.cuda.is_available():
         run = bench("--device", "cuda")
         assert run.returncode == 2

@@ -9,6 +9,13 @@ import torch
 from a2s_repro.precision import PRECISIONS
 
 
+def positive(text: str) -> int:
+    """The type of options that count something: a whole number from 1 on."""
+    if not text.strip().isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
 def add_segmenting_options(parser: argparse.ArgumentParser) -> None:
     """What is segmented, by which net, and where."""
     parser.add_argument("--model", required=True, help="weights file of a complete net")

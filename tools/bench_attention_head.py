@@ -6,6 +6,7 @@ docs/attention_head.md has the derivation and what was measured.
 """
 
 from _run import run
+from _options import positive
 
 import argparse
 
@@ -32,11 +33,11 @@ def main() -> int:
         epilog="example:\n  python tools/bench_attention_head.py --crop 513 --scales 1 0.75 0.5 --batch-size 1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--crop", type=int, default=321, help="side of the image (default %(default)s)")
+    parser.add_argument("--crop", type=positive, default=321, help="side of the image (default %(default)s)")
     parser.add_argument("--scales", type=float, nargs="+", choices=RESAMPLING, default=[1, 0.75, 0.5])
-    parser.add_argument("--batch-size", type=int, default=1, help="(default %(default)s)")
-    parser.add_argument("--features", type=int, default=1024, help="channels of each scale (default %(default)s)")
-    parser.add_argument("--filters", type=int, default=512, help="(default %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=1, help="(default %(default)s)")
+    parser.add_argument("--features", type=positive, default=1024, help="channels of each scale (default %(default)s)")
+    parser.add_argument("--filters", type=positive, default=512, help="(default %(default)s)")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default %(default)s)")
     parser.add_argument(

@@ -6,7 +6,7 @@ gradients. The exact result is torch's in float64.
 """
 
 from _run import run
-from _options import add_results_options
+from _options import add_results_options, positive
 
 import argparse
 from collections.abc import Callable
@@ -121,8 +121,8 @@ def main() -> int:
     known = layers()
     names = [layer.name for layer in known]
     parser.add_argument("--layers", nargs="+", choices=names, metavar="NAME", help=f"only these of {', '.join(names)}")
-    parser.add_argument("--crop", type=int, default=321, help="side of the image (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=1, help="(default %(default)s)")
+    parser.add_argument("--crop", type=positive, default=321, help="side of the image (default %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=1, help="(default %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="of each row, 3 to 25 rounds (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of maps and weights (default %(default)s)")
     add_results_options(parser, "conv2d")

@@ -5,6 +5,7 @@ The picture and the scores are drawn unless --image is given; drawn scores are s
 """
 
 from _run import run
+from _options import positive
 
 import argparse
 import json
@@ -83,12 +84,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--image", help="a photograph, resized to the size below")
-    parser.add_argument("--height", type=int, default=375, help="(default %(default)s)")
-    parser.add_argument("--width", type=int, default=500, help="(default %(default)s)")
-    parser.add_argument("--classes", type=int, default=21, help="(default %(default)s)")
+    parser.add_argument("--height", type=positive, default=375, help="(default %(default)s)")
+    parser.add_argument("--width", type=positive, default=500, help="(default %(default)s)")
+    parser.add_argument("--classes", type=positive, default=21, help="(default %(default)s)")
     parser.add_argument("--iterations", type=int, default=10, help="of mean field inference (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of ours (here by default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=21, help="(default %(default)s)")
+    parser.add_argument(
+        "--threads", type=positive, default=os.cpu_count(), help="of ours (here by default %(default)s)"
+    )
+    parser.add_argument("--repeats", type=positive, default=21, help="(default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()

@@ -4,6 +4,7 @@ A run's first batch, which waits for the workers to start, is not counted.
 """
 
 from _run import run
+from _options import positive
 
 import argparse
 import statistics
@@ -21,13 +22,13 @@ def main() -> None:
     )
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--list", required=True, help="list file, two columns or one id a line")
-    parser.add_argument("--num-classes", type=int, default=21, help="(default %(default)s)")
-    parser.add_argument("--crop", type=int, default=321, help="(default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=10, help="(default %(default)s)")
+    parser.add_argument("--num-classes", type=positive, default=21, help="(default %(default)s)")
+    parser.add_argument("--crop", type=positive, default=321, help="(default %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=10, help="(default %(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="0 decodes in the main process (default %(default)s)")
     parser.add_argument("--cache", action="store_true", help="decode everything beforehand, as train_voc.py --cache")
-    parser.add_argument("--batches", type=int, default=50, help="counted batches a repeat (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="(default %(default)s)")
+    parser.add_argument("--batches", type=positive, default=50, help="counted batches a repeat (default %(default)s)")
+    parser.add_argument("--repeats", type=positive, default=5, help="(default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     arguments = parser.parse_args()
 

@@ -8,7 +8,7 @@ images, and images are segmented 8 at a time.
 """
 
 from _run import run
-from _options import add_device_option, add_results_options
+from _options import add_device_option, add_results_options, positive
 
 import argparse
 import tempfile
@@ -211,10 +211,12 @@ def main() -> int:
     add_device_option(parser)
     parser.add_argument("--work", nargs="+", choices=AUTHORS_SECONDS, default=list(AUTHORS_SECONDS), help="only this")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="(default: all that the device has)")
-    parser.add_argument("--threads", type=int, nargs="+", help="on the CPU (default: 1 and 2)")
+    parser.add_argument("--threads", type=positive, nargs="+", help="on the CPU (default: 1 and 2)")
     parser.add_argument("--width", type=float, default=1, help="factor on all layers' widths (default 1)")
-    parser.add_argument("--crop", type=int, default=321, help="side of the crops (default %(default)s)")
-    parser.add_argument("--test-crop", type=int, default=513, help="side of segmented images (default %(default)s)")
+    parser.add_argument("--crop", type=positive, default=321, help="side of the crops (default %(default)s)")
+    parser.add_argument(
+        "--test-crop", type=positive, default=513, help="side of segmented images (default %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="three rounds; else about 20 seconds of rounds a row")
     parser.add_argument("--workers", type=int, default=2, help="of the loader (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and images (default %(default)s)")
