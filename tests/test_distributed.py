@@ -52,7 +52,7 @@ def losses(folder: Path) -> list[float]:
 def said(run: Run) -> list[str]:
     """The lines that the processes of a run printed, without those of progress bars."""
     lines = Path(f"{run.out}.txt").read_text().replace("\r", "\n").splitlines()
-    return [line for line in lines if line and "it/s" not in line and "image/s" not in line]
+    return [line for line in lines if line and "%|" not in line]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
