@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from a2s_repro.performance import write_docs, write_results
 from a2s_repro.precision import PRECISIONS
 
 
@@ -37,6 +38,14 @@ def add_results_options(parser: argparse.ArgumentParser, kind: str) -> None:
     """What becomes of the figures of a benchmark."""
     parser.add_argument("--out", type=Path, help=f"folder for {kind}-DEVICE-DATE.json (default: not written)")
     parser.add_argument("--write-docs", action="store_true", help="put the newest results into docs/performance.md")
+
+
+def keep_results(arguments: argparse.Namespace, kind: str, device: str, results: dict) -> None:
+    """Does with the figures of a benchmark what `add_results_options` was asked for."""
+    if arguments.out:
+        print(write_results(arguments.out, kind, device, results))
+    if arguments.write_docs:
+        print(write_docs())
 
 
 def add_precision_option(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ gradients. The exact result is torch's in float64.
 """
 
 from _run import run
-from _options import add_results_options, positive
+from _options import add_results_options, keep_results, positive
 
 import argparse
 from collections.abc import Callable
@@ -23,7 +23,6 @@ from a2s_repro.models import DeepLabLargeFOV
 from a2s_repro.models.deeplab import TRUNK
 from a2s_repro.ops import winograd
 from a2s_repro.ops.conv2d import conv2d
-from a2s_repro.performance import write_docs, write_results
 from a2s_repro.provenance import provenance
 
 STRIDES = {"pool1": 1, "pool2": 2, "pool3": 4, "pool4": 8, "pool5": 8}
@@ -40,15 +39,15 @@ class Layer(NamedTuple):
 
 def layers() -> list[Layer]:
     """The 3x3 convolutions of maps, one for all of the same shape, and att_conv1's of the features of scale 1."""
-    net = DeepLabLargeFOV(21)
+    with torch.device("meta"):
+        net = DeepLabLargeFOV(21)
     strides = {name: STRIDES[pool] for pool, names in TRUNK.items() for name in names} | {"fc6": 8}
-    found = [
-        Layer(name, layer.in_channels, layer.out_channels, strides[name], layer.dilation[0])
-        for name, layer in net.named_children()
-        if name in strides and layer.in_channels > 3
-    ]
-    first = {layer[1:]: layer for layer in reversed(found)}
-    return [layer for layer in found if layer in first.values()] + [Layer("att_conv1", 1024, 512, 8, 1)]
+    by_shape: dict[tuple, Layer] = {}
+    for name, layer in net.named_children():
+        if name in strides and layer.in_channels > 3:
+            shape = (layer.in_channels, layer.out_channels, strides[name], layer.dilation[0])
+            by_shape.setdefault(shape, Layer(name, *shape))
+    return [*by_shape.values(), Layer("att_conv1", 1024, 512, 8, 1)]
 
 
 def measure(layer: Layer, arguments: argparse.Namespace) -> list[dict]:
@@ -136,12 +135,7 @@ def main() -> int:
         rows += measure(layer, arguments)
         for row in rows[-2:]:
             tqdm.write(described(row))
-    if arguments.out:
-        print(
-            write_results(arguments.out, "conv2d", "cpu", {"provenance": facts, "crop": arguments.crop, "rows": rows})
-        )
-    if arguments.write_docs:
-        print(write_docs())
+    keep_results(arguments, "conv2d", "cpu", {"provenance": facts, "crop": arguments.crop, "rows": rows})
     return 0
 
 

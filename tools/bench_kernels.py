@@ -6,7 +6,7 @@ cache still holds. On a GPU, `device` is the time of captured CUDA graphs, witho
 """
 
 from _run import run
-from _options import add_device_option, add_results_options
+from _options import add_device_option, add_results_options, keep_results
 
 import argparse
 import dataclasses
@@ -20,7 +20,6 @@ from tqdm import tqdm
 from a2s_repro import ops
 from a2s_repro.benchmark import copy_bandwidth, graph_time, paired, peak_memory, rotation, spread, warm_memory
 from a2s_repro.devices import usable_device
-from a2s_repro.performance import write_docs, write_results
 from a2s_repro.provenance import provenance
 
 GRIDS = {41: (41, 31, 21), 65: (65, 49, 33), 129: (129, 97, 65), 513: (513, 385, 257)}
@@ -250,11 +249,8 @@ def main() -> int:
         bar.set_description(case.operator)
         rows.append(measure(case, backward, dtype, layout, device, arguments))
         tqdm.write(described(rows[-1], bandwidth))
-    if arguments.out:
-        results = {"provenance": facts, "copy_bandwidth": bandwidth, "rows": rows}
-        print(write_results(arguments.out, "kernels", device.type, results))
-    if arguments.write_docs:
-        print(write_docs())
+    results = {"provenance": facts, "copy_bandwidth": bandwidth, "rows": rows}
+    keep_results(arguments, "kernels", device.type, results)
     return 0
 
 

@@ -8,7 +8,7 @@ images, and images are segmented 8 at a time.
 """
 
 from _run import run
-from _options import add_device_option, add_results_options, positive
+from _options import add_device_option, add_results_options, keep_results, positive
 
 import argparse
 import tempfile
@@ -28,7 +28,6 @@ from a2s_repro.data.lists import Item, read_list
 from a2s_repro.devices import usable_device
 from a2s_repro.models import ShareNet
 from a2s_repro.models.deeplab import TRUNK
-from a2s_repro.performance import write_docs, write_results
 from a2s_repro.precision import PRECISIONS, autocast_of, products_of
 from a2s_repro.provenance import provenance
 from a2s_repro.recipes import Recipe, find_recipe
@@ -248,13 +247,10 @@ def main() -> int:
         items = read_list(root / "ImageSets/Segmentation/train.txt", root)
         rates = loader_rates(items, len(CLASSES), arguments.crop, workers=arguments.workers, **counts)
     print(f"loader alone: {spread(rates)['median']:.0f} samples/s with {arguments.workers} workers")
-    if arguments.out:
-        sizes = {"width": arguments.width, "crop": arguments.crop, "test_crop": arguments.test_crop}
-        loader = {"workers": arguments.workers, "samples_per_second": spread(rates)}
-        results = {"provenance": facts, **sizes, "loader": loader, "rows": rows}
-        print(write_results(arguments.out, "model", device.type, results))
-    if arguments.write_docs:
-        print(write_docs())
+    sizes = {"width": arguments.width, "crop": arguments.crop, "test_crop": arguments.test_crop}
+    loader = {"workers": arguments.workers, "samples_per_second": spread(rates)}
+    results = {"provenance": facts, **sizes, "loader": loader, "rows": rows}
+    keep_results(arguments, "model", device.type, results)
     return 0
 
 

@@ -6,7 +6,7 @@ Losses are averaged over 10 iterations, as the log has them; the mIoU is that of
 """
 
 from _run import run
-from _options import add_device_option, add_results_options
+from _options import add_device_option, add_results_options, keep_results
 
 import argparse
 import tempfile
@@ -17,7 +17,6 @@ from a2s_repro.checkpoint import save_weights
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.devices import usable_device
 from a2s_repro.models import Widths
-from a2s_repro.performance import write_docs, write_results
 from a2s_repro.precision import PRECISIONS
 from a2s_repro.provenance import provenance
 from a2s_repro.recipes import find_recipe
@@ -69,13 +68,10 @@ def main() -> int:
         values = "  ".join(f"{name} {row['values']['loss']:.4f}" for name, row in zip(runs, rows, strict=True))
         print(f"iteration {rows[0]['iteration']:4}  loss: {values}")
     print("mIoU: " + ", ".join(f"{name} {100 * each['mean_iou']:.2f} %" for name, each in runs.items()))
-    if arguments.out:
-        start = arguments.init or "random weights"
-        settings = f"{arguments.max_iter} iterations from {start}, width {arguments.width:g}, seed {arguments.seed}"
-        results = {"provenance": facts, "settings": settings, "runs": runs}
-        print(write_results(arguments.out, "precision", device.type, results))
-    if arguments.write_docs:
-        print(write_docs())
+    start = arguments.init or "random weights"
+    settings = f"{arguments.max_iter} iterations from {start}, width {arguments.width:g}, seed {arguments.seed}"
+    results = {"provenance": facts, "settings": settings, "runs": runs}
+    keep_results(arguments, "precision", device.type, results)
     return 0
 
 

@@ -22,7 +22,8 @@ MOST_PRODUCTS = 0.55
 MOST_TILES = 512
 """Worked on at once: enough for products at full speed, and few enough for their points to stay in cache."""
 
-_FILTER = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+_ALONG_ONE_AXIS = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+_FILTER_TRANSFORM = torch.kron(_ALONG_ONE_AXIS, _ALONG_ONE_AXIS)
 
 
 def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
@@ -37,8 +38,7 @@ def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
 
 def transformed(weight: Tensor) -> Tensor:
     """Filters (F, C, 3, 3) as `conv2d` takes them, (16, F, C)."""
-    transform = torch.kron(_FILTER, _FILTER).to(weight.dtype)
-    return torch.matmul(transform, weight.permute(0, 2, 3, 1).flatten(1, 2)).transpose(0, 1)
+    return torch.matmul(_FILTER_TRANSFORM.to(weight.dtype), weight.permute(0, 2, 3, 1).flatten(1, 2)).transpose(0, 1)
 
 
 def conv2d(x: Tensor, filters: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:

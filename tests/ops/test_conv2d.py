@@ -5,14 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from a2s_repro.ops.conv2d import MANY_CHANNELS, conv2d
+from tests.ops.test_winograd import with_gradients
 
 
 def outcome(function, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> list[torch.Tensor]:
     """The result, and the gradients of its inputs."""
-    inputs = [y for y in (x, weight, bias) if y is not None]
-    result = function(x, weight, bias)
-    torch.manual_seed(1)
-    return [result, *torch.autograd.grad(result, inputs, torch.randn_like(result))]
+    return with_gradients(function(x, weight, bias), *(y for y in (x, weight, bias) if y is not None))
 
 
 @pytest.mark.parametrize(("window", "dilation"), [(1, 1), (3, 1), (3, 2), (3, 12)])

@@ -25,6 +25,7 @@ def random_inputs(size: tuple[int, int], dtype: torch.dtype = torch.float64) -> 
 
 
 def with_gradients(result: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """The result, and the inputs' gradients from one that is drawn, the same each time."""
     torch.manual_seed(1)
     return [result, *torch.autograd.grad(result, inputs, torch.randn_like(result))]
 
