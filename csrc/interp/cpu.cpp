@@ -8,12 +8,13 @@ namespace {
 
 using namespace a2s;
 
-// Stores a row whose pixels lie `gap` values apart.
+// Stores a row between whose pixels lie `gap` values.
 template <class T>
 struct Store {
   T* out;
   int64_t gap;
 
+  template <class W>
   auto pixel(int64_t x) const {
     return [to = out + x * gap](int64_t i, const auto& v) { store_values(to + i, v[0]); };
   }
@@ -28,9 +29,16 @@ void interp_rows(const Tensor& x, const Tensor& y) {
     const Rows<T> rows(out, out.channels_last);
     for_each_part(rows.planes() * out.h, rows.values(), [&](int64_t begin, int64_t end) {
       ScaleRows<T, 1> resized(scale_set, out.channels_last);
+      std::vector<T> buffer(out.channels_last ? 0 : out.w);
       for (int64_t r = begin; r < end; ++r) {
         const int64_t plane = r / out.h, i = r % out.h;
-        resized.row(plane, i, Store<T>{rows.start(plane, i), rows.gap()});
+        if (out.channels_last) {
+          resized.row(plane, i, Store<T>{rows.start(plane, i), rows.gap()});
+        } else {
+          T* row = rows.in_place(plane, i, buffer.data());
+          resized.row(plane, i, Store<T>{row, 0});
+          rows.store(plane, i, row);
+        }
       }
     });
   });

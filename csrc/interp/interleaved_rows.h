@@ -11,13 +11,11 @@ struct Quad {
   const Acc *a00, *a01, *a10, *a11;
   Acc w00, w01, w10, w11;
 
-  // V as in load_values. Copied: the pixel is a copy of its first neighbour.
-  template <class V, bool Copied = false>
+  // V as in load_values.
+  template <class V>
   V at(int64_t lane) const {
-    __builtin_prefetch((Copied ? a00 : a11) + lane + kAheadBytes / sizeof(Acc));
-    const V first = load_values<V>(a00 + lane);
-    if constexpr (Copied) return first;
-    return (w00 * first + w01 * load_values<V>(a01 + lane)) +
+    __builtin_prefetch(a11 + lane + kAheadBytes / sizeof(Acc));
+    return (w00 * load_values<V>(a00 + lane) + w01 * load_values<V>(a01 + lane)) +
            (w10 * load_values<V>(a10 + lane) + w11 * load_values<V>(a11 + lane));
   }
 };
@@ -46,18 +44,22 @@ class InterleavedRows {
   using Acc = acc_t<T>;
 
   InterleavedRows(const Map<const T>& map, const Resize& resize)
-      : in_(map, true), resize_(resize), source_(in_.values()), zeros_(resize.copies ? map.c : 0) {
+      : in_(map, true), resize_(resize), source_(in_.values()), copied_(resize.copies ? in_.values() : 0),
+        zeros_(resize.copies ? map.c : 0) {
     if (resize.copies) return;
     for (int64_t x = 0; x < resize.x.out; ++x) columns_.push_back(resize.x.tap(x));
   }
 
-  // Valid until the next call. Of a map that is copied, `low` is the row.
+  // Valid until the next call.
   InterleavedRow<Acc> row(int64_t plane, int64_t y) {
     if (resize_.copies) return {source(plane, y), nullptr, zeros_.data(), 0, nullptr, in_.lanes()};
     const Tap tap = resize_.y.tap(y);
     const Acc* low = source(plane, tap.low);
     return {low, source(plane, tap.high), nullptr, static_cast<Acc>(tap.lambda), columns_.data(), in_.lanes()};
   }
+
+  // A row of a map that is copied, as it lies in memory if possible. Valid until the next call.
+  const T* copy(int64_t plane, int64_t y) { return in_.read(plane, y, copied_.data()); }
 
  private:
   const Acc* source(int64_t plane, int64_t y) {
@@ -69,6 +71,7 @@ class InterleavedRows {
   Resize resize_;
   std::vector<Tap> columns_;
   KeptRows<Acc> source_;
+  std::vector<T> copied_;
   std::vector<Acc> zeros_;
 };
 

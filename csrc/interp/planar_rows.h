@@ -79,7 +79,11 @@ struct PlanarRow {
   const Acc *low, *high;
   Acc lambda;
 
-  Acc at(int64_t x) const { return (1 - lambda) * low[x] + lambda * high[x]; }
+  // V as in load_values.
+  template <class V>
+  V at(int64_t x) const {
+    return (1 - lambda) * load_values<V>(low + x) + lambda * load_values<V>(high + x);
+  }
 };
 
 // The rows of Interp's result for a planar map.
@@ -89,20 +93,22 @@ class PlanarRows {
   using Acc = acc_t<T>;
 
   PlanarRows(const Map<const T>& map, const Resize& resize)
-      : in_(map, false), copies_(resize.copies), taps_(std::make_shared<const Taps>(resize)), source_(map.w),
-        copied_(copies_ ? map.w : 0), zeros_(copies_ ? map.w : 0), widened_(copies_ ? 0 : resize.x.out) {}
+      : in_(map, false), taps_(resize.copies ? nullptr : std::make_shared<const Taps>(resize)), source_(map.w),
+        copied_(taps_ ? 0 : map.w), zeros_(taps_ ? 0 : map.w), widened_(taps_ ? resize.x.out : 0) {}
 
-  // Valid until the next call. Of a map that is copied, `low` is the row.
+  // Valid until the next call.
   PlanarRow<Acc> row(int64_t plane, int64_t y) {
+    if (!taps_) return {as_acc(copy(plane, y)), zeros_.data(), 0};
     const Tap& tap = taps_->rows[y];
-    if (plane != plane_) {
-      plane_ = plane;
-      first_row_ = in_.start(plane, 0);
-      ask_for(in_.start(plane + 1, tap.low), kAheadBytes);
-    }
-    if (copies_) return {in_.read(source(y), copied_.data()), zeros_.data(), 0};
+    enter(plane, tap.low);
     const Acc* low = widened(tap.low);
     return {low, widened(tap.high), static_cast<Acc>(tap.lambda)};
+  }
+
+  // A row of a map that is copied, as it lies in memory if possible. Valid until the next call.
+  const T* copy(int64_t plane, int64_t y) {
+    enter(plane, y);
+    return in_.read(source(y), source_.data());
   }
 
  private:
@@ -114,6 +120,13 @@ class PlanarRows {
       for (int64_t y = 0; y < resize.y.out; ++y) rows.push_back(resize.y.tap(y));
     }
   };
+
+  void enter(int64_t plane, int64_t y) {
+    if (plane == plane_) return;
+    plane_ = plane;
+    first_row_ = in_.start(plane, 0);
+    ask_for(in_.start(plane + 1, y), kAheadBytes);
+  }
 
   const T* source(int64_t y) const {
     const T* row = first_row_ + y * in_.row_stride();
@@ -127,9 +140,14 @@ class PlanarRows {
     });
   }
 
+  const Acc* as_acc(const T* row) {
+    if constexpr (std::is_same_v<T, Acc>) return row;
+    else convert(row, in_.values(), copied_.data());
+    return copied_.data();
+  }
+
   Rows<const T> in_;
-  bool copies_;
-  std::shared_ptr<const Taps> taps_;  // copies of this object share them
+  std::shared_ptr<const Taps> taps_;  // null where the map is copied; copies of this object share them
   std::vector<T> source_;
   std::vector<Acc> copied_, zeros_;
   KeptRows<Acc> widened_;

@@ -6,41 +6,84 @@
 
 namespace a2s {
 
-// The values of S maps at a lane of a pixel, or at eight. FirstCopies: the first map is not resized.
-template <bool FirstCopies, class V, class Acc, size_t S>
-void values_at(const std::array<Quad<Acc>, S>& quads, int64_t lane, V (&v)[S]) {
-  v[0] = quads[0].template at<V, FirstCopies>(lane);
-  for (size_t s = 1; s < S; ++s) v[s] = quads[s].template at<V>(lane);
+// A row of each of S maps resized to one grid, before they are worked out; Row is PlanarRow or InterleavedRow.
+template <class T, size_t S, class Row>
+struct ScaleRow {
+  std::array<Row, S> rows;
+  const T* copy;  // the first map's row if that map is copied, and then rows[0] is not set
+  int64_t lanes;
+};
+
+// The values of all maps along a planar row. FirstCopies: `copy` is set.
+template <bool FirstCopies, class T, class Acc, size_t S>
+class RowValues {
+ public:
+  // Member by member, as they were stored just now: wider loads would wait for that.
+  explicit RowValues(const ScaleRow<T, S, PlanarRow<Acc>>& row) : copy_(row.copy) {
+    for (size_t s = FirstCopies; s < S; ++s) {
+      rows_[s].low = row.rows[s].low;
+      rows_[s].high = row.rows[s].high;
+      rows_[s].lambda = row.rows[s].lambda;
+    }
+  }
+
+  // At a pixel or at eight; V as in load_values.
+  template <class V>
+  void at(int64_t x, V (&v)[S]) const {
+    if constexpr (FirstCopies) v[0] = load_values<V>(copy_ + x);
+    for (size_t s = FirstCopies; s < S; ++s) v[s] = rows_[s].template at<V>(x);
+  }
+
+ private:
+  const T* copy_;
+  PlanarRow<Acc> rows_[S];
+};
+
+// The same of one pixel of an interleaved row.
+template <bool FirstCopies, class T, class Acc, size_t S>
+class PixelValues {
+ public:
+  PixelValues(const ScaleRow<T, S, InterleavedRow<Acc>>& row, int64_t x) : copy_(row.copy + x * row.lanes) {
+    for (size_t s = FirstCopies; s < S; ++s) quads_[s] = row.rows[s].at(x);
+  }
+
+  // At a lane or at eight.
+  template <class V>
+  void at(int64_t lane, V (&v)[S]) const {
+    if constexpr (FirstCopies) {
+      __builtin_prefetch(copy_ + lane + kAheadBytes / sizeof(T));
+      v[0] = load_values<V>(copy_ + lane);
+    }
+    for (size_t s = FirstCopies; s < S; ++s) v[s] = quads_[s].template at<V>(lane);
+  }
+
+ private:
+  const T* copy_;
+  Quad<Acc> quads_[S];
+};
+
+// Calls op.pixel<W>(x) at each pixel of a row (W = Acc), or at eight (W = Lanes<Acc>), and what that gives as value(i, v)
+// for every value i of the row, or for eight at once: v[s] is the value of map s.
+template <bool FirstCopies, class T, class Acc, size_t S, class Op>
+A2S_CLONES void resize_row(const ScaleRow<T, S, PlanarRow<Acc>>& row, int64_t width, const Op op) {
+  const RowValues<FirstCopies, T, Acc, S> values(row);
+  for_each_value<Acc>(width, [&](int64_t x, auto kind) {
+    using V = decltype(kind);
+    V v[S];
+    values.at(x, v);
+    op.template pixel<V>(x)(x, v);
+  });
 }
 
-// Calls op.pixel(x) at each pixel of a row, and what that gives as value(i, v) for every value i of the row, or for eight
-// at once: v[s] is the value of map s. FirstCopies: the first map is not resized.
-template <bool FirstCopies, class Acc, size_t S, class Op>
-A2S_CLONES void resize_row(const std::array<PlanarRow<Acc>, S>& rows, int64_t width, const Op op) {
-  PlanarRow<Acc> row[S];  // member by member, as they were stored just now: wider loads would wait for that
-  for (size_t s = 0; s < S; ++s) {
-    row[s].low = rows[s].low;
-    row[s].high = rows[s].high;
-    row[s].lambda = rows[s].lambda;
-  }
-  A2S_INDEPENDENT
+template <bool FirstCopies, class T, class Acc, size_t S, class Op>
+A2S_CLONES void resize_row(const ScaleRow<T, S, InterleavedRow<Acc>> row, int64_t width, const Op op) {
+  const int64_t lanes = row.lanes;
   for (int64_t x = 0; x < width; ++x) {
-    Acc v[S];
-    for (size_t s = 0; s < S; ++s) v[s] = FirstCopies && s == 0 ? row[s].low[x] : row[s].at(x);
-    op.pixel(x)(x, v);
-  }
-}
-
-template <bool FirstCopies, class Acc, size_t S, class Op>
-A2S_CLONES void resize_row(const std::array<InterleavedRow<Acc>, S> rows, int64_t width, const Op op) {
-  const int64_t lanes = rows[0].lanes;
-  for (int64_t x = 0; x < width; ++x) {
-    std::array<Quad<Acc>, S> quads;
-    for (size_t s = 0; s < S; ++s) quads[s] = rows[s].at(x);
-    const auto value = op.pixel(x);
+    const PixelValues<FirstCopies, T, Acc, S> values(row, x);
+    const auto value = op.template pixel<Acc>(x);
     for_each_value<Acc>(lanes, [&](int64_t l, auto kind) {
       decltype(kind) v[S];
-      values_at<FirstCopies>(quads, l, v);
+      values.at(l, v);
       value(x * lanes + l, v);
     });
   }
@@ -53,42 +96,45 @@ class ScaleRows {
   using Acc = acc_t<T>;
 
   ScaleRows(const ScaleSet<T, S>& scales, bool interleaved)
-      : first_copies_(scales.resize[0].copies), width_(scales.resize[0].x.out) {
+      : first_copies_(scales.resize[0].copies), width_(scales.resize[0].x.out),
+        lanes_(interleaved ? scales.map[0].c : 1) {
     for (int s = 0; s < S; ++s) {
       if (interleaved) interleaved_.emplace_back(scales.map[s], scales.resize[s]);
       else planar_.emplace_back(scales.map[s], scales.resize[s]);
     }
   }
 
-  // Calls body(FirstCopies, rows, width) with rows y of a plane, planar or interleaved.
+  // Calls body(FirstCopies, row, width) with row y of a plane, a ScaleRow.
   template <class Body>
   void visit(int64_t plane, int64_t y, const Body& body) {
-    const auto call = [&](const auto& rows) {
-      if (first_copies_) body(std::true_type{}, rows, width_);
-      else body(std::false_type{}, rows, width_);
+    const auto call = [&](const auto& row) {
+      if (first_copies_) body(std::true_type{}, row, width_);
+      else body(std::false_type{}, row, width_);
     };
-    if (planar_.empty()) call(rows_of(interleaved_, plane, y));
-    else call(rows_of(planar_, plane, y));
+    if (planar_.empty()) call(row_of(interleaved_, plane, y));
+    else call(row_of(planar_, plane, y));
   }
 
   // Does `op` to row y of a plane.
   template <class Op>
   void row(int64_t plane, int64_t y, const Op& op) {
-    visit(plane, y, [&](auto first_copies, const auto& rows, int64_t width) {
-      resize_row<decltype(first_copies)::value>(rows, width, op);
+    visit(plane, y, [&](auto first_copies, const auto& row, int64_t width) {
+      resize_row<decltype(first_copies)::value>(row, width, op);
     });
   }
 
  private:
-  template <class ScaleRow>
-  static auto rows_of(std::vector<ScaleRow>& scales, int64_t plane, int64_t y) {
-    std::array<decltype(scales[0].row(plane, y)), S> rows;
-    for (int s = 0; s < S; ++s) rows[s] = scales[s].row(plane, y);
-    return rows;
+  template <class MapRows>
+  auto row_of(std::vector<MapRows>& maps, int64_t plane, int64_t y) {
+    ScaleRow<T, S, decltype(maps[0].row(plane, y))> row;
+    row.copy = first_copies_ ? maps[0].copy(plane, y) : nullptr;
+    row.lanes = lanes_;
+    for (int s = first_copies_; s < S; ++s) row.rows[s] = maps[s].row(plane, y);
+    return row;
   }
 
   bool first_copies_;
-  int64_t width_;
+  int64_t width_, lanes_;
   std::vector<PlanarRows<T>> planar_;
   std::vector<InterleavedRows<T>> interleaved_;
 };

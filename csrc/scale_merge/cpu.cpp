@@ -71,7 +71,8 @@ class WeightRows {
   void fill(int64_t n, int64_t y, const RowSet<Acc, S>& weights) {
     if (coarse_) {
       for (int s = 0; s < S; ++s) {
-        resize_row<false>(std::array{coarse_->row(n * S + s, y)}, width_, Average<Acc, 1>{1, weights.row[s]});
+        const ScaleRow<Acc, 1, PlanarRow<Acc>> row{{coarse_->row(n * S + s, y)}, nullptr, 1};
+        resize_row<false>(row, width_, Average<Acc, 1>{1, weights.row[s]});
       }
     } else {
       logits_.load(n, y, weights);

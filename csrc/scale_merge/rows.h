@@ -18,8 +18,10 @@ struct RowSet {
   RowSet(Acc* first, int64_t width) {
     for (int s = 0; s < S; ++s) row[s] = first + s * width;
   }
-  void at(int64_t x, Acc (&v)[S]) const {
-    for (int s = 0; s < S; ++s) v[s] = row[s][x];
+  // V as in load_values.
+  template <class V>
+  void at(int64_t x, V (&v)[S]) const {
+    for (int s = 0; s < S; ++s) v[s] = load_values<V>(row[s] + x);
   }
   void set(int64_t x, const Acc (&v)[S]) const {
     for (int s = 0; s < S; ++s) row[s][x] = v[s];
@@ -92,9 +94,9 @@ A2S_CLONES void softmax_backward_row(const RowSet<Acc, S>& grads, const RowSet<A
   }
 }
 
-// sum over s of weight[s] * v[s], where V is as in load_values
-template <class Acc, class V, size_t S>
-V weighed(const Acc (&w)[S], const V (&v)[S]) {
+// sum over s of weight[s] * v[s]; W and V as in load_values, W one value or as many as V
+template <class W, class V, size_t S>
+V weighed(const W (&w)[S], const V (&v)[S]) {
   V sum = w[0] * v[0];
   for (size_t s = 1; s < S; ++s) sum += w[s] * v[s];
   return sum;
@@ -105,12 +107,12 @@ V weighed(const Acc (&w)[S], const V (&v)[S]) {
 // out = sum over s of weight[s] * v[s]
 template <class T, int S>
 struct Weigh {
-  using Acc = acc_t<T>;
-  RowSet<Acc, S> weights;
+  RowSet<acc_t<T>, S> weights;
   T* out;
 
+  template <class W>
   struct Pixel {
-    Acc w[S];
+    W w[S];
     T* out;
 
     template <class V>
@@ -118,8 +120,9 @@ struct Weigh {
       store_values(out + i, weighed(w, v));
     }
   };
-  Pixel pixel(int64_t x) const {
-    Pixel pixel{{}, out};
+  template <class W>
+  Pixel<W> pixel(int64_t x) const {
+    Pixel<W> pixel{{}, out};
     weights.at(x, pixel.w);
     return pixel;
   }
@@ -131,8 +134,9 @@ struct WeighRecalibrated {
   Weigh<T, S> weigh;
   const T* factor;
 
+  template <class W>
   struct Pixel {
-    typename Weigh<T, S>::Pixel weigh;
+    typename Weigh<T, S>::template Pixel<W> weigh;
     const T* factor;
 
     template <class V>
@@ -140,7 +144,10 @@ struct WeighRecalibrated {
       store_values(weigh.out + i, V(load_values<V>(factor + i) * weighed(weigh.w, v)));
     }
   };
-  Pixel pixel(int64_t x) const { return {weigh.pixel(x), factor}; }
+  template <class W>
+  Pixel<W> pixel(int64_t x) const {
+    return {weigh.template pixel<W>(x), factor};
+  }
 };
 
 // out = factor * sum over s of v[s]
@@ -149,7 +156,10 @@ struct Average {
   acc_t<T> factor;
   T* out;
 
-  Average pixel(int64_t) const { return *this; }
+  template <class W>
+  Average pixel(int64_t) const {
+    return *this;
+  }
   template <class V>
   void operator()(int64_t i, const V (&v)[S]) const {
     V sum = v[0];
@@ -164,7 +174,10 @@ struct Largest {
   T* out;
   uint8_t* winner;
 
-  Largest pixel(int64_t) const { return *this; }
+  template <class W>
+  Largest pixel(int64_t) const {
+    return *this;
+  }
   template <class V>
   void operator()(int64_t i, const V (&v)[S]) const {
     V best = v[0], best_s{};
@@ -178,12 +191,12 @@ struct Largest {
   }
 };
 
-// A row of the gradient of the weighed sum of the values `v`: at(x, i, v) at place i, of pixel x. V as in load_values.
+// A row of the gradient of the weighed sum of the values `v`: at<W>(x, i, v) at place i, of pixel x. W and V as in weighed.
 template <class T>
 struct PlainGrad {
   const T* grad;
 
-  template <class V, size_t S>
+  template <class W, class V, size_t S>
   V at(int64_t, int64_t i, const V (&)[S]) const {
     return load_values<V>(grad + i);
   }
@@ -197,9 +210,9 @@ struct RecalibratedGrad {
   T* factor_grad;
   RowSet<Acc, S> weights;
 
-  template <class V>
+  template <class W, class V>
   V at(int64_t x, int64_t i, const V (&v)[S]) const {
-    Acc w[S];
+    W w[S];
     weights.at(x, w);
     const V g = load_values<V>(grad + i);
     store_values(factor_grad + i, V(g * weighed(w, v)));
@@ -207,36 +220,29 @@ struct RecalibratedGrad {
   }
 };
 
-// sums[s] += grad * v[s]
-template <class Acc, int S, class Grad>
-struct AddProducts {
-  Grad grad;
-  RowSet<Acc, S> sums;
-
-  AddProducts pixel(int64_t) const { return *this; }
-  void operator()(int64_t x, const Acc (&v)[S]) const {
-    const Acc g = grad.at(x, x, v);
-    for (int s = 0; s < S; ++s) sums.row[s][x] += g * v[s];
+// sums[s] += grad * v[s], summed over the channels of an interleaved row
+template <bool FirstCopies, class T, class Acc, size_t S, class Grad, class Sums>
+A2S_CLONES void add_row_products(const ScaleRow<T, S, PlanarRow<Acc>>& row, int64_t width, const Grad grad,
+                                 const Sums sums) {
+  const RowValues<FirstCopies, T, Acc, S> values(row);
+  A2S_INDEPENDENT
+  for (int64_t x = 0; x < width; ++x) {
+    Acc v[S];
+    values.at(x, v);
+    const Acc g = grad.template at<Acc>(x, x, v);
+    for (size_t s = 0; s < S; ++s) sums.row[s][x] += g * v[s];
   }
-};
-
-// Does so for planar rows, and for interleaved ones summed over a pixel's channels.
-template <bool FirstCopies, class Acc, size_t S, class Grad>
-void add_row_products(const std::array<PlanarRow<Acc>, S>& rows, int64_t width, const Grad& grad,
-                      const RowSet<Acc, static_cast<int>(S)>& sums) {
-  resize_row<FirstCopies>(rows, width, AddProducts<Acc, static_cast<int>(S), Grad>{grad, sums});
 }
 
-template <bool FirstCopies, class Acc, size_t S, class Grad, class Sums>
-A2S_CLONES void add_row_products(const std::array<InterleavedRow<Acc>, S> rows, int64_t width, const Grad grad,
+template <bool FirstCopies, class T, class Acc, size_t S, class Grad, class Sums>
+A2S_CLONES void add_row_products(const ScaleRow<T, S, InterleavedRow<Acc>> row, int64_t width, const Grad grad,
                                  const Sums sums) {
-  const int64_t lanes = rows[0].lanes;
+  const int64_t lanes = row.lanes;
   for (int64_t x = 0; x < width; ++x) {
-    std::array<Quad<Acc>, S> quads;
-    for (size_t s = 0; s < S; ++s) quads[s] = rows[s].at(x);
+    const PixelValues<FirstCopies, T, Acc, S> values(row, x);
     const auto term = [&](int64_t l, auto& terms) {
-      values_at<FirstCopies>(quads, l, terms);
-      const auto g = grad.at(x, x * lanes + l, terms);
+      values.at(l, terms);
+      const auto g = grad.template at<Acc>(x, x * lanes + l, terms);
       for (auto& value : terms) value *= g;
     };
     const auto pixel = sums_of<Acc, S>(lanes, term);
@@ -248,8 +254,8 @@ A2S_CLONES void add_row_products(const std::array<InterleavedRow<Acc>, S> rows, 
 template <class T, int S, class Grad>
 void add_products(ScaleRows<T, S>& scales, int64_t plane, int64_t y, const Grad& grad,
                   const RowSet<acc_t<T>, S>& sums) {
-  scales.visit(plane, y, [&](auto first_copies, const auto& rows, int64_t width) {
-    add_row_products<decltype(first_copies)::value>(rows, width, grad, sums);
+  scales.visit(plane, y, [&](auto first_copies, const auto& row, int64_t width) {
+    add_row_products<decltype(first_copies)::value>(row, width, grad, sums);
   });
 }
 

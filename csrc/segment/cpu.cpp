@@ -14,7 +14,7 @@ template <class Acc>
 A2S_CLONES void take_over(const PlanarRow<Acc>& scores, int64_t width, Acc c, Acc* best, Acc* label) {
   A2S_INDEPENDENT
   for (int64_t x = 0; x < width; ++x) {
-    const Acc value = scores.at(x);
+    const Acc value = scores.template at<Acc>(x);
     const bool takes = c == 0 || beats(value, best[x]);
     best[x] = takes ? value : best[x];
     label[x] = takes ? c : label[x];

@@ -57,6 +57,15 @@ inline void store_rounded(BFloat16* to, const Lanes<float>& values) {
   std::memcpy(to, &upper, sizeof(upper));
 }
 
+// Eight values to bytes, step by step: the compiler has no instruction for all of it.
+template <class V>
+void store_bytes(uint8_t* to, const V& values) {
+  const auto integers = __builtin_convertvector(values, LanesOf<int32_t>::type);
+  const auto halves = __builtin_convertvector(integers, LanesOf<uint16_t>::type);
+  const auto bytes = __builtin_convertvector(halves, LanesOf<uint8_t>::type);
+  std::memcpy(to, &bytes, sizeof(bytes));
+}
+
 // One value (V = Acc) or eight neighbours (V = Lanes<Acc>), converted to Acc.
 template <class V, class T>
 V load_values(const T* from) {
@@ -86,6 +95,7 @@ void store_values(T* to, const V& values) {
     using Acc = std::decay_t<decltype(std::declval<const V&>()[0])>;
     if constexpr (std::is_same_v<T, Acc>) std::memcpy(to, &values, sizeof(values));
     else if constexpr (std::is_same_v<T, BFloat16>) store_rounded(to, values);
+    else if constexpr (std::is_same_v<T, uint8_t>) store_bytes(to, values);
     else for (int64_t i = 0; i < kLanes; ++i) to[i] = static_cast<T>(values[i]);
   }
 }
