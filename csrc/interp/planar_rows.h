@@ -73,20 +73,7 @@ A2S_CLONES void widen(const Columns<Acc>& columns, const From* source, Acc* out)
   }
 }
 
-// A row of Interp's result before it is worked out: between two source rows of its own width.
-template <class Acc>
-struct PlanarRow {
-  const Acc *low, *high;
-  Acc lambda;
-
-  // V as in load_values.
-  template <class V>
-  V at(int64_t x) const {
-    return (1 - lambda) * load_values<V>(low + x) + lambda * load_values<V>(high + x);
-  }
-};
-
-// The rows of Interp's result for a planar map.
+// The rows of Interp's result for a planar map, each between two source rows of its own width.
 template <class T>
 class PlanarRows {
  public:
@@ -97,7 +84,7 @@ class PlanarRows {
         copied_(taps_ ? 0 : map.w), zeros_(taps_ ? 0 : map.w), widened_(taps_ ? resize.x.out : 0) {}
 
   // Valid until the next call.
-  PlanarRow<Acc> row(int64_t plane, int64_t y) {
+  Between<Acc> row(int64_t plane, int64_t y) {
     if (!taps_) return {as_acc(copy(plane, y)), zeros_.data(), 0};
     const Tap& tap = taps_->rows[y];
     enter(plane, tap.low);

@@ -117,6 +117,19 @@ std::optional<Rows<const T>> optional_rows(const std::optional<Tensor>& tensor, 
   return Rows<const T>(map_of<const T>(*tensor), interleaved);
 }
 
+// Values between two rows of values.
+template <class Acc>
+struct Between {
+  const Acc *low, *high;
+  Acc lambda;
+
+  // V as in load_values.
+  template <class V>
+  V at(int64_t i) const {
+    return (1 - lambda) * load_values<V>(low + i) + lambda * load_values<V>(high + i);
+  }
+};
+
 // Two rows that were worked out before, so that consecutive result rows, which read the same source rows, find them.
 template <class Acc>
 class KeptRows {

@@ -6,7 +6,7 @@
 
 namespace a2s {
 
-// A row of each of S maps resized to one grid, before they are worked out; Row is PlanarRow or InterleavedRow.
+// A row of each of S maps resized to one grid, before they are worked out; Row is Between or InterleavedRows<T>::Row.
 template <class T, size_t S, class Row>
 struct ScaleRow {
   std::array<Row, S> rows;
@@ -15,11 +15,11 @@ struct ScaleRow {
 };
 
 // The values of all maps along a planar row. FirstCopies: `copy` is set.
-template <bool FirstCopies, class T, class Acc, size_t S>
+template <bool FirstCopies, class T, size_t S>
 class RowValues {
  public:
   // Member by member, as they were stored just now: wider loads would wait for that.
-  explicit RowValues(const ScaleRow<T, S, PlanarRow<Acc>>& row) : copy_(row.copy) {
+  explicit RowValues(const ScaleRow<T, S, Between<acc_t<T>>>& row) : copy_(row.copy) {
     for (size_t s = FirstCopies; s < S; ++s) {
       rows_[s].low = row.rows[s].low;
       rows_[s].high = row.rows[s].high;
@@ -36,15 +36,17 @@ class RowValues {
 
  private:
   const T* copy_;
-  PlanarRow<Acc> rows_[S];
+  Between<acc_t<T>> rows_[S];
 };
 
 // The same of one pixel of an interleaved row.
-template <bool FirstCopies, class T, class Acc, size_t S>
+template <bool FirstCopies, class T, size_t S>
 class PixelValues {
  public:
-  PixelValues(const ScaleRow<T, S, InterleavedRow<Acc>>& row, int64_t x) : copy_(row.copy + x * row.lanes) {
-    for (size_t s = FirstCopies; s < S; ++s) quads_[s] = row.rows[s].at(x);
+  using Row = typename InterleavedRows<T>::Row;
+
+  PixelValues(const ScaleRow<T, S, Row>& row, int64_t x) : copy_(row.copy + x * row.lanes) {
+    for (size_t s = FirstCopies; s < S; ++s) maps_[s] = row.rows[s].at(x);
   }
 
   // At a lane or at eight.
@@ -54,20 +56,20 @@ class PixelValues {
       __builtin_prefetch(copy_ + lane + kAheadBytes / sizeof(T));
       v[0] = load_values<V>(copy_ + lane);
     }
-    for (size_t s = FirstCopies; s < S; ++s) v[s] = quads_[s].template at<V>(lane);
+    for (size_t s = FirstCopies; s < S; ++s) v[s] = maps_[s].template at<V>(lane);
   }
 
  private:
   const T* copy_;
-  Quad<Acc> quads_[S];
+  decltype(std::declval<Row>().at(0)) maps_[S];
 };
 
-// Calls op.pixel<W>(x) at each pixel of a row (W = Acc), or at eight (W = Lanes<Acc>), and what that gives as value(i, v)
-// for every value i of the row, or for eight at once: v[s] is the value of map s.
-template <bool FirstCopies, class T, class Acc, size_t S, class Op>
-A2S_CLONES void resize_row(const ScaleRow<T, S, PlanarRow<Acc>>& row, int64_t width, const Op op) {
-  const RowValues<FirstCopies, T, Acc, S> values(row);
-  for_each_value<Acc>(width, [&](int64_t x, auto kind) {
+// Calls op.pixel<W>(x) at each pixel of a row (W = Acc), or at eight (W = Lanes<Acc>), and what that gives as
+// value(i, v) for every value i of the row, or for eight at once: v[s] is the value of map s.
+template <bool FirstCopies, class T, size_t S, class Op>
+A2S_CLONES void resize_row(const ScaleRow<T, S, Between<acc_t<T>>>& row, int64_t width, const Op op) {
+  const RowValues<FirstCopies, T, S> values(row);
+  for_each_value<acc_t<T>>(width, [&](int64_t x, auto kind) {
     using V = decltype(kind);
     V v[S];
     values.at(x, v);
@@ -75,13 +77,13 @@ A2S_CLONES void resize_row(const ScaleRow<T, S, PlanarRow<Acc>>& row, int64_t wi
   });
 }
 
-template <bool FirstCopies, class T, class Acc, size_t S, class Op>
-A2S_CLONES void resize_row(const ScaleRow<T, S, InterleavedRow<Acc>> row, int64_t width, const Op op) {
+template <bool FirstCopies, class T, size_t S, class Op>
+A2S_CLONES void resize_row(const ScaleRow<T, S, typename InterleavedRows<T>::Row> row, int64_t width, const Op op) {
   const int64_t lanes = row.lanes;
   for (int64_t x = 0; x < width; ++x) {
-    const PixelValues<FirstCopies, T, Acc, S> values(row, x);
-    const auto value = op.template pixel<Acc>(x);
-    for_each_value<Acc>(lanes, [&](int64_t l, auto kind) {
+    const PixelValues<FirstCopies, T, S> values(row, x);
+    const auto value = op.template pixel<acc_t<T>>(x);
+    for_each_value<acc_t<T>>(lanes, [&](int64_t l, auto kind) {
       decltype(kind) v[S];
       values.at(l, v);
       value(x * lanes + l, v);

@@ -71,7 +71,7 @@ class WeightRows {
   void fill(int64_t n, int64_t y, const RowSet<Acc, S>& weights) {
     if (coarse_) {
       for (int s = 0; s < S; ++s) {
-        const ScaleRow<Acc, 1, PlanarRow<Acc>> row{{coarse_->row(n * S + s, y)}, nullptr, 1};
+        const ScaleRow<Acc, 1, Between<Acc>> row{{coarse_->row(n * S + s, y)}, nullptr, 1};
         resize_row<false>(row, width_, Average<Acc, 1>{1, weights.row[s]});
       }
     } else {

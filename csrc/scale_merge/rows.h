@@ -191,7 +191,8 @@ struct Largest {
   }
 };
 
-// A row of the gradient of the weighed sum of the values `v`: at<W>(x, i, v) at place i, of pixel x. W and V as in weighed.
+// A row of the gradient of the weighed sum of the values `v`: at<W>(x, i, v) at place i, of pixel x. W and V as in
+// weighed.
 template <class T>
 struct PlainGrad {
   const T* grad;
@@ -221,10 +222,11 @@ struct RecalibratedGrad {
 };
 
 // sums[s] += grad * v[s], summed over the channels of an interleaved row
-template <bool FirstCopies, class T, class Acc, size_t S, class Grad, class Sums>
-A2S_CLONES void add_row_products(const ScaleRow<T, S, PlanarRow<Acc>>& row, int64_t width, const Grad grad,
+template <bool FirstCopies, class T, size_t S, class Grad, class Sums>
+A2S_CLONES void add_row_products(const ScaleRow<T, S, Between<acc_t<T>>>& row, int64_t width, const Grad grad,
                                  const Sums sums) {
-  const RowValues<FirstCopies, T, Acc, S> values(row);
+  using Acc = acc_t<T>;
+  const RowValues<FirstCopies, T, S> values(row);
   A2S_INDEPENDENT
   for (int64_t x = 0; x < width; ++x) {
     Acc v[S];
@@ -234,12 +236,13 @@ A2S_CLONES void add_row_products(const ScaleRow<T, S, PlanarRow<Acc>>& row, int6
   }
 }
 
-template <bool FirstCopies, class T, class Acc, size_t S, class Grad, class Sums>
-A2S_CLONES void add_row_products(const ScaleRow<T, S, InterleavedRow<Acc>> row, int64_t width, const Grad grad,
-                                 const Sums sums) {
+template <bool FirstCopies, class T, size_t S, class Grad, class Sums>
+A2S_CLONES void add_row_products(const ScaleRow<T, S, typename InterleavedRows<T>::Row> row, int64_t width,
+                                 const Grad grad, const Sums sums) {
+  using Acc = acc_t<T>;
   const int64_t lanes = row.lanes;
   for (int64_t x = 0; x < width; ++x) {
-    const PixelValues<FirstCopies, T, Acc, S> values(row, x);
+    const PixelValues<FirstCopies, T, S> values(row, x);
     const auto term = [&](int64_t l, auto& terms) {
       values.at(l, terms);
       const auto g = grad.template at<Acc>(x, x * lanes + l, terms);

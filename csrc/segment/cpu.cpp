@@ -11,7 +11,7 @@ using namespace a2s;
 
 // Lets class c, with a row of scores, take the pixels where it beats the best before it.
 template <class Acc>
-A2S_CLONES void take_over(const PlanarRow<Acc>& scores, int64_t width, Acc c, Acc* best, Acc* label) {
+A2S_CLONES void take_over(const Between<Acc>& scores, int64_t width, Acc c, Acc* best, Acc* label) {
   A2S_INDEPENDENT
   for (int64_t x = 0; x < width; ++x) {
     const Acc value = scores.template at<Acc>(x);
