@@ -78,7 +78,7 @@ A2S_CLONES void resize_row(const ScaleRow<T, S, Between<acc_t<T>>>& row, int64_t
 }
 
 template <bool FirstCopies, class T, size_t S, class Op>
-A2S_CLONES void resize_row(const ScaleRow<T, S, typename InterleavedRows<T>::Row> row, int64_t width, const Op op) {
+A2S_WIDE_CLONES void resize_row(const ScaleRow<T, S, typename InterleavedRows<T>::Row> row, int64_t width, const Op op) {
   const int64_t lanes = row.lanes;
   for (int64_t x = 0; x < width; ++x) {
     const PixelValues<FirstCopies, T, S> values(row, x);
