@@ -56,13 +56,11 @@ struct MixedRow {
   }
 };
 
-// out = what lies between two rows
-template <class From, class Acc>
-A2S_CLONES void mix(const From* low, const From* high, Acc lambda, int64_t count, Acc* out) {
-  for_each_value<Acc>(count, [&](int64_t i, auto kind) {
-    using V = decltype(kind);
-    __builtin_prefetch(high + i + kAheadBytes / sizeof(From));
-    store_values(out + i, V((1 - lambda) * load_values<V>(low + i) + lambda * load_values<V>(high + i)));
+template <class T>
+A2S_CLONES void mix(const Between<T> rows, int64_t count, acc_t<T>* out) {
+  for_each_value<acc_t<T>>(count, [&](int64_t i, auto kind) {
+    __builtin_prefetch(rows.high + i + kAheadBytes / sizeof(T));
+    store_values(out + i, rows.template at<decltype(kind)>(i));
   });
 }
 
@@ -118,7 +116,7 @@ class InterleavedRows {
     const T* high = source(plane, tap.high);
     for (const Run& run : runs_) {
       const int64_t first = run.first * in_.lanes(), count = (run.end - run.first) * in_.lanes();
-      mix(low + first, high + first, static_cast<Acc>(tap.lambda), count, &mixed_[first]);
+      mix(Between<T>{low + first, high + first, static_cast<Acc>(tap.lambda)}, count, &mixed_[first]);
     }
   }
 

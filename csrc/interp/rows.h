@@ -118,10 +118,10 @@ std::optional<Rows<const T>> optional_rows(const std::optional<Tensor>& tensor, 
 }
 
 // Values between two rows of values.
-template <class Acc>
+template <class T>
 struct Between {
-  const Acc *low, *high;
-  Acc lambda;
+  const T *low, *high;
+  acc_t<T> lambda;
 
   // V as in load_values.
   template <class V>

@@ -45,7 +45,7 @@ class PixelValues {
  public:
   using Row = typename InterleavedRows<T>::Row;
 
-  PixelValues(const ScaleRow<T, S, Row>& row, int64_t x) : copy_(row.copy + x * row.lanes) {
+  PixelValues(const ScaleRow<T, S, Row>& row, int64_t x) : copy_(FirstCopies ? row.copy + x * row.lanes : nullptr) {
     for (size_t s = FirstCopies; s < S; ++s) maps_[s] = row.rows[s].at(x);
   }
 

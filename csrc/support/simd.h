@@ -14,7 +14,7 @@
 // cannot instrument the choice.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define A2S_CLONES __attribute__((target_clones("arch=x86-64-v3", "default"), flatten)) static
-// Also for AVX-512, which pays where bfloat16 is stored eight lanes at a time.
+// Also for AVX-512, for the loops that were measured to gain from it.
 #define A2S_WIDE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), flatten)) static
 #else
 #define A2S_CLONES static
