@@ -27,6 +27,7 @@ sys.excepthook = _excepthook
 
 try:
     from a2s_repro import distributed
+    from a2s_repro.devices import keep_freed_memory
     from a2s_repro.errors import InputError, ToldElsewhere
     from caffe_weights import CaffeFileError
 except ImportError as missing:
@@ -38,6 +39,7 @@ except ImportError as missing:
 
 def run(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits with its status; errors that a user can put right become one sentence on stderr."""
+    keep_freed_memory()
     try:
         status = main() or 0
         sys.stdout.flush()

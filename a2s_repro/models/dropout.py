@@ -14,7 +14,7 @@ class Dropout(nn.Dropout):
     """Caffe's Dropout: single elements, x * mask / (1 - ratio) in training, which is nn.Dropout.
 
     With `masks` they are asked for, in the order in which the layers run; without, torch draws them: on a GPU by its
-    own dropout, on the CPU by uniform numbers, which take a quarter of the time of its bernoulli numbers there.
+    own dropout, on the CPU by 16-bit random numbers, which it draws there 13 times as fast as bernoulli numbers.
     """
 
     masks: Masks | None = None
@@ -29,10 +29,11 @@ class Dropout(nn.Dropout):
 
 
 def _random_factors(x: Tensor, ratio: float) -> Tensor:
-    """For every element of x 0, with probability `ratio`, or 1 / (1 - ratio)."""
-    precise = torch.promote_types(x.dtype, torch.float32)
-    uniform = torch.empty_like(x, dtype=precise, requires_grad=False).uniform_()
-    return uniform.ge_(ratio).div_(1 - ratio).to(x.dtype)
+    """For every element of x 0, with probability `ratio` to the nearest 1/65536, or 1 / (1 - ratio)."""
+    strides = torch.empty_like(x, device="meta").stride()
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    numbers = words.view(torch.int16).as_strided(x.shape, strides)
+    return numbers.ge(round(ratio * 65536) - 32768).to(x.dtype).div_(1 - ratio)
 
 
 def take_masks_from(model: nn.Module, masks: Masks) -> None:

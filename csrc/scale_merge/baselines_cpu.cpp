@@ -1,0 +1,98 @@
+// Average and max merging.
+#include <torch/csrc/stable/library.h>
+
+#include "kernels.h"
+#include "rows.h"
+
+namespace {
+
+using namespace a2s;
+
+Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width, double factor) {
+  Tensor merged = empty_merged("scale_average", scores, height, width);
+  dispatch_merge("scale_average", scores, [&](auto type, auto count) {
+    using T = typename decltype(type)::type;
+    constexpr int S = decltype(count)::value;
+    const ScaleSet<T, S> scale_set(scores, height, width);
+    const bool interleaved = is_channels_last(merged);
+    const Rows<T> rows(map_of<T>(merged), interleaved);
+    for_each_part(rows.planes() * height, rows.values(), [&](int64_t begin, int64_t end) {
+      ScaleRows<T, S> scales(scale_set, interleaved);
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t plane = r / height, y = r % height;
+        scales.row(plane, y, Average<T, S>{static_cast<float>(factor), rows.start(plane, y)});
+      }
+    });
+  });
+  return merged;
+}
+
+std::vector<Tensor> scale_average_backward_cpu(const Tensor& grad, const std::vector<Tensor>& scores, double factor) {
+  check_average_backward("scale_average_backward", grad, scores);
+  std::vector<Tensor> grad_scores = empty_grads(grad, scores);
+  dispatch("scale_average_backward", grad, [&](auto type) {
+    using T = typename decltype(type)::type;
+    for (const Tensor& grad_score : grad_scores) {
+      const Map<T> out = map_of<T>(grad_score);
+      const Rows<const T> rows(map_of<const T>(grad), out.channels_last);
+      gather_rows(out, Resize(out.h, out.w, grad.size(2), grad.size(3)), [&] {
+        return [&, buffer = std::vector<T>(rows.values())](int64_t plane, int64_t y) mutable {
+          return ScaledValue<T>{rows.read(plane, y, buffer.data()), static_cast<float>(factor)};
+        };
+      });
+    }
+  });
+  return grad_scores;
+}
+
+std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width) {
+  Tensor merged = empty_merged("scale_max", scores, height, width);
+  Tensor winner = empty_winner(merged);
+  dispatch_merge("scale_max", scores, [&](auto type, auto count) {
+    using T = typename decltype(type)::type;
+    constexpr int S = decltype(count)::value;
+    const ScaleSet<T, S> scale_set(scores, height, width);
+    const bool interleaved = is_channels_last(merged);
+    const Rows<T> rows(map_of<T>(merged), interleaved);
+    const Rows<uint8_t> winner_rows(map_of<uint8_t>(winner), interleaved);
+    for_each_part(rows.planes() * height, rows.values(), [&](int64_t begin, int64_t end) {
+      ScaleRows<T, S> scales(scale_set, interleaved);
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t plane = r / height, y = r % height;
+        scales.row(plane, y, Largest<T, S>{rows.start(plane, y), winner_rows.start(plane, y)});
+      }
+    });
+  });
+  return {merged, winner};
+}
+
+std::vector<Tensor> scale_max_backward_cpu(const Tensor& grad, const Tensor& winner,
+                                           const std::vector<Tensor>& scores) {
+  check_max_backward("scale_max_backward", grad, winner, scores);
+  std::vector<Tensor> grad_scores = empty_same_all(scores);
+  dispatch("scale_max_backward", grad, [&](auto type) {
+    using T = typename decltype(type)::type;
+    for (size_t s = 0; s < scores.size(); ++s) {
+      const Map<T> out = map_of<T>(grad_scores[s]);
+      const Rows<const T> rows(map_of<const T>(grad), out.channels_last);
+      const Rows<const uint8_t> winner_rows(map_of<const uint8_t>(winner), out.channels_last);
+      gather_rows(out, Resize(out.h, out.w, grad.size(2), grad.size(3)), [&, s] {
+        return [&, s, buffer = std::vector<T>(rows.values()),
+                winners = std::vector<uint8_t>(rows.values())](int64_t plane, int64_t y) mutable {
+          return WonValue<T>{rows.read(plane, y, buffer.data()), winner_rows.read(plane, y, winners.data()),
+                             static_cast<uint8_t>(s)};
+        };
+      });
+    }
+  });
+  return grad_scores;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(a2s, CPU, m) {
+  m.impl("scale_average", TORCH_BOX(&scale_average_cpu));
+  m.impl("scale_average_backward", TORCH_BOX(&scale_average_backward_cpu));
+  m.impl("scale_max", TORCH_BOX(&scale_max_cpu));
+  m.impl("scale_max_backward", TORCH_BOX(&scale_max_backward_cpu));
+}
