@@ -138,6 +138,7 @@ def peak_memory(function: Callable[[int], Any], device: torch.device) -> int:
         function(0)
         _finish(device)
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler tells stderr of its stages otherwise
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         function(0)
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]

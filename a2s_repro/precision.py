@@ -1,5 +1,6 @@
 """The arithmetic that a net computes in."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -38,7 +39,19 @@ def autocast_of(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def check_precision(precision: str) -> None:
-    """Raises InputError for what is none of PRECISIONS."""
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises InputError for what is none of PRECISIONS; warns of bf16 on a processor that takes longer for it."""
     if precision not in PRECISIONS:
         raise InputError(f"precision '{precision}' is not known; it is one of {', '.join(PRECISIONS)}.")
+    if precision == "bf16" and device.type == "cpu" and not _multiplies_bfloat16():
+        warnings.warn(
+            "this processor has no units for products of bfloat16: precision caffe takes less time than bf16.",
+            stacklevel=2,
+        )
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether a CPU multiplies bfloat16 faster than float32. Without AMX, Intel's do not (docs/performance.md)."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that is supported
+    vectors = has.get("avx512_bf16") and not has["cpu_name"].startswith("Intel")
+    return has.get("architecture") != "x86_64" or bool(has["amx_bf16"] or vectors)

@@ -89,7 +89,7 @@ class Segmenter:
     """One of precision.PRECISIONS; bf16 is fast where the processor multiplies matrices of bfloat16."""
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
+        check_precision(self.precision, next(self.model.parameters()).device)
         if min((self.crop, *self.short_sides)) < 1:
             raise InputError(f"crop is {self.crop}, the short sides {[*self.short_sides]}: they are at least 1 pixel.")
         if not self.memory > 0:

@@ -92,7 +92,7 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     """
     device = usable_device(distributed.initialise(run.device))
     with failing_together():
-        check_precision(run.precision)
+        check_precision(run.precision, device)
         if run.keep is not None and run.keep < 1:
             raise InputError(f"keeping {run.keep} snapshots is not possible: a run goes on from at least one.")
         items = read_list(run.train_list or run.data_root / recipe.training_set, run.data_root)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ except ImportError as missing:
 def run(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits with its status; errors that a user can put right become one sentence on stderr."""
     keep_freed_memory()
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         status = main() or 0
         sys.stdout.flush()

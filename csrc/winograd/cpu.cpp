@@ -76,21 +76,6 @@ void along_both(const V (&in)[In][In], V (&out)[Out][Out], const Transform& tran
   }
 }
 
-struct InputTransform {
-  template <class V>
-  void operator()(const V (&x)[kPoints], V (&v)[kPoints]) const { transform_input(x, v); }
-};
-
-struct OutputTransform {
-  template <class V>
-  void operator()(const V (&m)[kPoints], V (&y)[kResults]) const { transform_output(m, y); }
-};
-
-struct OutputGradTransform {
-  template <class V>
-  void operator()(const V (&g)[kResults], V (&m)[kPoints]) const { transform_output_grad(g, m); }
-};
-
 // Transforms all channels of a tile. Inputs that are null are 0, outputs that are null are dropped; `bias`, unless null,
 // is added to all.
 template <class Transform, class T, size_t In, size_t Out>

@@ -34,29 +34,35 @@ inline std::vector<int64_t> tile_starts(int64_t size, int64_t dilation) {
 }
 
 // B' x
-template <class V>
-void transform_input(const V (&x)[kPoints], V (&v)[kPoints]) {
-  v[0] = x[0] - x[2];
-  v[1] = x[1] + x[2];
-  v[2] = x[2] - x[1];
-  v[3] = x[1] - x[3];
-}
+struct InputTransform {
+  template <class V>
+  void operator()(const V (&x)[kPoints], V (&v)[kPoints]) const {
+    v[0] = x[0] - x[2];
+    v[1] = x[1] + x[2];
+    v[2] = x[2] - x[1];
+    v[3] = x[1] - x[3];
+  }
+};
 
 // A' m
-template <class V>
-void transform_output(const V (&m)[kPoints], V (&y)[kResults]) {
-  y[0] = (m[0] + m[1]) + m[2];
-  y[1] = (m[1] - m[2]) - m[3];
-}
+struct OutputTransform {
+  template <class V>
+  void operator()(const V (&m)[kPoints], V (&y)[kResults]) const {
+    y[0] = (m[0] + m[1]) + m[2];
+    y[1] = (m[1] - m[2]) - m[3];
+  }
+};
 
 // A g
-template <class V>
-void transform_output_grad(const V (&g)[kResults], V (&m)[kPoints]) {
-  m[0] = g[0];
-  m[1] = g[0] + g[1];
-  m[2] = g[0] - g[1];
-  m[3] = -g[1];
-}
+struct OutputGradTransform {
+  template <class V>
+  void operator()(const V (&g)[kResults], V (&m)[kPoints]) const {
+    m[0] = g[0];
+    m[1] = g[0] + g[1];
+    m[2] = g[0] - g[1];
+    m[3] = -g[1];
+  }
+};
 
 // `points` belong to the tiles of the channels_last `map` from `first` on.
 inline void check_points(const char* op, const Tensor& map, const Tensor& points, int64_t dilation, int64_t first) {
