@@ -52,11 +52,9 @@ sanitize: setup
 	  $(CURDIR)/$(PY) -m pytest --capture=sys tests/ops tests/test_crf.py tests/test_golden_crf.py
 
 # Every CUDA kernel keeps what it has in registers, on both architectures that are shipped.
-ptxas: setup
-	TORCH_CUDA_ARCH_LIST="8.0 9.0" $(CONFIGURE) -B build/ptxas -DA2S_OUTPUT_DIR=$(CURDIR)/build/ptxas/lib -DA2S_CUDA=ON
-	$(CMAKE) --build build/ptxas --clean-first --target a2s_ops_cuda > build/ptxas/report.txt || \
-	  { cat build/ptxas/report.txt; exit 1; }
-	$(PY) tools/check_ptxas.py build/ptxas/report.txt --arch sm_80 sm_90
+ptxas:
+	$(MAKE) setup A2S_CUDA=ON
+	$(PY) tools/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/csrc/*/*.ptxas --arch sm_80 sm_90
 
 # Wherever torch has a GPU, installed or not: `make gpu-report PYTHON=python3` builds in the checkout and downloads nothing.
 gpu-report:

@@ -1,9 +1,9 @@
 """Holds a CUDA build to kernels that keep everything in registers: no spills, no stack, for every architecture.
 
-    cmake --build build/ptxas --clean-first > build/ptxas/report.txt
-    python tools/check_ptxas.py build/ptxas/report.txt --arch sm_80 sm_90
+    python tools/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/csrc/*/*.ptxas --arch sm_80 sm_90
 
-Reads what `nvcc -Xptxas=-v` printed. Exit status 1 and the kernel's name where one spills or has a stack frame.
+Reads what `nvcc -Xptxas=-v` said of each object, which the build keeps beside it. Exit status 1 and the kernel's name
+where one spills or has a stack frame.
 """
 
 from _run import run
@@ -25,13 +25,13 @@ REGISTERS = re.compile(r"Used (?P<registers>\d+) registers")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path, help="output of a build with -Xptxas=-v")
+    parser.add_argument("reports", nargs="+", type=Path, help="what nvcc -Xptxas=-v printed")
     parser.add_argument("--arch", nargs="+", default=["sm_80", "sm_90"], help="architectures that must be there")
     options = parser.parse_args()
 
     kernels, registers, faults = Counter(), Counter(), []
     arch = kernel = function = None
-    for line in options.report.read_text().splitlines():
+    for line in "\n".join(report.read_text() for report in options.reports).splitlines():
         if found := KERNEL.search(line):
             kernel, arch = found["kernel"], found["arch"]
         elif found := FUNCTION.search(line):
@@ -44,7 +44,7 @@ def main() -> int:
             registers[arch] = max(registers[arch], int(found["registers"]))
 
     if missing := [arch for arch in options.arch if not kernels[arch]]:
-        raise InputError(f"{options.report}: no kernel for {', '.join(missing)} in it; give a whole build's output.")
+        raise InputError(f"no kernel for {', '.join(missing)} in the reports: build for it (TORCH_CUDA_ARCH_LIST).")
     for fault in faults:
         print(fault)
     for arch, count in sorted(kernels.items()):
