@@ -30,8 +30,8 @@ def keep_freed_memory() -> None:
     """Has this process keep the memory that it frees on the CPU, for what it allocates next.
 
     A net asks for maps of the same sizes again and again. In between glibc returns large ones to the system, which
-    clears every page before it gives it once more: 5 to 12 % of the time of an update or a segmentation
-    (docs/performance.md). Peak memory stays as it was. Does nothing where the C library has no `mallopt`.
+    clears every page before it gives it once more: 3 to 11 % of the time of an update or a segmentation
+    (docs/training.md, "Speed"). Peak memory stays as it was. Does nothing where the C library has no `mallopt`.
     """
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
