@@ -206,6 +206,7 @@ def test_a_model_file_becomes_a_segmenter(segmenter: Segmenter, tmp_path: Path) 
     assert_same(loaded(image), segmenter(image))
 
 
+@pytest.mark.filterwarnings("ignore:this processor has no units")
 def test_bfloat16_gives_nearly_the_same_in_float32_maps(segmenter: Segmenter) -> None:
     """Scores within 5 % of the largest (2.9 % seen): they pass through 17 layers, each of which rounds to 8 bits."""
     image = picture(60, 90)

@@ -180,6 +180,7 @@ def test_the_displayed_loss_is_the_mean_of_the_last_iterations(run, files, tmp_p
         assert line["losses"]["loss"] == sum(other["losses"]["loss"] for other in raw[:until]) / until
 
 
+@pytest.mark.filterwarnings("ignore:this processor has no units")
 def test_bf16_trains_a_float32_net(run, files, tmp_path):
     outcome = train(RECIPE, Run(out=tmp_path / "bf16", workers=0, precision="bf16", **files))
     train(RECIPE, run)
