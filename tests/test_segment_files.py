@@ -86,8 +86,8 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def command(*arguments: object, crop: int = 65) -> list[str]:
-    return [sys.executable, str(TOOL), *map(str, arguments), "--crop", str(crop), "--device", "cpu"]
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(TOOL), *map(str, arguments), "--crop", "65", "--device", "cpu"]
 
 
 def test_inputs_are_files_folders_patterns_and_cameras(tmp_path: Path) -> None:
@@ -275,12 +275,14 @@ def test_an_attention_panel_shows_image_labels_and_weights() -> None:
 
 
 def test_ctrl_c_leaves_whole_files_and_exit_status_130(model_file: Path, tmp_path: Path) -> None:
-    """Pictures of which all would take some five seconds."""
     for seed in range(300):
         write_picture(tmp_path / "in" / f"{seed:03}.png", seed)
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command(tmp_path / "in", "--model", model_file, "--out", out, crop=257), stderr=subprocess.PIPE, text=True
+        command(tmp_path / "in", "--model", model_file, "--out", out),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
     )
     deadline = time.monotonic() + 60
     while not (out / "labels/003.png").exists() and time.monotonic() < deadline:
