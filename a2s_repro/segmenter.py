@@ -89,11 +89,15 @@ class Segmenter:
     """One of precision.PRECISIONS; bf16 is fast where the processor multiplies matrices of bfloat16."""
 
     def __post_init__(self) -> None:
-        check_precision(self.precision, next(self.model.parameters()).device)
+        check_precision(self.precision, self._device)
         if min((self.crop, *self.short_sides)) < 1:
             raise InputError(f"crop is {self.crop}, the short sides {[*self.short_sides]}: they are at least 1 pixel.")
         if not self.memory > 0:
             raise InputError(f"memory is {self.memory} GB: a net needs more than none.")
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def __call__(
         self, image: Picture | Sequence[Picture], *, scores: bool = False, order: str = "bgr", crf: CRF | None = None
@@ -128,7 +132,7 @@ class Segmenter:
         batch = np.zeros((len(images), 3, *size), np.float32)
         for pixels, image in zip(batch, images, strict=True):
             pixels[:, : image.shape[0], : image.shape[1]] = NORMALIZATIONS[self.model.normalization](image)
-        return torch.from_numpy(batch).to(next(self.model.parameters()).device)
+        return torch.from_numpy(batch).to(self._device)
 
     @functools.cached_property
     def bytes_per_pixel(self) -> float:
