@@ -7,7 +7,7 @@ and held to recorded draws. `a2s_repro.caffe.streams` puts them in the order in 
 import copy
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -122,21 +122,50 @@ def dropout_mask(stream: WordStream, shape: tuple[int, ...], ratio: float) -> np
     return (stream.words(int(np.prod(shape))) <= np.uint32(int(keep * MAX_WORD))).reshape(shape)
 
 
-def _ziggurat_tables(x0: float, x1: float, strips: int, density: Any, inverse: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Edges x and heights y of strips of equal area, computed in double and used in float32."""
+class Strips(NamedTuple):
+    """The strips of a ziggurat, float32, from the outermost to the innermost. Boost's tables are double."""
+
+    x: np.ndarray
+    """Outer edges."""
+    edge: np.ndarray
+    """Inner edges: an x below the edge of its strip is under the curve."""
+    y: np.ndarray
+    """Heights of the curve at the outer edges."""
+    rise: np.ndarray
+    """Heights from the outer to the inner edges, subtracted in double and then rounded."""
+
+
+def _strips(count: int, x0: float, x1: float, density: Any, inverse: Any, round_edge: Any) -> Strips:
+    """`count` strips of equal area under a density, which begin with the edges x0 and x1."""
     area = x0 * density(x1)
     x = [x0, x1]
-    while len(x) < strips:
+    while len(x) < count:
         x.append(inverse(area / x[-1] + density(x[-1])))
     x.append(0.0)
-    return np.array(x, np.float32), np.array([density(edge) for edge in x], np.float32)
+    edges, heights = np.array(x), np.array([density(edge) for edge in x])
+    outer, rise = (values.astype(np.float32) for values in (edges[:-1], np.diff(heights)))
+    return Strips(outer, round_edge(edges[1:]), heights[:-1].astype(np.float32), rise)
 
 
-NORMAL_X, NORMAL_Y = _ziggurat_tables(
-    3.7130862467403633, 3.4426198558966521, 128, lambda x: np.exp(-x * x / 2), lambda y: np.sqrt(-2 * np.log(y))
+def _rounded_up(values: np.ndarray) -> np.ndarray:
+    """The least float32 that is not below a double. Every float32 is below both or below neither."""
+    rounded = values.astype(np.float32)
+    return np.where(rounded < values, np.nextafter(rounded, np.float32(np.inf)), rounded)
+
+
+NORMAL = _strips(
+    128,
+    *(3.7130862467403633, 3.4426198558966521),
+    density=lambda x: np.exp(-x * x / 2),
+    inverse=lambda y: np.sqrt(-2 * np.log(y)),
+    round_edge=_rounded_up,  # boost compares x, a float32, with the edge in double
 )
-EXPONENTIAL_X, EXPONENTIAL_Y = _ziggurat_tables(
-    8.6971174701310497, 7.6971174701310497, 256, lambda x: np.exp(-x), lambda y: -np.log(y)
+EXPONENTIAL = _strips(
+    256,
+    *(8.6971174701310497, 7.6971174701310497),
+    density=lambda x: np.exp(-x),
+    inverse=lambda y: -np.log(y),
+    round_edge=np.float32,  # boost compares x with the edge in float32
 )
 
 BLOCK = 2**20
@@ -167,14 +196,14 @@ def _ziggurat(words: np.ndarray, tries: int) -> tuple[np.ndarray, int]:
     Every word is first taken for a try; then the tries outside are settled in order, as their words are no tries.
     """
     strip = words >> 1 & 127
-    x = _fraction(words) * NORMAL_X[strip]
-    is_value = x < NORMAL_X[strip + 1]
+    x = _fraction(words) * NORMAL.x[strip]
+    is_value = x < NORMAL.edge[strip]
     is_value[tries:] = False
     outside = np.flatnonzero(~is_value[:tries])
 
-    low, high, curve = NORMAL_Y[strip[outside]], NORMAL_Y[strip[outside] + 1], _exp(-(x[outside] * x[outside] / 2))
+    low, rise, curve = NORMAL.y[strip[outside]], NORMAL.rise[strip[outside]], _exp(-(x[outside] * x[outside] / 2))
     uniform = _uniform(words[outside + 1])
-    under_curve = low + uniform * (high - low) < curve
+    under_curve = low + uniform * rise < curve
     in_tail, redrawn = strip[outside] == 0, uniform == 1
 
     next_try = 0
@@ -185,7 +214,7 @@ def _ziggurat(words: np.ndarray, tries: int) -> tuple[np.ndarray, int]:
             is_value[place] = True
             x[place], next_try = _tail(words, place + 1)
         elif redrawn[i]:
-            is_value[place], next_try = _under_curve(words, place + 1, low[i], high[i], curve[i])
+            is_value[place], next_try = _under_curve(words, place + 1, low[i], rise[i], curve[i])
         else:
             is_value[place], next_try = under_curve[i], place + 2
         is_value[place + 1 : next_try] = False
@@ -195,7 +224,7 @@ def _ziggurat(words: np.ndarray, tries: int) -> tuple[np.ndarray, int]:
 
 def _tail(words: np.ndarray, place: int) -> tuple[np.float32, int]:
     """A value beyond the outermost strip from the words at `place`, and the place after them."""
-    start = NORMAL_X[1]
+    start = NORMAL.x[1]
     while True:
         beyond, place = _exponential(words, place)
         other, place = _exponential(words, place)
@@ -209,26 +238,25 @@ def _exponential(words: np.ndarray, place: int) -> tuple[np.float32, int]:
     shift = np.float32(0)
     while True:
         strip = int(words[place]) & 255
-        x = _fraction(words[place]) * EXPONENTIAL_X[strip]
+        x = _fraction(words[place]) * EXPONENTIAL.x[strip]
         place += 1
-        if x < EXPONENTIAL_X[strip + 1]:
+        if x < EXPONENTIAL.edge[strip]:
             return shift + x, place
         if strip == 0:
-            shift += EXPONENTIAL_X[1]
+            shift += EXPONENTIAL.x[1]
             continue
-        low, high = EXPONENTIAL_Y[strip], EXPONENTIAL_Y[strip + 1]
-        accepted, place = _under_curve(words, place, low, high, _exp(-x))
+        accepted, place = _under_curve(words, place, EXPONENTIAL.y[strip], EXPONENTIAL.rise[strip], _exp(-x))
         if accepted:
             return shift + x, place
 
 
 def _under_curve(
-    words: np.ndarray, place: int, low: np.float32, high: np.float32, curve: np.float32
+    words: np.ndarray, place: int, low: np.float32, rise: np.float32, curve: np.float32
 ) -> tuple[bool, int]:
     """Whether a uniform height in the strip is below the curve; a uniform number that rounds to 1 is redrawn."""
     while (uniform := _uniform(words[place])) == 1:
         place += 1
-    return bool(low + uniform * (high - low) < curve), place + 1
+    return bool(low + uniform * rise < curve), place + 1
 
 
 def _fraction(words: np.ndarray) -> np.ndarray:

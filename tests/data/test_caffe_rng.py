@@ -21,6 +21,7 @@ from a2s_repro.data.image_seg import SegmentationDataset, loader
 from a2s_repro.data.images import read_image
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
+from tests.data.boost_normal import BoostNormal
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,37 @@ def test_gaussian_filler_with_its_tail(recorded):
     assert (values[recorded["gauss_std1_seed99_tail_index"]] == recorded["gauss_std1_seed99_tail_value"]).all()
     sums = [values.sum(dtype=float), np.square(values.astype(float)).sum()]
     assert sums == pytest.approx(recorded["gauss_std1_seed99_checksum"], rel=1e-12)  # sums in another order
+
+
+@pytest.mark.parametrize(
+    "seed, place, expected",
+    [
+        (54, 195169, (1.0922189, 0.99437624, 1.6176496)),
+        (138, 400983, (0.64672154, -1.0155593, 0.782944)),
+        (50, 473927, (0.6455675, -1.5638809, 0.24873377)),
+        (111, 500711, (-0.78793186, -1.1262938, -0.18761544)),
+        (124, 883416, (0.8959153, -0.4775765, 1.1216159)),
+        (135, 987261, (-1.4387236, 0.625245, -0.05750374)),
+    ],
+)
+def test_gaussian_filler_where_float32_tables_leave_the_stream(seed, place, expected):
+    """Boost's values before, at and after the first place where a float32 edge or rise decides otherwise."""
+    values = ziggurat(WordStream(seed), place + 2, 1)[place - 1 :]
+    assert (values == np.array(expected, np.float32)).all()
+
+
+@pytest.mark.parametrize("count", [10**6, pytest.param(10**8, marks=pytest.mark.slow)])
+def test_gaussian_filler_against_the_rule_in_double(count):
+    """The slow scan meets both kinds of values that float32 tables get wrong, of which there are about 6 in 10^8."""
+    boost, stream = BoostNormal(seed=1), WordStream(1)
+    blocks, compared = boost.blocks(), 0
+    while compared < count:
+        expected = next(blocks)
+        values = ziggurat(stream, len(expected), 1)
+        assert (values == expected).all(), f"value {compared + np.flatnonzero(values != expected)[0]}"
+        compared += len(expected)
+    if count == 10**8:
+        assert boost.decided_by_edge > 0 and boost.decided_by_rise > 0
 
 
 def test_a_filler_takes_no_word_too_many():
