@@ -131,8 +131,10 @@ class Strips(NamedTuple):
     """Inner edges: an x below the edge of its strip is under the curve."""
     y: np.ndarray
     """Heights of the curve at the outer edges."""
+    width: np.ndarray
+    """Outer less inner edges, subtracted in double and then rounded."""
     rise: np.ndarray
-    """Heights from the outer to the inner edges, subtracted in double and then rounded."""
+    """Heights of the inner less those of the outer edges, likewise."""
 
 
 def _strips(count: int, x0: float, x1: float, density: Any, inverse: Any, round_edge: Any) -> Strips:
@@ -143,8 +145,10 @@ def _strips(count: int, x0: float, x1: float, density: Any, inverse: Any, round_
         x.append(inverse(area / x[-1] + density(x[-1])))
     x.append(0.0)
     edges, heights = np.array(x), np.array([density(edge) for edge in x])
-    outer, rise = (values.astype(np.float32) for values in (edges[:-1], np.diff(heights)))
-    return Strips(outer, round_edge(edges[1:]), heights[:-1].astype(np.float32), rise)
+    x, y, width, rise = (
+        values.astype(np.float32) for values in (edges[:-1], heights[:-1], -np.diff(edges), np.diff(heights))
+    )
+    return Strips(x, round_edge(edges[1:]), y, width, rise)
 
 
 def _rounded_up(values: np.ndarray) -> np.ndarray:
@@ -201,9 +205,8 @@ def _ziggurat(words: np.ndarray, tries: int) -> tuple[np.ndarray, int]:
     is_value[tries:] = False
     outside = np.flatnonzero(~is_value[:tries])
 
-    low, rise, curve = NORMAL.y[strip[outside]], NORMAL.rise[strip[outside]], _exp(-(x[outside] * x[outside] / 2))
     uniform = _uniform(words[outside + 1])
-    under_curve = low + uniform * rise < curve
+    under_curve = _is_normal(strip[outside], x[outside], uniform)
     in_tail, redrawn = strip[outside] == 0, uniform == 1
 
     next_try = 0
@@ -214,12 +217,30 @@ def _ziggurat(words: np.ndarray, tries: int) -> tuple[np.ndarray, int]:
             is_value[place] = True
             x[place], next_try = _tail(words, place + 1)
         elif redrawn[i]:
-            is_value[place], next_try = _under_curve(words, place + 1, low[i], rise[i], curve[i])
+            redraw, next_try = _next_uniform(words, place + 1)
+            is_value[place] = _is_normal(strip[place], x[place], redraw)
         else:
             is_value[place], next_try = under_curve[i], place + 2
         is_value[place + 1 : next_try] = False
     signed = np.where(words & 1, x, -x)
     return signed[is_value], max(tries, next_try)
+
+
+def _is_normal(strip: np.ndarray, x: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Whether x is a value, `uniform` being its height in its strip from 0 to 1.
+
+    A place is under the curve if it is below the chord and the tangent of the strip, and above it if it is above both;
+    only between the two is the curve itself computed. In one try of 6e9 the rounding of chord and tangent decides.
+    """
+    outer, low, rise, width = (values[strip] for values in (NORMAL.x, NORMAL.y, NORMAL.rise, NORMAL.width))
+    height = low + uniform * rise
+    below_chord = width * uniform - (outer - x) < 0
+    below_tangent = height - (low + (outer - x) * low * outer) < 0
+    below_curve = height < _exp(-(x * x / 2))
+    is_convex = outer >= 1
+    below_upper = np.where(is_convex, below_chord, below_tangent)
+    below_lower = np.where(is_convex, below_tangent, below_chord)
+    return below_upper & (below_lower | below_curve)
 
 
 def _tail(words: np.ndarray, place: int) -> tuple[np.float32, int]:
@@ -245,18 +266,16 @@ def _exponential(words: np.ndarray, place: int) -> tuple[np.float32, int]:
         if strip == 0:
             shift += EXPONENTIAL.x[1]
             continue
-        accepted, place = _under_curve(words, place, EXPONENTIAL.y[strip], EXPONENTIAL.rise[strip], _exp(-x))
-        if accepted:
+        uniform, place = _next_uniform(words, place)
+        if EXPONENTIAL.y[strip] + uniform * EXPONENTIAL.rise[strip] < _exp(-x):
             return shift + x, place
 
 
-def _under_curve(
-    words: np.ndarray, place: int, low: np.float32, rise: np.float32, curve: np.float32
-) -> tuple[bool, int]:
-    """Whether a uniform height in the strip is below the curve; a uniform number that rounds to 1 is redrawn."""
+def _next_uniform(words: np.ndarray, place: int) -> tuple[np.float32, int]:
+    """The uniform number at `place`, and the place after it; one that rounds to 1 is redrawn."""
     while (uniform := _uniform(words[place])) == 1:
         place += 1
-    return bool(low + uniform * rise < curve), place + 1
+    return uniform, place + 1
 
 
 def _fraction(words: np.ndarray) -> np.ndarray:

@@ -97,9 +97,15 @@ class BoostNormal:
 
     def _is_under_curve(self, strip: int, x: float) -> bool:
         uniform, curve = self._uniform(), rounded(math.exp(-rounded(x * x) / 2))
-        under = rounded(LOW[strip] + rounded(uniform * RISE[strip])) < curve
-        self.decided_by_rise += under != (rounded(LOW[strip] + rounded(uniform * RISE_IN_FLOAT32[strip])) < curve)
-        return under
+        height = rounded(LOW[strip] + rounded(uniform * RISE[strip]))
+        height_in_float32 = rounded(LOW[strip] + rounded(uniform * RISE_IN_FLOAT32[strip]))
+        self.decided_by_rise += (height < curve) != (height_in_float32 < curve)
+        outer = rounded(X[strip])
+        depth = rounded(outer - x)
+        chord = rounded(rounded(uniform * rounded(X[strip] - X[strip + 1])) - depth)
+        tangent = rounded(height - rounded(LOW[strip] + rounded(rounded(depth * LOW[strip]) * outer)))
+        lower, upper = (tangent, chord) if X[strip] >= 1 else (chord, tangent)
+        return upper < 0 and (lower < 0 or height < curve)
 
     def _beyond(self, start: float) -> float:
         while True:
