@@ -1,0 +1,26 @@
+"""The CUDA kernels, executed without a GPU: an interpreter of the PTX that nvcc makes of them.
+
+The project's CUDA sources are compiled as they are. Their host code runs; each launch is caught where the CUDA runtime
+would take it (native.cpp), and the kernel is run from its PTX, on the real grid and arguments, for all threads at once.
+So whatever launches a kernel with <<<...>>> or cudaLaunchKernel runs here; nothing in csrc/ knows of it.
+
+As a tool (needs nvcc):
+
+    python tools/dev/ptx_report.py --op interp --maps 8x21x65 --size 513 513 --dtype bfloat16 --layout channels_last
+
+In Python:
+
+    from tests.ptx import device
+    ptx = device.operators("interp")            # compiles the sources of these operators; none named: of all
+    y = ptx.operator("interp", x, 513, 513)     # the CUDA implementation of torch.ops.a2s.interp, on CPU tensors
+
+An operator raises `memory.Fault` where a kernel reads or writes outside of the elements of its arguments and results,
+misaligned or uninitialised memory (shared memory, too), where threads race in shared or global memory, wait at
+different barriers, shuffle from a lane that is not there, or leave a part of a result unwritten.
+
+parse.py reads PTX; translate.py makes Python of it, with arithmetic.py; machine.py runs warps and blocks; memory.py
+holds the traps; counts.py counts; predict.py bounds the time, with registers and occupancy by ptxas.py; build.py
+compiles; device.py is all of it together. What was compiled is kept in build/ptx.
+
+An instruction that translate.py does not know raises `UnknownInstruction`: add it there.
+"""

@@ -1,0 +1,117 @@
+"""The project's CUDA sources compiled for the interpreter: host code as a library, device code as PTX.
+
+Nothing is changed in the sources. The operators register in the namespace `a2s_ptx` instead of `a2s`, because the
+macro `a2s` is defined so; the CUDA runtime is native.cpp; ptxas is not needed. What was compiled is kept under
+build/ptx, by a hash of all that went into it.
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = ROOT / "build" / "ptx"
+ARCHITECTURE = "90"
+TORCH = Path(torch.__file__).parent
+FLAGS = ["-O3", "-DNDEBUG", "-std=c++17", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Da2s=a2s_ptx"]
+FLAGS += ["-Da2s_emulated=a2s_ptx_unused", "-isystem", str(TORCH / "include"), "-diag-suppress=20012"]
+FLAGS += ["-Xcompiler=-fPIC,-ffp-contract=off,-fvisibility=hidden"]
+
+
+def nvcc() -> str | None:
+    """Path of nvcc, or None where there is none."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def toolchain() -> str:
+    version = subprocess.run([nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    return version + torch.__version__
+
+
+def headers_of(source: Path) -> list[Path]:
+    """Headers that a source includes by a quoted path, and theirs."""
+    found: list[Path] = []
+    waiting = [source]
+    while waiting:
+        file = waiting.pop()
+        for line in file.read_text().splitlines():
+            if line.startswith('#include "'):
+                header = (file.parent / line.split('"')[1]).resolve()
+                if header.exists() and header not in found:
+                    found.append(header)
+                    waiting.append(header)
+    return sorted(found)
+
+
+def compiled(source: Path) -> tuple[Path, Path]:
+    """Object file and PTX of a CUDA source."""
+    texts = [(f.name, f.read_bytes()) for f in [source, *headers_of(source)]]
+    folder = CACHE / f"{source.parent.name}-{source.stem}-{digest(toolchain(), FLAGS, texts)}"
+    made = folder / "object.o", folder / f"{source.stem}.ptx"
+    if not all(path.exists() for path in made):
+        work = folder.with_name(f"{folder.name}.{os.getpid()}")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        arch = f"arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}"
+        run(
+            [
+                nvcc(),
+                "-c",
+                "-gencode",
+                arch,
+                *FLAGS,
+                "--keep",
+                "--keep-dir",
+                str(work),
+                "-o",
+                str(work / "object.o"),
+                str(source),
+            ]
+        )
+        for file in work.iterdir():
+            if file.name not in (made[0].name, made[1].name):
+                file.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    return made
+
+
+def cuda_sources(*operators: str) -> list[Path]:
+    """The project's CUDA sources, or those that implement one of the operators."""
+    sources = sorted((ROOT / "csrc").rglob("*.cu"))
+    return [s for s in sources if not operators or any(f'"{name}"' in s.read_text() for name in operators)]
+
+
+def build(sources: list[Path], schemas: Path | None = None) -> tuple[Path, list[Path]]:
+    """The library of `sources` (and the host file that defines the operators' schemas), and the PTX of each."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = list(pool.map(compiled, sources))
+    host = [HERE / "native.cpp", *([schemas] if schemas else [])]
+    objects = [str(object) for object, _ in made]
+    library = CACHE / f"library-{digest(toolchain(), FLAGS, objects, [f.read_bytes() for f in host])}" / "liba2s_ptx.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        work = library.with_name(f"{os.getpid()}.so")
+        link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-Xlinker=-Bsymbolic,--no-undefined,-rpath," + str(TORCH / "lib")]
+        run([nvcc(), "-shared", "-cudart=none", *FLAGS, *map(str, host), *objects, *link, "-o", str(work)])
+        work.rename(library)
+    return library, [ptx for _, ptx in made]
