@@ -133,9 +133,8 @@ class Group:
         memory = machine.launch.memory
         checking = lanes[:1] if len(address) == 1 else lanes
         at = memory.locate(address, size, what)
-        if True:
-            for i in range(count):
-                memory.check_read(at + i * width, width, machine.identities(checking), what, address + i * width)
+        for i in range(count):
+            memory.check_read(at + i * width, width, machine.identities(checking), what, address + i * width)
         values = [memory.read(address + i * width, width) for i in range(count)]
         return self._spread(values, guard)
 
@@ -266,7 +265,7 @@ class Group:
             "or": np.bitwise_or,
             "xor": np.bitwise_xor,
         }[mode]
-        warps, first, where = np.unique(self.lanes // WARP, return_index=True, return_inverse=True)
+        _, first, where = np.unique(self.lanes // WARP, return_index=True, return_inverse=True)
         return operation.reduceat(value, first)[where]
 
     def warp_barrier(self) -> None:
@@ -443,13 +442,12 @@ class Machine:
         apart = arrived & (where != where[:, :1]).any(1)
         if apart.any():
             at = sorted({int(n) for n in where[apart][0]})
-            instructions = self.program.kernel.instructions
             places = ", ".join(
                 "elsewhere or gone" if n < 0 else f"instruction {self.program.blocks[n].first - 1}" for n in at
             )
             raise Fault(
-                f"{self.program.kernel.name}: divergent barrier: threads of block {int(self.block_ids[np.argmax(apart)])} "
-                f"wait at different places ({places}) of {len(instructions)} instructions"
+                f"{self.program.kernel.name}: divergent barrier: threads of block "
+                f"{int(self.block_ids[np.argmax(apart)])} wait at different places ({places})"
             )
         if self.shared is not None:
             self.shared.barrier(np.flatnonzero(arrived))

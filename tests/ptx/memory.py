@@ -174,9 +174,8 @@ class GlobalMemory:
         fresh = (marks & repeated(THIS_LAUNCH, width)) != 0
         if fresh.any() and (self.writer[at[fresh]] != lanes[fresh]).any():
             other = self.writer[at] != lanes
-            raise Fault(
-                f"{what}: race: reads what another thread of this launch writes: {self.describe(addresses[fresh & other][0])}"
-            )
+            where = self.describe(addresses[fresh & other][0])
+            raise Fault(f"{what}: race: reads what another thread of this launch writes: {where}")
 
     def check_write(self, at: np.ndarray, width: int, lanes: np.ndarray, what: str, addresses: np.ndarray) -> None:
         words = self.marks.view(UNSIGNED[width])

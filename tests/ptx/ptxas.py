@@ -38,7 +38,7 @@ def assembled(ptx: Path, kernel: str) -> Assembled:
 
 
 def occupancy(registers: int, threads: int, shared_bytes: int) -> float:
-    """Share of an SM's 64 warps that are resident, by registers (256 at a time for a warp), shared memory and blocks."""
+    """Share of an SM's 64 warps that are resident, by registers (256 at a time a warp), shared memory, blocks."""
     warps = -(-threads // 32)
     per_warp = -(-registers * 32 // 256) * 256
     by_registers = REGISTERS_PER_SM // per_warp // 4 * 4 // warps  # each of 4 schedulers has its own registers

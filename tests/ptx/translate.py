@@ -5,6 +5,7 @@ arithmetic (memory, shuffles, special registers) is a method of the group: see m
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,10 +104,10 @@ class Translator:
                 starts.add(i + 1)
             if is_warp_level(instruction):
                 starts.add(i)
-        ordered = sorted(s for s in starts if s < len(instructions)) + [len(instructions)]
+        ordered = [*sorted(s for s in starts if s < len(instructions)), len(instructions)]
         index = {start: i for i, start in enumerate(ordered)}
         texts, facts = [], []
-        for number, (first, last) in enumerate(zip(ordered, ordered[1:], strict=False)):
+        for number, (first, last) in enumerate(itertools.pairwise(ordered)):
             text, *rest = self.block(number, first, last, index)
             texts.append(text)
             facts.append(rest)
@@ -116,7 +117,7 @@ class Translator:
         blocks = [
             Block(first, last, names[f"block_{i}"], reads, writes, ends, target, names.get(f"mask_{i}"), mask_reads)
             for i, ((first, last), (reads, writes, ends, target, mask_reads)) in enumerate(
-                zip(zip(ordered, ordered[1:], strict=False), facts, strict=True)
+                zip(itertools.pairwise(ordered), facts, strict=True)
             )
         ]
         find_live(blocks)
@@ -218,7 +219,7 @@ class Translator:
     # ---- results
 
     def put(self, name: str, expression: str, seen: str, guard: str | None = None) -> None:
-        """Writes an expression of numpy type `seen` to a register; where the guard does not hold, it keeps its value."""
+        """Writes an expression of type `seen` to a register, which keeps its value where the guard does not hold."""
         if name == "_":
             return
         is_held = held(self.kernel.registers[name])
@@ -253,17 +254,12 @@ class Translator:
             return self.half_value(name, parts, sources, kind)
         a, b, c = ([self.operand(s, kind) for s in sources if s[0] not in "{["] + ["", "", ""])[:3]
         floating = kind in ("f32", "f64")
-        if (
-            name in ("add", "sub", "mul")
-            and (floating or "lo" in parts or name != "mul")
-            or name in ("and", "or", "xor")
-        ):
-            if not {"hi", "wide", "cc"} & set(parts):
-                if floating and ({"rz", "rm", "rp"} & set(parts)):
-                    raise UnknownInstruction(f"{self.kernel.name}: {instruction}")
-                result = f"({a} {INFIX[name]} {b})"
-                result = f"A.saturate({result})" if "sat" in parts else result
-                return (f"A.flush({result})" if "ftz" in parts else result), seen
+        if name in INFIX and not {"hi", "wide"} & set(parts):
+            if {"rz", "rm", "rp", "cc"} & set(parts) or ("sat" in parts and not floating):
+                raise UnknownInstruction(f"{self.kernel.name}: {instruction}")
+            result = f"({a} {INFIX[name]} {b})"
+            result = f"A.saturate({result})" if "sat" in parts else result
+            return (f"A.flush({result})" if "ftz" in parts else result), seen
         if name == "fma" or (name == "mad" and floating):
             if "rm" in parts and kind == "f32":
                 return f"A.fma_down({a}, {b}, {c})", seen
@@ -341,7 +337,7 @@ class Translator:
         operands = [self.operand(source, kind) for source in sources]
 
         def compute(values: list[str]) -> str:
-            a, b, c = (values + ["", "", ""])[:3]
+            a, b, c = [*values, "", "", ""][:3]
             a, b, c = (f"A.from_{short}({v})" if v else "" for v in (a, b, c))
             if name == "fma":
                 exact = f"A.fma_short({a}, {b}, {c})"

@@ -86,8 +86,9 @@ def show(name: str, prediction: Prediction) -> None:
             f"occupancy {x.occupancy:.0%}" + (f", STACK OR SPILLS {x.stack} bytes" if x.stack else "")
         )
         print(
-            f"  loads of {x.load_widths} bytes a lane: {x.load_sectors:.4g} sectors asked for, {x.fetched_sectors:.4g} "
-            f"fetched; stores of {x.store_widths}: {x.store_sectors:.4g} sectors; shared {x.shared_wavefronts:.4g} passes"
+            f"  loads of {x.load_widths} bytes a lane: {x.load_sectors:.4g} sectors asked for, "
+            f"{x.fetched_sectors:.4g} fetched; "
+            f"stores of {x.store_widths}: {x.store_sectors:.4g} sectors; shared {x.shared_wavefronts:.4g} passes"
         )
         print("  us at least: " + ", ".join(f"{term} {us:.2f}" for term, us in x.terms.items()) + f" -> {x.bound}")
     print(
@@ -97,7 +98,8 @@ def show(name: str, prediction: Prediction) -> None:
     )
     share = prediction.floor_us / prediction.predicted_us if prediction.predicted_us else 0
     print(
-        f"floor {prediction.floor_us:.2f} us, predicted at least {prediction.predicted_us:.2f} us: {share:.0%} of copy bandwidth"
+        f"floor {prediction.floor_us:.2f} us, predicted at least {prediction.predicted_us:.2f} us: "
+        f"{share:.0%} of copy bandwidth"
     )
 
 
