@@ -49,7 +49,7 @@ sanitize: setup
 	  -DA2S_CUDA=OFF -DA2S_SANITIZE=address,undefined,float-cast-overflow
 	$(CMAKE) --build $(SANITIZED)/build --target a2s_ops --target _crf
 	cd $(SANITIZED)/source && A2S_REQUIRE_NATIVE=1 LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(CURDIR)/$(PY) -m pytest --capture=sys tests/ops tests/test_crf.py tests/test_golden_crf.py
+	  $(CURDIR)/$(PY) -m pytest --capture=sys tests/ops tests/inference/test_crf.py tests/inference/test_golden_crf.py
 
 # Every CUDA kernel keeps what it has in registers, on both architectures that are shipped.
 ptxas:

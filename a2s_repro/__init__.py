@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from a2s_repro.segmenter import Segmenter
+    from a2s_repro.inference.segmenter import Segmenter
 
 __version__ = "0.1.0"
 
@@ -18,6 +18,6 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segment
 
     Raises InputError if the file describes no complete net, is damaged, or there is no such device.
     """
-    from a2s_repro import segmenter  # torch is loaded only where it is wanted
+    from a2s_repro.inference import segmenter  # torch is loaded only where it is wanted
 
     return segmenter.load(path, device)

@@ -21,12 +21,12 @@ from torch.export import Dim, ExportedProgram
 
 from a2s_repro import ops
 from a2s_repro.caffe.export import export as export_to_caffe
-from a2s_repro.checkpoint import load_weights, save_weights
+from a2s_repro.checkpoint.weights import load_weights, save_weights
 from a2s_repro.data.image_seg import MEAN_BGR, NORMALIZATIONS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
-from a2s_repro.precision import float32_products
-from a2s_repro.segmenter import class_names, load_model
+from a2s_repro.inference.segmenter import class_names, load_model
+from a2s_repro.runtime.precision import float32_products
 
 SUFFIXES = {
     ".pt2": "a torch.export program",

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from a2s_repro import ops
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.paths import GOLDEN
 
 # The processes that run the tests share the machine's cores; what they start takes over their share.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))

@@ -1,9 +1,8 @@
 """The Python in our documents, so that tests can run it."""
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
 
 
 def snippets(document: str, heading: str) -> list[str]:

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from a2s_repro.caffe.conversion import from_caffe, random_init
-from a2s_repro.checkpoint import save_weights
+from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.models import Widths
 from a2s_repro.recipes import Recipe
 from a2s_repro.training import Run, train
+from tests.paths import TOOLS
 
-TOOLS = Path(__file__).parents[1] / "tools"
 WIDTH = 1 / 32
 
 RECIPE = Recipe(

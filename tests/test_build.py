@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from a2s_repro.bench.provenance import provenance, sources_hash
 from a2s_repro.ops import _native
-from a2s_repro.provenance import provenance, sources_hash
-
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
 
 
 def run(*command: object, **environment: str) -> subprocess.CompletedProcess:

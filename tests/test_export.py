@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from a2s_repro.checkpoint import save_weights
+from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.image_seg import NORMALIZATIONS
 from a2s_repro.data.voc import CLASSES as VOC_CLASSES
 from a2s_repro.errors import InputError
 from a2s_repro.export import IMAGE, TOLERANCE, Deployed, deviation, export, program
 from a2s_repro.models import DeepLab, RefineHead, ResNetDilated8, ShareNet
-from a2s_repro.models.net import Net
+from a2s_repro.models.base import Net
 from tests.markdown import ROOT, snippets
 from tests.test_deploy import THIN, image_of, net_of, opencv4, weights_of
 

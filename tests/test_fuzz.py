@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from a2s_repro.caffe.conversion import to_caffe
-from a2s_repro.checkpoint import Weights, load_weights, save_weights
+from a2s_repro.checkpoint.snapshots import Snapshot, load_snapshot, save_snapshot
+from a2s_repro.checkpoint.weights import Weights, load_weights, save_weights
 from a2s_repro.data.archives import Published, source_files
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.images import read_image, read_label
@@ -20,7 +21,6 @@ from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.errors import InputError
 from a2s_repro.models import ShareNet, Widths
 from a2s_repro.recipes import Recipe
-from a2s_repro.snapshots import Snapshot, load_snapshot, save_snapshot
 from caffe_weights import CaffeFileError, SolverState, read_caffemodel, read_solverstate, write_caffemodel
 from caffe_weights import write_solverstate as write_state
 from tests.data.sources import pack

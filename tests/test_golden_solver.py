@@ -7,7 +7,6 @@ float32 rounding.
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2s_repro import ops
-from a2s_repro.losses import softmax_with_loss
+from a2s_repro.models.losses import softmax_with_loss
 from a2s_repro.solver import CaffeSGD, LearningRate
 from caffe_weights import read_caffemodel, read_solverstate
+from tests.paths import GOLDEN
 
-FOLDER = Path(__file__).parent / "golden" / "sgd"
+FOLDER = GOLDEN / "sgd"
 RECORD = dict(np.load(FOLDER / "sgd.npz"))
 INFO = json.loads(str(RECORD["info_json"]))
 OWNER = {"c1_res05": "c1", "s2": "s1"}

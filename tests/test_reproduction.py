@@ -5,19 +5,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from a2s_repro.checkpoint import load_weights
+from a2s_repro.checkpoint.weights import load_weights
 from a2s_repro.errors import InputError
 from a2s_repro.recipes import PUBLISHED, find_recipe, recipes_of
-from a2s_repro.reproduction import Reproduction, cells, trainings
-from a2s_repro.smoke import draw_data_sets, draw_pretrained, smoke
+from a2s_repro.reproduction import Reproduction, cells, draw_data_sets, draw_pretrained, smoke, trainings
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 TRIAL = {"width": 1 / 16, "max_iter": 2, "batch_size": 2, "iter_size": 1, "crop": 65, "test_crop": 65}
 MSC = find_recipe("voc12/msc_largefov")
 

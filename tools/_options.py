@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from a2s_repro.performance import write_docs, write_results
-from a2s_repro.precision import PRECISIONS
+from a2s_repro.bench.tables import write_docs, write_results
+from a2s_repro.runtime.precision import PRECISIONS
 
 
 def positive(text: str) -> int:

@@ -27,9 +27,9 @@ def _excepthook(kind: type[BaseException], *details: Any) -> None:
 sys.excepthook = _excepthook
 
 try:
-    from a2s_repro import distributed
-    from a2s_repro.devices import keep_freed_memory
     from a2s_repro.errors import InputError, ToldElsewhere
+    from a2s_repro.runtime import distributed
+    from a2s_repro.runtime.devices import keep_freed_memory
     from caffe_weights import CaffeFileError
 except ImportError as missing:
     sys.exit(

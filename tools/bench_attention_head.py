@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from a2s_repro import ops
-from a2s_repro.benchmark import paired, peak_memory, spread
-from a2s_repro.devices import usable_device
+from a2s_repro.bench.timing import paired, peak_memory, spread
 from a2s_repro.models.share_net import GRID_STEP, RESAMPLING
+from a2s_repro.runtime.devices import usable_device
 
 
 def concatenated(features: list[Tensor], weight: Tensor, bias: Tensor, grid: tuple[int, int]) -> Tensor:

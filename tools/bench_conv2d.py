@@ -18,12 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from a2s_repro import ops
-from a2s_repro.benchmark import paired, spread, warm_memory
+from a2s_repro.bench.provenance import provenance
+from a2s_repro.bench.timing import paired, spread, warm_memory
 from a2s_repro.models import DeepLabLargeFOV
 from a2s_repro.models.deeplab import TRUNK
 from a2s_repro.ops import winograd
 from a2s_repro.ops.conv2d import conv2d
-from a2s_repro.provenance import provenance
 
 STRIDES = {"pool1": 1, "pool2": 2, "pool3": 4, "pool4": 8, "pool5": 8}
 """Pixels of the image per cell of the maps before each pool."""

@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 from tqdm import trange
 
-from a2s_repro.crf import dense_crf
+from a2s_repro.bench.provenance import provenance
 from a2s_repro.data.images import read_image
 from a2s_repro.files import replacing
-from a2s_repro.provenance import provenance
+from a2s_repro.inference.crf import dense_crf
 
 try:
     import pydensecrf.densecrf as peer

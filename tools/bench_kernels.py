@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from a2s_repro import ops
-from a2s_repro.benchmark import copy_bandwidth, graph_time, paired, peak_memory, rotation, spread, warm_memory
-from a2s_repro.devices import usable_device
-from a2s_repro.provenance import provenance
+from a2s_repro.bench.provenance import provenance
+from a2s_repro.bench.timing import copy_bandwidth, graph_time, paired, peak_memory, rotation, spread, warm_memory
+from a2s_repro.runtime.devices import usable_device
 
 GRIDS = {41: (41, 31, 21), 65: (65, 49, 33), 129: (129, 97, 65), 513: (513, 385, 257)}
 """The score maps' sides at scales 1, 0.75 and 0.5, by the merged map's."""

@@ -9,7 +9,7 @@ from _options import positive
 import argparse
 import statistics
 
-from a2s_repro.benchmark import loader_rates
+from a2s_repro.bench.timing import loader_rates
 from a2s_repro.data.lists import read_list
 
 

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from a2s_repro import ops
-from a2s_repro.benchmark import loader_rates, paired, peak_memory, spread
+from a2s_repro.bench.provenance import provenance
+from a2s_repro.bench.timing import loader_rates, paired, peak_memory, spread
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.image_seg import Sample
 from a2s_repro.data.lists import Item, read_list
-from a2s_repro.devices import usable_device
 from a2s_repro.models import ShareNet
 from a2s_repro.models.deeplab import TRUNK
-from a2s_repro.precision import PRECISIONS, autocast_of, products_of
-from a2s_repro.provenance import provenance
 from a2s_repro.recipes import Recipe, find_recipe
-from a2s_repro.trainer import Trainer
+from a2s_repro.runtime.devices import usable_device
+from a2s_repro.runtime.precision import PRECISIONS, autocast_of, products_of
+from a2s_repro.training.trainer import Trainer
 
 RECIPE = "voc12/attention3_esupv"
 AUTHORS_SECONDS = {"forward": {1: 7.2, 2: 4.9}, "update": {1: 8.2, 2: 5.4}}

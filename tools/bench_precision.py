@@ -12,16 +12,16 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from a2s_repro.bench.provenance import provenance
 from a2s_repro.caffe.conversion import from_caffe, random_init
-from a2s_repro.checkpoint import save_weights
+from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.demo import CLASSES, make_demo_data
-from a2s_repro.devices import usable_device
 from a2s_repro.models import Widths
-from a2s_repro.precision import PRECISIONS
-from a2s_repro.provenance import provenance
 from a2s_repro.recipes import find_recipe
-from a2s_repro.run_log import read_log
+from a2s_repro.runtime.devices import usable_device
+from a2s_repro.runtime.precision import PRECISIONS
 from a2s_repro.training import Run, train
+from a2s_repro.training.run_log import read_log
 
 
 def main() -> int:

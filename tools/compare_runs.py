@@ -5,7 +5,7 @@ from _run import run
 import argparse
 from pathlib import Path
 
-from a2s_repro.comparison import comparison, read_run
+from a2s_repro.analysis.compare_runs import comparison, read_run
 
 EXAMPLE = """example:
   python tools/evaluate.py --model runs/x/final.pth ... --attention-by-size --json runs/x/val.json

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from a2s_repro.caffe.conversion import convert_file
 from a2s_repro.caffe.export import export
-from a2s_repro.checkpoint import save_weights, weights_suffix
+from a2s_repro.checkpoint.weights import save_weights, weights_suffix
 from caffe_weights import net_table, read_caffemodel, read_solverstate, solverstate_table
 
 EXAMPLES = """examples:

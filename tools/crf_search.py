@@ -9,11 +9,11 @@ import argparse
 import json
 import os
 
-from a2s_repro.crf import CRF
-from a2s_repro.crf_search import GRID, candidates, sample, search
+from a2s_repro.analysis.crf_search import GRID, candidates, sample, search
 from a2s_repro.data.lists import read_list
 from a2s_repro.files import replacing
-from a2s_repro.segmenter import class_names, load_model
+from a2s_repro.inference.crf import CRF
+from a2s_repro.inference.segmenter import class_names, load_model
 
 
 def main() -> None:

@@ -7,12 +7,12 @@ import argparse
 import json
 from pathlib import Path
 
-from a2s_repro import distributed
-from a2s_repro.crf import CRF
 from a2s_repro.data.lists import read_list
-from a2s_repro.evaluation import evaluate, server_folder
 from a2s_repro.files import replacing
-from a2s_repro.segmenter import class_names, load_model
+from a2s_repro.inference.crf import CRF
+from a2s_repro.inference.evaluation import evaluate, server_folder
+from a2s_repro.inference.segmenter import class_names, load_model
+from a2s_repro.runtime import distributed
 
 
 def main() -> None:

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import torch
 
+from a2s_repro.bench.provenance import provenance, sources_hash
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
-from a2s_repro.provenance import provenance, sources_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

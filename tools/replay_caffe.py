@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from a2s_repro.checkpoint.initialisation import load_init
 from a2s_repro.data.lists import read_list
-from a2s_repro.devices import usable_device
 from a2s_repro.errors import InputError
-from a2s_repro.initialisation import load_init
 from a2s_repro.recipes import find_recipe
 from a2s_repro.replay.recorder import record
-from a2s_repro.replay.recordings import read_recording
-from a2s_repro.replay.repeating import replay
+from a2s_repro.replay.recording import read_recording
+from a2s_repro.replay.replay import replay
+from a2s_repro.runtime.devices import usable_device
 
 EXAMPLES = """examples:
   python tools/replay_caffe.py tests/golden/nets --case iv_att2_esupv

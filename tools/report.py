@@ -5,7 +5,7 @@ from _options import add_device_option
 
 import argparse
 
-from a2s_repro.report import write_report
+from a2s_repro.analysis.report import write_report
 
 
 def main() -> None:

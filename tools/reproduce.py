@@ -6,9 +6,8 @@ from _options import add_device_option
 import argparse
 from pathlib import Path
 
-from a2s_repro.precision import PRECISIONS
-from a2s_repro.reproduction import Reproduction, cells
-from a2s_repro.smoke import smoke
+from a2s_repro.reproduction import Reproduction, cells, smoke
+from a2s_repro.runtime.precision import PRECISIONS
 
 EXAMPLE = """examples:
   python tools/reproduce.py --table a2s:3 --data-root data --init init.pth --out reproduction --device cuda

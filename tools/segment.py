@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from a2s_repro import distributed
-from a2s_repro.crf import CRF
-from a2s_repro.segment_files import Results, Work
-from a2s_repro.segmenter import Segmenter, class_names, load_model
-from a2s_repro.sources import find_sources
+from a2s_repro.inference.batch_job import Results, Work
+from a2s_repro.inference.crf import CRF
+from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
+from a2s_repro.inference.sources import find_sources
+from a2s_repro.runtime import distributed
 
 UNREADABLE = 3
 

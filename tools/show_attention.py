@@ -5,9 +5,9 @@ from _options import add_segmenting_options
 
 import argparse
 
+from a2s_repro.analysis.figures import LAYOUTS, attention_figure, figure_rows, save_figure
 from a2s_repro.data.lists import read_list, select
-from a2s_repro.figures import LAYOUTS, attention_figure, figure_rows, save_figure
-from a2s_repro.segmenter import Segmenter, class_names, load_model
+from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
 
 
 def main() -> None:

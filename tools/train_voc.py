@@ -9,13 +9,13 @@ from pathlib import Path
 
 from a2s_repro.data.caffe_rng import GAUSSIANS
 from a2s_repro.data.lists import read_classes
-from a2s_repro.distributed import is_main
 from a2s_repro.models.refine import RECALIBRATIONS
 from a2s_repro.models.resnet import DECODERS, NORMS, STEMS
 from a2s_repro.models.share_net import MERGES
-from a2s_repro.precision import PRECISIONS
 from a2s_repro.recipes import Recipe, find_recipe
 from a2s_repro.recipes.recipe import BACKBONES, HEADS
+from a2s_repro.runtime.distributed import is_main
+from a2s_repro.runtime.precision import PRECISIONS
 from a2s_repro.solver import LR_POLICIES, SOLVERS
 from a2s_repro.training import Run, train
 

@@ -27,7 +27,7 @@ from a2s_repro.caffe.layers import (
     module_of,
 )
 from a2s_repro.caffe.vgg16 import is_fully_connected, net_from_torchvision, subsampled
-from a2s_repro.checkpoint import Weights
+from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLab, DeepLabLargeFOV, Widths, build_model
 from a2s_repro.models.side_branches import SIDE_LAYERS

@@ -7,7 +7,7 @@ from torch import nn
 
 from a2s_repro.caffe.layers import FUSION
 from a2s_repro.models import DeepLab, ShareNet
-from a2s_repro.models.net import check_image
+from a2s_repro.models.base import check_image
 from a2s_repro.models.share_net import AVERAGE_FACTOR, GRID_STEP, RESAMPLING
 from a2s_repro.models.side_branches import SIDE_LAYERS
 from a2s_repro.ops import interp_size

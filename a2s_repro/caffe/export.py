@@ -8,12 +8,12 @@ import torch
 from a2s_repro.caffe.conversion import to_caffe
 from a2s_repro.caffe.deploy import deploy_prototxt
 from a2s_repro.caffe.state import caffe_histories
-from a2s_repro.checkpoint import Weights, load_weights
+from a2s_repro.checkpoint.snapshots import Snapshot, is_snapshot, load_snapshot
+from a2s_repro.checkpoint.weights import Weights, load_weights
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 from a2s_repro.models import build_model
 from a2s_repro.recipes import Recipe
-from a2s_repro.snapshots import Snapshot, is_snapshot, load_snapshot
 from caffe_weights import Net, SolverState, write_caffemodel, write_solverstate
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from a2s_repro.caffe.conversion import from_caffe
 from a2s_repro.caffe.layers import module_of
+from a2s_repro.checkpoint.initialisation import load_layers
 from a2s_repro.errors import InputError
-from a2s_repro.initialisation import load_layers
 from a2s_repro.models import DeepLab
 from a2s_repro.solver import CaffeSGD
 from caffe_weights import Net, SolverState, branch_of, read_caffemodel, read_solverstate

@@ -9,7 +9,7 @@ from torch import Tensor
 from a2s_repro.data.caffe_rng import GAUSSIANS, CaffeStream, WordStream, dropout_mask
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLab, build_model
-from a2s_repro.models.dropout import take_masks_from
+from a2s_repro.models.layers import take_masks_from
 
 
 class CaffeStreams:

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import torch
 
-from a2s_repro.checkpoint import is_stored
+from a2s_repro.checkpoint.weights import is_stored
 from a2s_repro.data.image_seg import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError
 from caffe_weights import Layer, Net

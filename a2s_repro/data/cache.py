@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import Item
-from a2s_repro.distributed import is_main
 from a2s_repro.errors import InputError
+from a2s_repro.runtime.distributed import is_main
 
 LEFT = 0.25
 """The part of the machine's memory that stays available, to the net among others."""

@@ -2,9 +2,8 @@
 
 from a2s_repro.errors import InputError
 from a2s_repro.models.attention import AttentionHead
-from a2s_repro.models.deeplab import DeepLab, DeepLabLargeFOV
-from a2s_repro.models.msc import DeepLabMSc
-from a2s_repro.models.net import Net, ParameterRule, Prediction, Widths
+from a2s_repro.models.base import Net, ParameterRule, Prediction, Widths
+from a2s_repro.models.deeplab import DeepLab, DeepLabLargeFOV, DeepLabMSc
 from a2s_repro.models.refine import RefineHead
 from a2s_repro.models.resnet import ResNetDilated8
 from a2s_repro.models.share_net import ShareNet

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.errors import InputError
-from a2s_repro.models.dropout import Dropout
-from a2s_repro.models.net import Net, relu
+from a2s_repro.models.base import Net, relu
+from a2s_repro.models.layers import Dropout
 
 
 class ConcatConv2d(nn.Conv2d):

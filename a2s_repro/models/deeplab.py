@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from a2s_repro import ops
-from a2s_repro.models.convolution import Conv2d
-from a2s_repro.models.dropout import Dropout
-from a2s_repro.models.net import Branch, Net, ParameterRule, Widths, relu
+from a2s_repro.models.base import Branch, Net, ParameterRule, Widths, relu
+from a2s_repro.models.layers import Conv2d, Dropout
 from a2s_repro.models.side_branches import FILLER_STD, SIDE_LAYERS, TRAINING_STRIDE, side_branch
 
 TRUNK = {
@@ -167,6 +166,24 @@ class DeepLabLargeFOV(DeepLab):
         self, num_classes: int, *, pool5a: bool = False, dropout: float = 0.5, widths: Widths | None = None
     ) -> None:
         super().__init__(num_classes, skip_net=False, pool5a=pool5a, dropout=dropout, widths=widths)
+
+
+class DeepLabMSc(DeepLab):
+    """DeepLab-MSc-LargeFOV: a trained LargeFOV, frozen, with side branches from the image and pool1 to pool4.
+
+    In training the score map is on the 1/8 grid; in evaluation mode it is the sum of full-resolution maps.
+
+    Args:
+        num_classes: C, background included.
+        pool5a: average pool 3x3 between pool5 and fc6, as the LargeFOV has that it starts from. The authors' MSc nets
+            of one scale have it on PASCAL, not on COCO, and MSc share-nets nowhere.
+        dropout, widths: as in DeepLabLargeFOV.
+    """
+
+    def __init__(
+        self, num_classes: int, *, pool5a: bool = False, dropout: float = 0.5, widths: Widths | None = None
+    ) -> None:
+        super().__init__(num_classes, skip_net=True, pool5a=pool5a, dropout=dropout, widths=widths)
 
 
 def max_pool(stride: int) -> nn.MaxPool2d:

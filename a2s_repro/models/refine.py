@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.errors import InputError
-from a2s_repro.models.convolution import Conv2d
-from a2s_repro.models.dropout import Dropout
-from a2s_repro.models.net import Net, relu
+from a2s_repro.models.base import Net, relu
+from a2s_repro.models.layers import Conv2d, Dropout
 
 RECALIBRATIONS = (None, "multiply", "add")
 

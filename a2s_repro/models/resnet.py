@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from a2s_repro.errors import InputError
 from a2s_repro.models.attention import ON_LAYER4, AttentionHead
-from a2s_repro.models.convolution import Conv2d
-from a2s_repro.models.net import Branch, ParameterRule, Prediction, Widths, relu
+from a2s_repro.models.base import Branch, ParameterRule, Prediction, Widths, relu
+from a2s_repro.models.layers import Conv2d
 from a2s_repro.models.psp import PyramidPooling, c1
 from a2s_repro.models.refine import RefineHead
 from a2s_repro.models.share_net import MultiScale

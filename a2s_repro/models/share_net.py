@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from a2s_repro import ops
 from a2s_repro.errors import InputError
 from a2s_repro.models.attention import ON_FC7, AttentionHead
-from a2s_repro.models.convolution import shared_filters
+from a2s_repro.models.base import Branch, Net, Prediction, check_image
 from a2s_repro.models.deeplab import DeepLab, Widths
-from a2s_repro.models.net import Branch, Net, Prediction, check_image
+from a2s_repro.models.layers import shared_filters
 from a2s_repro.models.refine import RefineHead
 
 RESAMPLING = {1: {}, 0.75: {"shrink": 4, "zoom": 3}, 0.5: {"shrink": 2}, 0.25: {"shrink": 4}}

@@ -7,7 +7,7 @@ Each is a 3x3 convolution, ReLU, dropout, a 1x1 convolution, ReLU, dropout, and 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a2s_repro.models.dropout import Dropout
+from a2s_repro.models.layers import Dropout
 
 TRAINING_STRIDE = {"data": 8, "pool1": 4, "pool2": 2, "pool3": 1, "pool4": 1}
 """Source of each branch -> stride of its 3x3 convolution in training, which brings all score maps to the 1/8 grid."""

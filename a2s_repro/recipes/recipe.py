@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from a2s_repro.crf import CRF
 from a2s_repro.errors import InputError
+from a2s_repro.inference.crf import CRF
 from a2s_repro.models import (
     AttentionHead,
     DeepLabLargeFOV,

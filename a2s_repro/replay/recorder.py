@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from a2s_repro.caffe.conversion import to_caffe
-from a2s_repro.checkpoint import Weights
+from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.data.image_seg import MEAN_BGR, RandomStream, subtract_mean
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import Item
@@ -17,8 +17,8 @@ from a2s_repro.files import replacing
 from a2s_repro.models import DeepLab
 from a2s_repro.recipes import Recipe
 from a2s_repro.replay.blobs import first_blobs
-from a2s_repro.replay.recordings import MERGE, Arrays, RecordedRun, Recording
-from a2s_repro.replay.repeating import Training
+from a2s_repro.replay.recording import MERGE, Arrays, RecordedRun, Recording
+from a2s_repro.replay.replay import Training
 from caffe_weights import write_caffemodel
 
 RUN = "A"

@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -24,8 +23,8 @@ from caffe_weights import (
     write_solverstate,
 )
 from caffe_weights.messages import BlobProto, NetParameter, UnpackedBlobProto
+from tests.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 NEW, V1 = GOLDEN / "nets/init_single.caffemodel", GOLDEN / "caffemodel/legacy_v1.caffemodel"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-TOOLS = Path(__file__).parents[2] / "tools"
+from tests.paths import TOOLS
 
 
 def save_photograph(path: Path, shape: tuple[int, int]) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,7 @@ from a2s_repro.data.demo import CLASSES, draw_scene, make_demo_data
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.errors import InputError
-
-TOOLS = Path(__file__).parents[2] / "tools"
+from tests.paths import TOOLS
 
 
 @pytest.fixture(scope="module")

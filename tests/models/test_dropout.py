@@ -6,7 +6,7 @@ import torch
 
 from a2s_repro.data.caffe_rng import WordStream, dropout_mask
 from a2s_repro.models import ShareNet, Widths
-from a2s_repro.models.dropout import Dropout, take_masks_from
+from a2s_repro.models.layers import Dropout, take_masks_from
 
 THIN = Widths().scaled(1 / 64)
 

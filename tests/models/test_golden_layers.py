@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,9 @@ import torch
 from torch import nn
 
 from a2s_repro.models.deeplab import DeepLabLargeFOV, Widths, max_pool, relu
+from tests.paths import GOLDEN
 
-CASES = dict(np.load(Path(__file__).parents[1] / "golden" / "layers.npz"))
+CASES = dict(np.load(GOLDEN / "layers.npz"))
 LAYERS = {name: case["layer"] for name, case in json.loads(str(CASES["meta_json"])).items()}
 
 TOLERANCE = 1e-6

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from a2s_repro import ops
-from a2s_repro.checkpoint import save_weights
+from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.errors import InputError
+from a2s_repro.inference.segmenter import load_model
 from a2s_repro.models import AttentionHead, RefineHead, ResNetDilated8, build_model
 from a2s_repro.models.resnet import STAGES, load_resnet34
-from a2s_repro.segmenter import load_model
 from tests.models.receptive_field import rows_seen, smooth
 
 WIDTH = 1 / 16

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from a2s_repro import ops
-from a2s_repro.losses import training_loss
 from a2s_repro.models import DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths, build_model
+from a2s_repro.models.losses import training_loss
 from a2s_repro.models.side_branches import SIDE_LAYERS
 from a2s_repro.solver import CaffeSGD, parameter_groups
 

@@ -1,0 +1,1 @@
+"""Looking at what was trained: figures, reports, comparisons of runs, and the search for CRF parameters."""

@@ -1,0 +1,155 @@
+"""Trained runs side by side: the settings in which they differ, with scores, losses and times, as Markdown tables."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from a2s_repro.errors import InputError
+from a2s_repro.training.run_log import cost, read_log
+from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
+
+RUN_SETTINGS = ("init", "train_list", "precision", "caffe_streams")
+"""What a training depends on beside its recipe and its seed."""
+
+
+class TrainedRun(NamedTuple):
+    """What a run's folder says of it."""
+
+    settings: dict[str, Any]
+    """All that decides the outcome, but the seed."""
+    losses: dict[str, float]
+    """Means over the last tenth of the log."""
+    seconds: float
+    scores: dict[str, Any]
+    """As evaluation.Result.summary."""
+
+
+def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
+    """Reads a run's config.json, log.jsonl and the file of its scores, which tools/evaluate.py --json wrote.
+
+    Raises InputError, naming the file, if one is missing or damaged.
+    """
+    folder = Path(folder)
+    config, results = (_read(folder / name) for name in ("config.json", scores))
+    lines = [line["losses"] for line in read_log(folder)]
+    last = lines[-max(len(lines) // 10, 1) :]
+    recipe = {name: value for name, value in config["recipe"].items() if name not in NO_EFFECT_ON_TRAINING}
+    return TrainedRun(
+        settings=recipe | {name: config["run"][name] for name in RUN_SETTINGS},
+        losses={name: _mean(losses[name] for losses in last) for name in last[0]},
+        seconds=cost(folder).seconds,
+        scores=results,
+    )
+
+
+class _Row(NamedTuple):
+    """Runs that differ in their seed alone, and the settings that tell them from other rows."""
+
+    head: list[str]
+    runs: list[TrainedRun]
+
+
+def comparison(runs: Sequence[TrainedRun]) -> str:
+    """Markdown: scores in per cent, losses and times; IoU by class; attention by size where measured; seeds' spread.
+
+    A row is of the runs that differ in their seed alone, with their means, in the order in which they first come.
+    Raises InputError for runs that were scored on different sets.
+    """
+    if len({(run.scores["images"], tuple(run.scores["iou"])) for run in runs}) > 1:
+        raise InputError("the runs were scored on different images or classes: score all of them on one list.")
+    groups: dict[str, list[TrainedRun]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
+    settings = [group[0].settings for group in groups.values()]
+    differing = [name for name in settings[0] if any(one.get(name) != settings[0][name] for one in settings)]
+    titles = [name.replace("_", " ") for name in differing]
+    rows = [_Row([_spelled(group[0].settings.get(name)) for name in differing], group) for group in groups.values()]
+    tables = [_scores(titles, rows), _by_class(titles, rows)]
+    if measured := [row for row in rows if all("by_size" in (run.scores["attention"] or {}) for run in row.runs)]:
+        tables.append(_by_size(titles, measured))
+    return "\n\n".join([*tables, *_spread(rows)])
+
+
+def _scores(titles: list[str], rows: list[_Row]) -> str:
+    most_first = sorted((list(row.runs[0].losses) for row in rows), key=len, reverse=True)
+    names = list(dict.fromkeys(name for names in most_first for name in names))
+    lines = []
+    for head, runs in rows:
+        scores = [100 * run.scores["mean_iou"] for run in runs]
+        each = ", ".join(f"{score:.2f}" for score in scores) if len(runs) > 1 else ""
+        accuracy = 100 * _mean(run.scores["pixel_accuracy"] for run in runs)
+        losses = {name: f"{_mean(run.losses[name] for run in runs):.3f}" for name in runs[0].losses}
+        minutes = _mean(run.seconds for run in runs) / 60
+        cells = [f"{_mean(scores):.2f}", each, f"{accuracy:.2f}", *(losses.get(name, "") for name in names)]
+        lines.append([*head, *cells, f"{minutes:.1f}"])
+    return _table([*titles, "mIoU", "of each run", "pixel accuracy", *names, "minutes"], lines)
+
+
+def _by_class(titles: list[str], rows: list[_Row]) -> str:
+    classes = list(rows[0].runs[0].scores["iou"])
+    lines = [
+        row.head + [f"{100 * _mean(run.scores['iou'][name] for run in row.runs):.1f}" for name in classes]
+        for row in rows
+    ]
+    return _table([*titles, *classes], lines)
+
+
+def _by_size(titles: list[str], rows: list[_Row]) -> str:
+    """A line per scale of a net: its weight by quartile of area, and the rank correlations."""
+    lines = []
+    for head, runs in rows:
+        sizes = [run.scores["attention"]["by_size"] for run in runs]
+        for index, scale in enumerate(runs[0].scores["attention"]["scales"]):
+            quartiles = np.mean([[part["weights"][index] for part in size["quartiles"]] for size in sizes], 0)
+            correlations = [
+                _mean(size[name][index] for size in sizes) for name in ("correlation", "correlation_within_classes")
+            ]
+            cells = [*(f"{weight:.3f}" for weight in quartiles), *(f"{value:+.2f}" for value in correlations)]
+            lines.append([*head, f"{scale:g}", *cells])
+    parts = rows[0].runs[0].scores["attention"]["by_size"]["quartiles"]
+    areas = [f"{part['smallest']} to {part['largest']} px" for part in parts]
+    return _table([*titles, "weight of scale", *areas, "rank correlation", "within classes"], lines)
+
+
+def _spread(rows: list[_Row]) -> list[str]:
+    """A sentence on how far runs of the same settings lie apart, if there are any."""
+    repeated = [[100 * run.scores["mean_iou"] for run in row.runs] for row in rows if len(row.runs) > 1]
+    if not repeated:
+        return []
+    freedom = sum(len(scores) - 1 for scores in repeated)
+    deviation = np.sqrt(sum(np.var(scores) * len(scores) for scores in repeated) / freedom)
+    return [
+        f"Standard deviation of mIoU between seeds, over all rows of several runs ({freedom} degrees of freedom): "
+        f"{deviation:.2f}."
+    ]
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_spelled(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_spelled, value))
+    return "" if value is None else str(value)
+
+
+def _table(titles: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *lines))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: train the run, and score its final.pth by evaluate.py --json.") from None
+    except ValueError:
+        raise InputError(f"{path} is no JSON file: write it again.") from None

@@ -1,0 +1,116 @@
+"""Searching the parameters of the dense CRF as the authors did: every combination of a grid, on a random part of the
+validation set (run_densecrf_grid_search.sh)."""
+
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from a2s_repro.data.images import read_pair
+from a2s_repro.data.lists import VOID, Item
+from a2s_repro.errors import InputError
+from a2s_repro.inference.crf import CRF
+from a2s_repro.inference.evaluation import ConfusionMatrix
+from a2s_repro.inference.segmenter import Segmenter
+
+GRID = {
+    "bi_w": (5, 10),
+    "bi_xy_std": (40, 50, 60, 70, 80, 90, 100),
+    "bi_rgb_std": (3, 4, 5, 6, 7, 8, 9, 10),
+}
+"""The values that the authors' script combines; pos_w and pos_xy_std stay at 3."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Mean IoU, as fractions, of a net on `images` images without and with each of the CRFs."""
+
+    images: int
+    without: float
+    mean_iou: dict[CRF, float]
+
+    @property
+    def best(self) -> CRF:
+        """Of equally good ones the first."""
+        return max(self.mean_iou, key=self.mean_iou.get)
+
+    def table(self) -> str:
+        """For each weight a table of mean IoU in per cent, a line per bi_xy_std and a column per bi_rgb_std; the best
+        is starred."""
+        weights, positions, colours = (
+            sorted({getattr(crf, name) for crf in self.mean_iou}) for name in ("bi_w", "bi_xy_std", "bi_rgb_std")
+        )
+        cells = {(crf.bi_w, crf.bi_xy_std, crf.bi_rgb_std): crf for crf in self.mean_iou}
+        lines = []
+        for weight in weights:
+            lines += [f"bi_w {weight:g}", "  xy \\ rgb" + "".join(f"{colour:9g}" for colour in colours)]
+            for position in positions:
+                row = [cells[weight, position, colour] for colour in colours]
+                marks = "".join(f"{100 * self.mean_iou[crf]:8.2f}{'*' if crf == self.best else ' '}" for crf in row)
+                lines.append(f"{position:10g}{marks.rstrip()}")
+        lines.append(
+            f"mIoU {100 * self.without:.2f} % without CRF, {100 * self.mean_iou[self.best]:.2f} % with the best"
+        )
+        return "\n".join(lines)
+
+    def summary(self) -> dict:
+        """Plain values for a JSON file."""
+        scores = [asdict(crf) | {"mean_iou": score} for crf, score in self.mean_iou.items()]
+        return {"images": self.images, "without": self.without, "best": asdict(self.best), "scores": scores}
+
+
+def candidates(base: CRF, grid: dict[str, Sequence[float]]) -> list[CRF]:
+    """Every combination of the values in `grid`; what it does not name is as in `base`."""
+    return [CRF(**asdict(base) | dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
+
+
+def sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """So many of the items at random, in their order; all if there are no more. The authors drew theirs with MATLAB's
+    generator: they are others. Raises InputError for a count below 1 or an item without a label file."""
+    if count < 1:
+        raise InputError(f"The search was given {count} images; it needs at least 1.")
+    chosen = np.random.default_rng(seed).permutation(len(items))[:count]
+    picked = [items[i] for i in np.sort(chosen)]
+    for item in picked:
+        if item.label is None:
+            raise InputError(f"{item.image} has no label file: search on a list with labels.")
+    return picked
+
+
+def search(
+    model: nn.Module,
+    items: Sequence[Item],
+    crfs: Sequence[CRF],
+    *,
+    crop: int = 513,
+    classes: Sequence[str] = (),
+    workers: int = 1,
+) -> Search:
+    """Scores `model` on `items` with each of `crfs`, under a progress bar.
+
+    The net segments each image once; then `workers` threads refine its scores. Outputs that `classes` names 'void'
+    count in no mean. Raises InputError for a bad file, naming it.
+    """
+    segmenter = Segmenter(model, crop=crop)
+    void = [label for label, name in enumerate(classes) if name == VOID]
+    without, *refined = (ConfusionMatrix(model.num_classes, void) for _ in range(len(crfs) + 1))
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(items) * len(crfs), desc="refining", unit="CRF") as progress,
+    ):
+        for item in items:
+            image, truth = read_pair(item, model.num_classes)
+            found = segmenter(image, scores=True)
+            without.update(truth, found.labels)
+
+            def score(crf: CRF, confusion: ConfusionMatrix, image=image, truth=truth, found=found) -> None:
+                confusion.update(truth, found.refined(image, crf, threads=1).labels)
+
+            for _ in pool.map(score, crfs, refined):
+                progress.update()
+    means = [confusion.mean_iou for confusion in refined]
+    return Search(len(items), without.mean_iou, dict(zip(crfs, means, strict=True)))

@@ -1,0 +1,167 @@
+"""Pictures of what a net sees, in the layouts of A2S Figures 4, 5 and 6."""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from a2s_repro.analysis.inspection import inspect
+from a2s_repro.data.images import IGNORE_LABEL, read_pair
+from a2s_repro.data.lists import Item
+from a2s_repro.data.voc import palette
+from a2s_repro.errors import InputError
+from a2s_repro.files import replacing
+from a2s_repro.inference.segmenter import Segmentation, Segmenter
+
+LAYOUTS = ("weights", "comparison", "winner", "recalibration")
+COLUMN_INCHES = 2.4
+COLOUR_MAP = "viridis"
+RECALIBRATED = 4
+"""Classes whose recalibration is shown: those of most pixels in ground truth and predictions."""
+
+
+class Row(NamedTuple):
+    """An image of the figure: (H, W, 3) uint8 BGR, its ground truth (H, W) uint8, and what nets make of it."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    segmentation: Segmentation
+    baseline: Segmentation | None = None
+    """What another net makes of it."""
+    winner: np.ndarray | None = None
+    """(H, W), the scale, as an index, that max-pooling takes the other net's prediction from."""
+
+
+class Panel(NamedTuple):
+    """A picture of the figure: (H, W, 3) uint8 RGB, (H, W) uint8 labels, or a map (H, W) of floats."""
+
+    title: str
+    pixels: np.ndarray
+
+
+def figure_rows(
+    items: Sequence[Item], layout: str, segmenter: Segmenter, baseline: Segmenter | None = None
+) -> list[Row]:
+    """Segments the images of a figure, with the nets that its layout takes.
+
+    Raises InputError for a bad file, or where the layout needs another net than was given.
+    """
+    if layout not in LAYOUTS:
+        raise InputError(f"layout '{layout}' is not known; it is one of {', '.join(LAYOUTS)}.")
+    two_nets = layout in ("comparison", "winner")
+    if two_nets and baseline is None:
+        raise InputError(f"the layout {layout} sets two nets side by side: give the other one as the baseline.")
+    if baseline is not None and not two_nets:
+        raise InputError(f"the layout {layout} shows one net: leave out the baseline, or choose comparison or winner.")
+    if baseline is not None and baseline.model.num_classes != segmenter.model.num_classes:
+        raise InputError("the net and its baseline have different numbers of classes: give two of one data set.")
+    if layout == "winner":
+        if segmenter.model.merge != "attention":
+            raise InputError("the layout winner shows attention weights beside max-pooling: the net has none.")
+        scales = segmenter.model.scales
+        if baseline.model.merge != "max" or baseline.model.scales != scales:
+            shown = " ".join(f"{scale:g}" for scale in scales)
+            raise InputError(f"the layout winner takes a baseline that merges the scales {shown} by max.")
+    rows = []
+    for item in items:
+        image, truth = read_pair(item, segmenter.model.num_classes)
+        found = segmenter(image, scores=layout == "recalibration")
+        if layout == "recalibration" and found.recalibration is None:
+            raise InputError("the layout recalibration takes a net whose head has a recalibrating branch.")
+        winner = inspect(baseline, image, 1).winner.numpy() if layout == "winner" else None
+        rows.append(Row(image, truth, found, baseline and baseline(image), winner))
+    return rows
+
+
+def attention_figure(
+    rows: Sequence[Row], scales: Sequence[float], classes: Sequence[str], layout: str = "weights"
+) -> Figure:
+    """One row per image: image, ground truth, predictions, and maps that share one colour bar.
+
+    The layouts:
+
+    * weights: the prediction, and the attention weights of each scale; without weights (average and max merging) there
+      are no maps.
+    * comparison (Figures 5 and 6): the same, with the baseline's prediction before ours.
+    * winner (Figure 4): max-pooling's weights, 1 where the scale has the largest score for the class predicted and else
+      0, then the attention's.
+    * recalibration: the prediction, and what recalibrates the scores of the classes of most pixels.
+
+    Labels have VOC's colours, with a legend of the classes that occur. Maps range from 0 to 1, or, where biases
+    recalibrate, evenly about 0. Each says its mean and standard deviation, so that one without structure shows as such.
+    """
+    panels = [_panels(row, rows, scales, classes, layout) for row in rows]
+    maps = [panel.pixels for line in panels for panel in line if panel.pixels.dtype != np.uint8]
+    bound = max((float(abs(values).max()) for values in maps), default=0)
+    biases = layout == "recalibration" and any(values.min() < 0 or values.max() > 1 for values in maps)
+    limits = Normalize(-bound, bound) if biases else Normalize(0, 1)
+
+    heights = [COLUMN_INCHES * row.image.shape[0] / row.image.shape[1] for row in rows]
+    columns = len(panels[0])
+    figure = Figure(figsize=(COLUMN_INCHES * columns + 0.6, sum(heights) + 0.3 * len(rows) + 0.8), dpi=120)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for line, pictures in zip(axes, panels, strict=True):
+        for axis, (_, pixels) in zip(line, pictures, strict=True):
+            if pixels.dtype != np.uint8:
+                axis.imshow(pixels, norm=limits, cmap=COLOUR_MAP)
+                axis.set_xlabel(f"mean {pixels.mean():.3f}, std {pixels.std():.3f}", fontsize=7)
+            else:
+                axis.imshow(pixels if pixels.ndim == 3 else palette()[pixels])
+            axis.set(xticks=[], yticks=[])
+    for axis, panel in zip(axes[0], panels[0], strict=True):
+        axis.set_title(panel.title, fontsize=9)
+    if maps:
+        label = "recalibration" if layout == "recalibration" else "weight" if layout == "winner" else "attention weight"
+        bar = ScalarMappable(limits, cmap=COLOUR_MAP)
+        figure.colorbar(bar, ax=axes, fraction=0.02, aspect=40, pad=0.01, label=label)
+    labels = [panel.pixels for line in panels for panel in line if panel.pixels.dtype == np.uint8]
+    legend = _legend([pixels for pixels in labels if pixels.ndim == 2], classes)
+    figure.legend(handles=legend, loc="outside lower center", ncols=7, fontsize=7, frameon=False)
+    return figure
+
+
+def save_figure(path: str | os.PathLike, figure: Figure) -> None:
+    """Writes a figure as PNG."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _panels(row: Row, rows: Sequence[Row], scales: Sequence[float], classes: Sequence[str], layout: str) -> list[Panel]:
+    """The pictures of a row."""
+    found = row.segmentation
+    panels = [Panel("image", row.image[..., ::-1]), Panel("ground truth", row.truth)]
+    if layout == "recalibration":
+        shown = [Panel(f"recalibration, {classes[label]}", found.recalibration[label]) for label in _most_common(rows)]
+        return [*panels, Panel("prediction", found.labels), *shown]
+    weights = [] if found.weights is None else _per_scale("weights", scales, found.weights)
+    if layout == "winner":
+        one_hot = np.stack([row.winner == index for index in range(len(scales))]).astype(np.float32)
+        return [*panels, *_per_scale("max-pooling", scales, one_hot), *_per_scale("attention", scales, found.weights)]
+    if layout == "comparison":
+        return [*panels, Panel("baseline", row.baseline.labels), Panel("ours", found.labels), *weights]
+    return [*panels, Panel("prediction", found.labels), *weights]
+
+
+def _per_scale(name: str, scales: Sequence[float], maps: np.ndarray) -> list[Panel]:
+    return [Panel(f"{name}, scale {scale:g}", values) for scale, values in zip(scales, maps, strict=True)]
+
+
+def _most_common(rows: Sequence[Row]) -> list[int]:
+    """Labels of most pixels in all rows, ground truth and predictions together."""
+    counts = sum(np.bincount(np.append(row.truth, row.segmentation.labels), minlength=256) for row in rows)
+    counts[IGNORE_LABEL] = 0
+    order = np.argsort(-counts, kind="stable")[:RECALIBRATED]
+    return [int(label) for label in order if counts[label]]
+
+
+def _legend(maps: Sequence[np.ndarray], classes: Sequence[str]) -> list[Patch]:
+    """The labels that occur."""
+    shown = np.unique(np.concatenate([labels.ravel() for labels in maps]))
+    names = [*classes, *[""] * (IGNORE_LABEL - len(classes)), "ignored"]
+    return [Patch(facecolor=palette()[label] / 255, edgecolor="grey", label=names[label]) for label in shown]

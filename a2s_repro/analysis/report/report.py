@@ -1,0 +1,93 @@
+"""Scores a run's net on a list of images, and puts all that is known of the run into a page."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from a2s_repro.analysis.report.examples import example
+from a2s_repro.analysis.report.page import render
+from a2s_repro.analysis.report.run_folder import read_run_folder
+from a2s_repro.data.images import read_pair
+from a2s_repro.data.lists import VOID, Item, read_list, select
+from a2s_repro.errors import InputError
+from a2s_repro.files import replacing
+from a2s_repro.inference.evaluation import AttentionStatistics, ConfusionMatrix, Result
+from a2s_repro.inference.segmenter import Segmenter
+
+
+def write_report(
+    folder: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    *,
+    data_root: str | os.PathLike | None = None,
+    list_file: str | os.PathLike | None = None,
+    label_dir: str | None = None,
+    crop: int | None = None,
+    ids: Sequence[str] = (),
+    count: int = 6,
+    device: str = "cpu",
+) -> Path:
+    """Writes the page of a run, `out` or report.html in its folder, and returns its path.
+
+    What is left out is the run's own: `data_root`, the list (the one that the run was to be evaluated on, else its
+    recipe's) and `crop`, the least side that images are padded to. The explorer has the images `ids`, and the `count`
+    with the lowest and the `count` with the highest IoU. All under a progress bar.
+
+    Raises InputError for a folder that is no run's, one without weights yet, and bad files of the data set.
+    """
+    if count < 0:
+        raise InputError(f"count is {count}: give how many of the best and worst images to show.")
+    run = read_run_folder(folder, device)
+    settings, recipe = run.config["run"], run.config["recipe"]
+    segmenter = dataclasses.replace(run.segmenter, crop=recipe["test_crop"] if crop is None else crop)
+    root = Path(data_root or settings["data_root"])
+    named = list_file or settings["val_list"]
+    list_file = Path(named or root / recipe["evaluation_set"])
+    if not named and not list_file.exists():
+        raise InputError(f"{run.path} names no list to score on, and there is no {list_file}: give one by --list.")
+    items = read_list(list_file, root, label_dir=label_dir)
+    chosen = [items.index(item) for item in select(items, list(ids))]
+
+    result, ious = _score(segmenter, items)
+    groups = {"chosen": chosen, **_extremes(ious, count)}
+    shown = [(group, index) for group, indices in groups.items() for index in indices]
+    examples = [
+        (group, example(segmenter, items[index], ious[index]))
+        for group, index in tqdm(shown, desc="exploring", unit="image")
+    ]
+    out = Path(out or run.path / "report.html")
+    with replacing(out) as temporary:
+        temporary.write_text(render(run, list_file, result, examples), encoding="utf-8")
+    return out
+
+
+def _score(segmenter: Segmenter, items: Sequence[Item]) -> tuple[Result, list[float | None]]:
+    """Scores of the set, and the IoU of each image as `Example.iou`."""
+    classes = len(segmenter.classes)
+    void = [label for label, name in enumerate(segmenter.classes) if name == VOID]
+    total = ConfusionMatrix(classes, void)
+    attention = None
+    ious = []
+    for item in tqdm(items, desc="evaluating", unit="image"):
+        image, truth = read_pair(item, classes)
+        found = segmenter(image)
+        own = ConfusionMatrix(classes, void)
+        own.update(truth, found.labels)
+        total.counts += own.counts
+        occurring = own.classes[(own.counts.sum(0) + own.counts.sum(1))[own.classes] > 0]
+        ious.append(float(own.iou[occurring].mean()) if len(occurring) else None)
+        if found.weights is not None:
+            attention = attention or AttentionStatistics(segmenter.model.scales)
+            attention.update(found.weights)
+    return Result(len(items), total, attention), ious
+
+
+def _extremes(ious: Sequence[float | None], count: int) -> dict[str, list[int]]:
+    """Indices of the images with the lowest and the highest IoU; none is in both groups."""
+    ranked = sorted((index for index, iou in enumerate(ious) if iou is not None), key=lambda index: ious[index])
+    worst = ranked[: min(count, (len(ranked) + 1) // 2)]
+    best = ranked[len(worst) :][::-1][:count]
+    return {"lowest IoU": worst, "highest IoU": best}

@@ -1,0 +1,68 @@
+"""What a measured figure carries: the machine, the versions, and the native sources that it was measured on."""
+
+import datetime
+import hashlib
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from a2s_repro.errors import InputError
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+
+
+def sources_hash(folder: Path = CSRC) -> str:
+    """16 hex digits that change with any file name or byte under `folder`: figures with another hash are stale.
+
+    Raises:
+        InputError: there is no such folder (an installed package has no sources).
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise InputError(f"{folder} holds no sources: run this from a checkout of the project.")
+    digest = hashlib.sha256()
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def provenance() -> dict[str, str | int]:
+    """When, where and on what something is measured, as plain values for a JSON file.
+
+    `gpu` and `driver` are "none" where torch sees no GPU.
+    """
+    gpu = torch.cuda.is_available()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "gpu": torch.cuda.get_device_name() if gpu else "none",
+        "driver": _driver() if gpu else "none",
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "csrc": sources_hash(),
+    }
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,0 +1,104 @@
+"""Starting a net from a file: by Caffe's rule layers are matched by name, and shapes must agree."""
+
+import os
+from typing import NamedTuple
+
+from torch import nn
+
+from a2s_repro.checkpoint.weights import Weights, load_weights
+from a2s_repro.errors import InputError
+from a2s_repro.models import DeepLab, Net, ResNetDilated8
+from a2s_repro.models.resnet import load_resnet34
+
+
+class Loaded(NamedTuple):
+    """What became of the layers of a net and a file, by name."""
+
+    loaded: list[str]
+    fresh: list[str]
+    """Layers of the net that keep their filler."""
+    ignored: list[str]
+    """Layers of the file that the net lacks or names otherwise."""
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} layers loaded"]
+        if self.fresh:
+            parts.append(f"{', '.join(self.fresh)} from fillers")
+        if self.ignored:
+            parts.append(f"{', '.join(self.ignored)} of the file not used")
+        return "; ".join(parts)
+
+
+def load_init(model: Net, path: str | os.PathLike, classifier: str) -> Loaded | str:
+    """Copies into `model` what a file has of it, and says what: of a weights file as `load_layers` does, of the state
+    dict of a ResNet-34 as `load_resnet34` does."""
+    if isinstance(model, ResNetDilated8):
+        return load_resnet34(model, path)
+    return load_layers(model, load_weights(path), path, classifier)
+
+
+def load_layers(model: DeepLab, weights: Weights, path: str | os.PathLike, classifier: str) -> Loaded:
+    """Copies the layers of `weights`, read from `path`, into `model`.
+
+    The trunk must be there, whole and of the net's shapes, because it has no filler. fc8 is taken if the file's net
+    called it `classifier` too; otherwise it and layers that the file lacks keep their fillers, and layers that only the
+    file has are ignored. Layers that do not learn must be there as well: a skip-net's fc8.
+
+    Raises:
+        InputError: a missing trunk or frozen layer or another shape, naming the layers and the remedy.
+    """
+    ours, theirs = _by_layer(model.state_dict()), _by_layer(_under_names_of(weights, classifier))
+    missing = [layer for layer in ours if layer not in theirs and layer not in model.new_layers]
+    if missing:
+        raise InputError(f"{path} lacks layers that have no filler: {', '.join(missing)}; convert a whole VGG-16.")
+    frozen = [layer for layer in ours if layer not in theirs and not _learns(model.get_submodule(layer))]
+    if frozen:
+        names = ", ".join(classifier if layer == "fc8" else layer for layer in frozen)
+        raise InputError(
+            f"{path} lacks layers that are not trained here: {names}; start a skip-net from a LargeFOV that was "
+            "trained on the same data set."
+        )
+    taken = [layer for layer in ours if layer in theirs]
+    for layer in taken:
+        shapes = [[tuple(tensor.shape) for tensor in layers[layer].values()] for layers in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"{path}: {layer} is {_spelled(shapes[1])}, but the net's is {_spelled(shapes[0])}: "
+                + _remedy(layer, model)
+            )
+    state = {f"{layer}.{kind}": tensor for layer in taken for kind, tensor in theirs[layer].items()}
+    model.load_state_dict(state, strict=False)
+    return Loaded(taken, [layer for layer in ours if layer not in taken], [la for la in theirs if la not in ours])
+
+
+def _under_names_of(weights: Weights, classifier: str) -> dict:
+    """The file's state dict with its fc8 under the name it had in Caffe, unless that is `classifier`."""
+    name = weights.meta.get("classifier")
+    if name in (None, classifier):
+        return weights.state_dict
+    theirs = f"{name} of another data set" if name == "fc8" else name
+    return {key.replace("fc8.", f"{theirs}.", 1): tensor for key, tensor in weights.state_dict.items()}
+
+
+def _by_layer(state_dict: dict) -> dict[str, dict]:
+    layers: dict[str, dict] = {}
+    for key, tensor in state_dict.items():
+        layer, _, kind = key.rpartition(".")
+        layers.setdefault(layer, {})[kind] = tensor
+    return layers
+
+
+def _learns(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
+
+
+def _spelled(shapes: list[tuple[int, ...]]) -> str:
+    return " + ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def _remedy(layer: str, model: DeepLab) -> str:
+    if layer == "fc8":
+        return "give the matching --num-classes, or another --classifier name to start it from its filler."
+    if layer in model.new_layers:
+        return f"drop the layer when converting (tools/convert_caffe.py --skip {layer})."
+    return "give the --width that the file was made with."

@@ -1,0 +1,221 @@
+"""Scoring a net over a whole set of images as PASCAL VOC does."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from a2s_repro.data import voc
+from a2s_repro.data.images import IGNORE_LABEL, read_pair
+from a2s_repro.data.lists import VOID, Item
+from a2s_repro.errors import InputError
+from a2s_repro.inference.attention_by_size import AttentionBySize
+from a2s_repro.inference.crf import CRF
+from a2s_repro.inference.segmenter import Segmenter
+from a2s_repro.runtime import distributed
+
+
+class ConfusionMatrix:
+    """Pixel counts of a whole set, and the scores of the VOC protocol (the authors' MyVOCevalseg.m) as fractions.
+
+    `counts` is (C, C) int64, rows ground truth, columns prediction. Counts are summed over all images before anything
+    is divided, and every class counts in a mean, one that neither occurs nor is predicted with an IoU of 0; only
+    `void_classes`, the outputs of a net that are no class of the data set, do not.
+    """
+
+    def __init__(self, num_classes: int, void_classes: Sequence[int] = ()):
+        self.counts = np.zeros((num_classes, num_classes), np.int64)
+        self.classes = np.setdiff1d(np.arange(num_classes), void_classes)
+        """The labels that count, ascending."""
+
+    def update(self, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """Adds an image: two label maps of one shape, uint8; pixels whose truth is 255 do not count.
+
+        Raises InputError for another label that is no class.
+        """
+        valid = truth != IGNORE_LABEL
+        truth, predicted = truth[valid], predicted[valid]
+        classes = len(self.counts)
+        if max(truth.max(initial=0), predicted.max(initial=0)) >= classes:
+            raise InputError(f"A label map to be scored holds a value beyond the {classes} classes.")
+        pairs = truth.astype(np.int64) * classes + predicted
+        self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+    def merge(self) -> None:
+        """Adds what the other processes have counted."""
+        distributed.sum_(torch.from_numpy(self.counts))
+
+    @property
+    def iou(self) -> np.ndarray:
+        """(C,) float64, true positives over the union of truth and prediction."""
+        correct = np.diag(self.counts)
+        return correct / np.maximum(self.counts.sum(0) + self.counts.sum(1) - correct, 1)
+
+    @property
+    def class_accuracy(self) -> np.ndarray:
+        """(C,) float64, the part of a class's pixels that was found."""
+        return np.diag(self.counts) / np.maximum(self.counts.sum(1), 1)
+
+    @property
+    def mean_iou(self) -> float:
+        return float(self.iou[self.classes].mean())
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        return float(self.class_accuracy[self.classes].mean())
+
+    @property
+    def pixel_accuracy(self) -> float:
+        return float(np.trace(self.counts) / max(self.counts.sum(), 1))
+
+
+class AttentionStatistics:
+    """Mean and standard deviation of the attention weights of each scale over the pixels of a whole set."""
+
+    def __init__(self, scales: Sequence[float]):
+        self.scales = tuple(scales)
+        self._sums = np.zeros((3, len(self.scales)))  # of 1, of the weights less 1/S, and of their squares
+
+    def update(self, weights: np.ndarray) -> None:
+        """Adds the weights (S, H, W) of an image."""
+        centred = weights.astype(np.float64).reshape(len(weights), -1) - 1 / len(self.scales)
+        self._sums += np.full(len(weights), centred.shape[1]), centred.sum(1), np.square(centred).sum(1)
+
+    def merge(self) -> None:
+        """Adds what the other processes have seen."""
+        distributed.sum_(torch.from_numpy(self._sums))
+
+    @property
+    def pixels(self) -> int:
+        return int(self._sums[0, 0])
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self._sums[1] / self._sums[0] + 1 / len(self.scales)
+
+    @property
+    def std(self) -> np.ndarray:
+        first, second = self._sums[1:] / self._sums[0]
+        return np.sqrt(np.maximum(second - first**2, 0))
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of a net on a set. `attention` is None where the merge has no weights, `by_size` unless asked for, too."""
+
+    images: int
+    confusion: ConfusionMatrix
+    attention: AttentionStatistics | None
+    by_size: AttentionBySize | None = None
+
+    def table(self, classes: Sequence[str]) -> str:
+        """A line per class that counts with its IoU and accuracy in per cent, and the means. `classes` names all C."""
+        scores = self.confusion
+        rows = [(classes[label], scores.iou[label], scores.class_accuracy[label]) for label in scores.classes]
+        rows.append(("mean", scores.mean_iou, scores.mean_class_accuracy))
+        width = max(len(name) for name, *_ in rows)
+        lines = [f"{'class':<{width}}    IoU %   acc %"]
+        lines += [f"{name:<{width}}  {100 * iou:7.2f} {100 * accuracy:7.2f}" for name, iou, accuracy in rows]
+        lines.append(f"mIoU {100 * scores.mean_iou:.2f} %, pixel accuracy {100 * scores.pixel_accuracy:.2f} %")
+        return "\n".join(lines)
+
+    def attention_table(self) -> str:
+        """A line per scale: mean and standard deviation of its weights over the pixels; empty without attention.
+
+        Then the table by size, if that was measured.
+        """
+        if self.attention is None:
+            return ""
+        rows = zip(self.attention.scales, self.attention.mean, self.attention.std, strict=True)
+        lines = [f"attention weight at scale {s:g}: mean {mean:.4f}, std {std:.4f}" for s, mean, std in rows]
+        return "\n".join([*lines, self.by_size.table()] if self.by_size else lines)
+
+    def score(self, metric: str, classes: Sequence[str]) -> float:
+        """A score in per cent, by its published name: "mIoU", "pixel accuracy", or "IoU" and the name of a class.
+
+        Raises InputError for a class that is not among `classes`.
+        """
+        if metric == "mIoU":
+            return 100 * self.confusion.mean_iou
+        if metric == "pixel accuracy":
+            return 100 * self.confusion.pixel_accuracy
+        name = metric.removeprefix("IoU ")
+        if name not in classes:
+            raise InputError(f"'{name}' is none of the classes ({', '.join(classes)}): correct classes.txt.")
+        return 100 * float(self.confusion.iou[list(classes).index(name)])
+
+    def summary(self, classes: Sequence[str]) -> dict:
+        """Plain values for a JSON file; scores are fractions, those by class of the classes that count."""
+        scores = self.confusion
+        counting = [classes[label] for label in scores.classes]
+        attention = self.attention and {
+            "scales": list(self.attention.scales),
+            "mean": self.attention.mean.tolist(),
+            "std": self.attention.std.tolist(),
+            **({"by_size": self.by_size.summary()} if self.by_size else {}),
+        }
+        return {
+            "images": self.images,
+            "mean_iou": scores.mean_iou,
+            "pixel_accuracy": scores.pixel_accuracy,
+            "mean_class_accuracy": scores.mean_class_accuracy,
+            "iou": dict(zip(counting, scores.iou[scores.classes].tolist(), strict=True)),
+            "class_accuracy": dict(zip(counting, scores.class_accuracy[scores.classes].tolist(), strict=True)),
+            "confusion": scores.counts.tolist(),
+            "attention": attention,
+        }
+
+
+def evaluate(
+    model: nn.Module,
+    items: Sequence[Item],
+    *,
+    crop: int = 513,
+    crf: CRF | None = None,
+    short_sides: Sequence[int] = (),
+    classes: Sequence[str] = (),
+    label_folder: str | os.PathLike | None = None,
+    by_size: bool = False,
+    precision: str = "caffe",
+) -> Result:
+    """Scores `model` on `items`, on the model's device, under a progress bar.
+
+    `crop`, `short_sides` and `precision` are a Segmenter's; `crf` refines the labels. As in the authors' evaluation,
+    outputs that `classes` names 'void' (COCO's ids without a category) count in no mean. Items without a label file
+    (VOC test) count for nothing in the scores. With `label_folder` every segmentation is written to it as ID.png, an
+    index PNG in VOC's palette. `by_size` measures attention weights against the size of objects.
+
+    Several processes share the items, and all return the scores of the whole set. Raises InputError for a bad file,
+    naming it, and for `by_size` of a net without attention.
+    """
+    segmenter = Segmenter(model, crop=crop, short_sides=short_sides, precision=precision)
+    void = [label for label, name in enumerate(classes) if name == VOID]
+    confusion = ConfusionMatrix(model.num_classes, void)
+    attention, objects = AttentionStatistics(model.scales), AttentionBySize(model.scales)
+    share = items[distributed.rank() :: distributed.world_size()]
+    with distributed.failing_together():
+        if by_size and model.merge != "attention":
+            raise InputError("the net has no attention whose weights could be measured by the size of objects.")
+        for item in tqdm(share, desc="evaluating", unit="image", disable=not distributed.is_main()):
+            image, truth = read_pair(item, model.num_classes)
+            found = segmenter(image, crf=crf)
+            confusion.update(truth, found.labels)
+            if found.weights is not None:
+                attention.update(found.weights)
+            if by_size:
+                objects.update(truth, found.weights)
+            if label_folder is not None:
+                voc.write_label_png(Path(label_folder) / f"{item.id}.png", found.labels)
+    for part in (confusion, attention, objects):
+        part.merge()
+    return Result(len(items), confusion, attention if attention.pixels else None, objects if by_size else None)
+
+
+def server_folder(out: str | os.PathLike, image_set: str) -> Path:
+    """Where VOC's evaluation server wants the segmentations of an image set ("val", "test") in an upload of `out`."""
+    return Path(out) / "results" / "VOC2012" / "Segmentation" / f"comp6_{image_set}_cls"

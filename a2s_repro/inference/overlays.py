@@ -1,0 +1,54 @@
+"""Pictures of segmentations that are made by the thousand: plain pixels, (H, W, 3) uint8 BGR."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from a2s_repro.data.voc import palette
+from a2s_repro.inference.segmenter import Segmentation
+
+PANEL = 320
+"""Pixels of the longer side of a picture in a panel."""
+
+TITLE = 24
+"""Pixels of the line above each."""
+
+
+def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The image half and half with the labels in VOC's colours."""
+    return cv2.addWeighted(image, 0.5, palette()[labels][..., ::-1], 0.5, 0)
+
+
+def attention_panel(image: np.ndarray, found: Segmentation, scales: Sequence[float]) -> np.ndarray:
+    """Side by side: the image, its overlay, and the weight of each scale, dark to light from 0 to 1, with its mean."""
+    parts = {"image": image, "labels": overlay(image, found.labels)}
+    for scale, weights in zip(scales, found.weights, strict=True):
+        levels = np.rint(255 * weights).astype(np.uint8)
+        parts[f"scale {scale:g}: mean {weights.mean():.2f}"] = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)
+    return np.hstack([_titled(title, picture) for title, picture in parts.items()])
+
+
+def legend(classes: Sequence[str]) -> np.ndarray:
+    """The colour and the name of each class, one a line."""
+    picture = np.full((TITLE * len(classes), PANEL, 3), 255, np.uint8)
+    for label, (name, colour) in enumerate(zip(classes, palette()[:, ::-1].tolist(), strict=False)):
+        top = TITLE * label
+        cv2.rectangle(picture, (4, top + 4), (36, top + TITLE - 4), colour, cv2.FILLED)
+        _write(picture, name, (46, top + TITLE - 7))
+    return picture
+
+
+def _titled(title: str, picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    factor = PANEL / max(height, width)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    shrinking = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
+    panel = np.full((TITLE + size[1] + 2, max(size[0], PANEL * 5 // 8) + 4, 3), 255, np.uint8)
+    panel[TITLE : TITLE + size[1], 2 : 2 + size[0]] = cv2.resize(picture, size, interpolation=shrinking)
+    _write(panel, title, (2, TITLE - 7))
+    return panel
+
+
+def _write(picture: np.ndarray, text: str, place: tuple[int, int]) -> None:
+    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)

@@ -1,0 +1,311 @@
+"""Segmenting pictures of any size with a trained net: `a2s_repro.load` gives a Segmenter."""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from a2s_repro import ops
+from a2s_repro.checkpoint.weights import load_weights
+from a2s_repro.data import voc
+from a2s_repro.data.image_seg import NORMALIZATIONS
+from a2s_repro.data.images import read_image
+from a2s_repro.data.lists import read_classes
+from a2s_repro.errors import InputError
+from a2s_repro.inference.crf import CRF, refine
+from a2s_repro.inference.tiles import run_tiled
+from a2s_repro.models import build_model
+from a2s_repro.runtime.devices import usable_device
+from a2s_repro.runtime.precision import autocast_of, check_precision, products_of
+
+Picture = str | os.PathLike | np.ndarray | Tensor
+"""A file, or pixels as `as_bgr` takes them."""
+
+LONG_SIDE = 1000
+"""Pixels that the longer side of an image has at most when it is resized (CSAILVision's imgMaxSize)."""
+
+SMALLEST_TILE = 4
+"""In steps of the net's grid."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What a net makes of one image, on the image's own grid (H, W); C classes, S scales."""
+
+    labels: np.ndarray
+    """(H, W) uint8."""
+    weights: np.ndarray | None = None
+    """(S, H, W) float32 attention weights; None where the merge has none."""
+    scores: np.ndarray | None = None
+    """(C, H, W) float32 class scores, before any softmax; None unless asked for."""
+    recalibration: np.ndarray | None = None
+    """(C, H, W) float32, what recalibrates the scores; comes with them, None where nothing does."""
+
+    def refined(self, image: np.ndarray, crf: CRF, threads: int | None = None) -> "Segmentation":
+        """The same with the labels that a dense CRF makes of the scores on `image`, (H, W, 3) uint8 BGR."""
+        labels = refine(np.ascontiguousarray(image[:, :, ::-1]), self.scores, crf, threads=threads)
+        return dataclasses.replace(self, labels=labels)
+
+    def without_scores(self) -> "Segmentation":
+        return dataclasses.replace(self, scores=None, recalibration=None)
+
+
+@dataclasses.dataclass(eq=False)
+class Segmenter:
+    """A net, ready to segment images of any size: `segmenter(image)`.
+
+    The normalised image is padded with 0, the mean colour, at the bottom and right: each side to `crop` or, where it is
+    longer, to the next multiple of the net's grid step plus 1. The score map is interpolated to that size (fc8_interp),
+    the largest class taken, and the padding cut off. All in exact float32, as in the authors' test nets, if
+    `precision` does not say otherwise.
+
+    An image whose activations would take more than `memory` runs in overlapping tiles (see `tiles.spans`). Whether it
+    does depends on nothing but the net, its size and `memory`: results do not change with the load of a machine.
+
+    With `short_sides` the image is not padded but resized, with LONG_SIDE as a limit and both sides rounded up to the
+    grid, and the softmax of the scores is averaged over the sizes, as attention weights are: the protocol of
+    CSAILVision's ADE20K evaluation. `scores` are then the logarithms of that average.
+    """
+
+    model: nn.Module
+    classes: Sequence[str] = ()
+    """Names of the C classes."""
+    meta: dict = dataclasses.field(default_factory=dict)
+    """What the weights file says about the net."""
+    crop: int = 513
+    """Shortest side, in pixels, that an image is padded to; 1 pads it to the grid and no further."""
+    short_sides: Sequence[int] = ()
+    """Sides, in pixels, that the shorter side of an image is resized to in turn; `crop` then has no part."""
+    memory: float = 4
+    """GB for the activations of a pass of the net, as `bytes_per_pixel` estimates them."""
+    precision: str = "caffe"
+    """One of precision.PRECISIONS; bf16 is fast where the processor multiplies matrices of bfloat16."""
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision, self._device)
+        if min((self.crop, *self.short_sides)) < 1:
+            raise InputError(f"crop is {self.crop}, the short sides {[*self.short_sides]}: they are at least 1 pixel.")
+        if not self.memory > 0:
+            raise InputError(f"memory is {self.memory} GB: a net needs more than none.")
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def __call__(
+        self, image: Picture | Sequence[Picture], *, scores: bool = False, order: str = "bgr", crf: CRF | None = None
+    ) -> Segmentation | list[Segmentation]:
+        """Segments an image; of a list each, and those of one padded size together.
+
+        Args:
+            image: a file, or pixels as `as_bgr` takes them.
+            scores: whether to give the class scores, and what recalibrates them; without, they are never as large as
+                the image.
+            order: "bgr" or "rgb", the order of the channels of pixels.
+            crf: refines the labels; the scores are those before it.
+
+        Leaves the model in evaluation mode. Raises InputError for what is no image, naming the file.
+        """
+        if not isinstance(image, list | tuple):
+            return self([image], scores=scores, order=order, crf=crf)[0]
+        images = [as_bgr(each, order) for each in image]
+        self.model.eval()
+        with torch.inference_mode(), products_of(self.precision):
+            found = self._segment(images, scores or crf is not None)
+        if crf is not None:
+            found = [segmentation.refined(pixels, crf) for pixels, segmentation in zip(images, found, strict=True)]
+        return found if scores else [segmentation.without_scores() for segmentation in found]
+
+    def padded_size(self, image: np.ndarray) -> tuple[int, int]:
+        """Rows and columns that an image (H, W, 3) is padded to."""
+        return self._fitting(max(self.crop, side) for side in image.shape[:2])
+
+    def padded(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
+        """Images (H, W, 3) uint8 BGR, each no larger than `size` -> the net's input (N, 3, *size), on its device."""
+        batch = np.zeros((len(images), 3, *size), np.float32)
+        for pixels, image in zip(batch, images, strict=True):
+            pixels[:, : image.shape[0], : image.shape[1]] = NORMALIZATIONS[self.model.normalization](image)
+        return torch.from_numpy(batch).to(self._device)
+
+    @functools.cached_property
+    def bytes_per_pixel(self) -> float:
+        """What a pass takes for each pixel, roughly: twice the input and output of the layer where these are largest.
+
+        Found from the shapes alone, without computing. Leaves the model in evaluation mode.
+        """
+        size = self._fitting((513, 513))
+        largest = 0
+
+        def look(_: nn.Module, inputs: tuple, output: Tensor) -> None:
+            nonlocal largest
+            largest = max(largest, sum(each.nbytes for each in (*inputs, output) if isinstance(each, Tensor)))
+
+        layers = [module for module in self.model.modules() if not any(module.children())]
+        hooks = [layer.register_forward_hook(look) for layer in layers]
+        state = {name: tensor.to("meta") for name, tensor in self.model.state_dict().items()}
+        self.model.eval()
+        torch.func.functional_call(self.model, state, torch.empty(1, 3, *size, device="meta"))
+        for hook in hooks:
+            hook.remove()
+        return 2 * largest / math.prod(size)
+
+    @property
+    def _pixels(self) -> int:
+        """How many pixels a pass may have."""
+        return int(self.memory * 1e9 / self.bytes_per_pixel)
+
+    def _fitting(self, sides: Iterable[int]) -> tuple[int, ...]:
+        """Sides, or the next longer ones that fit the net's grid."""
+        step = self.model.grid_step
+        return tuple(-(-(side - 1) // step) * step + 1 for side in sides)
+
+    def _segment(self, images: Sequence[np.ndarray], scores: bool) -> list[Segmentation]:
+        if self.short_sides:
+            return [_on_images(self._average(image), image.shape[:2], [image], scores)[0] for image in images]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            by_size.setdefault(self.padded_size(image), []).append(index)
+        found = {}
+        for size, indices in by_size.items():
+            together = max(1, self._pixels // math.prod(size))
+            for start in range(0, len(indices), together):
+                part = indices[start : start + together]
+                batch = [images[index] for index in part]
+                found |= zip(part, _on_images(self._maps(batch, size), size, batch, scores), strict=True)
+        return [found[index] for index in range(len(images))]
+
+    def _average(self, image: np.ndarray) -> "_Maps":
+        """Over the short sides, as large as the image: the logarithm of the mean softmax, and the mean other maps."""
+        size = image.shape[:2]
+        passes = []
+        for short in self.short_sides:
+            factor = min(short / min(size), LONG_SIDE / max(size))
+            height, width = self._fitting(max(1, int(side * factor)) for side in size)
+            resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+            passes.append(self._maps([resized], (height, width)))
+        mean = sum(ops.interp(maps.scores, size).softmax(1) for maps in passes) / len(passes)
+        scores = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # where the softmax is 0, too, they are finite
+        others = (
+            None if each[0] is None else sum(ops.interp(maps, size) for maps in each) / len(each)
+            for each in zip(*(maps[1:] for maps in passes), strict=True)
+        )
+        return _Maps(scores, *others)
+
+    def _maps(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> "_Maps":
+        """What the net makes of the images, padded to `size`: whole, or in tiles where that is too much for a pass."""
+
+        def net(batch: Tensor) -> _Maps:
+            with autocast_of(self.precision, batch.device):
+                prediction = self.model(batch)
+            maps = prediction.scores, prediction.weights, prediction.recalibration
+            return _Maps(*(None if each is None else each.to(batch.dtype) for each in maps))
+
+        batch = self.padded(images, size)
+        if math.prod(size) <= self._pixels:
+            return net(batch)
+        step = self.model.grid_step
+        longest = max(math.isqrt(self._pixels) - 1, self.crop - 1, SMALLEST_TILE * step) // step * step + 1
+        rows, columns = (min(side, longest) for side in size)
+        return _Maps(*run_tiled(net, batch, (rows, columns), step))
+
+
+class _Maps(NamedTuple):
+    """The merged maps of a Prediction, each on its own grid."""
+
+    scores: Tensor
+    weights: Tensor | None
+    recalibration: Tensor | None
+
+
+def _on_images(maps: _Maps, size: tuple[int, int], images: Sequence[np.ndarray], scores: bool) -> list[Segmentation]:
+    """The segmentations of a batch of images, from the maps of what they were padded to."""
+    labels = ops.segment(maps.scores, size).cpu().numpy()
+    wanted = (maps.weights, *((maps.scores, maps.recalibration) if scores else (None, None)))
+    full = [None if each is None else ops.interp(each, size).cpu().numpy() for each in wanted]
+    return [
+        Segmentation(*(None if each is None else _corner(each[index], image.shape) for each in (labels, *full)))
+        for index, image in enumerate(images)
+    ]
+
+
+def _corner(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The part (..., H, W) of padded maps that is the image's."""
+    return np.ascontiguousarray(maps[..., : shape[0], : shape[1]])
+
+
+def as_bgr(image: Picture, order: str = "bgr") -> np.ndarray:
+    """A picture as (H, W, 3) uint8 BGR.
+
+    Args:
+        image: a file, which is decoded as OpenCV does; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor
+            (H, W), (1, H, W), (3, H, W) or (4, H, W). uint8, or uint16, of which the upper 8 bits are taken, as OpenCV
+            does. One channel is grey; a fourth, alpha, is left out.
+        order: "bgr" or "rgb", the order of the channels of pixels; a file knows its own.
+
+    Raises InputError for a file that cannot be read, naming it, or for pixels of another kind.
+    """
+    if order not in ("bgr", "rgb"):
+        raise InputError(f"order is '{order}'; it is 'bgr' or 'rgb'.")
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    given = f"{tuple(image.shape)} {str(image.dtype).removeprefix('torch.')}"
+    if isinstance(image, Tensor):
+        image = image.detach().movedim(0, -1) if image.dim() == 3 else image.detach()
+        image = image.cpu().numpy()
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4) or image.size == 0:
+        raise InputError(
+            f"an image is given as {given}; give uint8 or uint16 pixels, an array (H, W, 3) or a tensor (3, H, W)."
+        )
+    image = np.repeat(image, 3, 2) if image.shape[2] == 1 else image[:, :, :3]
+    return np.ascontiguousarray(image if order == "bgr" else image[:, :, ::-1])
+
+
+def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segmenter:
+    """The Segmenter of a weights file. Raises InputError as `load_model` and `class_names` do."""
+    model, meta = load_model(path, device)
+    return Segmenter(model, class_names(model.num_classes, meta), meta)
+
+
+def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
+    """The net of a weights file, ready to segment, and the file's meta.
+
+    Raises InputError if the file describes no complete net, its tensors do not fit the net, or there is no such device.
+    """
+    weights = load_weights(path)
+    if "model" not in weights.meta:
+        raise InputError(f"{path} holds initial weights, not a complete net: train from it, and evaluate the result.")
+    model = build_model(weights.meta["model"])
+    try:
+        model.load_state_dict(weights.state_dict)
+    except RuntimeError as error:
+        reasons = " ".join(str(error).split("\n\t")[1:]).rstrip(". ")
+        raise InputError(f"{path} does not fit the net that it describes: {reasons}.") from None
+    return model.to(usable_device(device), memory_format=torch.channels_last).eval(), weights.meta
+
+
+def class_names(num_classes: int, meta: dict, classes_file: str | os.PathLike | None = None) -> list[str]:
+    """Names for the classes of a net: from a file, else from its meta, else VOC's if there are 21, else numbers.
+
+    Raises InputError if the file or the meta has another number of names.
+    """
+    if classes_file is not None:
+        names = read_classes(classes_file)
+    elif "classes" in meta:
+        names = meta["classes"]
+    else:
+        names = list(voc.CLASSES) if num_classes == len(voc.CLASSES) else [str(label) for label in range(num_classes)]
+    if len(names) != num_classes:
+        source = classes_file or "the model file"
+        raise InputError(f"{source} names {len(names)} classes, but the net has {num_classes}: give the matching list.")
+    return names

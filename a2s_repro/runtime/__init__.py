@@ -1,0 +1,1 @@
+"""Where a net runs: devices and their memory, precision, processes, compilation."""

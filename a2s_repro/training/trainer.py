@@ -1,0 +1,244 @@
+"""A net in training: its passes, its updates, and its snapshots."""
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from a2s_repro.caffe.state import load_caffe_state
+from a2s_repro.caffe.streams import CaffeStreams
+from a2s_repro.checkpoint.snapshots import Snapshot
+from a2s_repro.data.image_seg import NORMALIZATIONS, RandomStream, Sample, SegmentationDataset, loader
+from a2s_repro.data.lists import Item
+from a2s_repro.errors import InputError
+from a2s_repro.models import ShareNet
+from a2s_repro.models.base import check_image
+from a2s_repro.models.losses import training_loss
+from a2s_repro.recipes import Recipe
+from a2s_repro.runtime.compilation import compiled
+from a2s_repro.runtime.distributed import GradientSum, failing_together, rank, sum_, world_size
+from a2s_repro.runtime.precision import autocast_of
+from a2s_repro.training.batch_norm import RunningStatistics
+
+NO_EFFECT_ON_TRAINING = (
+    *("name", "published", "ours", "dataset", "training_set", "evaluation_set", "hidden_labels"),
+    *("init", "test_crop", "crf", "short_sides", "display", "snapshot"),
+)
+"""Fields of a recipe that may change when a run is resumed; so may max_iter where the rate does not depend on it."""
+
+
+class Trainer:
+    """A net, its solver and its place in the data.
+
+    An update is `trainer.backward(batches)` and then `trainer.update()`. Several processes make one update together.
+    Raises InputError if the passes of an update cannot be dealt out evenly, the crop is off the net's grids, or the net
+    cannot be compiled as `compile` and `cuda_graph` ask for.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        items: list[Item],
+        device: torch.device,
+        precision: str,
+        seed: int,
+        caffe_streams: str | None = None,
+        compile: bool = False,
+        cuda_graph: bool = False,
+    ) -> None:
+        if recipe.iter_size % world_size():
+            raise InputError(
+                f"the {recipe.iter_size} passes of an update (--iter-size) cannot be dealt out to {world_size()} "
+                "processes evenly: start a number of processes that divides them."
+            )
+        self.recipe, self.items, self.device, self.precision = recipe, items, device, precision
+        self.model = recipe.net().to(device, memory_format=torch.channels_last).train()
+        check_image(torch.empty(1, 3, recipe.crop, recipe.crop, device="meta"), self.model.grid_step)
+        self.solver = recipe.optimizer(self.model)
+        self.statistics = RunningStatistics(self.model)
+        self.rate = recipe.learning_rate()
+        self.dataset = SegmentationDataset(
+            items,
+            recipe.num_classes,
+            recipe.crop,
+            NORMALIZATIONS[self.model.normalization],
+            recipe.scale_augmentation,
+            recipe.fill_crop,
+        )
+        self.stream = RandomStream(len(items), recipe.batch_size, seed)
+        self.caffe = None
+        if caffe_streams:
+            if not recipe.is_caffes:
+                raise InputError(f"{recipe.name or 'the recipe'} is no net of Caffe's: leave out --caffe-streams.")
+            if compile or cuda_graph:
+                raise InputError("a compiled net cannot take its masks from Caffe's streams: leave out one of the two.")
+            self.caffe = CaffeStreams(self.model, len(items), recipe.batch_size, recipe.crop, seed, caffe_streams)
+        self.forward = compiled(self.model, device, compile, cuda_graph)
+        self.iteration = self.start = 0
+        self.recent: deque[dict[str, float]] = deque(maxlen=recipe.average_loss)
+        ids = hashlib.sha256("\n".join(item.id for item in items).encode())
+        self.config = {
+            "seed": seed,
+            "caffe_streams": caffe_streams,
+            "precision": precision,
+            "training list": ids.hexdigest(),
+            **recipe.config(),
+        }
+        for name in NO_EFFECT_ON_TRAINING + (("max_iter",) if recipe.lr_policy != "poly" else ()):
+            del self.config[name]
+
+    def batches(self, workers: int) -> Iterator[Sample]:
+        """The batches of the remaining iterations that this process will see: every world_size-th, from `rank`."""
+        passes = self.recipe.iter_size
+        stream, start = self.stream, (self.iteration - self.start) * passes
+        if self.caffe:
+            stream, start = self.caffe.data(), self.caffe.passes
+        remaining = max(self.recipe.max_iter - self.iteration, 0) * passes // world_size()
+        pin_memory = self.device.type == "cuda"
+        return loader(self.dataset, stream, start + rank(), remaining, workers, pin_memory, world_size())
+
+    @cached_property
+    def gradients(self) -> GradientSum:
+        """Of the solver's parameters, whose sharing copies a snapshot may bring."""
+        return GradientSum(parameter for group in self.solver.param_groups for parameter in group["params"])
+
+    def backward(self, batches: Iterator[Sample]) -> None:
+        """iter_size forward and backward passes; their mean losses join the recent ones.
+
+        Raises:
+            InputError: a file that cannot be read, a process that died, a loss that is infinite or not a number, naming
+                the images; nothing was updated, and `snapshot` gives the state before.
+        """
+        before = self.caffe and self.caffe.state(), [buffer.clone() for buffer in self.model.buffers()]
+        first = (self.iteration - self.start) * self.recipe.iter_size
+        mine = self.recipe.iter_size // world_size()
+        losses: list[dict[str, Tensor]] = []
+        images: list[str] = []
+        try:
+            self.statistics.begin()
+            with self.gradients.over(mine), failing_together():
+                for number in range(first, first + self.recipe.iter_size):
+                    if number % world_size() == rank():
+                        batch = next(batches)
+                        images.append(", ".join(self.items[i].id for i in batch.index.tolist()))
+                        losses.append(self.backward_pass(batch, number))
+                        self.statistics.made_pass()
+                    else:
+                        self._skip_pass()
+                values = torch.stack([torch.stack(list(row.values())) for row in losses]).double().cpu()
+                _check_finite(values, list(losses[0]), images)
+            self.statistics.finish()
+        except InputError:
+            if self.caffe:
+                self.caffe.restore(before[0])
+            for buffer, value in zip(self.model.buffers(), before[1], strict=True):
+                buffer.copy_(value)
+            raise
+        means = (sum_(values.sum(0)) / self.recipe.iter_size).tolist()
+        self.recent.append(dict(zip(losses[0], means, strict=True)))
+
+    def backward_pass(self, batch: Sample, number: int) -> dict[str, Tensor]:
+        """Forward and backward; dropout depends on the seed and the number of the pass alone."""
+        image = batch.image.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        label = batch.label.to(self.device, non_blocking=True)
+        if self.caffe:
+            self.caffe.begin_pass()
+        else:
+            torch.manual_seed(int(np.random.SeedSequence((self.config["seed"], 2, number)).generate_state(1)[0]))
+        with autocast_of(self.precision, self.device):
+            prediction = self.forward(image)
+        losses = training_loss(prediction, label, self.recipe.extra_supervision)
+        sum(losses.values()).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _skip_pass(self) -> None:
+        """What a pass of another process changes in this one."""
+        self.statistics.skip_pass()
+        if self.caffe:
+            self.caffe.skip_pass()
+
+    def smoothed(self) -> dict[str, float]:
+        """The losses averaged over the recent iterations, as Caffe displays them."""
+        return {name: sum(losses[name] for losses in self.recent) / len(self.recent) for name in self.recent[-1]}
+
+    def update(self) -> None:
+        """Applies the gradients at the rate of this iteration."""
+        self.solver.set_lr(self.rate(self.iteration))
+        self.solver.step()
+        self.iteration += 1
+
+    def snapshot(self) -> Snapshot:
+        """The state to go on from. Raises InputError if the last update left weights that are no numbers."""
+        broken = [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
+        if broken:
+            raise InputError(
+                f"iteration {self.iteration - 1}: the update left {', '.join(broken[:3])} without finite values; "
+                "lower --base-lr (earlier snapshots are untouched)."
+            )
+        return Snapshot(
+            iteration=self.iteration,
+            model=self.model.state_dict(),
+            solver=self.solver.state_dict(),
+            random={"caffe": self.caffe.state()} if self.caffe else {},
+            losses=list(self.recent),
+            config=self.config,
+            start=self.start,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a snapshot. Raises InputError, naming the settings, if it is of another run."""
+        theirs = {**Recipe.of_config(snapshot.config).config(), **snapshot.config}
+        changed = [
+            f"{name} {theirs.get(name)} instead of {value}"
+            for name, value in self.config.items()
+            if theirs.get(name) != value
+        ]
+        if changed:
+            raise InputError(f"the snapshot belongs to a run with {', '.join(changed)}: resume with the same settings.")
+        try:
+            if snapshot.has_slots:
+                self._give_slots()
+            self.model.load_state_dict(snapshot.model)
+            self.solver.load_state_dict(snapshot.solver)
+            if self.caffe:
+                self.caffe.restore(snapshot.random["caffe"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError("the snapshot does not hold what its settings tell: resume from another.") from error
+        self.recent.extend(snapshot.losses)
+        self.iteration, self.start = snapshot.iteration, snapshot.start
+
+    def take_over(self, path: Path) -> None:
+        """Goes on from a `.solverstate`, with a slot for every sharing copy.
+
+        Raises InputError, naming the difference, if it is of another net or of another schedule.
+        """
+        if not self.recipe.is_caffes or self.recipe.solver != "caffe":
+            raise InputError(f"{path} is of a run of Caffe's, but the recipe is of another net or solver.")
+        self._give_slots()
+        state = load_caffe_state(path, self.model, self.solver, self.recipe.classifier)
+        drops = self.rate.drops(max(state.iter - 1, 0))
+        if state.current_step != drops:
+            raise InputError(
+                f"{path}: the rate had dropped {state.current_step} times in {state.iter} iterations, but by these "
+                f"settings {drops} times: give the --lr-policy and --stepsize of that run."
+            )
+        self.iteration = self.start = state.iter
+
+    def _give_slots(self) -> None:
+        if isinstance(self.model, ShareNet):
+            self.model.copy_per_branch()
+        self.solver = self.recipe.optimizer(self.model)
+
+
+def _check_finite(values: Tensor, names: list[str], images: list[str]) -> None:
+    """Raises InputError for a loss, of (passes, losses), that is no finite number."""
+    for row, seen in zip(values.tolist(), images, strict=True):
+        for name, value in zip(names, row, strict=True):
+            if not math.isfinite(value):
+                raise InputError(f"{name} is {value} on the images {seen}; lower --base-lr or look at them.")

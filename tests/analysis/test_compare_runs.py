@@ -1,0 +1,107 @@
+"""Runs trained on drawn pictures, set side by side."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from a2s_repro.analysis.compare_runs import comparison, read_run
+from a2s_repro.data.demo import CLASSES, make_demo_data
+from a2s_repro.data.lists import read_list
+from a2s_repro.errors import InputError
+from a2s_repro.inference.evaluation import evaluate
+from a2s_repro.inference.segmenter import load_model
+from a2s_repro.recipes import find_recipe
+from a2s_repro.recipes.recipe import IMAGENET
+from a2s_repro.reproduction import draw_pretrained
+from a2s_repro.training import Run, train
+from tests.paths import TOOLS
+
+TOOL = TOOLS / "compare_runs.py"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> list[Path]:
+    """Average merging with two seeds, and attention with extra supervision."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = make_demo_data(folder / "demo", num_train=2, num_val=2)
+    lists = data / "ImageSets/Segmentation"
+    init = draw_pretrained(folder)[IMAGENET]
+    trial = {"width": 1 / 16, "max_iter": 2, "batch_size": 2, "iter_size": 1, "crop": 65, "display": 1}
+    found = []
+    for cell, seed in (("average2", 1), ("average2", 2), ("attention3_esupv", 1)):
+        out = folder / f"{cell}_{seed}"
+        recipe = find_recipe(f"voc12/{cell}").changed(**trial, num_classes=len(CLASSES))
+        train(recipe, Run(data, out, init, train_list=lists / "train.txt", seed=seed, workers=0))
+        model, _ = load_model(out / "final.pth")
+        result = evaluate(model, read_list(lists / "val.txt", data), crop=161, by_size="attention" in cell)
+        (out / "val.json").write_text(json.dumps(result.summary(CLASSES)))
+        found.append(out)
+    return found
+
+
+def table(markdown: str, number: int) -> list[dict[str, str]]:
+    """The lines of one of the tables, by the titles of its columns."""
+    titles, _, *lines = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in markdown.split("\n\n")[number].splitlines()
+    )
+    return [dict(zip(titles, line, strict=True)) for line in lines]
+
+
+def test_rows_name_what_differs_and_hold_the_means_over_seeds(folders):
+    markdown = comparison([read_run(folder) for folder in folders])
+    scores = [json.loads((folder / "val.json").read_text()) for folder in folders]
+    losses = [json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["losses"] for folder in folders]
+
+    average, attention = table(markdown, 0)
+    assert list(average)[:4] == ["scales", "merge", "extra supervision", "mIoU"]
+    assert list(average.values())[:3] == ["1, 0.5", "average", "no"]
+    assert list(attention.values())[:3] == ["1, 0.75, 0.5", "attention", "yes"]
+    each = [100 * score["mean_iou"] for score in scores]
+    assert average["mIoU"] == f"{(each[0] + each[1]) / 2:.2f}"
+    assert average["of each run"] == f"{each[0]:.2f}, {each[1]:.2f}"
+    assert attention["of each run"] == ""
+    assert average["loss"] == f"{(losses[0]['loss'] + losses[1]['loss']) / 2:.3f}"
+    assert attention["loss_res05"] == f"{losses[2]['loss_res05']:.3f}"
+    assert average["loss_res05"] == ""
+
+    by_class = table(markdown, 1)[1]
+    assert by_class["disc"] == f"{100 * scores[2]['iou']['disc']:.1f}"
+    deviation = np.std(each[:2], ddof=1)
+    assert markdown.endswith(f"(1 degrees of freedom): {deviation:.2f}.")
+
+
+def test_attention_by_size_has_a_line_per_scale(folders):
+    lines = table(comparison([read_run(folder) for folder in folders]), 2)
+    measured = json.loads((folders[2] / "val.json").read_text())["attention"]["by_size"]
+    assert [line["weight of scale"] for line in lines] == ["1", "0.75", "0.5"]
+    smallest = measured["quartiles"][0]
+    column = f"{smallest['smallest']} to {smallest['largest']} px"
+    assert lines[2][column] == f"{smallest['weights'][2]:.3f}"
+    assert lines[2]["within classes"] == f"{measured['correlation_within_classes'][2]:+.2f}"
+
+
+def test_scores_of_different_sets_are_not_compared(folders):
+    runs = [read_run(folder) for folder in folders]
+    fewer = runs[0]._replace(scores=runs[0].scores | {"images": 1})
+    with pytest.raises(InputError, match="scored on different images or classes"):
+        comparison([fewer, *runs[1:]])
+
+
+def test_the_tool_prints_it_and_names_what_is_missing(folders, tmp_path):
+    command = [sys.executable, TOOL, *folders]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == comparison([read_run(folder) for folder in folders])
+
+    copy = shutil.copytree(folders[0], tmp_path / "copy")
+    (copy / "val.json").write_text("{")
+    with pytest.raises(InputError, match=r"copy.val.json is no JSON file"):
+        read_run(copy)
+    (copy / "val.json").unlink()
+    with pytest.raises(InputError, match=r"copy.val.json is missing: train the run, and score"):
+        read_run(copy)

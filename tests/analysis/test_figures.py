@@ -1,0 +1,158 @@
+"""The attention figures: their columns, what they show, and the file that the tool writes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from a2s_repro.analysis.figures import Row, attention_figure, figure_rows
+from a2s_repro.analysis.inspection import inspect
+from a2s_repro.checkpoint.weights import save_weights
+from a2s_repro.data.demo import CLASSES, make_demo_data
+from a2s_repro.data.lists import read_list
+from a2s_repro.data.voc import palette
+from a2s_repro.errors import InputError
+from a2s_repro.inference.segmenter import Segmentation, Segmenter
+from a2s_repro.models import RefineHead, ShareNet, Widths
+from tests.paths import TOOLS
+
+TOOL = TOOLS / "show_attention.py"
+NAMES = ("background", "cat", "dog")
+THIN = Widths().scaled(1 / 32)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return make_demo_data(tmp_path_factory.mktemp("demo"), num_train=1, num_val=2)
+
+
+def segmenter(merge="attention", scales=(1, 0.5), **head):
+    torch.manual_seed(0)
+    net = ShareNet(len(CLASSES), scales, merge, widths=THIN, **head).eval()
+    for name, parameter in net.named_parameters():
+        if name.endswith("weight"):
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+    return Segmenter(net, CLASSES, crop=65)
+
+
+def items(demo):
+    return read_list(demo / "ImageSets/Segmentation/val.txt", demo)
+
+
+def titles_and_maps(figure, columns):
+    """Titles of the columns, and the floats that the first row shows."""
+    axes = figure.axes[:columns]
+    shown = [axis.get_images()[0].get_array() for axis in axes]
+    return [axis.get_title() for axis in axes], [values for values in shown if values.dtype != np.uint8]
+
+
+def row(height, width, scales):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    truth = np.full((height, width), 255, np.uint8)
+    labels = np.ones((height, width), np.uint8)
+    weights = torch.rand(scales, height, width).numpy() if scales else None
+    return Row(image, truth, Segmentation(labels, weights))
+
+
+@pytest.mark.parametrize("scales", [(1, 0.5), (1, 0.75, 0.5), (1, 0.75, 0.5, 0.25)])
+def test_columns_are_image_truth_prediction_and_a_map_per_scale(scales):
+    rows = [row(20, 30, len(scales)), row(30, 20, len(scales))]
+    figure = attention_figure(rows, scales, NAMES)
+    *axes, colour_bar = figure.axes
+    columns = 3 + len(scales)
+    titles = [axis.get_title() for axis in axes[:columns]]
+    assert titles == ["image", "ground truth", "prediction", *(f"weights, scale {scale:g}" for scale in scales)]
+    assert colour_bar.get_ylabel() == "attention weight"
+    for number, content in enumerate(rows):
+        shown = [axis.get_images()[0] for axis in axes[number * columns : (number + 1) * columns]]
+        assert (shown[0].get_array() == content.image[..., ::-1]).all()
+        assert (shown[1].get_array() == palette()[255]).all()
+        assert (shown[2].get_array() == palette()[1]).all()
+        for image, weights in zip(shown[3:], content.segmentation.weights, strict=True):
+            assert (image.get_array() == weights).all()
+            assert image.get_clim() == (0, 1)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "ignored"]
+
+
+def test_without_weights_there_are_no_maps_and_no_colour_bar():
+    figure = attention_figure([row(20, 30, 0)], (1, 0.5), NAMES)
+    assert [axis.get_title() for axis in figure.axes] == ["image", "ground truth", "prediction"]
+
+
+def test_comparison_has_the_baseline_before_ours(demo):
+    ours, other = segmenter(), segmenter("average")
+    rows = figure_rows(items(demo), "comparison", ours, other)
+    figure = attention_figure(rows, (1, 0.5), CLASSES, "comparison")
+    titles, maps = titles_and_maps(figure, 6)
+    assert titles == ["image", "ground truth", "baseline", "ours", "weights, scale 1", "weights, scale 0.5"]
+    baseline, prediction = (figure.axes[column].get_images()[0].get_array() for column in (2, 3))
+    assert (baseline == palette()[other(rows[0].image).labels]).all()
+    assert (prediction == palette()[ours(rows[0].image).labels]).all()
+    assert (np.stack(maps) == ours(rows[0].image).weights).all()
+
+
+def test_winner_shows_where_max_pooling_takes_its_maximum(demo):
+    """At every pixel one scale has weight 1, and its score for the class predicted is the merged one."""
+    ours, other = segmenter(), segmenter("max")
+    rows = figure_rows(items(demo)[:1], "winner", ours, other)
+    titles, maps = titles_and_maps(attention_figure(rows, (1, 0.5), CLASSES, "winner"), 6)
+    scales = [f"{name}, scale {scale}" for name in ("max-pooling", "attention") for scale in (1, 0.5)]
+    assert titles == ["image", "ground truth", *scales]
+    one_hot = np.stack(maps[:2])
+    assert set(np.unique(one_hot)) == {0, 1} and (one_hot.sum(0) == 1).all()
+    found = inspect(other, rows[0].image, 8)
+    merged = found.scores.max(0).values
+    chosen = found.scale_scores.gather(1, found.scores.argmax(0).expand(2, 1, -1, -1))[:, 0]
+    weights = torch.from_numpy(one_hot[:, ::8, ::8])
+    torch.testing.assert_close((weights * chosen).sum(0), merged, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("recalibration", "limits"), [("multiply", (0, 1)), ("add", None)])
+def test_recalibration_of_the_most_frequent_classes(demo, recalibration, limits):
+    """Factors range from 0 to 1, biases evenly about 0."""
+    net = segmenter(head=RefineHead(recalibration=recalibration))
+    rows = figure_rows(items(demo)[:1], "recalibration", net)
+    figure = attention_figure(rows, (1, 0.5), CLASSES, "recalibration")
+    titles, maps = titles_and_maps(figure, 7)
+    assert titles[:3] == ["image", "ground truth", "prediction"]
+    labels = [CLASSES.index(title.removeprefix("recalibration, ")) for title in titles[3:]]
+    everything = np.append(rows[0].truth, rows[0].segmentation.labels)
+    counts = [(everything == label).sum() for label in labels]
+    assert counts == sorted((np.bincount(everything, minlength=256)[:255]), reverse=True)[:4]
+    assert (np.stack(maps) == net(rows[0].image, scores=True).recalibration[labels]).all()
+    bound = max(abs(values).max() for values in maps)
+    assert figure.axes[3].get_images()[0].get_clim() == (limits or (-bound, bound))
+    assert figure.axes[-1].get_ylabel() == "recalibration"
+
+
+def test_layouts_that_do_not_fit_the_nets_are_refused(demo):
+    wanted = {
+        "weights": (segmenter("max"), "shows one net: leave out the baseline"),
+        "comparison": (None, "give the other one as the baseline"),
+        "winner": (segmenter("average"), "a baseline that merges the scales 1 0.5 by max"),
+        "recalibration": (None, "a recalibrating branch"),
+        "mosaic": (None, "'mosaic' is not known; it is one of weights, comparison"),
+    }
+    for layout, (baseline, sentence) in wanted.items():
+        with pytest.raises(InputError, match=sentence):
+            figure_rows(items(demo)[:1], layout, segmenter(), baseline)
+    with pytest.raises(InputError, match="the net has none"):
+        figure_rows(items(demo)[:1], "winner", segmenter("average"), segmenter("max"))
+
+
+def test_tool_writes_a_png_of_the_asked_images(tmp_path, demo):
+    command = [sys.executable, TOOL, "--data-root", demo, "--crop", "65", "--layout", "winner", "--ids", "val_0001"]
+    for option, merge in (("--model", "attention"), ("--baseline", "max")):
+        net = segmenter(merge).model
+        save_weights(tmp_path / f"{merge}.pth", net.state_dict(), {"model": net.config(), "pool5a": False})
+        command += [option, tmp_path / f"{merge}.pth"]
+    command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--out", tmp_path / "attention.png"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "attention.png")
+    picture = np.asarray(Image.open(tmp_path / "attention.png").convert("RGB"))
+    assert picture.std() > 10

@@ -1,0 +1,165 @@
+"""What the benchmarks measure with, and the page that their results become. Nothing here is timed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from a2s_repro.bench.tables import write_docs
+from a2s_repro.bench.timing import paired, peak_memory, rotation, spread
+from a2s_repro.errors import InputError
+from tests.paths import ROOT
+
+CPU = torch.device("cpu")
+
+
+def test_paired_functions_run_in_every_round_over_all_input_sets() -> None:
+    seen: dict[str, set[int]] = {"a": set(), "b": set()}
+    times = paired({name: seen[name].add for name in seen}, sets=3, device=CPU, budget=0)
+    assert len(times["a"]) == len(times["b"]) == 3
+    assert all(seconds > 0 for values in times.values() for seconds in values)
+    assert seen == {"a": {0, 1, 2}, "b": {0, 1, 2}}
+
+
+def test_peak_memory_is_results_and_what_was_held_on_the_way() -> None:
+    def result_alone(_: int) -> torch.Tensor:
+        return torch.empty(1 << 18)
+
+    def through_a_larger_one(_: int) -> torch.Tensor:
+        return torch.empty(1 << 20)[: 1 << 18].clone()
+
+    assert peak_memory(result_alone, CPU) == 1 << 20
+    assert peak_memory(through_a_larger_one, CPU) == (1 << 22) + (1 << 20)
+
+
+def test_merging_holds_its_results_and_nothing_else() -> None:
+    """No resized score map, and on the CPU no tensor beside the results."""
+    from a2s_repro import ops
+
+    scores, logits = [torch.randn(2, 21, side, side) for side in (65, 49, 33)], torch.randn(2, 3, 65, 65)
+    results = sum(y.numel() * 4 for y in ops.scale_merge(scores, logits))
+    assert peak_memory(lambda _: ops.scale_merge(scores, logits), CPU) == results
+
+
+def test_inputs_rotate_over_more_than_a_cache() -> None:
+    assert [rotation(size) for size in (1 << 10, 16 << 20, 1 << 30)] == [64, 8, 2]
+
+
+def test_spread_gives_median_and_quartiles() -> None:
+    assert spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
+
+
+def bench(*arguments: str, tool: str = "bench_kernels") -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_kernel_results_become_a_table(tmp_path: Path) -> None:
+    few = ("--operators", "scale_softmax", "--dtypes", "float32", "--layouts", "nchw", "--quick")
+    run = bench("--device", "cpu", *few, "--out", str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    (file,) = tmp_path.glob("kernels-cpu-*.json")
+    found = json.loads(file.read_text())
+    assert {"date", "cpu", "torch", "csrc"} <= set(found["provenance"])
+    assert [row["pass"] for row in found["rows"]] == ["forward", "forward+backward"]
+    for row in found["rows"]:
+        assert set(row["seconds"]) == {"fused", "eager"}
+        assert row["peak_bytes"]["fused"] >= row["result_bytes"]
+
+    page = tmp_path / "performance.md"
+    filled = "<!-- kernels-cpu -->\nold\n<!-- end kernels-cpu -->\n"
+    empty = "<!-- kernels-cuda -->\n<!-- end kernels-cuda -->\n"
+    page.write_text("above\n" + filled + empty)
+    write_docs(page, tmp_path)
+    text = page.read_text()
+    assert text.startswith("above\n<!-- kernels-cpu -->\n") and "old" not in text
+    assert text.count("| scale_softmax | forward |") == 1
+    assert text.endswith("<!-- kernels-cuda -->\nNot measured yet.\n<!-- end kernels-cuda -->\n")
+    write_docs(page, tmp_path)
+    assert page.read_text() == text
+
+
+def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
+    """A thin net on small images: every version runs, and full-size figures of others are not put beside it."""
+    sizes = ("--width", "0.03125", "--crop", "65", "--test-crop", "65", "--threads", "1", "--quick", "--workers", "0")
+    run = bench("--device", "cpu", *sizes, "--out", str(tmp_path), tool="bench_model")
+    assert run.returncode == 0, run.stderr
+    (file,) = tmp_path.glob("model-cpu-*.json")
+    found = json.loads(file.read_text())
+    versions = [("ours", "caffe"), ("ours", "bf16"), ("eager", "float32")]
+    rows = [(row["work"], row["version"], row["precision"]) for row in found["rows"]]
+    assert rows == [(work, *version) for work in ("forward", "update") for version in versions]
+    assert all(row["seconds"]["median"] > 0 and row["authors_seconds"] is None for row in found["rows"])
+    assert found["loader"]["samples_per_second"]["median"] > 0
+
+    page = tmp_path / "performance.md"
+    page.write_text("<!-- model-cpu -->\n<!-- end model-cpu -->\n")
+    write_docs(page, tmp_path)
+    assert "| update | 1 | ours | bf16 |" in page.read_text()
+
+
+def test_results_of_convolutions_become_a_table(tmp_path: Path) -> None:
+    """Small maps of two layers: one by Winograd's algorithm, and fc6, whose hole is as wide as the map."""
+    run = bench(
+        "--layers", "conv4_1", "fc6", "--crop", "97", "--seconds", "0", "--out", str(tmp_path), tool="bench_conv2d"
+    )
+    assert run.returncode == 0, run.stderr
+    (file,) = tmp_path.glob("conv2d-cpu-*.json")
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["name"], row["winograd"]) for row in rows] == [("conv4_1", True)] * 2 + [("fc6", False)] * 2
+    assert all(0 < row["deviation"][version] < 1e-5 for row in rows for version in ("ours", "torch"))
+
+    page = tmp_path / "performance.md"
+    page.write_text("<!-- conv2d-cpu -->\n<!-- end conv2d-cpu -->\n")
+    write_docs(page, tmp_path)
+    assert page.read_text().count("| 13x13 | 1 | 1 | forward | Winograd |") == 1
+
+
+def test_the_eager_model_is_the_same_net() -> None:
+    """Maps and the gradient of conv1_1 of a thin net without dropout, in float64 but for float32 coordinates."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import bench_model
+
+    from a2s_repro.models import ShareNet, Widths
+    from a2s_repro.models.losses import training_loss
+
+    torch.manual_seed(0)
+    net = bench_model.filled(ShareNet(5, dropout=0, widths=Widths().scaled(1 / 32))).double().train()
+    eager = bench_model.EagerNet(net).double().eval()  # without its dropout
+    image = torch.randn(1, 3, 65, 65, dtype=torch.float64)
+    labels = torch.randint(5, (1, 65, 65), dtype=torch.uint8)
+    sum(training_loss(net(image), labels, extra_supervision=True).values()).backward()
+    eager.losses(image, labels).backward()
+    ours, theirs = net.conv1_1.weight.grad, eager.conv1_1.weight.grad
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert (net(image).scores - eager(image)[0]).abs().max() < 1e-5 * net(image).scores.abs().max()
+
+
+@pytest.mark.slow
+def test_precisions_are_compared(tmp_path: Path) -> None:
+    few = ("--max-iter", "3", "--width", "0.03125", "--train", "8", "--val", "1")
+    run = bench("--device", "cpu", *few, "--out", str(tmp_path), tool="bench_precision")
+    assert run.returncode == 0, run.stderr
+    (file,) = tmp_path.glob("precision-cpu-*.json")
+    page = tmp_path / "performance.md"
+    page.write_text("<!-- precision-cpu -->\n<!-- end precision-cpu -->\n")
+    write_docs(page, tmp_path)
+    runs = json.loads(file.read_text())["runs"]
+    last = {name: run["losses"][-1]["values"]["loss"] for name, run in runs.items()}
+    assert last["caffe"] == pytest.approx(last["bf16"], rel=0.01)
+    assert last["caffe"] != last["bf16"]
+    assert f"| 2 | {last['caffe']:.4f} | {last['bf16']:.4f} |" in page.read_text()
+
+
+def test_a_missing_page_a_size_of_0_and_a_missing_gpu_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="checkout"):
+        write_docs(tmp_path / "none.md", tmp_path)
+    run = bench("--crop", "0", tool="bench_conv2d")
+    assert run.returncode == 2 and run.stderr.endswith("argument --crop: 0 is no whole number from 1 on\n")
+    if not torch.cuda.is_available():
+        run = bench("--device", "cuda")
+        assert run.returncode == 2
+        assert run.stderr.startswith("error: device cuda cannot be used")

@@ -1,0 +1,109 @@
+"""Weights files: what goes in comes out, in both forms, and a bad file is one clear sentence."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from a2s_repro.checkpoint.weights import load_weights, save_weights
+from a2s_repro.errors import InputError
+
+META = {
+    "pool5a": True,
+    "classifier": "fc8_voc12",
+    "source": {"file": "x.caffemodel", "kind": "init"},
+    "scales": [1, 0.5],
+}
+
+both_forms = pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+
+
+def some_weights() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, 3, 3, generator=generator)
+    return {"conv1_1.weight": weight, "conv1_1.bias": weight[:, 0, 0, 0], "fc8.weight": weight.double()}
+
+
+@both_forms
+def test_round_trip_keeps_every_bit_and_the_meta(tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    save_weights(path, some_weights(), META)
+    found = load_weights(path)
+    assert found.meta == META
+    assert found.state_dict.keys() == some_weights().keys()
+    for name, expected in some_weights().items():
+        assert found.state_dict[name].dtype == expected.dtype
+        assert torch.equal(found.state_dict[name], expected)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@both_forms
+def test_a_view_does_not_drag_its_whole_storage_into_the_file(tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    save_weights(path, {"fc8.bias": torch.zeros(1_000_000)[:10]}, {})
+    assert path.stat().st_size < 10_000
+
+
+@both_forms
+def test_tuples_in_the_meta_come_back_as_lists_in_both_forms(tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    save_weights(path, {}, {"scales": (1, 0.5)})
+    assert load_weights(path).meta == {"scales": [1, 0.5]}
+
+
+@both_forms
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
+def test_a_damaged_file_is_named(tmp_path, suffix, damage):
+    path = tmp_path / f"net{suffix}"
+    save_weights(path, some_weights(), META)
+    whole = path.read_bytes()
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "garbage": b"\xff" * 200}[damage])
+    with pytest.raises(InputError, match=f"net{suffix} cannot be read") as error:
+        load_weights(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_state_dict_of_another_program_is_refused_with_the_remedy(tmp_path):
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
+    with pytest.raises(InputError, match=r"vgg16\.pth is not a weights file .*convert_caffe"):
+        load_weights(tmp_path / "vgg16.pth")
+
+
+@pytest.mark.parametrize("use", [lambda path: save_weights(path, {}, {}), load_weights])
+def test_another_suffix_is_refused(tmp_path, use):
+    with pytest.raises(InputError, match=r"net\.caffemodel: a weights file ends in \.pth or \.safetensors"):
+        use(tmp_path / "net.caffemodel")
+
+
+@both_forms
+def test_a_missing_file_is_named(tmp_path, suffix):
+    with pytest.raises(FileNotFoundError) as error:
+        load_weights(tmp_path / f"absent{suffix}")
+    assert error.value.filename == str(tmp_path / f"absent{suffix}")
+
+
+@both_forms
+def test_a_disk_that_fills_up_leaves_the_old_file_untouched(tmp_path, suffix):
+    """The file-size limit of the process stands for the full disk: both end a write halfway."""
+    path = tmp_path / f"net{suffix}"
+    save_weights(path, some_weights(), META)
+    before = path.read_bytes()
+    script = (
+        "import sys, torch\n"
+        "from a2s_repro.checkpoint import save_weights\n"
+        "from a2s_repro.errors import InputError\n"
+        "try: save_weights(sys.argv[1], {'fc6.weight': torch.zeros(1_000_000)}, {})\n"
+        "except InputError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert "cannot be written" in done.stdout and done.stdout.count("\n") == 1, done.stderr
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]

@@ -1,0 +1,317 @@
+"""Segmenting folders and videos: what is found, written, skipped and reported, by the tool and by its parts."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from a2s_repro.checkpoint.weights import save_weights
+from a2s_repro.data.voc import palette
+from a2s_repro.errors import InputError
+from a2s_repro.inference.batch_job import Outcome, Results, Work
+from a2s_repro.inference.crf import CRF
+from a2s_repro.inference.overlays import attention_panel, legend, overlay
+from a2s_repro.inference.segmenter import Segmentation, Segmenter, load
+from a2s_repro.inference.sources import Source, find_sources
+from a2s_repro.inference.video import FrameReader, video_file
+from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
+from tests.paths import TOOLS
+
+TOOL = TOOLS / "segment.py"
+CLASSES = ["background", "cat", "dog"]
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = ShareNet(len(CLASSES), (1, 0.5), widths=Widths().scaled(1 / 32))
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            torch.nn.init.kaiming_normal_(parameter)
+    path = tmp_path_factory.mktemp("model") / "final.pth"
+    save_weights(path, model.state_dict(), {"model": model.config(), "pool5a": False, "classes": CLASSES})
+    return path
+
+
+@pytest.fixture
+def run(model_file: Path, tmp_path: Path) -> Run:
+    """Segments inputs into tmp_path/out."""
+
+    def segment(*inputs: Path, results: dict | None = None, **options) -> Outcome:
+        segmenter = load(model_file)
+        segmenter.crop = 65
+        return Work(segmenter, Results(tmp_path / "out", **results or {}), **options).run(find_sources(inputs))
+
+    return segment
+
+
+def picture(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 9 + 2, width // 9 + 2, 3), np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def write_picture(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), picture(seed=seed))
+    return path
+
+
+def write_video(path: Path, frames: int) -> Path:
+    with video_file(path, 10) as video:
+        for seed in range(frames):
+            video.write(picture(seed=seed))
+    return path
+
+
+def read_video(path: Path) -> list[np.ndarray]:
+    frames = []
+    with contextlib.closing(FrameReader(path)) as reader:
+        while (frame := reader.read()) is not None:
+            frames.append(frame)
+    return frames
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(TOOL), *map(str, arguments), "--crop", "65", "--device", "cpu"]
+
+
+def test_inputs_are_files_folders_patterns_and_cameras(tmp_path: Path) -> None:
+    for name in ("a.jpg", "deep/er/b.PNG", "deep/c.mp4", "deep/notes.txt", ".hidden/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = {source.name: (source.is_image, source.is_camera) for source in find_sources([tmp_path, 3])}
+    assert names == {
+        "a": (True, False),
+        "deep/c": (False, False),
+        "deep/er/b": (True, False),
+        "camera_3": (False, True),
+    }
+    assert (
+        find_sources([f"{tmp_path}/**/*.jpg"])
+        == find_sources([tmp_path / "a.jpg"] * 2)
+        == [Source("a", tmp_path / "a.jpg")]
+    )
+
+
+def test_results_in_a_folder_are_not_segmented_again(run: Run, tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    run(tmp_path)
+    assert len(find_sources([tmp_path])) > 1
+    assert find_sources([tmp_path], tmp_path / "out") == [Source("a", tmp_path / "a.png")]
+
+
+def test_inputs_that_hold_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for given, sentence in (
+        (tmp_path / "empty", "empty holds no image or video"),
+        (tmp_path / "none.jpg", r"none.jpg is no file, folder, pattern"),
+        (f"{tmp_path}/*.jpg", r"\*.jpg is no file, folder, pattern"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            find_sources([given])
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg"), write_picture(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a.jpg and .*a.png would be written under one name, a:"):
+        find_sources([tmp_path])
+
+
+def test_the_tool_segments_what_can_be_read_and_tells_of_the_rest(model_file: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    write_picture(folder / "a.png"), write_picture(folder / "sub" / "b.jpg"), write_video(folder / "c.mp4", 3)
+    (folder / "text.jpg").write_text("no picture\n")
+    encoded = (folder / "sub" / "b.jpg").read_bytes()
+    (folder / "torn.jpg").write_bytes(encoded[: len(encoded) // 2])
+    (folder / "broken.mp4").write_bytes((folder / "c.mp4").read_bytes()[:500])
+    arguments = command(
+        folder, "--model", model_file, "--out", out, "--attention", "--save-scores", "--crf", "iterations=1"
+    )
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == f"{out}: 3 segmented, 0 already there, 3 with problems.\n"
+    for name, fault in (
+        ("text.jpg", "is not an image"),
+        ("torn.jpg", "is truncated"),
+        ("broken.mp4", "cannot be decoded"),
+    ):
+        assert f"{folder / name} {fault}" in done.stderr
+    pictures = {
+        f"{kind}{name}" for name in ("a", "sub/b") for kind in ("labels/", "overlays/", "attention/", "scores/")
+    }
+    suffixes = {"labels": ".png", "overlays": ".jpg", "attention": ".jpg", "scores": ".npz"}
+    expected = {name + suffixes[name.partition("/")[0]] for name in pictures}
+    assert files(out) == expected | {"attention/c.mp4", "legend.png", "segment.json"}
+
+    segmenter = load(model_file)
+    segmenter.crop = 65
+    found = segmenter(folder / "a.png", scores=True, crf=CRF(iterations=1))
+    labels = Image.open(out / "labels/a.png")
+    assert labels.mode == "P" and labels.getpalette() == palette().ravel().tolist()
+    assert np.array_equal(np.asarray(labels), found.labels)
+    with np.load(out / "scores/a.npz") as arrays:
+        assert set(arrays) == {"scores", "weights"}
+        np.testing.assert_allclose(arrays["scores"], found.scores, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(arrays["weights"], found.weights, rtol=1e-5, atol=1e-5)
+    assert len(read_video(out / "attention/c.mp4")) == 3
+
+
+def test_an_interrupted_run_goes_on_where_it_was(run: Run, tmp_path: Path) -> None:
+    for seed in range(4):
+        write_picture(tmp_path / "in" / f"{seed}.png", seed)
+    assert run(tmp_path / "in", batch_size=3).done == 4
+    labels, removed = tmp_path / "out/labels/0.png", tmp_path / "out/overlays/2.jpg"
+    written = labels.stat().st_mtime_ns
+    removed.unlink()
+    outcome = run(tmp_path / "in")
+    assert (outcome.done, outcome.skipped, outcome.problems) == (1, 3, [])
+    assert removed.is_file() and labels.stat().st_mtime_ns == written
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    results.claim({"crop": 513}, CLASSES)
+    results.claim({"crop": 513}, CLASSES)
+    assert json.loads((tmp_path / "segment.json").read_text()) == {"crop": 513}
+    with pytest.raises(InputError, match="holds results of another model or other settings"):
+        results.claim({"crop": 65}, CLASSES)
+
+
+def test_results_that_cannot_be_written_end_the_run(run: Run, tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "labels").touch()
+    with pytest.raises(InputError, match=r"out cannot be written to \(File exists\): is the disk full\?"):
+        run(tmp_path / "a.png")
+
+
+def test_a_video_has_a_frame_for_each_frame(run: Run, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "v.mp4", 5)
+    outcome = run(video, results={"frames": True}, batch_size=2)
+    assert (outcome.done, outcome.problems) == (1, [])
+    frames, drawn = read_video(video), read_video(tmp_path / "out/overlays/v.mp4")
+    assert len(drawn) == len(frames) == 5
+    for number, (frame, seen) in enumerate(zip(frames, drawn, strict=True)):
+        labels = np.asarray(Image.open(tmp_path / f"out/labels/v/{number:06}.png"))
+        # The codec loses colour at the edges of the labels.
+        assert np.abs(seen.astype(int) - overlay(frame, labels)).mean() < 8
+    assert run(video).skipped == 1
+
+
+def test_a_torn_video_is_segmented_as_far_as_it_goes_and_told(run: Run, tmp_path: Path) -> None:
+    whole, torn = tmp_path / "whole.avi", tmp_path / "torn.avi"
+    writer = cv2.VideoWriter(str(whole), cv2.VideoWriter_fourcc(*"MJPG"), 10, (60, 40))
+    for seed in range(10):
+        writer.write(picture(seed=seed))
+    writer.release()
+    encoded = whole.read_bytes()
+    torn.write_bytes(encoded[: len(encoded) // 2])
+    outcome = run(torn)
+    frames = len(read_video(tmp_path / "out/overlays/torn.mp4"))
+    assert 0 < frames < 10
+    assert outcome.problems == [f"{torn}: only {frames} of its 10 frames could be decoded."]
+
+
+def test_no_more_frames_than_asked_for(run: Run, tmp_path: Path) -> None:
+    outcome = run(write_video(tmp_path / "v.mp4", 5), max_frames=2)
+    assert (outcome.done, outcome.problems) == (1, [])
+    assert len(read_video(tmp_path / "out/overlays/v.mp4")) == 2
+
+
+def test_a_picture_too_long_for_an_overlay_is_told(run: Run, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "long.png"), np.zeros((1, 65501, 3), np.uint8))
+    assert run(tmp_path / "long.png").problems == [
+        "long: an overlay cannot be longer than 65500 pixels: segment it without."
+    ]
+    assert run(tmp_path / "long.png", results={"overlays": False}).problems == []
+
+
+def test_a_video_of_odd_sides_keeps_all_its_pixels(tmp_path: Path) -> None:
+    with video_file(tmp_path / "v.mp4", 12.5) as video:
+        video.write(picture(33, 51))
+    assert read_video(tmp_path / "v.mp4")[0].shape == (34, 52, 3)
+    assert FrameReader(tmp_path / "v.mp4").fps == 12.5
+
+
+def test_a_video_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="frames are missing"), video_file(tmp_path / "v.mp4", 10) as video:
+        video.write(picture())
+        video.frames += 1
+    assert files(tmp_path) == set()
+
+
+def test_a_net_without_attention_has_no_panels(tmp_path: Path) -> None:
+    segmenter = Segmenter(DeepLabLargeFOV(3, widths=Widths().scaled(1 / 32)), crop=65)
+    work = Work(segmenter, Results(tmp_path / "out", attention=True))
+    with pytest.raises(InputError, match="no attention weights that could be drawn"):
+        work.run([Source("a", write_picture(tmp_path / "a.png"))])
+
+
+def test_an_attention_panel_shows_image_labels_and_weights() -> None:
+    image, labels = picture(320, 160), np.ones((320, 160), np.uint8)
+    weights = np.stack([np.ones((320, 160), np.float32), np.zeros((320, 160), np.float32)])
+    panel = attention_panel(image, Segmentation(labels, weights), (1, 0.5))
+    shown = np.split(panel, 4, axis=1)
+    viridis = cv2.applyColorMap(np.array([[0, 255]], np.uint8), cv2.COLORMAP_VIRIDIS)[0]
+    for part, expected in zip(shown, (image, overlay(image, labels), viridis[1], viridis[0]), strict=True):
+        assert (part[24:344, 2:162] == expected).all()
+        assert part[:24].min() < 128  # a title
+    assert (legend(CLASSES)[24 + 12, 20] == palette()[1, ::-1]).all()
+
+
+def test_ctrl_c_leaves_whole_files_and_exit_status_130(model_file: Path, tmp_path: Path) -> None:
+    for seed in range(300):
+        write_picture(tmp_path / "in" / f"{seed:03}.png", seed)
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(tmp_path / "in", "--model", model_file, "--out", out),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "labels/003.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and told.endswith("interrupted.\n") and "Traceback" not in told
+    labels = sorted(out.glob("labels/*"))
+    assert 3 < len(labels) < 300
+    for path in labels:
+        Image.open(path).load()
+    assert not [name for name in files(out) if "/." in name]
+
+
+def test_two_processes_share_a_folder(model_file: Path, tmp_path: Path) -> None:
+    for seed in range(5):
+        write_picture(tmp_path / "in" / f"{seed}.png", seed)
+    (tmp_path / "in" / "text.jpg").write_text("no picture\n")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, *command(tmp_path / "in", "--model", model_file, "--out", tmp_path / "out")[1:]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode != 0  # torchrun's own status, for the text that is no picture
+    assert done.stdout == f"{tmp_path / 'out'}: 5 segmented, 0 already there, 1 with problems.\n"
+    assert done.stderr.count("text.jpg is not an image") == 1
+    assert len(files(tmp_path / "out" / "labels")) == 5

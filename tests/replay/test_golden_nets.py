@@ -1,0 +1,183 @@
+"""Thin nets against what the authors' Caffe computed for them: one scale and several, all merges, skip-nets.
+
+Each record holds every blob of the first forward pass, the gradients of the first iteration, and two runs of 20 SGD
+iterations (A and B, at two rates with two drops each). A run in float32 may flip a ReLU or a max-pool unit that is
+near a tie on another convolution kernel, so the runs are held tightly in float64, where none flips; Interp's
+coordinates are float32 in both. The gates are `a2s_repro.replay.gates.GATES`.
+"""
+
+import json
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from a2s_repro import ops
+from a2s_repro.models.losses import shrink_labels
+from a2s_repro.models.share_net import rescaled
+from a2s_repro.ops import _native, winograd
+from a2s_repro.replay.gates import Comparison, gates_of
+from a2s_repro.replay.recording import Recording, read_recording
+from a2s_repro.replay.replay import compare_first_pass, compare_gradients, compare_run, compare_test_phase
+from caffe_weights import branch_of
+from tests.conftest import GOLDEN
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = (
+    "i_single",
+    "ii_avg2",
+    "iii_max3_esupv",
+    "iv_att2_esupv",
+    "v_att3_esupv",
+    "vi_msc",
+    "vii_att4_esupv",
+    "viii_msc_att3_esupv",
+)
+
+over_nets = pytest.mark.parametrize("name", NAMES)
+over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@cache
+def record(name: str) -> Recording:
+    return read_recording(GOLDEN / "nets", name)
+
+
+def learning(name: str) -> set[str]:
+    """The parameters that are not frozen."""
+    return {parameter for parameter, rule in record(name).net(torch.float32).parameter_rules().items() if rule.lr_mult}
+
+
+@pytest.fixture(params=["reference", "native"])
+def backend(request):
+    """Runs the test on the operators' references and on the native ones."""
+    if request.param == "native" and "cpu" not in _native.loaded_devices():
+        pytest.skip("the native operators are not built")
+    with ops.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def check(record_property) -> Callable[[list[Comparison]], None]:
+    """Asserts that all comparisons passed; the worst of each kind is kept with the test's report."""
+
+    def check(comparisons: list[Comparison]) -> None:
+        for kind in {comparison.kind for comparison in comparisons}:
+            found = max((c for c in comparisons if c.kind == kind), key=lambda c: c.deviation)
+            record_property(kind, f"{found.deviation:.1e} ({found.name})")
+        assert comparisons
+        assert not [comparison for comparison in comparisons if not comparison.passed]
+
+    return check
+
+
+@over_nets
+def test_every_slot_has_the_recorded_rule(name):
+    """The replays below take lr_mult from the record; here the net's own rules are held to it."""
+    info = json.loads(str(np.load(GOLDEN / f"nets/net_{name}.npz")["info_json"]))
+    recorded: dict[str, list[tuple[float, float]]] = {}
+    for key, lr_mult, decay_mult in zip(info["params"], info["lr_mult"], info["decay_mult"], strict=True):
+        layer, index = key.split("/")
+        module = branch_of(layer)[0].replace(record(name).classifier, "fc8")
+        recorded.setdefault(f"{module}.{('weight', 'bias')[int(index)]}", []).append((lr_mult, decay_mult))
+    rules = record(name).net(torch.float32).parameter_rules()
+    assert recorded == {name: [(rule.lr_mult, rule.decay_mult)] * rule.branches for name, rule in rules.items()}
+
+
+@over_dtypes
+@over_nets
+def test_every_blob_of_the_first_pass(name, dtype, device, check):
+    compared = compare_first_pass(record(name), dtype, device)
+    assert {comparison.name for comparison in compared} == record(name).blobs.keys()
+    check(compared)
+
+
+def test_the_images_and_labels_at_each_scale_are_exact():
+    rec = record("vii_att4_esupv")
+    image, labels = rec.batch(0, 0)
+    for scale, blob in ((0.5, "shrink_data05"), (0.25, "shrink_data025")):
+        assert np.array_equal(rescaled(image, scale), rec.blobs[blob])
+    assert torch.equal(rescaled(rescaled(image, 0.5), 0.5), rescaled(image, 0.25))
+    for factor in (8, 16, 32):
+        assert np.array_equal(shrink_labels(labels, factor), rec.blobs[f"label_shrink{factor}"][:, 0])
+
+
+@over_dtypes
+@over_nets
+def test_the_gradients_of_the_first_iteration(name, dtype, device, check):
+    """Of iv those of every sharing copy. iii in float32 is not held to anything on kernels that flip a unit of its
+    second pass: a max-pool window (pool5[1, 26, 0, 7]) has two values 1.2e-6 apart."""
+    compared = compare_gradients(record(name), dtype, device)
+    if (name, dtype) != ("iii_max3_esupv", torch.float32) and device == "cpu":
+        assert all(comparison.gate for comparison in compared)
+    assert len(compared) == len(record(name).gradients) + len(record(name).copy_gradients) > 0
+    if not record(name).per_copy:
+        assert record(name).gradients.keys() == learning(name)
+    check(compared)
+
+
+@pytest.mark.parametrize("run", ["A", "B"])
+@over_nets
+def test_twenty_iterations_in_float64(name, run, backend, check):
+    """Losses and accuracies of every iteration, the weights after the last, and the histories after run B: those of iv
+    copy by copy."""
+    compared, _ = compare_run(record(name), run, torch.float64, "cpu")
+    kinds = {comparison.kind for comparison in compared}
+    assert kinds == {"loss", "accuracy", "weight"} | ({"history"} if run == "B" else set())
+    assert {comparison.name for comparison in compared if comparison.kind == "weight"} == learning(name)
+    check(compared)
+
+
+@pytest.mark.parametrize("run", ["A", "B"])
+@over_nets
+def test_twenty_iterations_in_float32(name, run, check):
+    """Held tightly where AVX2 and AVX-512 kernels flip no unit that matters; a flip moves a loss by up to 5e-3. The
+    trunk of skip-nets is frozen, and none of their side branches' units flips.
+
+    Run B of ii is loose because of conv5_1[1, 11, 2, 5] in iteration 3: -5.4e-5 among values up to 350 in float64,
+    it comes out as +3.9e-5 of one thread's AVX-512 kernels, and the loss is then off by 8e-5.
+    """
+    compared, _ = compare_run(record(name), run, torch.float32, "cpu")
+    check(compared)
+    if (name, run) == ("ii_avg2", "A") or name in ("iv_att2_esupv", "v_att3_esupv", "vi_msc", "viii_msc_att3_esupv"):
+        gates = gates_of(torch.float32)
+        assert not [comparison for comparison in compared if comparison.deviation > gates[comparison.kind]]
+
+
+@over_dtypes
+@over_nets
+def test_with_every_3x3_convolution_by_winograds_algorithm(name, dtype, check, monkeypatch):
+    """The gates hold as they do for direct convolutions, which nets so thin take by themselves."""
+    if "cpu" not in _native.loaded_devices():
+        pytest.skip("the native operators are not built")
+    taken = []
+
+    def pays(x, weight, dilation):
+        taken.append(weight.shape[2:] == (3, 3))
+        return taken[-1]
+
+    def channels_last(recording, *where, plain=Recording.net):
+        return plain(recording, *where).to(memory_format=torch.channels_last)
+
+    monkeypatch.setattr(winograd, "pays", pays)
+    monkeypatch.setattr(Recording, "net", channels_last)
+    check(compare_first_pass(record(name), dtype, "cpu"))
+    check(compare_gradients(record(name), dtype, "cpu"))
+    if (name, dtype) == ("v_att3_esupv", torch.float64):
+        check(compare_run(record(name), "A", dtype, "cpu")[0])
+    assert any(taken)
+
+
+@over_dtypes
+@pytest.mark.parametrize("name", ["iv_att2_esupv", "v_att3_esupv", "vi_msc_test", "viii_msc_att3_esupv"])
+def test_the_test_phase(name, dtype, device, check):
+    """An image lower and wider than the crop: zeros below, centre crop across, scores enlarged by 8, argmax.
+
+    Skip-nets sum and merge at the size of the image, with side branches of stride 1: of the large maps five rows.
+    """
+    compared = compare_test_phase(record(name), dtype, device)
+    assert {comparison.name for comparison in compared} == record(name).test.keys() - {"rows"}
+    check(compared)
