@@ -37,7 +37,7 @@ def add_device_option(parser: argparse._ActionsContainer) -> None:
 def add_results_options(parser: argparse.ArgumentParser, kind: str) -> None:
     """What becomes of the figures of a benchmark."""
     parser.add_argument("--out", type=Path, help=f"folder for {kind}-DEVICE-DATE.json (default: not written)")
-    parser.add_argument("--write-docs", action="store_true", help="put the newest results into docs/performance.md")
+    parser.add_argument("--write-docs", action="store_true", help="put the newest results into the pages of the docs")
 
 
 def keep_results(arguments: argparse.Namespace, kind: str, device: str, results: dict) -> None:
@@ -45,7 +45,7 @@ def keep_results(arguments: argparse.Namespace, kind: str, device: str, results:
     if arguments.out:
         print(write_results(arguments.out, kind, device, results))
     if arguments.write_docs:
-        print(write_docs())
+        print(*write_docs(), sep="\n")
 
 
 def add_precision_option(parser: argparse.ArgumentParser) -> None:

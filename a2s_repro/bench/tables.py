@@ -1,19 +1,23 @@
-"""docs/performance.md: its tables, made from the newest results of each kind under benchmarks/results."""
+"""Results of the benchmarks: JSON files under benchmarks/results, and the tables and charts made from them."""
 
 import json
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs" / "performance.md"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "tables.md")
 RESULTS = ROOT / "benchmarks" / "results"
+MARKED = re.compile(r"<!-- (?P<name>[\w-]+)(?: (?P<variant>\w+))? -->\n.*?<!-- end -->", re.DOTALL)
+"""From `<!-- KIND-DEVICE -->` the full table; `selected` after the name has a few of its rows, `chart` its chart."""
 
 
 def write_results(out: Path, kind: str, device: str, results: dict) -> Path:
-    """Writes KIND-DEVICE-DATE.json into the folder `out`, the date being the provenance's, and returns its path."""
+    """Writes KIND-DEVICE-DATE.json into the folder `out`, with the provenance's date, and returns its path."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{kind}-{device}-{results['provenance']['date'][:10]}.json"
     with replacing(path) as temporary:
@@ -21,43 +25,68 @@ def write_results(out: Path, kind: str, device: str, results: dict) -> Path:
     return path
 
 
-def write_docs(docs: Path = DOCS, results: Path = RESULTS) -> Path:
-    """Replaces what stands between `<!-- NAME -->` and `<!-- end NAME -->` by the table of the newest NAME-*.json.
+def write_docs(pages: Sequence[Path] = PAGES, results: Path = RESULTS) -> Sequence[Path]:
+    """Replaces every marked part of the pages by what the newest KIND-DEVICE-*.json shows, and returns the pages.
 
-    A table whose results are missing says so.
+    A part without results reads "Not measured yet."; a chart without results is left out. Charts are written to the
+    folder `images` beside the page, for light and for dark themes.
 
     Raises:
-        InputError: there is no such page (an installed package has none).
+        InputError: a page is missing (an installed package has none).
     """
-    if not docs.exists():
-        raise InputError(f"there is no {docs}: run this from a checkout of the project.")
-
-    def filled(match: re.Match) -> str:
-        name = match["name"]
-        files = sorted(results.glob(f"{name}-*.json"))
-        table = TABLES[name.partition("-")[0]]
-        body = table(json.loads(files[-1].read_text()), files[-1].name) if files else "Not measured yet.\n"
-        return f"<!-- {name} -->\n{body}<!-- end {name} -->"
-
-    page = re.sub(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- end (?P=name) -->", filled, docs.read_text(), flags=re.DOTALL)
-    with replacing(docs) as temporary:
-        temporary.write_text(page)
-    return docs
+    for page in pages:
+        if not page.exists():
+            raise InputError(f"there is no {page}: run this from a checkout of the project.")
+        text = MARKED.sub(lambda match, page=page: _filled(match, page, results), page.read_text())
+        with replacing(page) as temporary:
+            temporary.write_text(text)
+    return pages
 
 
-def kernel_table(found: dict, file: str) -> str:
-    """Markdown of one result file of tools/bench_kernels.py."""
-    facts, bandwidth = found["provenance"], found["copy_bandwidth"]
-    machine = facts["gpu"] if found["device"] == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
+def _filled(match: re.Match, page: Path, results: Path) -> str:
+    name, variant = match["name"], match["variant"]
+    kind = name.partition("-")[0]
+    files = sorted(results.glob(f"{name}-*.json"))
+    if not files:
+        body = "" if variant == "chart" else "Not measured yet.\n"
+    else:
+        measured = json.loads(files[-1].read_text())
+        link = f"[{files[-1].name}]({Path(os.path.relpath(files[-1], page.parent)).as_posix()})"
+        if variant == "chart":
+            body = _picture(kind, measured, page.parent / "images" / name)
+        elif variant == "selected":
+            body = SELECTED[kind](measured, link)
+        else:
+            body = TABLES[kind](measured, link)
+    return f"<!-- {name}{f' {variant}' if variant else ''} -->\n{body}<!-- end -->"
+
+
+def _picture(kind: str, measured: dict, path: Path) -> str:
+    """Draws a chart in both themes and returns the HTML that shows the reader's."""
+    from a2s_repro.bench import charts  # matplotlib is slow to import, and most benchmarks draw nothing
+
+    title = charts.draw(kind, measured, path)
+    return (
+        "<picture>\n"
+        f'  <source media="(prefers-color-scheme: dark)" srcset="images/{path.name}-dark.png">\n'
+        f'  <img src="images/{path.name}-light.png" alt="{title}">\n'
+        "</picture>\n"
+    )
+
+
+def kernel_table(measured: dict, link: str, rows: Sequence[dict] | None = None) -> str:
+    """Markdown of one result file of bench_kernels, whole or of some of its rows."""
+    facts, bandwidth = measured["provenance"], measured["copy_bandwidth"]
+    machine = facts["gpu"] if measured["device"] == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
     lines = [
         f"{machine}; torch {facts['torch']}; {facts['date'][:10]}; copies {bandwidth / 1e9:.1f} GB/s; sources "
-        f"{facts['csrc']} ([{file}](../benchmarks/results/{file})).",
+        f"{facts['csrc']} ({link}).",
         "",
         "| operator | pass | dtype | layout | maps | size | fused ms | eager / fused | compiled / fused "
         "| peak / results, fused and eager | of copy bandwidth |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in found["rows"]:
+    for row in measured["rows"] if rows is None else rows:
         seconds = row["seconds"]["fused"]
         device = row.get("device_seconds")
         times = f"{seconds['median'] * 1e3:.3f} ({seconds['low'] * 1e3:.3f} to {seconds['high'] * 1e3:.3f})"
@@ -74,6 +103,17 @@ def kernel_table(found: dict, file: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def largest_rows(measured: dict) -> list[dict]:
+    """Of each operator the float32 NCHW row of most bytes, with backward where it has one."""
+    largest: dict[str, dict] = {}
+    for row in measured["rows"]:
+        if (row["dtype"], row["layout"]) == ("float32", "nchw"):
+            best = largest.setdefault(row["operator"], row)
+            if row["floor_bytes"] > best["floor_bytes"]:
+                largest[row["operator"]] = row
+    return list(largest.values())
+
+
 def _ratio(row: dict, name: str) -> str:
     if name not in row["ratio"]:
         return ""
@@ -84,23 +124,24 @@ def _ratio(row: dict, name: str) -> str:
     return text
 
 
-def model_table(found: dict, file: str) -> str:
-    """Markdown of one result file of tools/bench_model.py."""
-    gpu = found["device"] == "cuda"
-    loader = found["loader"]
+def model_table(measured: dict, link: str, rows: Sequence[dict] | None = None) -> str:
+    """Markdown of one result file of bench_model, whole or of some of its rows."""
+    gpu = measured["device"] == "cuda"
+    loader = measured["loader"]
     lines = [
-        f"{_origin(found, file)} Images of {found['test_crop']}, crops of {found['crop']} pixels. The loader alone: "
-        f"{loader['samples_per_second']['median']:.0f} samples/s with {loader['workers']} workers on drawn pictures.",
+        f"{_origin(measured, link)} Images of {measured['test_crop']}, crops of {measured['crop']} pixels. The loader "
+        f"alone: {loader['samples_per_second']['median']:.0f} samples/s with {loader['workers']} workers on drawn "
+        "pictures.",
         "",
         "| work | threads | version | precision | ms an image | images/s | eager / this | "
         + ("peak memory | 6000 x 30 images |" if gpu else "authors' Caffe / this |"),
         "|---" * (9 if gpu else 8) + "|",
     ]
-    for row in found["rows"]:
+    for row in measured["rows"] if rows is None else rows:
         seconds = {name: value / row["images"] for name, value in row["seconds"].items()}
         ratio = row["eager_ratio"]
         cells = [
-            *(row["work"], str(row["threads"]), row["version"], row["precision"]),
+            *(row["work"], str(row["threads"]), row["version"], _precision(row["precision"])),
             f"{1e3 * seconds['median']:.1f} ({1e3 * seconds['low']:.1f} to {1e3 * seconds['high']:.1f})",
             f"{1 / seconds['median']:.2f}",
             f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
@@ -115,16 +156,22 @@ def model_table(found: dict, file: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def conv2d_table(found: dict, file: str) -> str:
-    """Markdown of one result file of tools/bench_conv2d.py."""
+def most_threads(measured: dict) -> list[dict]:
+    """The rows measured with the most threads."""
+    threads = max(row["threads"] for row in measured["rows"])
+    return [row for row in measured["rows"] if row["threads"] == threads]
+
+
+def conv2d_table(measured: dict, link: str) -> str:
+    """Markdown of one result file of bench_conv2d."""
     lines = [
-        f"{_origin(found, file)} Crops of {found['crop']} pixels, {found['provenance']['threads']} threads.",
+        f"{_origin(measured, link)} Crops of {measured['crop']} pixels, {measured['provenance']['threads']} threads.",
         "",
-        "| layer | channels | map | dilation | images | pass | by | ms | torch / this "
-        "| from the exact result, this and torch |",
+        "| layer | channels | map | dilation | images | pass | algorithm | ms | torch / this "
+        "| error against float64, this and torch |",
         "|---" * 10 + "|",
     ]
-    for row in found["rows"]:
+    for row in measured["rows"]:
         seconds, ratio, deviation = row["seconds"]["ours"], row["ratio"], row["deviation"]
         cells = [
             *(row["name"], f"{row['channels']} to {row['filters']}", f"{row['side']}x{row['side']}"),
@@ -137,28 +184,39 @@ def conv2d_table(found: dict, file: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def precision_table(found: dict, file: str) -> str:
-    """Markdown of one result file of tools/bench_precision.py."""
-    names = list(found["runs"])
-    losses = list(found["runs"][names[0]]["losses"][0]["values"])
+def precision_table(measured: dict, link: str) -> str:
+    """Markdown of one result file of bench_precision."""
+    names = list(measured["runs"])
+    losses = list(measured["runs"][names[0]]["losses"][0]["values"])
     lines = [
-        f"{_origin(found, file)} {found['settings']}.",
+        f"{_origin(measured, link)} {measured['settings']}.",
         "",
-        f"| iteration | {' | '.join(f'{loss}, {name}' for loss in losses for name in names)} |",
+        f"| iteration | {' | '.join(f'{loss}, {_precision(name)}' for loss in losses for name in names)} |",
         "|---" * (1 + len(losses) * len(names)) + "|",
     ]
-    for rows in zip(*(found["runs"][name]["losses"] for name in names), strict=True):
+    for rows in zip(*(measured["runs"][name]["losses"] for name in names), strict=True):
         values = (f"{row['values'][loss]:.4f}" for loss in losses for row in rows)
         lines.append(f"| {rows[0]['iteration']} | {' | '.join(values)} |")
-    scores = ", ".join(f"{name} {100 * run['mean_iou']:.2f} %" for name, run in found["runs"].items())
+    scores = ", ".join(f"{_precision(name)} {100 * run['mean_iou']:.2f} %" for name, run in measured["runs"].items())
     return "\n".join([*lines, "", f"mIoU on the validation pictures: {scores}."]) + "\n"
 
 
-def _origin(found: dict, file: str) -> str:
-    facts = found["provenance"]
-    machine = facts["gpu"] if found["device"] == "cuda" else f"{facts['cpu']}, {facts['cores']} cores"
-    return f"{machine}; torch {facts['torch']}; {facts['date'][:10]} ([{file}](../benchmarks/results/{file}))."
+def _precision(name: str) -> str:
+    """`caffe` is the name of fp32 in older result files."""
+    return "fp32" if name == "caffe" else name
+
+
+def _origin(measured: dict, link: str) -> str:
+    facts = measured["provenance"]
+    machine = facts["gpu"] if measured["device"] == "cuda" else f"{facts['cpu']}, {facts['cores']} cores"
+    return f"{machine}; torch {facts['torch']}; {facts['date'][:10]} ({link})."
 
 
 TABLES = {"kernels": kernel_table, "model": model_table, "conv2d": conv2d_table, "precision": precision_table}
-"""By the first part of the names in the page."""
+"""The full table of each kind of results."""
+
+SELECTED = {
+    "kernels": lambda measured, link: kernel_table(measured, link, largest_rows(measured)),
+    "model": lambda measured, link: model_table(measured, link, most_threads(measured)),
+}
+"""Its few rows for docs/performance.md."""

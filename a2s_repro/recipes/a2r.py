@@ -1,6 +1,6 @@
 """Attention to Refine: a recipe for every result.
 
-The paper published no code. What it leaves open is named in each recipe's `ours`; docs/fidelity.md has the reasons.
+The paper published no code. What it leaves open is named in each recipe's `ours`; docs/fidelity has the reasons.
 """
 
 from typing import Any

@@ -1,14 +1,17 @@
 """What the benchmarks measure with, and the page that their results become. Nothing here is timed."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
-from a2s_repro.bench.tables import write_docs
+from a2s_repro.bench.charts import draw
+from a2s_repro.bench.tables import PAGES, RESULTS, write_docs
 from a2s_repro.bench.timing import paired, peak_memory, rotation, spread
 from a2s_repro.errors import InputError
 from tests.paths import ROOT
@@ -70,16 +73,41 @@ def test_kernel_results_become_a_table(tmp_path: Path) -> None:
         assert row["peak_bytes"]["fused"] >= row["result_bytes"]
 
     page = tmp_path / "performance.md"
-    filled = "<!-- kernels-cpu -->\nold\n<!-- end kernels-cpu -->\n"
-    empty = "<!-- kernels-cuda -->\n<!-- end kernels-cuda -->\n"
-    page.write_text("above\n" + filled + empty)
-    write_docs(page, tmp_path)
+    parts = ("kernels-cpu", "kernels-cpu selected", "kernels-cpu chart", "kernels-cuda", "kernels-cuda chart")
+    page.write_text("above\n" + "".join(f"<!-- {part} -->\nold\n<!-- end -->\n" for part in parts))
+    write_docs([page], tmp_path)
     text = page.read_text()
-    assert text.startswith("above\n<!-- kernels-cpu -->\n") and "old" not in text
-    assert text.count("| scale_softmax | forward |") == 1
-    assert text.endswith("<!-- kernels-cuda -->\nNot measured yet.\n<!-- end kernels-cuda -->\n")
-    write_docs(page, tmp_path)
+    bodies = [text.split(f"<!-- {part} -->\n")[1].split("<!-- end")[0] for part in parts]
+    full, selected, chart, cuda, cuda_chart = bodies
+    assert text.startswith("above\n") and "old" not in text
+    assert [full.count(f"| scale_softmax | {work} |") for work in ("forward", "forward+backward")] == [1, 1]
+    assert [selected.count(f"| scale_softmax | {work} |") for work in ("forward", "forward+backward")] == [0, 1]
+    assert all(f'"images/kernels-cpu-{theme}.png"' in chart for theme in ("light", "dark"))
+    assert (cuda, cuda_chart) == ("Not measured yet.\n", "")
+    write_docs([page], tmp_path)
     assert page.read_text() == text
+
+
+@pytest.mark.parametrize("kind", ["kernels", "model"])
+def test_charts_are_drawn_in_both_themes(kind: str, tmp_path: Path) -> None:
+    measured = json.loads(sorted(RESULTS.glob(f"{kind}-cpu-*.json"))[-1].read_text())
+    title = draw(kind, measured, tmp_path / kind)
+    assert measured["provenance"]["date"][:10] in title
+    light, dark = (cv2.imread(str(tmp_path / f"{kind}-{theme}.png")) for theme in ("light", "dark"))
+    assert light.shape == dark.shape
+    assert light[0, 0].tolist() == [255, 255, 255] and dark[0, 0].max() < 32
+    assert light.std() > 10
+
+
+def test_the_pages_show_the_newest_results(tmp_path: Path) -> None:
+    """What `--write-docs` would write is what is committed."""
+    copies = [tmp_path / page.relative_to(ROOT) for page in PAGES]
+    for page, copy in zip(PAGES, copies, strict=True):
+        copy.parent.mkdir()
+        copy.write_text(page.read_text())
+    shutil.copytree(RESULTS, tmp_path / RESULTS.relative_to(ROOT))
+    write_docs(copies, tmp_path / RESULTS.relative_to(ROOT))
+    assert [copy.read_text() for copy in copies] == [page.read_text() for page in PAGES]
 
 
 def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
@@ -96,8 +124,8 @@ def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
     assert found["loader"]["samples_per_second"]["median"] > 0
 
     page = tmp_path / "performance.md"
-    page.write_text("<!-- model-cpu -->\n<!-- end model-cpu -->\n")
-    write_docs(page, tmp_path)
+    page.write_text("<!-- model-cpu -->\n<!-- end -->\n")
+    write_docs([page], tmp_path)
     assert "| update | 1 | ours | bf16 |" in page.read_text()
 
 
@@ -113,8 +141,8 @@ def test_results_of_convolutions_become_a_table(tmp_path: Path) -> None:
     assert all(0 < row["deviation"][version] < 1e-5 for row in rows for version in ("ours", "torch"))
 
     page = tmp_path / "performance.md"
-    page.write_text("<!-- conv2d-cpu -->\n<!-- end conv2d-cpu -->\n")
-    write_docs(page, tmp_path)
+    page.write_text("<!-- conv2d-cpu -->\n<!-- end -->\n")
+    write_docs([page], tmp_path)
     assert page.read_text().count("| 13x13 | 1 | 1 | forward | Winograd |") == 1
 
 
@@ -145,8 +173,8 @@ def test_precisions_are_compared(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     (file,) = tmp_path.glob("precision-cpu-*.json")
     page = tmp_path / "performance.md"
-    page.write_text("<!-- precision-cpu -->\n<!-- end precision-cpu -->\n")
-    write_docs(page, tmp_path)
+    page.write_text("<!-- precision-cpu -->\n<!-- end -->\n")
+    write_docs([page], tmp_path)
     runs = json.loads(file.read_text())["runs"]
     last = {name: run["losses"][-1]["values"]["loss"] for name, run in runs.items()}
     assert last["caffe"] == pytest.approx(last["bf16"], rel=0.01)
@@ -156,7 +184,7 @@ def test_precisions_are_compared(tmp_path: Path) -> None:
 
 def test_a_missing_page_a_size_of_0_and_a_missing_gpu_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="checkout"):
-        write_docs(tmp_path / "none.md", tmp_path)
+        write_docs([tmp_path / "none.md"], tmp_path)
     run = bench("--crop", "0", tool="bench_conv2d")
     assert run.returncode == 2 and run.stderr.endswith("argument --crop: 0 is no whole number from 1 on\n")
     if not torch.cuda.is_available():

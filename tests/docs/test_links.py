@@ -1,0 +1,70 @@
+"""Every link of the documents leads somewhere, and every test that they name exists."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.markdown import PAGES, anchors, links
+from tests.paths import ROOT
+
+SOURCES = [
+    path
+    for folder, pattern in (("a2s_repro", "*.py"), ("caffe_weights", "*.py"), ("tools", "*.py"), ("csrc", "*.*"))
+    for path in sorted((ROOT / folder).rglob(pattern))
+]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_and_their_anchors_resolve(page: Path) -> None:
+    broken = []
+    for link in links(page):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, fragment = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (fragment and fragment not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        if page not in reached and page.suffix == ".md":
+            reached.add(page)
+            todo += [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if ":" not in link]
+    assert not set(PAGES) - reached
+
+
+def test_pages_that_the_sources_name_exist() -> None:
+    missing = {
+        f"{name(path)}: {mention}"
+        for path in SOURCES
+        for mention in re.findall(r"\bdocs/[\w/]+\.md", path.read_text())
+        if not (ROOT / mention).exists()
+    }
+    assert not missing
+
+
+def functions(path: Path) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    """`tests/FILE.py`, `tests/FILE.py::NAME`, and `::NAME` of the file named before it."""
+    missing, file = [], None
+    for path, test in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", page.read_text()):
+        if not path and not test:
+            continue
+        file = ROOT / path if path else file
+        if not file or not file.exists() or (test and test not in functions(file)):
+            missing.append(f"{path}::{test}")
+    assert not missing
