@@ -23,8 +23,8 @@ from a2s_repro.errors import InputError
 from a2s_repro.export import IMAGE, TOLERANCE, Deployed, deviation, export, program
 from a2s_repro.models import DeepLab, RefineHead, ResNetDilated8, ShareNet
 from a2s_repro.models.base import Net
-from tests.markdown import ROOT, snippets
 from tests.caffe.test_deploy import THIN, image_of, net_of, opencv4, weights_of
+from tests.markdown import ROOT, snippets
 
 RECIPE = {"name": "voc12/attention2_esupv"}
 SIZES = [(1, 33, 49), (3, 65, 33), (2, 161, 129)]
