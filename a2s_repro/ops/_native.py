@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"
-NAMESPACES = ("a2s", "a2s_emulated")
-BACKENDS = ("native", "reference", "emulated")
+NAMESPACES = {"native": "a2s", "emulated": "a2s_emulated"}
+"""torch namespace of each backend but `reference`."""
 MAX_SCALES = 4
 
 _backend = "native"
 _devices: frozenset[str] = frozenset()
 problems: dict[str, str] = {}
+_registrations: list[Callable[[str], None]] = []
 
 
 def _load(name: str) -> bool:
@@ -62,8 +63,8 @@ def loaded_devices() -> frozenset[str]:
 def use_backend(name: str) -> Iterator[None]:
     """Within the block, operators run as `name`: `native` (the default), `reference` (pure torch: for `torch.export` to
     ONNX, debugging and comparison) or `emulated` (the CUDA kernels looped on the CPU: for tests)."""
-    if name not in BACKENDS:
-        raise ValueError(f"use_backend: unknown backend {name!r}; known are {', '.join(BACKENDS)}.")
+    if name not in ("reference", *NAMESPACES):
+        raise ValueError(f"use_backend: unknown backend {name!r}; known are {', '.join(['reference', *NAMESPACES])}.")
     global _backend
     before, _backend = _backend, name
     try:
@@ -77,7 +78,14 @@ def operators(tensor: Tensor, scales: int = 1) -> Any | None:
     None: use the reference."""
     if _backend == "reference" or tensor.device.type not in _devices or scales > MAX_SCALES:
         return None
-    return torch.ops.a2s_emulated if _backend == "emulated" else torch.ops.a2s
+    return getattr(torch.ops, NAMESPACES[_backend])
+
+
+def add_backend(name: str, namespace: str) -> None:
+    """Makes the operators of a torch namespace, which has the same schemas as `a2s`, a backend: for tests."""
+    NAMESPACES[name] = namespace
+    for register_in in _registrations:
+        register_in(namespace)
 
 
 def channels_last(tensor: Tensor) -> bool:
@@ -108,8 +116,11 @@ def register(
     """
     if not _devices:
         return
-    for namespace in namespaces_of(name):
+
+    def register_in(namespace: str) -> None:
         qualified, ops = f"{namespace}::{name}", getattr(torch.ops, namespace)
+        if not hasattr(ops, name):  # a CPU-only operator
+            return
         torch.library.register_fake(qualified, fake)
         if backward is not None:
             kernel = _autograd_kernel(getattr(ops, name).default, setup_context, functools.partial(backward, ops))
@@ -121,10 +132,14 @@ def register(
                 promoted = functools.partial(_promoted, getattr(ops, name), device.lower())
                 _library(namespace).impl(name, promoted, f"Autocast{device}")
 
+    _registrations.append(register_in)
+    for namespace in NAMESPACES.values():
+        register_in(namespace)
+
 
 def namespaces_of(name: str) -> list[str]:
     """Where an operator is defined: what the CPU alone needs has no CUDA code to emulate."""
-    return [namespace for namespace in NAMESPACES if hasattr(getattr(torch.ops, namespace), name)]
+    return [namespace for namespace in NAMESPACES.values() if hasattr(getattr(torch.ops, namespace), name)]
 
 
 @functools.cache

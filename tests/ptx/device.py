@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from a2s_repro.ops import _native
 from tests.ptx import arithmetic, build
 from tests.ptx.counts import Counts
 from tests.ptx.machine import Launch
@@ -83,6 +84,7 @@ class Device:
         self.programs: dict[str, Program] = {}
         if schemas is not None:
             torch.ops.load_library(library)
+            self.registered = torch.library.Library("a2s_ptx", "IMPL")
         self.library = ctypes.CDLL(str(library))
         arithmetic.use(self.library)
         kind = ctypes.CFUNCTYPE(
@@ -186,12 +188,14 @@ def demangled(name: str) -> str:
 
 @functools.cache
 def operators(*names: str) -> Device:
-    """The device of the project's operators (or of those named), compiled and registered. Once in a process."""
+    """The device of the project's operators (or of those named), compiled and registered. Once in a process.
+
+    `a2s_repro.ops.use_backend("ptx")` then runs the public functions and their gradients on it.
+    """
     device = Device(build.cuda_sources(*names), build.ROOT / "csrc" / "library.cpp")
-    library = torch.library.Library("a2s_ptx", "IMPL")
-    device.registered = library
     for name in operator_names():
-        library.impl(name, functools.partial(device.operator, name), "CPU")
+        device.registered.impl(name, functools.partial(device.operator, name), "CPU")
+    _native.add_backend("ptx", "a2s_ptx")
     return device
 
 

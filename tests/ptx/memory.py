@@ -91,7 +91,7 @@ class GlobalMemory:
 
     def _add(self, start: int, size: int, name: str) -> Allocation:
         at = -(-len(self.marks) // 64) * 64 + start % 64  # marks are aligned as the memory is
-        room = at + size + 64
+        room = -(-(at + size) // 64) * 64
         for array in ("marks", "writer") if self.races else ("marks",):
             old = getattr(self, array)
             new = np.zeros(room, old.dtype)
