@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-    from a2s_repro.inference.segmenter import Segmenter
+    from a2s_repro.inference import Segmenter
 
 __version__ = "0.1.0"
 
@@ -18,6 +21,23 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segment
 
     Raises InputError if the file describes no complete net, is damaged, or there is no such device.
     """
-    from a2s_repro.inference import segmenter  # torch is loaded only where it is wanted
+    from a2s_repro import inference  # imports torch
 
-    return segmenter.load(path, device)
+    return inference.load(path, device)
+
+
+class _Moved(ModuleType):
+    """A module under its name of version 0.1; the module itself is imported when it is used."""
+
+    now: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module(self.now), name)
+
+
+for _name, _now in {"crf": "a2s_repro.inference.crf", "devices": "a2s_repro.runtime.devices"}.items():
+    _module = _Moved(f"{__name__}.{_name}")
+    _module.now = _now
+    globals()[_name] = sys.modules[_module.__name__] = _module
