@@ -1,0 +1,53 @@
+"""docs/api.md: every snippet runs as it stands and does what its comments say."""
+
+import torch
+
+from tests.markdown import snippets
+
+
+def run(heading: str, number: int = 0) -> dict:
+    names: dict = {}
+    exec(snippets("docs/api.md", heading)[number], names)
+    return names
+
+
+def test_load_and_segment(reader, monkeypatch):
+    monkeypatch.chdir(reader)
+    names = run("Load and segment")
+    assert names["labels"].shape == (90, 120) and names["weights"].shape == (2, 90, 120)
+    assert set(names["names"]) <= set(names["segmenter"].classes)
+
+
+def test_models():
+    names = run("The models")
+    prediction = names["prediction"]
+    assert prediction.scores.shape == (2, 21, 17, 17) and prediction.weights.shape == (2, 3, 17, 17)
+    torch.testing.assert_close(prediction.weights.sum(1), torch.ones(2, 17, 17))
+    assert [tuple(scores.shape[2:]) for scores in prediction.scale_scores] == [(17, 17), (13, 13), (9, 9)]
+    assert names["same"].state_dict().keys() == names["net"].state_dict().keys()
+
+
+def test_weights_files(reader, monkeypatch):
+    monkeypatch.chdir(reader)
+    weights = run("Weights files")["weights"]
+    assert (reader / "model.safetensors").exists() and len(weights.meta["classes"]) == 6
+
+
+def test_fine_tuning_changes_every_layer_that_learns(reader, monkeypatch):
+    monkeypatch.chdir(reader)
+    names = run("Fine-tuning")
+    before, after = (torch.load(f"{name}.pth", weights_only=True)["state_dict"] for name in ("model", "tuned"))
+    assert not [key for key in before if torch.equal(before[key], after[key])]
+    assert all(torch.isfinite(loss) for loss in names["losses"].values())
+
+
+def test_training_by_a_recipe(reader, monkeypatch):
+    monkeypatch.chdir(reader)
+    outcome = run("Fine-tuning", 1)["outcome"]
+    assert outcome.iterations == 4 and (reader / outcome.file).exists()
+
+
+def test_evaluation(reader, monkeypatch):
+    monkeypatch.chdir(reader)
+    result = run("Evaluation")["result"]
+    assert 0 <= result.confusion.mean_iou <= 1 and len(result.confusion.iou) == 6
