@@ -1,7 +1,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include "gather_rows.h"
-#include "kernels.h"
 #include "scale_rows.h"
 
 namespace {

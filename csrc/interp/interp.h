@@ -1,4 +1,4 @@
-// Caffe's Interp layer: the rule of one axis, and the arithmetic of one element.
+// Caffe's Interp layer: the rule of one axis, the arithmetic of one element, and the checks of the operators' arguments.
 //
 // Align-corners bilinear sampling. Along an axis of `in` pixels resized to `out`:
 //   ratio = (in - 1) / (out - 1), 0 if out is 1;  position(o) = ratio * o;  low(o) = trunc(position);
@@ -8,6 +8,9 @@
 // A map whose size does not change is copied.
 #pragma once
 
+#include <vector>
+
+#include "../support/check.h"
 #include "../support/tensor.h"
 
 namespace a2s {
@@ -75,6 +78,12 @@ struct Resize {
       : y(in_h, out_h), x(in_w, out_w), copies(in_h == out_h && in_w == out_w) {}
 };
 
+// Linear interpolation between two values, or between two vectors of values.
+template <class V, class Acc>
+A2S_HD V lerp(const V& low, const V& high, Acc lambda) {
+  return (1 - lambda) * low + lambda * high;
+}
+
 // S maps and how each is resized to one grid.
 template <class T, int S>
 struct ScaleSet {
@@ -101,11 +110,10 @@ A2S_HD acc_t<T> sample(const Map<T>& map, bool copies, const PixelTaps& at, int6
   using Acc = acc_t<T>;
   if (copies) return static_cast<Acc>(map.at(n, c, at.y.low, at.x.low));
   const Acc ly = at.y.lambda, lx = at.x.lambda;
-  const Acc low = (1 - lx) * static_cast<Acc>(map.at(n, c, at.y.low, at.x.low)) +
-                  lx * static_cast<Acc>(map.at(n, c, at.y.low, at.x.high));
-  const Acc high = (1 - lx) * static_cast<Acc>(map.at(n, c, at.y.high, at.x.low)) +
-                   lx * static_cast<Acc>(map.at(n, c, at.y.high, at.x.high));
-  return (1 - ly) * low + ly * high;
+  const auto value = [&](int64_t y, int64_t x) { return static_cast<Acc>(map.at(n, c, y, x)); };
+  const Acc low = lerp(value(at.y.low, at.x.low), value(at.y.low, at.x.high), lx);
+  const Acc high = lerp(value(at.y.high, at.x.low), value(at.y.high, at.x.high), lx);
+  return lerp(low, high, ly);
 }
 
 // Element (n, c, y, x) of a map by its place in memory order.
@@ -146,6 +154,36 @@ A2S_HD Element element_at(int64_t i, int64_t channels, int64_t height, int64_t w
   }
   e.n = rest;
   return e;
+}
+
+// The uninitialised result of interp or, with `x` the gradient of its result, of its adjoint. Checks the arguments.
+inline Tensor empty_resized(const char* op, const char* argument, const Tensor& x, int64_t height, int64_t width) {
+  check_map(op, argument, x);
+  check_size(op, height, width);
+  return empty_map(x, x.size(0), x.size(1), height, width);
+}
+
+// The uninitialised result of interp_concat. Checks the arguments.
+inline Tensor empty_concat(const std::vector<Tensor>& features, int64_t height, int64_t width) {
+  check(!features.empty(), "a2s::interp_concat: features must be a list of at least one map.");
+  int64_t channels = 0;
+  for (const Tensor& feature : features) {
+    check_map("interp_concat", "features", feature);
+    check_matches("interp_concat", "features", feature, features[0]);
+    channels += feature.size(1);
+  }
+  check_size("interp_concat", height, width);
+  return empty_map(features[0], features[0].size(0), channels, height, width);
+}
+
+// Calls fill(feature, slice) for every feature, with the channels of y that belong to it.
+template <class Fill>
+void for_each_slice(const std::vector<Tensor>& features, Tensor& y, const Fill& fill) {
+  int64_t first = 0;
+  for (const Tensor& feature : features) {
+    fill(feature, torch::stable::narrow(y, 1, first, feature.size(1)));
+    first += feature.size(1);
+  }
 }
 
 }  // namespace a2s

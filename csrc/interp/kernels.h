@@ -3,7 +3,6 @@
 
 #include <vector>
 
-#include "../support/check.h"
 #include "../support/launch.h"
 #include "interp.h"
 
@@ -129,8 +128,8 @@ struct PackedInterp {
         const Pack<T, V> a10 = load(at.y.high, at.x.low), a11 = load(at.y.high, at.x.high);
         const Acc ly = at.y.lambda, lx = at.x.lambda;
         for (int k = 0; k < V; ++k) {
-          result.v[k] = static_cast<T>((1 - ly) * ((1 - lx) * Acc(a00.v[k]) + lx * Acc(a01.v[k])) +
-                                       ly * ((1 - lx) * Acc(a10.v[k]) + lx * Acc(a11.v[k])));
+          const Acc low = lerp(Acc(a00.v[k]), Acc(a01.v[k]), lx), high = lerp(Acc(a10.v[k]), Acc(a11.v[k]), lx);
+          result.v[k] = static_cast<T>(lerp(low, high, ly));
         }
       }
       result.store(&out.at(e.n, pack * V, e.y, e.x));
@@ -310,13 +309,6 @@ struct ScaledGrad {
   }
 };
 
-// The uninitialised result of interp, or of its adjoint (`x` is then the gradient), once the arguments are checked.
-inline Tensor empty_resized(const char* op, const char* argument, const Tensor& x, int64_t height, int64_t width) {
-  check_map(op, argument, x);
-  check_size(op, height, width);
-  return empty_map(x, x.size(0), x.size(1), height, width);
-}
-
 template <class Launch>
 void interp_into(const Tensor& x, const Tensor& y) {
   dispatch("interp", x, [&](auto type) {
@@ -356,29 +348,6 @@ Tensor interp_backward(const Tensor& grad, int64_t height, int64_t width) {
     }
   });
   return grad_x;
-}
-
-// The result of interp_concat, to be filled slice by slice.
-inline Tensor empty_concat(const std::vector<Tensor>& features, int64_t height, int64_t width) {
-  check(!features.empty(), "a2s::interp_concat: features must be a list of at least one map.");
-  int64_t channels = 0;
-  for (const Tensor& feature : features) {
-    check_map("interp_concat", "features", feature);
-    check_matches("interp_concat", "features", feature, features[0]);
-    channels += feature.size(1);
-  }
-  check_size("interp_concat", height, width);
-  return empty_map(features[0], features[0].size(0), channels, height, width);
-}
-
-// Calls fill(feature, its slice of y's channels) for every feature.
-template <class Fill>
-void for_each_slice(const std::vector<Tensor>& features, Tensor& y, const Fill& fill) {
-  int64_t first = 0;
-  for (const Tensor& feature : features) {
-    fill(feature, torch::stable::narrow(y, 1, first, feature.size(1)));
-    first += feature.size(1);
-  }
 }
 
 template <class Launch>

@@ -126,7 +126,7 @@ struct Between {
   // V as in load_values.
   template <class V>
   V at(int64_t i) const {
-    return (1 - lambda) * load_values<V>(low + i) + lambda * load_values<V>(high + i);
+    return lerp(load_values<V>(low + i), load_values<V>(high + i), lambda);
   }
 };
 

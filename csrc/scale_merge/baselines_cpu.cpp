@@ -1,7 +1,6 @@
 // Average and max merging.
 #include <torch/csrc/stable/library.h>
 
-#include "kernels.h"
 #include "rows.h"
 
 namespace {

@@ -1,7 +1,6 @@
 // The softmax over scales, and merging by its weights.
 #include <torch/csrc/stable/library.h>
 
-#include "kernels.h"
 #include "rows.h"
 
 namespace {
@@ -130,12 +129,28 @@ void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weig
   });
 }
 
+// Calls work(n, y, x) for every pixel of `map`, in parallel.
+template <class Work>
+void for_each_pixel(const Tensor& map, const Work& work) {
+  const int64_t height = map.size(2), width = map.size(3);
+  for_each_part(map.size(0) * height, map.size(1) * width, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t x = 0; x < width; ++x) work(r / height, r % height, x);
+    }
+  });
+}
+
 Tensor scale_softmax_cpu(const Tensor& logits) {
   check_map("scale_softmax", "logits", logits);
-  if (logits.size(1) > kMaxScales) return scale_softmax<ParallelLaunch>(logits);
   Tensor weights = empty_same(logits);
   dispatch("scale_softmax", logits, [&](auto type) {
     using T = typename decltype(type)::type;
+    if (logits.size(1) > kMaxScales) {
+      for_each_pixel(weights, [in = map_of<const T>(logits), out = map_of<T>(weights)](auto... at) {
+        softmax_pixel(in, out, at...);
+      });
+      return;
+    }
     dispatch_scales(logits.size(1), [&](auto count) {
       softmax_rows<T, decltype(count)::value>(map_of<const T>(logits), map_of<T>(weights));
     });
@@ -145,10 +160,16 @@ Tensor scale_softmax_cpu(const Tensor& logits) {
 
 Tensor scale_softmax_backward_cpu(const Tensor& grad, const Tensor& weights) {
   check_softmax_backward("scale_softmax_backward", grad, weights);
-  if (grad.size(1) > kMaxScales) return scale_softmax_backward<ParallelLaunch>(grad, weights);
   Tensor grad_logits = empty_same(weights);
   dispatch("scale_softmax_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
+    if (grad.size(1) > kMaxScales) {
+      for_each_pixel(grad_logits, [g = map_of<const T>(grad), w = map_of<const T>(weights),
+                                   out = map_of<T>(grad_logits)](auto... at) {
+        softmax_pixel_backward(g, w, out, at...);
+      });
+      return;
+    }
     dispatch_scales(grad.size(1), [&](auto count) {
       using Channels = ScaleChannels<const T, decltype(count)::value>;
       softmax_backward_rows(Channels(map_of<const T>(grad)), Channels(map_of<const T>(weights)), map_of<T>(grad_logits));
@@ -206,7 +227,8 @@ class GradRows {
   std::vector<T> buffer_, factor_buffer_;
 };
 
-struct MergeBackward {
+// The arguments of scale_merge_backward.
+struct BackwardInputs {
   const Tensor& grad;
   const std::optional<Tensor>& grad_weights;
   const std::vector<Tensor>& scores;
@@ -217,7 +239,7 @@ struct MergeBackward {
 
 // Fills the gradients of the weights on the merged grid, ThroughSoftmax as in WeightGrad, and of the recalibration.
 template <bool ThroughSoftmax, bool Recalibrated, class T, int S, class Out>
-void weight_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, const Map<Out>& out,
+void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const Map<Out>& out,
                       const std::vector<Tensor>& recalibration_grad) {
   using Acc = acc_t<T>;
   const bool interleaved = is_channels_last(m.grad);
@@ -269,7 +291,7 @@ void weight_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, c
 
 // Fills the gradient of the logits, on their own grid, from that of the weights on the merged one.
 template <class T, int S>
-void logit_grad_rows(const MergeBackward& m, const Tensor& weight_grad, const Map<T>& out) {
+void logit_grad_rows(const BackwardInputs& m, const Tensor& weight_grad, const Map<T>& out) {
   using Acc = acc_t<T>;
   const ScaleChannels<const T, S> logit_rows(map_of<const T>(m.logits));
   const Rows<const Acc> weight_grad_rows(map_of<const Acc>(weight_grad), false);
@@ -297,7 +319,7 @@ void logit_grad_rows(const MergeBackward& m, const Tensor& weight_grad, const Ma
 
 // Fills all gradients of a merge whose logits lie on the merged grid or on one of their own.
 template <bool Recalibrated, class T, int S>
-void merge_grad_rows(const MergeBackward& m, const ScaleSet<T, S>& scale_set, const std::vector<Tensor>& grad_scores,
+void merge_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const std::vector<Tensor>& grad_scores,
                      const Tensor& grad_logits, const std::vector<Tensor>& grad_recalibration) {
   using Acc = acc_t<T>;
   const int64_t height = m.grad.size(2), width = m.grad.size(3);
@@ -330,7 +352,7 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
     const Tensor& logits, const Tensor& weights, const std::optional<Tensor>& recalibration) {
   check_merge_backward("scale_merge_backward", grad, grad_weights, scores, logits, weights);
   check_recalibration("scale_merge_backward", recalibration, grad);
-  const MergeBackward merge{grad, grad_weights, scores, logits, weights, recalibration};
+  const BackwardInputs merge{grad, grad_weights, scores, logits, weights, recalibration};
   std::vector<Tensor> grad_scores = empty_same_all(scores), grad_recalibration;
   if (recalibration) grad_recalibration.push_back(empty_same(*recalibration));
   Tensor grad_logits = empty_same(logits);

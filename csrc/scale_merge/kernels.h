@@ -39,8 +39,7 @@ struct AttentionMerge {
     return pixel;
   }
   A2S_HD void write(const Pixel& pixel, const Element& e, const acc_t<T> (&v)[S]) const {
-    acc_t<T> sum = pixel.w[0] * v[0];
-    for (int s = 1; s < S; ++s) sum += pixel.w[s] * v[s];
+    acc_t<T> sum = weighted_sum(pixel.w, v);
     if (recalibration.data) sum *= static_cast<acc_t<T>>(recalibration.at(e.n, e.c, e.y, e.x));
     merged.at(e.n, e.c, e.y, e.x) = static_cast<T>(sum);
   }
@@ -54,9 +53,7 @@ struct AverageMerge {
   struct Pixel {};
   A2S_HD Pixel pixel(const Element&, bool) const { return {}; }
   A2S_HD void write(const Pixel&, const Element& e, const acc_t<T> (&v)[S]) const {
-    acc_t<T> sum = v[0];
-    for (int s = 1; s < S; ++s) sum += v[s];
-    merged.at(e.n, e.c, e.y, e.x) = static_cast<T>(sum * factor);
+    merged.at(e.n, e.c, e.y, e.x) = static_cast<T>(average(v, factor));
   }
 };
 
@@ -68,16 +65,9 @@ struct MaxMerge {
   struct Pixel {};
   A2S_HD Pixel pixel(const Element&, bool) const { return {}; }
   A2S_HD void write(const Pixel&, const Element& e, const acc_t<T> (&v)[S]) const {
-    acc_t<T> best = v[0];
-    int best_s = 0;
-    for (int s = 1; s < S; ++s) {
-      if (takes_over(s, v[s], best)) {
-        best = v[s];
-        best_s = s;
-      }
-    }
-    merged.at(e.n, e.c, e.y, e.x) = static_cast<T>(best);
-    winner.at(e.n, e.c, e.y, e.x) = static_cast<uint8_t>(best_s);
+    acc_t<T> s;
+    merged.at(e.n, e.c, e.y, e.x) = static_cast<T>(largest(v, s));
+    winner.at(e.n, e.c, e.y, e.x) = static_cast<uint8_t>(s);
   }
 };
 
@@ -96,9 +86,8 @@ struct RecalibrationGrad {
     return pixel;
   }
   A2S_HD void write(const Pixel& pixel, const Element& e, const acc_t<T> (&v)[S]) const {
-    acc_t<T> sum = pixel.w[0] * v[0];
-    for (int s = 1; s < S; ++s) sum += pixel.w[s] * v[s];
-    out.at(e.n, e.c, e.y, e.x) = static_cast<T>(sum * static_cast<acc_t<T>>(grad.at(e.n, e.c, e.y, e.x)));
+    const auto g = static_cast<acc_t<T>>(grad.at(e.n, e.c, e.y, e.x));
+    out.at(e.n, e.c, e.y, e.x) = static_cast<T>(g * weighted_sum(pixel.w, v));
   }
 };
 
@@ -221,7 +210,7 @@ struct WonGrad {
 
   A2S_HD acc_t<T> factor(int64_t, int64_t, int64_t) const { return 1; }
   A2S_HD acc_t<T> at(int64_t n, int64_t c, int64_t y, int64_t x) const {
-    return winner.at(n, c, y, x) == s ? static_cast<acc_t<T>>(grad.at(n, c, y, x)) : acc_t<T>(0);
+    return grad_if_won(static_cast<acc_t<T>>(grad.at(n, c, y, x)), winner.at(n, c, y, x), s);
   }
   template <int V>
   A2S_HD void add(acc_t<T> weight, int64_t n, int64_t c, int64_t y, int64_t x, acc_t<T> (&sum)[V]) const {
@@ -260,15 +249,8 @@ struct ScaleSoftmax {
   Map<T> weights;
 
   A2S_HD void operator()(int64_t i) const {
-    using Acc = acc_t<T>;
     const Element e = element_at(i, 1, logits.h, logits.w, false);
-    const auto logit = [&](int64_t s) { return static_cast<Acc>(logits.at(e.n, s, e.y, e.x)); };
-    Acc largest = logit(0), sum = 0;
-    for (int64_t s = 1; s < logits.c; ++s) largest = logit(s) > largest ? logit(s) : largest;
-    for (int64_t s = 0; s < logits.c; ++s) sum += exp_of(logit(s) - largest);
-    for (int64_t s = 0; s < logits.c; ++s) {
-      weights.at(e.n, s, e.y, e.x) = static_cast<T>(exp_of(logit(s) - largest) / sum);
-    }
+    softmax_pixel(logits, weights, e.n, e.y, e.x);
   }
 };
 
@@ -278,26 +260,10 @@ struct ScaleSoftmaxBackward {
   Map<T> grad_logits;
 
   A2S_HD void operator()(int64_t i) const {
-    using Acc = acc_t<T>;
     const Element e = element_at(i, 1, grad.h, grad.w, false);
-    Acc mean = 0;
-    for (int64_t s = 0; s < grad.c; ++s) {
-      mean += static_cast<Acc>(grad.at(e.n, s, e.y, e.x)) * static_cast<Acc>(weights.at(e.n, s, e.y, e.x));
-    }
-    for (int64_t s = 0; s < grad.c; ++s) {
-      const Acc w = static_cast<Acc>(weights.at(e.n, s, e.y, e.x));
-      grad_logits.at(e.n, s, e.y, e.x) = static_cast<T>(w * (static_cast<Acc>(grad.at(e.n, s, e.y, e.x)) - mean));
-    }
+    softmax_pixel_backward(grad, weights, grad_logits, e.n, e.y, e.x);
   }
 };
-
-// Calls body(Type<T>{}, S) for the dtype and number of `scores`.
-template <class Body>
-void dispatch_merge(const char* op, const std::vector<Tensor>& scores, Body&& body) {
-  dispatch(op, scores[0], [&](auto type) {
-    dispatch_scales(static_cast<int64_t>(scores.size()), [&](auto count) { body(type, count); });
-  });
-}
 
 template <class Launch>
 Tensor scale_softmax(const Tensor& logits) {

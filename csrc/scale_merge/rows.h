@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "../interp/gather_rows.h"
-#include "../interp/kernels.h"
 #include "../interp/scale_rows.h"
 #include "scale_merge.h"
 
@@ -94,14 +93,6 @@ A2S_CLONES void softmax_backward_row(const RowSet<Acc, S>& grads, const RowSet<A
   }
 }
 
-// sum over s of weight[s] * v[s]; W and V as in load_values, W one value or as many as V
-template <class W, class V, size_t S>
-V weighed(const W (&w)[S], const V (&v)[S]) {
-  V sum = w[0] * v[0];
-  for (size_t s = 1; s < S; ++s) sum += w[s] * v[s];
-  return sum;
-}
-
 // What resize_row does with the values v of all scales.
 
 // out = sum over s of weight[s] * v[s]
@@ -117,7 +108,7 @@ struct Weigh {
 
     template <class V>
     void operator()(int64_t i, const V (&v)[S]) const {
-      store_values(out + i, weighed(w, v));
+      store_values(out + i, weighted_sum(w, v));
     }
   };
   template <class W>
@@ -141,7 +132,7 @@ struct WeighRecalibrated {
 
     template <class V>
     void operator()(int64_t i, const V (&v)[S]) const {
-      store_values(weigh.out + i, V(load_values<V>(factor + i) * weighed(weigh.w, v)));
+      store_values(weigh.out + i, V(load_values<V>(factor + i) * weighted_sum(weigh.w, v)));
     }
   };
   template <class W>
@@ -162,9 +153,7 @@ struct Average {
   }
   template <class V>
   void operator()(int64_t i, const V (&v)[S]) const {
-    V sum = v[0];
-    for (int s = 1; s < S; ++s) sum += v[s];
-    store_values(out + i, V(sum * factor));
+    store_values(out + i, average(v, factor));
   }
 };
 
@@ -180,19 +169,14 @@ struct Largest {
   }
   template <class V>
   void operator()(int64_t i, const V (&v)[S]) const {
-    V best = v[0], best_s{};
-    for (int s = 1; s < S; ++s) {
-      const auto takes = takes_over(s, v[s], best);
-      best = takes ? v[s] : best;
-      best_s = takes ? V{} + acc_t<T>(s) : best_s;
-    }
-    store_values(out + i, best);
-    store_values(winner + i, best_s);
+    V s;
+    store_values(out + i, largest(v, s));
+    store_values(winner + i, s);
   }
 };
 
-// A row of the gradient of the weighed sum of the values `v`: at<W>(x, i, v) at place i, of pixel x. W and V as in
-// weighed.
+// A row of the gradient of the weighted sum of the values `v`: at<W>(x, i, v) at place i, of pixel x. W and V as in
+// weighted_sum.
 template <class T>
 struct PlainGrad {
   const T* grad;
@@ -216,7 +200,7 @@ struct RecalibratedGrad {
     W w[S];
     weights.at(x, w);
     const V g = load_values<V>(grad + i);
-    store_values(factor_grad + i, V(g * weighed(w, v)));
+    store_values(factor_grad + i, V(g * weighted_sum(w, v)));
     return g * load_values<V>(factor + i);
   }
 };
@@ -298,7 +282,7 @@ struct WonValue {
   const uint8_t* winner;
   uint8_t s;
   Acc factor(int64_t) const { return 1; }
-  Acc at(int64_t i) const { return winner[i] == s ? static_cast<Acc>(grad[i]) : Acc(0); }
+  Acc at(int64_t i) const { return grad_if_won(static_cast<Acc>(grad[i]), winner[i], s); }
 };
 
 }  // namespace a2s

@@ -86,11 +86,65 @@ A2S_HD void weights_at(const Map<const T>& logits, const Resize& resize, int64_t
   }
 }
 
-// Caffe's Eltwise MAX: whether map s, with `value`, takes the place of the running maximum of the maps before it.
-// For eight at once where V is a vector.
-template <class V>
-A2S_HD auto takes_over(int s, V value, V running) {
-  return s == 1 ? !(running > value) : value > running;
+// Softmax over the channels of one pixel, for any number of channels.
+template <class T>
+A2S_HD void softmax_pixel(const Map<const T>& logits, const Map<T>& weights, int64_t n, int64_t y, int64_t x) {
+  using Acc = acc_t<T>;
+  const auto logit = [&](int64_t s) { return static_cast<Acc>(logits.at(n, s, y, x)); };
+  Acc largest = logit(0), sum = 0;
+  for (int64_t s = 1; s < logits.c; ++s) largest = logit(s) > largest ? logit(s) : largest;
+  for (int64_t s = 0; s < logits.c; ++s) sum += exp_of(logit(s) - largest);
+  for (int64_t s = 0; s < logits.c; ++s) weights.at(n, s, y, x) = static_cast<T>(exp_of(logit(s) - largest) / sum);
+}
+
+// Its gradient.
+template <class T>
+A2S_HD void softmax_pixel_backward(const Map<const T>& grad, const Map<const T>& weights, const Map<T>& grad_logits,
+                                   int64_t n, int64_t y, int64_t x) {
+  using Acc = acc_t<T>;
+  const auto g = [&](int64_t s) { return static_cast<Acc>(grad.at(n, s, y, x)); };
+  const auto w = [&](int64_t s) { return static_cast<Acc>(weights.at(n, s, y, x)); };
+  Acc mean = 0;
+  for (int64_t s = 0; s < grad.c; ++s) mean += g(s) * w(s);
+  for (int64_t s = 0; s < grad.c; ++s) grad_logits.at(n, s, y, x) = static_cast<T>(w(s) * (g(s) - mean));
+}
+
+// The merges of one element: v[s] is its value in f_s. V is a number, or on the CPU a vector of neighbouring elements.
+
+// sum over s of w[s] * v[s]
+template <class W, class V, size_t S>
+A2S_HD V weighted_sum(const W (&w)[S], const V (&v)[S]) {
+  V sum = w[0] * v[0];
+  for (size_t s = 1; s < S; ++s) sum += w[s] * v[s];
+  return sum;
+}
+
+// factor * sum over s of v[s]
+template <class V, class Acc, size_t S>
+A2S_HD V average(const V (&v)[S], Acc factor) {
+  V sum = v[0];
+  for (size_t s = 1; s < S; ++s) sum += v[s];
+  return sum * factor;
+}
+
+// Caffe's Eltwise MAX: the largest v[s], and its s in `winner`.
+template <class V, size_t S>
+A2S_HD V largest(const V (&v)[S], V& winner) {
+  V best = v[0], number{};
+  winner = V{};
+  for (size_t s = 1; s < S; ++s) {
+    number += 1;
+    const auto wins = s == 1 ? !(best > v[s]) : v[s] > best;
+    best = wins ? v[s] : best;
+    winner = wins ? number : winner;
+  }
+  return best;
+}
+
+// The gradient that passes from an element's merged score to map s under max merging.
+template <class Acc>
+A2S_HD Acc grad_if_won(Acc grad, int winner, int s) {
+  return winner == s ? grad : Acc(0);
 }
 
 // The scores of one merge and the size of its result.
@@ -147,6 +201,14 @@ inline void check_softmax_backward(const char* op, const Tensor& grad, const Ten
   check_map(op, "weights", weights);
   check_shape(op, "grad", grad, weights.size(0), weights.size(1), weights.size(2), weights.size(3));
   check_matches(op, "grad", grad, weights);
+}
+
+// Calls body(Type<T>{}, S) for the dtype and number of `scores`.
+template <class Body>
+void dispatch_merge(const char* op, const std::vector<Tensor>& scores, Body&& body) {
+  dispatch(op, scores[0], [&](auto type) {
+    dispatch_scales(static_cast<int64_t>(scores.size()), [&](auto count) { body(type, count); });
+  });
 }
 
 // The uninitialised results of a merge, once its arguments are checked.

@@ -35,7 +35,7 @@ struct Segment {
     for (int c = 0; c < scores.c; ++c) {
       const auto across = [&](int y) {
         const auto low = static_cast<Acc>(scores.at(e.n, c, y, column.low));
-        return resize.copies ? low : (1 - lx) * low + lx * static_cast<Acc>(scores.at(e.n, c, y, column.high));
+        return resize.copies ? low : lerp(low, static_cast<Acc>(scores.at(e.n, c, y, column.high)), lx);
       };
       Acc low = 0, high = 0;
       for (int r = 0; r < kRows; ++r) {
@@ -44,7 +44,7 @@ struct Segment {
           high = resize.copies ? Acc(0) : across(row[r].high);
         }
         const Acc ly = row[r].lambda;
-        const Acc score = resize.copies ? low : (1 - ly) * low + ly * high;
+        const Acc score = resize.copies ? low : lerp(low, high, ly);
         const bool takes = c == 0 || beats(score, best[r]);
         best[r] = takes ? score : best[r];
         label[r] = takes ? c : label[r];

@@ -15,6 +15,30 @@ namespace a2s {
 
 constexpr int kBlockThreads = 256;
 
+// V adjacent channels of a channels_last map, moved at once.
+template <class T, int V>
+struct alignas(V * sizeof(T)) Pack {
+  std::remove_const_t<T> v[V];
+
+  A2S_HD static Pack load(const T* from) {
+    if constexpr (V == 1) return {{*from}};
+    else return *reinterpret_cast<const Pack*>(from);
+  }
+  A2S_HD void store(std::remove_const_t<T>* to) const {
+    if constexpr (V == 1) *to = v[0];
+    else *reinterpret_cast<Pack*>(to) = *this;
+  }
+};
+
+constexpr int kPackBytes = 16;
+
+// Whether every pixel's channels are whole, aligned packs of V.
+template <int V, class T>
+bool packs(const Map<T>& map) {
+  return map.stride_c == 1 && map.c % V == 0 && map.stride_n % V == 0 && map.stride_h % V == 0 &&
+         map.stride_w % V == 0 && reinterpret_cast<uintptr_t>(map.data) % kPackBytes == 0 && map.channels_last;
+}
+
 // In a block kernel: calls body(pixel, channel) for this thread's share of all channels of `pixels` pixels, so that
 // threads follow each other along the channels.
 template <class Body>
@@ -47,16 +71,6 @@ struct EmulatedLaunch {
       for (int t = 0; t < kBlockThreads; ++t) kernel.prepare(b, t, shared);
       for (int t = 0; t < kBlockThreads; ++t) kernel.finish(b, t, shared);
     }
-  }
-};
-
-// On the CPU, shared among threads.
-struct ParallelLaunch {
-  template <class Kernel>
-  static void run(const Tensor&, int64_t count, const Kernel& kernel) {
-    torch::stable::parallel_for(0, count, 4096, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) kernel(i);
-    });
   }
 };
 

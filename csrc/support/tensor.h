@@ -94,30 +94,6 @@ inline Tensor empty_same(const Tensor& like) {
   return empty_map(like, like.size(0), like.size(1), like.size(2), like.size(3));
 }
 
-// V adjacent channels of a channels_last map, moved at once.
-template <class T, int V>
-struct alignas(V * sizeof(T)) Pack {
-  std::remove_const_t<T> v[V];
-
-  A2S_HD static Pack load(const T* from) {
-    if constexpr (V == 1) return {{*from}};
-    else return *reinterpret_cast<const Pack*>(from);
-  }
-  A2S_HD void store(std::remove_const_t<T>* to) const {
-    if constexpr (V == 1) *to = v[0];
-    else *reinterpret_cast<Pack*>(to) = *this;
-  }
-};
-
-constexpr int kPackBytes = 16;
-
-// Whether every pixel's channels are whole, aligned packs of V.
-template <int V, class T>
-bool packs(const Map<T>& map) {
-  return map.stride_c == 1 && map.c % V == 0 && map.stride_n % V == 0 && map.stride_h % V == 0 &&
-         map.stride_w % V == 0 && reinterpret_cast<uintptr_t>(map.data) % kPackBytes == 0 && map.channels_last;
-}
-
 template <class T>
 struct Type {
   using type = T;
