@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 
@@ -16,17 +17,33 @@ PRECISIONS = ("caffe", "tf32", "bf16")
 def float32_products(mode: str) -> Iterator[None]:
     """Within the block, a GPU's float32 products and convolutions are exact ("ieee") or in TensorFloat-32 ("tf32").
 
-    Left alone, torch runs convolutions in TensorFloat-32, with 10 bits of mantissa; Caffe never does.
+    By default torch runs convolutions in TensorFloat-32, with 10 bits of mantissa; Caffe never does.
+
+    torch has two interfaces to these settings, `fp32_precision` and `allow_tf32`, and refuses to read the older one
+    where the newer one has set products and convolutions apart from it. Inductor and other libraries still read the
+    older one, so it is the one that is set: torch then keeps both in step. Both are restored.
     """
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = mode
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    flags = [(backend, _allow_tf32(backend)) for backend in (matmul, cudnn)]
+    precisions = [(backend, backend.fp32_precision) for backend in (matmul, cudnn.conv, cudnn.rnn)]
+    for backend, _ in flags:
+        backend.allow_tf32 = mode == "tf32"
     try:
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+        for backend, allowed in flags:
+            if allowed is not None:
+                backend.allow_tf32 = allowed
+        for backend, precision in precisions:
+            backend.fp32_precision = precision
+
+
+def _allow_tf32(backend: Any) -> bool | None:
+    """The older setting of a backend; None where the newer one contradicts it and torch refuses to read it."""
+    try:
+        return backend.allow_tf32
+    except RuntimeError:
+        return None
 
 
 def products_of(precision: str) -> AbstractContextManager[None]:
