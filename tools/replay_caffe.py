@@ -1,6 +1,6 @@
 """Replays a recorded training run and says how far every number of ours is from the recorded one.
 
-The folder holds what a run of Caffe gave: docs/fidelity, "A recorded run", says how. All blobs, gradients, losses,
+The folder holds what a run of Caffe gave: docs/fidelity/recorded_runs.md has its layout. All blobs, gradients, losses,
 weights and histories are compared, the worst first; the exit status is 1 if one is beyond its gate. --record writes
 such a folder from a run of ours."""
 

@@ -109,7 +109,8 @@ def dense_crf(
             is released: Python threads can refine images side by side, with a thread each.
 
     Gaussian sums are those of the permutohedral lattice, over all pixels including the pixel itself, and normalised
-    for each pixel after filtering; they equal those of the authors' prog_refine_pascal_v4 (docs/fidelity).
+    for each pixel after filtering; they equal those of the authors' prog_refine_pascal_v4
+    (docs/fidelity/behaviours.md).
 
     Raises:
         InputError: a wrong shape, dtype or parameter, scores that are not finite, standard deviations too small for

@@ -1,6 +1,7 @@
 """Attention to Refine: a recipe for every result.
 
-The paper published no code. What it leaves open is named in each recipe's `ours`; docs/fidelity has the reasons.
+The paper published no code. What it leaves open is named in each recipe's `ours`;
+docs/fidelity/choices.md has the reasons.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Writing a recorded run of ours, in the layout that docs/fidelity describes and `recordings` reads."""
+"""Writing a recorded run of ours, in the layout that docs/fidelity/recorded_runs.md describes."""
 
 import json
 import os

@@ -1,6 +1,6 @@
 """Recorded training runs: what a program computed, in a folder, for another program to be held to.
 
-docs/fidelity, "A recorded run", describes the two layouts. Names in a record are Caffe's: `conv1_1_res05/0` is the
+docs/fidelity/recorded_runs.md describes the two layouts. Names in a record are Caffe's: `conv1_1_res05/0` is the
 weight (`/1` the bias) of the copy of conv1_1 in the branch of scale 0.5.
 """
 
@@ -139,7 +139,9 @@ def read_recording(folder: str | os.PathLike, case: str | None = None) -> Record
     except InputError:
         raise
     except KeyError as error:
-        raise InputError(f"the record in {folder} lacks {error}: docs/fidelity lists what one holds.") from error
+        raise InputError(
+            f"the record in {folder} lacks {error}: docs/fidelity/recorded_runs.md lists what one holds."
+        ) from error
     except ValueError as error:  # numpy on a damaged file, json, mismatched lengths
         raise InputError(f"the record in {folder} cannot be read ({str(error).splitlines()[0]}).") from error
 
