@@ -10,7 +10,10 @@ from _options import add_device_option, add_results_options, keep_results
 
 import argparse
 import dataclasses
+import math
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from a2s_repro import ops
+from a2s_repro.bench.gpu_report import write_line
 from a2s_repro.bench.provenance import provenance
 from a2s_repro.bench.timing import copy_bandwidth, graph_time, paired, peak_memory, rotation, spread, warm_memory
 from a2s_repro.runtime.devices import usable_device
@@ -115,6 +119,16 @@ class Case:
         return shapes
 
 
+TEN = [
+    (Case("interp", 8, 21, (65,), 513), "nchw"),
+    (Case("scale_merge", 8, 150, GRIDS[129], 129, 129), "nchw"),
+    (Case("scale_merge", 8, 150, GRIDS[129], 129, 129), "channels_last"),
+    (Case("scale_merge", 10, 21, GRIDS[41], 41, 41), "channels_last"),
+    (Case("segment", 8, 21, (65,), 513), "nchw"),
+]
+"""Of each the float32 and bfloat16 row, forward and backward together where it has a backward: the ten that matter."""
+
+
 def cases(quick: bool) -> list[Case]:
     merges = [(10, 21, 41), (1, 21, 65), (8, 21, 65), (1, 150, 129), (8, 150, 129)]
     if not quick:
@@ -180,7 +194,7 @@ def measure(
         return both if backward else forward
 
     calls = {name: call(version) for name, version in versions.items()}
-    times = paired(calls, sets, device, budget=0.3 if arguments.quick else 0.6)
+    times = paired(calls, sets, device, budget=0.6 if arguments.cases == "all" else 0.3)
     row = {
         "operator": case.operator,
         "pass": "forward+backward" if backward else "forward",
@@ -214,6 +228,21 @@ def described(row: dict, bandwidth: float) -> str:
     )
 
 
+def chosen(arguments: argparse.Namespace) -> list[tuple[Case, bool, str, str]]:
+    """Case, whether with backward, dtype and layout of every row to measure."""
+    if arguments.cases == "ten":
+        rows = [(case, case.operator != "segment", dtype, layout) for case, layout in TEN for dtype in arguments.dtypes]
+    else:
+        rows = [
+            (case, backward, dtype, layout)
+            for case in cases(arguments.cases == "quick")
+            for dtype in arguments.dtypes
+            for layout in arguments.layouts
+            for backward in ([False] if case.operator == "segment" else [False, True])
+        ]
+    return [row for row in rows if not arguments.operators or row[0].operator in arguments.operators]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -224,31 +253,36 @@ def main() -> int:
     parser.add_argument("--operators", nargs="+", choices=OPERATORS, metavar="NAME", help="only these")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--layouts", nargs="+", choices=("nchw", "channels_last"), default=["nchw", "channels_last"])
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: two minutes")
+    parser.add_argument(
+        "--cases",
+        choices=("all", "quick", "ten"),
+        default="all",
+        help="quick: fewer sizes and rounds; ten: the ten rows that matter",
+    )
+    parser.add_argument("--seconds", type=float, default=math.inf, metavar="S", help="start no case after S seconds")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="append each row to FILE, a JSON line, once measured")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (default 0)")
     add_results_options(parser, "kernels")
     arguments = parser.parse_args()
     device = usable_device(arguments.device)
     torch.manual_seed(arguments.seed)
+    started = time.monotonic()
 
     facts = provenance()
     warm_memory()
     bandwidth = copy_bandwidth(device)
     tqdm.write(f"{facts['gpu'] if device.type == 'cuda' else facts['cpu']}: copies {bandwidth / 1e9:.1f} GB/s")
-    todo = [
-        (case, backward, getattr(torch, dtype), layout)
-        for case in cases(arguments.quick)
-        if not arguments.operators or case.operator in arguments.operators
-        for dtype in arguments.dtypes
-        for layout in arguments.layouts
-        for backward in ([False] if case.operator == "segment" else [False, True])
-    ]
     rows = []
-    for case, backward, dtype, layout in (bar := tqdm(todo, unit="case")):
+    for case, backward, dtype, layout in (bar := tqdm(chosen(arguments), unit="case")):
+        if time.monotonic() - started > arguments.seconds:
+            tqdm.write(f"stopped after {arguments.seconds:.0f} s: {bar.total - bar.n} cases are left out.")
+            break
         bar.set_description(case.operator)
-        rows.append(measure(case, backward, dtype, layout, device, arguments))
+        rows.append(measure(case, backward, getattr(torch, dtype), layout, device, arguments))
         tqdm.write(described(rows[-1], bandwidth))
+        if arguments.log:
+            write_line(arguments.log, {"kernel": rows[-1], "copy_bandwidth": bandwidth})
     results = {"provenance": facts, "copy_bandwidth": bandwidth, "rows": rows}
     keep_results(arguments, "kernels", device.type, results)
     return 0

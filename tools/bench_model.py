@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from a2s_repro import ops
+from a2s_repro.bench.gpu_report import write_line
 from a2s_repro.bench.provenance import provenance
 from a2s_repro.bench.timing import loader_rates, paired, peak_memory, spread
 from a2s_repro.data.demo import CLASSES, make_demo_data
@@ -217,6 +218,7 @@ def main() -> int:
         "--test-crop", type=positive, default=513, help="side of segmented images (default %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="three rounds; else about 20 seconds of rounds a row")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="append each row to FILE, a JSON line, once measured")
     parser.add_argument("--workers", type=int, default=2, help="of the loader (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and images (default %(default)s)")
     add_results_options(parser, "model")
@@ -241,6 +243,8 @@ def main() -> int:
             for row in rows[-len(calls) :]:
                 row["authors_seconds"] = authors.get(work, {}).get(count)
                 tqdm.write(described(row))
+                if arguments.log:
+                    write_line(arguments.log, {"model": row})
     counts = {"batches": 5, "repeats": 3} if arguments.quick else {}
     with tempfile.TemporaryDirectory() as folder:
         root = make_demo_data(folder, num_train=30, num_val=1)

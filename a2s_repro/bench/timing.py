@@ -14,7 +14,8 @@ from a2s_repro.data.image_seg import RandomStream, SegmentationDataset, loader
 from a2s_repro.data.lists import Item
 
 COLD_BYTES = 128 << 20
-"""Inputs of a measurement rotate over about so many bytes, more than the caches that a run can count on."""
+"""Inputs of a measurement rotate over about this many bytes, more than any cache holds: an H200's L2 has 50 MB."""
+MAX_SETS = 512
 
 
 def warm_memory(most: int = 4 << 30) -> None:
@@ -25,8 +26,8 @@ def warm_memory(most: int = 4 << 30) -> None:
 
 
 def rotation(set_bytes: int) -> int:
-    """How many input sets of `set_bytes` are rotated over: 2 to 64."""
-    return min(max(2, COLD_BYTES // max(set_bytes, 1)), 64)
+    """How many input sets of `set_bytes` are rotated over: 2 to 512."""
+    return min(max(2, COLD_BYTES // max(set_bytes, 1)), MAX_SETS)
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -73,8 +74,9 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def graph_time(function: Callable[[int], Any], sets: int, calls: int = 20, replays: int = 5) -> float:
-    """Device seconds a call on a GPU: the calls are captured in a CUDA graph, so the host's part is left out."""
+def graph_time(function: Callable[[int], Any], sets: int, replays: int = 5) -> float:
+    """Device seconds a call on a GPU, without the host's part: a CUDA graph holds a call on every input set."""
+    calls = max(20, sets)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
