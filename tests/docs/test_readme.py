@@ -1,0 +1,56 @@
+"""README: its size, its snippets, and its figure of speed."""
+
+import json
+import re
+
+import numpy as np
+import torch
+
+from a2s_repro.bench.tables import RESULTS
+from tests.markdown import snippets
+from tests.paths import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_it_is_short():
+    assert len(README.encode()) <= 7000
+
+
+def test_make_targets_that_it_names_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"setup", "test", "demo", "smoke"} <= set(re.findall(r"\bmake ([\w-]+)", README)) <= targets
+
+
+def test_segmenting(reader, monkeypatch):
+    monkeypatch.chdir(reader)
+    names: dict = {}
+    exec(snippets("README.md", "Segment")[0], names)
+    result = names["result"]
+    assert result.labels.shape == (90, 120) and result.labels.dtype == np.uint8
+    assert result.weights.shape == (2, 90, 120) and result.weights.dtype == np.float32
+
+
+def test_both_halves_of_the_operators_snippet_are_equivalent():
+    (snippet,) = snippets("README.md", "Use the operators in your own net")
+    ours, theirs = snippet.split("\n# is equivalent to\n")
+    names: dict = {}
+    exec(ours, names)
+    merged, weights = names["merged"], names["weights"]
+    exec(theirs, names)
+    assert merged is not names["merged"]
+    torch.testing.assert_close(merged, names["merged"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weights, names["weights"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_figure_of_speed_is_the_newest_measurement_of_the_snippet():
+    newest = json.loads(sorted(RESULTS.glob("kernels-cpu-*.json"))[-1].read_text())
+    maps = [[8, 21, side, side] for side in (65, 49, 33)] + [[8, 3, 65, 65]]
+    case = ("scale_merge", "forward+backward", "float32", "nchw", maps, 65)
+    keys = ("operator", "pass", "dtype", "layout", "maps", "size")
+    (row,) = (row for row in newest["rows"] if tuple(row[key] for key in keys) == case)
+    figure, threads, date = re.search(
+        r"this is ([\d.]+) times as fast as eager.*?(\d+) threads,\s+([\d-]+)", README, re.DOTALL
+    ).groups()
+    assert float(figure) == round(row["ratio"]["eager"]["median"], 1)
+    assert (int(threads), date) == (newest["provenance"]["threads"], newest["provenance"]["date"][:10])
