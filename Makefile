@@ -26,8 +26,10 @@ $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 test: setup
 	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
+# Style, and the types of the public interface as a user's program sees them.
 lint: setup
 	$(PY) -m ruff check .
+	$(PY) -m mypy
 
 # Every recipe: two iterations of a thin net on drawn pictures, and their evaluation.
 smoke: setup

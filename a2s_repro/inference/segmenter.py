@@ -5,7 +5,7 @@ import functools
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from a2s_repro.data.lists import read_classes
 from a2s_repro.errors import InputError
 from a2s_repro.inference.crf import CRF, refine
 from a2s_repro.inference.tiles import run_tiled
-from a2s_repro.models import build_model
+from a2s_repro.models import Net, build_model
 from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.precision import autocast_of, check_precision, products_of
 
@@ -74,7 +74,7 @@ class Segmenter:
     CSAILVision's ADE20K evaluation. `scores` are then the logarithms of that average.
     """
 
-    model: nn.Module
+    model: Net
     classes: Sequence[str] = ()
     """Names of the C classes."""
     meta: dict = dataclasses.field(default_factory=dict)
@@ -99,8 +99,23 @@ class Segmenter:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @overload
     def __call__(
-        self, image: Picture | Sequence[Picture], *, scores: bool = False, order: str = "bgr", crf: CRF | None = None
+        self, image: Picture, *, scores: bool = False, order: str = "bgr", crf: CRF | None = None
+    ) -> Segmentation: ...
+
+    @overload
+    def __call__(
+        self, image: Sequence[Picture], *, scores: bool = False, order: str = "bgr", crf: CRF | None = None
+    ) -> list[Segmentation]: ...
+
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture],
+        *,
+        scores: bool = False,
+        order: str = "bgr",
+        crf: CRF | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Segments an image; of a list each, and those of one padded size together.
 
