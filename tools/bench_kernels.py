@@ -166,7 +166,7 @@ def measure(
     fused, eager = OPERATORS[case.operator]
     versions = {"fused": fused, "eager": eager}
     if case.operator in COMPILED and layout == "nchw" and dtype == torch.float32 and not arguments.no_compile:
-        torch._dynamo.reset()
+        torch.compiler.reset()
         versions["compiled"] = torch.compile(eager, dynamic=False)
 
     first = [tensor(shape) for shape in case.shapes()]

@@ -1,7 +1,7 @@
-"""The native libraries: loading them, choosing between them and the pure-torch references, registering with torch.
+"""Loads the native libraries, chooses between them and the pure-torch references, and registers operators with torch.
 
-Every operator exists in up to three forms with one meaning: native (`torch.ops.a2s`), the pure-torch reference beside
-its public function, and, for tests, the CUDA kernels looped over their grid on the CPU (`torch.ops.a2s_emulated`).
+An operator exists in up to three equivalent forms: native (`torch.ops.a2s`), the pure-torch reference beside its public
+function, and, for tests, its CUDA kernels looped over their grid on the CPU (`torch.ops.a2s_emulated`).
 """
 
 import functools
@@ -37,7 +37,7 @@ def _load(name: str) -> bool:
 
 
 def load() -> None:
-    """Loads what was built: the CPU library, and the CUDA one where torch has CUDA.
+    """Loads the CPU library and, where torch has CUDA, the CUDA library, if they were built.
 
     Raises:
         ImportError: `A2S_REQUIRE_NATIVE=1` is set and the CPU library is missing or does not load.
@@ -55,14 +55,17 @@ def load() -> None:
 
 
 def loaded_devices() -> frozenset[str]:
-    """Device types that have native operators in this process."""
+    """Device types with native operators in this process."""
     return _devices
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the block, operators run as `name`: `native` (the default), `reference` (pure torch: for `torch.export` to
-    ONNX, debugging and comparison) or `emulated` (the CUDA kernels looped on the CPU: for tests)."""
+    """Selects the form of the operators within the block.
+
+    `native` is the default, `reference` is pure torch (for ONNX export, debugging and comparison), and for tests
+    `emulated` loops the CUDA kernels over their grid on the CPU. Raises ValueError for another name.
+    """
     if name not in ("reference", *NAMESPACES):
         raise ValueError(f"use_backend: unknown backend {name!r}; known are {', '.join(['reference', *NAMESPACES])}.")
     global _backend
@@ -74,8 +77,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def operators(tensor: Tensor, scales: int = 1) -> Any | None:
-    """The torch.ops namespace that serves a merge of so many `scales` on `tensor`'s device under the current backend;
-    None: use the reference."""
+    """The torch.ops namespace to call for `tensor` and a merge of `scales` maps; None selects the reference."""
     if _backend == "reference" or tensor.device.type not in _devices or scales > MAX_SCALES:
         return None
     return getattr(torch.ops, NAMESPACES[_backend])
@@ -89,12 +91,12 @@ def add_backend(name: str, namespace: str) -> None:
 
 
 def channels_last(tensor: Tensor) -> bool:
-    """Whether results computed from `tensor` are laid out channels_last: its channels are adjacent in memory."""
+    """Whether the channels of `tensor` are adjacent in memory, so that results are channels_last too."""
     return tensor.size(1) > 1 and tensor.stride(1) == 1 and tensor.stride(3) != 1
 
 
 def empty_like_layout(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised result of `shape` in the layout that the native operators give it (for fake implementations)."""
+    """An uninitialised tensor of `shape` in the layout of the native operators' results, for fake implementations."""
     memory_format = torch.channels_last if channels_last(tensor) else torch.contiguous_format
     return torch.empty(shape, dtype=dtype or tensor.dtype, device=tensor.device, memory_format=memory_format)
 
@@ -108,11 +110,15 @@ def register(
     differentiable: bool = True,
     promote: bool = False,
 ) -> None:
-    """Registers an operator's Python side in its namespaces.
+    """Registers the Python side of an operator in each of its namespaces.
 
-    `backward(ops, ctx, *grads)` gets the namespace to call its `*_backward` operator in. Without `backward`, a
-    differentiable operator raises RuntimeError when differentiated again (double backward). `promote`: under autocast
-    the tensor arguments are brought to their widest dtype, as torch.cat's are.
+    Args:
+        fake: shapes, dtypes and strides of the results, for torch.compile and torch.export.
+        setup_context, backward: the gradient, as in torch.library.register_autograd; `backward(ops, ctx, *grads)` also
+            gets the namespace of the matching `*_backward` operator.
+        differentiable: an operator that is, but has no `backward`, raises RuntimeError on double backward.
+        promote: under autocast, cast tensor arguments to their widest dtype, as torch.cat does;
+            torch.library.register_autocast would cast them all to one fixed dtype.
     """
     if not _devices:
         return
@@ -123,8 +129,7 @@ def register(
             return
         torch.library.register_fake(qualified, fake)
         if backward is not None:
-            kernel = _autograd_kernel(getattr(ops, name).default, setup_context, functools.partial(backward, ops))
-            _library(namespace).impl(name, kernel, "Autograd", with_keyset=True)
+            torch.library.register_autograd(qualified, functools.partial(backward, ops), setup_context=setup_context)
         elif differentiable:
             torch.library.register_autograd(qualified, functools.partial(_no_double_backward, name))
         if promote:
@@ -138,46 +143,13 @@ def register(
 
 
 def namespaces_of(name: str) -> list[str]:
-    """Where an operator is defined: what the CPU alone needs has no CUDA code to emulate."""
+    """The namespaces that define an operator; those for the CPU alone are not emulated."""
     return [namespace for namespace in NAMESPACES.values() if hasattr(getattr(torch.ops, namespace), name)]
 
 
 @functools.cache
 def _library(namespace: str) -> torch.library.Library:
     return torch.library.Library(namespace, "IMPL")
-
-
-def _autograd_kernel(operator: Any, setup_context: Callable, backward: Callable) -> Callable:
-    """What torch.library.register_autograd makes, for operators whose one list of tensors comes first, if there is any.
-
-    Its own handling of lists takes 0.1 ms a call, as long as a merge of small maps.
-    """
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, keyset: Any, listed: int | None, *flat: Any) -> Any:
-            args = flat if listed is None else (list(flat[:listed]), *flat[listed:])
-            with torch._C._AutoDispatchBelowAutograd():
-                result = operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
-            ctx.listed = listed is not None
-            setup_context(ctx, args, result)
-            return result
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-            result = backward(ctx, *grads)
-            first, *rest = result if isinstance(result, tuple) else (result,)
-            return None, None, *(first if ctx.listed else [first]), *rest
-
-    def kernel(keyset: Any, *args: Any) -> Any:
-        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
-            with torch._C._AutoDispatchBelowAutograd():
-                return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
-        if isinstance(args[0], (list, tuple)):
-            return Function.apply(keyset, len(args[0]), *args[0], *args[1:])
-        return Function.apply(keyset, None, *args)
-
-    return kernel
 
 
 def _no_double_backward(name: str, ctx: Any, *grads: Any) -> None:

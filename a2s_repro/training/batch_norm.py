@@ -39,7 +39,8 @@ class RunningStatistics:
     def skip_pass(self) -> None:
         """To be called where another process makes a pass."""
         if self._decays:  # before its first own pass a process has zeros
-            torch._foreach_mul_(self._running, self._decays)
+            for buffer, decay in zip(self._running, self._decays, strict=True):
+                buffer.mul_(decay)
 
     def finish(self) -> None:
         """To be called after the passes of an update; all processes must."""

@@ -76,7 +76,7 @@ def test_every_operator_is_checked() -> None:
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_compiles_forward_and_backward_without_graph_breaks(operator: str) -> None:
     """To the same bits: the operators stay what they are in the compiled graph."""
-    torch._dynamo.reset()  # the limit on recompilations is one for all operators, which share this function
+    torch.compiler.reset()  # the limit on recompilations is one for all operators, which share this function
 
     def step(*inputs: Tensor) -> Tensor:
         outputs = OPERATORS[operator][0](*inputs, size=GRIDS["paper"][0])
