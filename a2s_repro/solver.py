@@ -63,16 +63,20 @@ class LearningRate:
 
 
 class CaffeSGD(torch.optim.Optimizer):
-    """SGD with momentum and L2 decay as Caffe's solver does it: the learning rate is inside the history.
+    """SGD with momentum and L2 decay by the rule of Caffe's solver, which keeps the learning rate inside the history.
 
-        h = momentum * h + lr * lr_mult * (g / iter_size + branches * weight_decay * decay_mult * w);  w = w - h
+    For a weight w, its gradient g and its history h, with rate = lr * lr_mult and decay = weight_decay * decay_mult:
 
-    It differs from torch.optim.SGD after a change of rate: the history keeps the rates it was made with.
+        h = momentum * h + rate * (g + decay * w)
+        w = w - h
 
-    The authors' Caffe gives every sharing copy of a weight a slot of its own: gradient, history, lr_mult, decay_mult.
-    All slots see the weight as it was before the update, and their updates add up. Here a slot is a parameter, and the
+    torch.optim.SGD multiplies the history by the rate instead. Both agree as long as the rate stays the same; after a
+    change, Caffe's history keeps the rates that its gradients were added with.
+
+    In the authors' Caffe every sharing copy of a weight has a slot of its own: gradient, history, lr_mult, decay_mult.
+    All slots read the weight as it was before the update, and their updates add up. Here a slot is a parameter, and the
     copies of a weight are parameters that share its storage, each in a group of its own. Copies with equal multipliers
-    need one slot only, because the rule is linear: one parameter whose gradient is the sum of theirs, decayed
+    can share one slot, because the rule is linear: one parameter whose gradient is the sum of theirs, decayed
     `branches` times.
 
     Args:
@@ -80,9 +84,9 @@ class CaffeSGD(torch.optim.Optimizer):
             `branches` (1 each) and `owner` (True; False for a group of copies). lr_mult 0 freezes a group: no gradient,
             no history, no decay.
         lr: rate of the next update; set it before each by `set_lr`.
-        iter_size: how many backward passes are summed in a gradient.
-        clip_gradients: where the owners' gradients together, before the division by iter_size, are longer than this,
-            they are scaled down to it. The copies' are neither counted nor scaled, as in Caffe.
+        iter_size: number of backward passes summed in a gradient; g is the gradient divided by it.
+        clip_gradients: longest norm of the owners' gradients together, before the division by iter_size; longer ones
+            are scaled down to it. As in Caffe, the copies' gradients are neither counted nor scaled.
 
     Raises:
         InputError: a setting that is not possible; clipping gradients that `branches` copies have in common.
@@ -118,7 +122,7 @@ class CaffeSGD(torch.optim.Optimizer):
         self.clip_gradients = clip_gradients
         for group in self.param_groups:
             if clip_gradients is not None and group["branches"] > 1:
-                raise InputError("clip_gradients looks at the owners' gradients alone: give every copy a slot.")
+                raise InputError("clip_gradients applies to the owners' gradients alone: give every copy a slot.")
             if len({parameter.data_ptr() for parameter in group["params"]}) < len(group["params"]):
                 raise InputError("parameters that share their storage need groups of their own.")
         _freeze(self.param_groups)
@@ -137,45 +141,35 @@ class CaffeSGD(torch.optim.Optimizer):
                 loss = closure()
         clipping = self._clipping()
         updates = []
-        for group in sorted(self.param_groups, key=lambda group: group["owner"]):  # copies see the weights as they were
-            weights = [p for p in group["params"] if p.grad is not None]
-            if not weights or group["lr_mult"] == 0:
+        for group in self.param_groups:
+            if group["lr_mult"] == 0:
                 continue
-            gradients = [_laid_out_as(weight, weight.grad) for weight in weights]
-            histories = [self._history(weight) for weight in weights]
-            if clipping is not None and group["owner"]:
-                gradients = torch._foreach_mul(gradients, clipping)
+            # The gradient is iter_size times g, so the rate is divided by iter_size and the decay multiplied by it.
             rate = group["lr"] * group["lr_mult"] / group["iter_size"]
-            torch._fused_sgd_(
-                [_flat(weight if group["owner"] else weight.clone()) for weight in weights],
-                [_flat(gradient) for gradient in gradients],
-                [_flat(history) for history in histories],
-                weight_decay=group["weight_decay"] * group["decay_mult"] * group["branches"] * group["iter_size"],
-                momentum=group["momentum"],
-                lr=1,
-                dampening=1 - rate,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-            )
-            if not group["owner"]:
-                updates.append((weights, histories))
-        for weights, histories in updates:
-            torch._foreach_sub_(weights, histories)
+            decay = group["weight_decay"] * group["decay_mult"] * group["branches"] * group["iter_size"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                gradient = weight.grad * clipping if clipping is not None and group["owner"] else weight.grad
+                history = self._history(weight)
+                history.mul_(group["momentum"]).add_(gradient.add(weight, alpha=decay), alpha=rate)
+                updates.append((weight, history))
+        for weight, history in updates:  # after all histories are made, because copies share the weight's storage
+            weight.sub_(history)
         return loss
 
     def _history(self, weight: nn.Parameter) -> torch.Tensor:
         state = self.state[weight]
-        state["history"] = _laid_out_as(weight, state["history"]) if state else torch.zeros_like(weight)
+        if not state:
+            state["history"] = torch.zeros_like(weight)
         return state["history"]
 
     def _clipping(self) -> torch.Tensor | None:
-        """What to multiply the owners' gradients with, a scalar; None if they are not clipped."""
+        """The factor of the owners' gradients, a scalar; None if they are not clipped."""
         if self.clip_gradients is None:
             return None
         owners = [parameter for group in self.param_groups if group["owner"] for parameter in group["params"]]
-        gradients = [owner.grad for owner in owners if owner.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm = nn.utils.get_total_norm([owner.grad for owner in owners if owner.grad is not None])
         return (self.clip_gradients / norm).clamp(max=1)
 
 
@@ -212,21 +206,11 @@ class TorchSGD(torch.optim.SGD):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-            if group["iter_size"] > 1 and gradients:
-                torch._foreach_div_(gradients, group["iter_size"])
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.div_(group["iter_size"])
         super().step()
         return loss
-
-
-def _laid_out_as(weight: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with the strides of a weight, because the fused kernels walk through both as they lie in memory."""
-    return tensor if tensor.stride() == weight.stride() else torch.empty_like(weight).copy_(tensor)
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """A dense tensor's values as they lie in memory; of what is not contiguous the fused kernels make copies."""
-    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _freeze(groups: Iterable[dict[str, Any]]) -> None:
