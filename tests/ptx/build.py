@@ -5,12 +5,16 @@ macro `a2s` is defined so; the CUDA runtime is native.cpp; ptxas is not needed. 
 build/ptx, by a hash of all that went into it.
 """
 
+import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,43 +66,41 @@ def headers_of(source: Path) -> list[Path]:
     return sorted(found)
 
 
+@contextmanager
+def made_once(name: str) -> Iterator[tuple[Path, Path | None]]:
+    """Folder `name` of the cache, and a folder that becomes it if the block does not raise, unless it is there already."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    folder, work = CACHE / name, CACHE / f"{name}.part"
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            yield folder, None
+            return
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        yield folder, work
+        work.rename(folder)
+
+
 def compiled(source: Path) -> tuple[Path, Path]:
     """Object file and PTX of a CUDA source."""
     texts = [(f.name, f.read_bytes()) for f in [source, *headers_of(source)]]
-    folder = CACHE / f"{source.parent.name}-{source.stem}-{digest(toolchain(), FLAGS, texts)}"
-    made = folder / "object.o", folder / f"{source.stem}.ptx"
-    if not all(path.exists() for path in made):
-        work = folder.with_name(f"{folder.name}.{os.getpid()}")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        arch = f"arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}"
-        run(
-            [
-                nvcc(),
-                "-c",
-                "-gencode",
-                arch,
-                *FLAGS,
-                "--keep",
-                "--keep-dir",
-                str(work),
-                "-o",
-                str(work / "object.o"),
-                str(source),
-            ]
-        )
-        for file in work.iterdir():
-            if file.name not in (made[0].name, made[1].name):
+    name = f"{source.parent.name}-{source.stem}-{digest(toolchain(), FLAGS, texts)}"
+    with made_once(name) as (folder, work):
+        if work:
+            kept = work / "object.o", work / f"{source.stem}.ptx"
+            command = ["-c", "-gencode", f"arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}", *FLAGS]
+            run([nvcc(), *command, "--keep", "--keep-dir", str(work), "-o", str(kept[0]), str(source)])
+            for file in set(work.iterdir()) - set(kept):
                 file.unlink()
-        shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
-    return made
+    return folder / "object.o", folder / f"{source.stem}.ptx"
 
 
 def cuda_sources(*operators: str) -> list[Path]:
-    """The project's CUDA sources, or those that implement one of the operators."""
-    sources = sorted((ROOT / "csrc").rglob("*.cu"))
-    return [s for s in sources if not operators or any(f'"{name}"' in s.read_text() for name in operators)]
+    """The project's CUDA sources, or those of the folders that hold one of the operators."""
+    listed = [ROOT / name for name in re.findall(r"csrc/\S+\.cu\b", (ROOT / "CMakeLists.txt").read_text())]
+    folders = {s.parent for s in listed if any(f'"{name}"' in s.read_text() for name in operators)}
+    return [s for s in listed if not operators or s.parent in folders]
 
 
 def build(sources: list[Path], schemas: Path | None = None) -> tuple[Path, list[Path]]:
@@ -107,11 +109,9 @@ def build(sources: list[Path], schemas: Path | None = None) -> tuple[Path, list[
         made = list(pool.map(compiled, sources))
     host = [HERE / "native.cpp", *([schemas] if schemas else [])]
     objects = [str(object) for object, _ in made]
-    library = CACHE / f"library-{digest(toolchain(), FLAGS, objects, [f.read_bytes() for f in host])}" / "liba2s_ptx.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        work = library.with_name(f"{os.getpid()}.so")
-        link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-Xlinker=-Bsymbolic,--no-undefined,-rpath," + str(TORCH / "lib")]
-        run([nvcc(), "-shared", "-cudart=none", *FLAGS, *map(str, host), *objects, *link, "-o", str(work)])
-        work.rename(library)
-    return library, [ptx for _, ptx in made]
+    with made_once(f"library-{digest(toolchain(), FLAGS, objects, [f.read_bytes() for f in host])}") as (folder, work):
+        if work:
+            link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", f"-Xlinker=-Bsymbolic,--no-undefined,-rpath,{TORCH / 'lib'}"]
+            output = ["-o", str(work / "liba2s_ptx.so")]
+            run([nvcc(), "-shared", "-cudart=none", *FLAGS, *map(str, host), *objects, *link, *output])
+    return folder / "liba2s_ptx.so", [ptx for _, ptx in made]

@@ -26,6 +26,8 @@ from tests.ptx.memory import READABLE, WRITABLE, WRITTEN, Fault, GlobalMemory
 from tests.ptx.parse import Module
 from tests.ptx.translate import Program, translate
 
+LARGE = 1 << 30
+"""Bytes from which memory is not touched without need."""
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
@@ -61,7 +63,8 @@ class Allocations(TorchDispatchMode):
         name = function.name()
         for tensor in tensors_of(result):
             if name.startswith("aten::empty"):
-                tensor.untyped_storage().fill_(0xFB) if tensor.numel() else None
+                if 0 < tensor.untyped_storage().nbytes() < LARGE:
+                    tensor.untyped_storage().fill_(0xFB)
                 self.call.allocated.append(tensor)
                 self.call.memory.allow(
                     tensor, f"result {len(self.call.allocated)} {describe(tensor)}", READABLE | WRITABLE
@@ -139,14 +142,22 @@ class Device:
         return 0
 
     @contextmanager
-    def calling(self, inputs: Sequence[Tensor]) -> Iterator[Call]:
-        """Within the block, kernels may read `inputs` and write what is allocated meanwhile."""
+    def calling(self, inputs: Sequence[Tensor], results: Sequence[Tensor] = ()) -> Iterator[Call]:
+        """Within the block, kernels may read `inputs`, and write `results` and what is allocated meanwhile.
+
+        Raises:
+            Fault: a kernel did what it must not.
+        """
         call = self.call = self.last = Call(GlobalMemory(self.checked))
         try:
             for i, tensor in enumerate(inputs):
                 call.memory.allow(tensor, f"argument {i} {describe(tensor)}", READABLE | WRITTEN)
+            for i, tensor in enumerate(results):
+                call.memory.allow(tensor, f"result {i} {describe(tensor)}", READABLE | WRITABLE)
             with Allocations(call):
                 yield call
+            if call.fault is not None:
+                raise call.fault
         except Exception as error:
             if call.fault is not None:
                 raise call.fault from error

@@ -12,10 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from tests.ptx.counts import Counts
-from tests.ptx.memory import SHARED_WINDOW, Fault, GlobalMemory, SharedMemory
+from tests.ptx.memory import SHARED_WINDOW, WARP, Fault, GlobalMemory, SharedMemory
 from tests.ptx.translate import Program
 
-WARP = 32
 MAX_STEPS = 20_000_000
 
 
@@ -266,7 +265,7 @@ class Group:
             "xor": np.bitwise_xor,
         }[mode]
         _, first, where = np.unique(self.lanes // WARP, return_index=True, return_inverse=True)
-        return operation.reduceat(value, first)[where]
+        return operation.reduceat(value, first, dtype=value.dtype)[where]
 
     def warp_barrier(self) -> None:
         if self.machine.shared is not None:
@@ -287,7 +286,7 @@ class Machine:
         self.registers: list[np.ndarray | None] = [None] * self.program.registers
         self.kinds = self.program.kinds
         size = launch.shared_bytes
-        self.shared = SharedMemory(self.blocks, size, self.program.shared_grain) if size else None
+        self.shared = SharedMemory(self.blocks, size, self.program.shared_grain, self.warps) if size else None
         self._special: dict[str, np.ndarray] = {}
 
     def what(self, site: int) -> str:
@@ -451,6 +450,5 @@ class Machine:
             )
         if self.shared is not None:
             self.shared.barrier(np.flatnonzero(arrived))
-        self.launch.memory.barrier()
         for number, group in waiting:
             enter(number, group)

@@ -7,13 +7,17 @@ Each byte carries marks: may be read, may be written, holds a value, was written
 
 import bisect
 import ctypes
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+WARP = 32
 READABLE, WRITABLE, WRITTEN, THIS_LAUNCH = 1, 2, 4, 8
+MOST_BYTES = 1 << 36
+"""Of the tensors of a call."""
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 SHARED_WINDOW = 1 << 60
 """Where shared memory lies in the generic address space."""
@@ -26,6 +30,13 @@ class Fault(Exception):
 def repeated(mark: int, width: int) -> np.unsignedinteger:
     """`mark` in each of `width` bytes."""
     return UNSIGNED[width](int.from_bytes(bytes([mark]) * width, "little"))
+
+
+def lazy_zeros(size: int, kind: type) -> np.ndarray:
+    """An array of which only what is written takes up memory."""
+    no_reserve = 0x4000  # mmap.MAP_NORESERVE, which Python has from 3.13 on
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    return np.frombuffer(mmap.mmap(-1, size * np.dtype(kind).itemsize, flags=flags), kind)
 
 
 @dataclass
@@ -46,8 +57,10 @@ class GlobalMemory:
         self.races = races
         self.allocations: list[Allocation] = []
         self.starts: list[int] = []
-        self.marks = np.zeros(0, np.uint8)
-        self.writer = np.zeros(0, np.int32)
+        self.marks = lazy_zeros(MOST_BYTES, np.uint8)
+        self.writer = lazy_zeros(MOST_BYTES, np.int32)
+        self._end = 0
+        self._fresh: list[tuple[np.ndarray, int]] = []  # where this launch has written, and how wide
         self._tensors: list[Tensor] = []  # kept alive, so that no address is used twice
         self._window(1 << 12, 1 << 47)
 
@@ -62,9 +75,6 @@ class GlobalMemory:
 
     def write(self, addresses: np.ndarray, width: int, values: np.ndarray) -> None:
         self.words[width][(addresses - self.origin) // width] = values
-
-    def barrier(self) -> None:
-        """Threads of a block may read what others of it wrote before the barrier."""
 
     def allow(self, tensor: Tensor, name: str, marks: int) -> None:
         """Gives the bytes of the tensor's elements `marks`, besides those they have."""
@@ -90,13 +100,8 @@ class GlobalMemory:
         return self.allocations[i] if i >= 0 and self.allocations[i].end > start else None
 
     def _add(self, start: int, size: int, name: str) -> Allocation:
-        at = -(-len(self.marks) // 64) * 64 + start % 64  # marks are aligned as the memory is
-        room = -(-(at + size) // 64) * 64
-        for array in ("marks", "writer") if self.races else ("marks",):
-            old = getattr(self, array)
-            new = np.zeros(room, old.dtype)
-            new[: len(old)] = old
-            setattr(self, array, new)
+        at = -(-self._end // 64) * 64 + start % 64  # marks are aligned as the memory is
+        self._end = at + size
         allocation = Allocation(start, start + size, at, name)
         i = bisect.bisect(self.starts, start)
         self.starts.insert(i, start)
@@ -120,7 +125,9 @@ class GlobalMemory:
             )
 
     def begin_launch(self) -> None:
-        self.marks &= ~np.uint8(THIS_LAUNCH)
+        for at, width in self._fresh:
+            self.marks.view(UNSIGNED[width])[at // width] &= ~repeated(THIS_LAUNCH, width)
+        self._fresh = []
 
     def locate(self, addresses: np.ndarray, size: int, what: str) -> np.ndarray:
         """Where the marks of each address lie.
@@ -187,6 +194,7 @@ class GlobalMemory:
         words[at // width] = marks | repeated(WRITTEN | THIS_LAUNCH, width)
         if not self.races:
             return
+        self._fresh.append((at, width))
         again = (marks & repeated(THIS_LAUNCH, width)) != 0
         if again.any() and (self.writer[at[again]] != lanes[again]).any():
             other = again & (self.writer[at] != lanes)
@@ -200,11 +208,17 @@ class GlobalMemory:
 
 
 class SharedMemory:
-    """Of `blocks` blocks at once; `size` bytes each. Marks are kept for every `grain` bytes, the narrowest access."""
+    """Of `blocks` blocks at once; `size` bytes each. Marks are kept for every `grain` bytes, the narrowest access.
 
-    NOBODY, MANY = -1, -2
+    An access races with one by another thread unless a barrier of the block, or of the warp that both are of, lies
+    between them.
+    """
 
-    def __init__(self, blocks: int, size: int, grain: int) -> None:
+    NOBODY, SEVERAL = -1, -2
+    OF_WARP = -3
+    """Several lanes of warp w: OF_WARP - w."""
+
+    def __init__(self, blocks: int, size: int, grain: int, warps: int) -> None:
         self.size, self.grain = size, grain
         self.stride = -(-size // 16) * 16
         data = np.zeros(blocks * self.stride, np.uint8)
@@ -213,6 +227,10 @@ class SharedMemory:
         self.written = np.zeros(cells, bool)
         self.writer = np.full(cells, self.NOBODY, np.int32)
         self.reader = np.full(cells, self.NOBODY, np.int32)
+        self.epoch = np.zeros(warps, np.int32)
+        """Barriers that each warp has passed alone."""
+        self.write_epoch = np.zeros(cells, np.int32)
+        self.read_epoch = np.zeros(cells, np.int32)
 
     def barrier(self, blocks: np.ndarray) -> None:
         """What the threads of these blocks wrote and read lies behind a barrier."""
@@ -221,48 +239,65 @@ class SharedMemory:
 
     def warp_barrier(self, lanes: np.ndarray) -> None:
         """The same for threads of one warp among each other."""
+        self.epoch[np.unique(lanes // WARP)] += 1
 
     def locate(self, addresses: np.ndarray, size: int, blocks: np.ndarray, what: str) -> np.ndarray:
+        """Where the bytes of each lane's access begin.
+
+        Raises:
+            Fault: one is misaligned or does not lie in its block's memory.
+        """
         if np.bitwise_or.reduce(addresses) & (size - 1):
-            raise Fault(f"{what}: misaligned: shared memory at {int(addresses[(addresses & (size - 1)) != 0][0])}")
+            bad = addresses[(addresses & (size - 1)) != 0][0]
+            raise Fault(f"{what}: misaligned: shared address {int(bad)} is no multiple of {size}")
         if addresses.min() < 0 or addresses.max() + size > self.size:
             bad = addresses[(addresses < 0) | (addresses + size > self.size)][0]
             raise Fault(f"{what}: out of range: byte {int(bad)} of {self.size} of shared memory")
         return blocks * self.stride + addresses
 
     def check_read(self, at: np.ndarray, width: int, lanes: np.ndarray, what: str) -> None:
+        warps = lanes // WARP
         for byte in range(0, width, self.grain):
             i = (at + byte) // self.grain
             if not self.written[i].all():
                 raise Fault(f"{what}: reads shared memory that was never written: {self._byte(i, ~self.written[i])}")
-            writer = self.writer[i]
-            racing = (writer != self.NOBODY) & (writer != lanes)
+            racing = self._races(self.writer[i], self.write_epoch[i], lanes, warps)
             if racing.any():
-                raise Fault(
-                    f"{what}: race: reads shared memory that another thread wrote since the last barrier: "
-                    f"{self._byte(i, racing)}"
-                )
+                raise Fault(f"{what}: race: reads what another thread has just written: {self._byte(i, racing)}")
             before = self.reader[i]
-            self.reader[i] = np.where((before == self.NOBODY) | (before == lanes), lanes, self.MANY)
-            several = self.reader[i] != lanes
-            if several.any():
-                self.reader[i[several]] = self.MANY
+            same_warp = np.where(before >= 0, before // WARP, self.OF_WARP - before) == warps
+            alone = (before == self.NOBODY) | (before == lanes)
+            self.reader[i] = np.where(alone, lanes, np.where(same_warp, self.OF_WARP - warps, self.SEVERAL))
+            self.read_epoch[i] = self.epoch[warps]
+            # Lanes of this very access that share a cell: one of them was kept.
+            kept = self.reader[i]
+            together = (kept >= 0) & (kept != lanes)
+            if together.any():
+                of_warp = kept[together] // WARP == warps[together]
+                self.reader[i[together]] = np.where(of_warp, self.OF_WARP - warps[together], self.SEVERAL)
 
     def check_write(self, at: np.ndarray, width: int, lanes: np.ndarray, what: str) -> None:
+        warps = lanes // WARP
         for byte in range(0, width, self.grain):
             i = (at + byte) // self.grain
-            for who, did in ((self.writer, "wrote"), (self.reader, "read")):
-                other = who[i]
-                racing = (other != self.NOBODY) & (other != lanes)
+            for who, epoch, did in (
+                (self.writer, self.write_epoch, "written"),
+                (self.reader, self.read_epoch, "read"),
+            ):
+                racing = self._races(who[i], epoch[i], lanes, warps)
                 if racing.any():
-                    raise Fault(
-                        f"{what}: race: writes shared memory that another thread {did} since the last barrier: "
-                        f"{self._byte(i, racing)}"
-                    )
+                    raise Fault(f"{what}: race: writes what another thread has just {did}: {self._byte(i, racing)}")
             self.writer[i] = lanes
+            self.write_epoch[i] = self.epoch[warps]
             if (self.writer[i] != lanes).any():
                 raise Fault(f"{what}: race: two threads write at once: {self._byte(i, self.writer[i] != lanes)}")
             self.written[i] = True
+
+    def _races(self, who: np.ndarray, epoch: np.ndarray, lanes: np.ndarray, warps: np.ndarray) -> np.ndarray:
+        """Where an access by `lanes` is not ordered after the one by `who`."""
+        same_warp = np.where(who >= 0, who // WARP, self.OF_WARP - who) == warps
+        ordered = same_warp & (epoch < self.epoch[warps])
+        return (who != self.NOBODY) & (who != lanes) & ~ordered
 
     def _byte(self, cells: np.ndarray, where: np.ndarray) -> str:
         return f"byte {int(cells[where][0] * self.grain % self.stride)}"

@@ -210,7 +210,8 @@ class Translator:
         base, _, offset = text[1:-1].replace(" ", "").partition("+")
         if base in self.numbers:
             name = self.register(base)
-            base = f"{name}.view(np.int64)" if SIZES[self.kernel.registers[base]] == 8 else f"{name}.astype(np.int64)"
+            wide = SIZES[self.kernel.registers[base]] == 8
+            base = f"{name}.view(np.int64)" if wide else f"{name}.view(np.int32).astype(np.int64)"
         else:
             known = self.kernel.parameters.get(base) or self.kernel.shared.get(base)
             base = self.constant(np.int64(known.offset if known else int(base, 0)))
