@@ -68,7 +68,7 @@ def headers_of(source: Path) -> list[Path]:
 
 @contextmanager
 def made_once(name: str) -> Iterator[tuple[Path, Path | None]]:
-    """Folder `name` of the cache, and a folder that becomes it if the block does not raise, unless it is there already."""
+    """Folder `name` of the cache and, unless it is there, a folder that becomes it if the block does not raise."""
     CACHE.mkdir(parents=True, exist_ok=True)
     folder, work = CACHE / name, CACHE / f"{name}.part"
     with (CACHE / f"{name}.lock").open("w") as lock:

@@ -1,23 +1,40 @@
 """Devices of the interpreter; where there is no nvcc these tests are skipped."""
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests.ptx import build, device
+from a2s_repro import ops
+from tests.ptx import build
+from tests.ptx.device import Device, operators
 
 NO_NVCC = "needs nvcc, on PATH or in CUDA_HOME: the CUDA kernels are not executed"
 
 
 @pytest.fixture(scope="session")
-def kernels() -> device.Device:
+def kernels() -> Device:
     """The kernels of kernels.cu, which test the interpreter itself."""
     if build.nvcc() is None:
         pytest.skip(NO_NVCC)
-    return device.Device([build.HERE / "kernels.cu"])
+    return Device([build.HERE / "kernels.cu"])
 
 
 @pytest.fixture(scope="session")
-def ptx() -> device.Device:
-    """The project's operators, which are then also the backend "ptx"."""
+def project() -> Device:
+    """The project's operators."""
     if build.nvcc() is None:
         pytest.skip(NO_NVCC)
-    return device.operators()
+    return operators()
+
+
+@pytest.fixture
+def ptx(project: Device) -> Iterator[Device]:
+    """Runs the test with the operators in the interpreter."""
+    with ops.use_backend("ptx"):
+        yield project
+
+
+@pytest.fixture
+def device(ptx: Device) -> str:
+    """Where the operators' own tests put their tensors, which makes them tests of the kernels."""
+    return "cpu"

@@ -71,10 +71,10 @@ class Counts:
         if len(address) == 1:
             access.sectors += len(starts) * max(1, size // SECTOR)
             blocks = machine.ordinal_of(lanes[starts])
-            position = np.repeat(memory.locate(address, size, ""), len(starts))
+            position = np.repeat(memory.locate(address, size, "")[0], len(starts))
         else:
             blocks = machine.ordinal_of(lanes)
-            position = memory.locate(address, size, "")
+            position, _ = memory.locate(address, size, "")
             sector = position // SECTOR
             keys = warp << 40 | sector
             step = keys[1:] - keys[:-1]

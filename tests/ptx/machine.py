@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from tests.ptx.counts import Counts
-from tests.ptx.memory import SHARED_WINDOW, WARP, Fault, GlobalMemory, SharedMemory
+from tests.ptx.memory import SHARED_WINDOW, WARP, Fault, GlobalMemory
+from tests.ptx.shared import SharedMemory
 from tests.ptx.translate import Program
 
 MAX_STEPS = 20_000_000
@@ -131,9 +132,10 @@ class Group:
         what = machine.what(site)
         memory = machine.launch.memory
         checking = lanes[:1] if len(address) == 1 else lanes
-        at = memory.locate(address, size, what)
+        at, given = memory.locate(address, size, what)
+        threads = machine.identities(checking)
         for i in range(count):
-            memory.check_read(at + i * width, width, machine.identities(checking), what, address + i * width)
+            memory.check_read(at + i * width, given, width, threads, what, address + i * width)
         values = [memory.read(address + i * width, width) for i in range(count)]
         return self._spread(values, guard)
 
@@ -146,9 +148,10 @@ class Group:
         if machine.launch.counts is not None:
             machine.launch.counts.on_global(site, address, size, lanes, machine, store=True)
         what, memory = machine.what(site), machine.launch.memory
-        at = memory.locate(address, size, what)
+        at, given = memory.locate(address, size, what)
+        threads = machine.identities(lanes)
         for i, value in enumerate(values):
-            memory.check_write(at + i * width, width, machine.identities(lanes), what, address + i * width)
+            memory.check_write(at + i * width, given, width, threads, what, address + i * width)
             memory.write(address + i * width, width, value[guard] if guard is not None and len(value) != 1 else value)
 
     def load_shared(self, site: int, address: np.ndarray, width: int, count: int, guard: np.ndarray | None) -> list:

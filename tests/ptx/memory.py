@@ -1,8 +1,8 @@
-"""The memory that a kernel may touch, and what stops it: the traps.
+"""Global memory, and what stops a kernel there: misaligned, out-of-range and uninitialised accesses, and races.
 
-Global memory is the process's own. Every tensor of a call is registered with the bytes of its elements, so an access
-between two rows of a slice is as much out of range as one past the end. Shared memory is an array per block.
-Each byte carries marks: may be read, may be written, holds a value, was written in this launch.
+It is the process's own memory. Every tensor of a call is registered with the bytes of its elements, so an access
+between two rows of a slice is as much out of range as one past the end. Each byte carries marks: may be read, may be
+written, holds a value, was written in this launch.
 """
 
 import bisect
@@ -27,9 +27,11 @@ class Fault(Exception):
     """What a kernel did wrong."""
 
 
-def repeated(mark: int, width: int) -> np.unsignedinteger:
-    """`mark` in each of `width` bytes."""
-    return UNSIGNED[width](int.from_bytes(bytes([mark]) * width, "little"))
+REPEATED = {
+    width: np.array([int.from_bytes(bytes([mark]) * width, "little") for mark in range(16)], kind)
+    for width, kind in UNSIGNED.items()
+}
+"""Marks in each of 1, 2, 4 or 8 bytes."""
 
 
 def lazy_zeros(size: int, kind: type) -> np.ndarray:
@@ -47,6 +49,8 @@ class Allocation:
     end: int
     marks_at: int
     name: str
+    marks: int = 0
+    """Marks that all of its bytes have, besides their own."""
 
 
 class GlobalMemory:
@@ -85,15 +89,19 @@ class GlobalMemory:
         allocation = self._find(storage.data_ptr())
         if allocation is None:
             allocation = self._add(storage.data_ptr(), storage.nbytes(), name)
-        size = allocation.end - allocation.start
-        shadow = torch.from_numpy(self.marks[allocation.marks_at : allocation.marks_at + size])
-        width = tensor.element_size()
-        # An expanded axis is one element long; what overlaps otherwise is marked more than once.
-        extent = [1 if stride == 0 else length for length, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-        if tensor.numel():
-            strides = [stride * width for stride in tensor.stride()] + [1]
-            view = shadow.as_strided([*extent, width], strides, tensor.storage_offset() * width)
+        if tensor.numel() * tensor.element_size() == storage.nbytes() and 0 not in tensor.stride():
+            allocation.marks |= marks
+        elif tensor.numel():
+            view = self._marks_of(tensor, allocation)
             view.copy_(view | marks)
+
+    def _marks_of(self, tensor: Tensor, allocation: Allocation) -> Tensor:
+        """Marks of the bytes of a tensor's elements; an expanded axis is one element long."""
+        marks = torch.from_numpy(self.marks[allocation.marks_at :][: allocation.end - allocation.start])
+        width = tensor.element_size()
+        extent = [1 if stride == 0 else length for length, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+        strides = [stride * width for stride in tensor.stride()]
+        return marks.as_strided([*extent, width], [*strides, 1], tensor.storage_offset() * width)
 
     def _find(self, start: int) -> Allocation | None:
         i = bisect.bisect_right(self.starts, start) - 1
@@ -112,12 +120,8 @@ class GlobalMemory:
         """Every element of a result must have been written."""
         if tensor.numel() == 0:
             return
-        storage = tensor.untyped_storage()
-        allocation = self._find(storage.data_ptr())
-        marks = torch.from_numpy(self.marks[allocation.marks_at : allocation.marks_at + storage.nbytes()])
-        width = tensor.element_size()
-        strides = [stride * width for stride in tensor.stride()]
-        missing = (marks.as_strided(tensor.shape, strides, tensor.storage_offset() * width) & WRITTEN) == 0
+        allocation = self._find(tensor.untyped_storage().data_ptr())
+        missing = ((self._marks_of(tensor, allocation)[..., 0] | allocation.marks) & WRITTEN) == 0
         if missing.any():
             first = tuple(missing.nonzero()[0].tolist())
             raise Fault(
@@ -126,11 +130,11 @@ class GlobalMemory:
 
     def begin_launch(self) -> None:
         for at, width in self._fresh:
-            self.marks.view(UNSIGNED[width])[at // width] &= ~repeated(THIS_LAUNCH, width)
+            self.marks.view(UNSIGNED[width])[at // width] &= ~REPEATED[width][THIS_LAUNCH]
         self._fresh = []
 
-    def locate(self, addresses: np.ndarray, size: int, what: str) -> np.ndarray:
-        """Where the marks of each address lie.
+    def locate(self, addresses: np.ndarray, size: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+        """Where the marks of each address lie, and the marks that its allocation has as a whole.
 
         Raises:
             Fault: an access of `size` bytes is misaligned or lies outside of every tensor's storage.
@@ -141,7 +145,7 @@ class GlobalMemory:
         low, high = int(addresses.min()), int(addresses.max())
         allocation = self._find(low)
         if allocation is not None and high + size <= allocation.end:
-            return addresses + (allocation.marks_at - allocation.start)
+            return addresses + (allocation.marks_at - allocation.start), np.array([allocation.marks])
         starts = np.array(self.starts, np.int64)
         ends = np.array([a.end for a in self.allocations], np.int64)
         shift = np.array([a.marks_at - a.start for a in self.allocations], np.int64)
@@ -151,7 +155,7 @@ class GlobalMemory:
             raise Fault(
                 f"{what}: out of range: {int(outside.sum())} lanes, the first at {self.describe(addresses[outside][0])}"
             )
-        return addresses + shift[i]
+        return addresses + shift[i], np.array([a.marks for a in self.allocations])[i]
 
     def describe(self, address: int) -> str:
         """An address by the tensors around it."""
@@ -168,136 +172,50 @@ class GlobalMemory:
         )
         return f"{side} of {nearest.name}"
 
-    def check_read(self, at: np.ndarray, width: int, lanes: np.ndarray, what: str, addresses: np.ndarray) -> None:
+    def check_read(
+        self, at: np.ndarray, given: np.ndarray, width: int, lanes: np.ndarray, what: str, addresses: np.ndarray
+    ) -> None:
+        """`given`: marks of the allocations as a whole."""
         marks = self.marks.view(UNSIGNED[width])[at // width]
-        wanted = repeated(READABLE | WRITTEN, width)
-        if ((marks & wanted) != wanted).any():
-            bad = (marks & wanted) != wanted
-            readable = repeated(READABLE, width)
-            reason = "out of range of the tensor" if ((marks[bad] & readable) != readable).any() else "never written"
+        wanted = REPEATED[width][(READABLE | WRITTEN) & ~given]
+        bad = (marks & wanted) != wanted
+        if bad.any():
+            readable = REPEATED[width][READABLE & ~given]
+            reason = "out of range of the tensor" if ((marks & readable) != readable).any() else "never written"
             raise Fault(f"{what}: reads memory that is {reason}: {self.describe(addresses[bad][0])}")
         if not self.races:
             return
-        fresh = (marks & repeated(THIS_LAUNCH, width)) != 0
+        fresh = (marks & REPEATED[width][THIS_LAUNCH]) != 0
         if fresh.any() and (self.writer[at[fresh]] != lanes[fresh]).any():
-            other = self.writer[at] != lanes
-            where = self.describe(addresses[fresh & other][0])
+            where = self.describe(addresses[fresh & (self.writer[at] != lanes)][0])
             raise Fault(f"{what}: race: reads what another thread of this launch writes: {where}")
 
-    def check_write(self, at: np.ndarray, width: int, lanes: np.ndarray, what: str, addresses: np.ndarray) -> None:
+    def check_write(
+        self, at: np.ndarray, given: np.ndarray, width: int, lanes: np.ndarray, what: str, addresses: np.ndarray
+    ) -> None:
+        """The same for a write, which it notes."""
         words = self.marks.view(UNSIGNED[width])
         marks = words[at // width]
-        wanted = repeated(WRITABLE, width)
-        if ((marks & wanted) != wanted).any():
-            bad = addresses[(marks & wanted) != wanted][0]
-            raise Fault(f"{what}: writes outside of the results: {self.describe(bad)}")
-        words[at // width] = marks | repeated(WRITTEN | THIS_LAUNCH, width)
+        wanted = REPEATED[width][WRITABLE & ~given]
+        bad = (marks & wanted) != wanted
+        if bad.any():
+            raise Fault(f"{what}: writes outside of the results: {self.describe(addresses[bad][0])}")
+        words[at // width] = marks | REPEATED[width][WRITTEN | THIS_LAUNCH]
         if not self.races:
             return
         self._fresh.append((at, width))
-        again = (marks & repeated(THIS_LAUNCH, width)) != 0
+        again = (marks & REPEATED[width][THIS_LAUNCH]) != 0
         if again.any() and (self.writer[at[again]] != lanes[again]).any():
             other = again & (self.writer[at] != lanes)
             raise Fault(f"{what}: race: two threads of this launch write {self.describe(addresses[other][0])}")
         for byte in range(width):
             self.writer[at + byte] = lanes
-        if (self.writer[at] != lanes).any():
-            raise Fault(
-                f"{what}: race: two threads write {self.describe(addresses[self.writer[at] != lanes][0])} at once"
-            )
+        overwritten = self.writer[at] != lanes
+        if overwritten.any():
+            raise Fault(f"{what}: race: two threads write {self.describe(addresses[overwritten][0])} at once")
 
-
-class SharedMemory:
-    """Of `blocks` blocks at once; `size` bytes each. Marks are kept for every `grain` bytes, the narrowest access.
-
-    An access races with one by another thread unless a barrier of the block, or of the warp that both are of, lies
-    between them.
-    """
-
-    NOBODY, SEVERAL = -1, -2
-    OF_WARP = -3
-    """Several lanes of warp w: OF_WARP - w."""
-
-    def __init__(self, blocks: int, size: int, grain: int, warps: int) -> None:
-        self.size, self.grain = size, grain
-        self.stride = -(-size // 16) * 16
-        data = np.zeros(blocks * self.stride, np.uint8)
-        self.words = {width: data.view(kind) for width, kind in UNSIGNED.items()}
-        cells = blocks * self.stride // grain
-        self.written = np.zeros(cells, bool)
-        self.writer = np.full(cells, self.NOBODY, np.int32)
-        self.reader = np.full(cells, self.NOBODY, np.int32)
-        self.epoch = np.zeros(warps, np.int32)
-        """Barriers that each warp has passed alone."""
-        self.write_epoch = np.zeros(cells, np.int32)
-        self.read_epoch = np.zeros(cells, np.int32)
-
-    def barrier(self, blocks: np.ndarray) -> None:
-        """What the threads of these blocks wrote and read lies behind a barrier."""
-        for who in (self.writer, self.reader):
-            who.reshape(-1, self.stride // self.grain)[blocks] = self.NOBODY
-
-    def warp_barrier(self, lanes: np.ndarray) -> None:
-        """The same for threads of one warp among each other."""
-        self.epoch[np.unique(lanes // WARP)] += 1
-
-    def locate(self, addresses: np.ndarray, size: int, blocks: np.ndarray, what: str) -> np.ndarray:
-        """Where the bytes of each lane's access begin.
-
-        Raises:
-            Fault: one is misaligned or does not lie in its block's memory.
-        """
-        if np.bitwise_or.reduce(addresses) & (size - 1):
-            bad = addresses[(addresses & (size - 1)) != 0][0]
-            raise Fault(f"{what}: misaligned: shared address {int(bad)} is no multiple of {size}")
-        if addresses.min() < 0 or addresses.max() + size > self.size:
-            bad = addresses[(addresses < 0) | (addresses + size > self.size)][0]
-            raise Fault(f"{what}: out of range: byte {int(bad)} of {self.size} of shared memory")
-        return blocks * self.stride + addresses
-
-    def check_read(self, at: np.ndarray, width: int, lanes: np.ndarray, what: str) -> None:
-        warps = lanes // WARP
-        for byte in range(0, width, self.grain):
-            i = (at + byte) // self.grain
-            if not self.written[i].all():
-                raise Fault(f"{what}: reads shared memory that was never written: {self._byte(i, ~self.written[i])}")
-            racing = self._races(self.writer[i], self.write_epoch[i], lanes, warps)
-            if racing.any():
-                raise Fault(f"{what}: race: reads what another thread has just written: {self._byte(i, racing)}")
-            before = self.reader[i]
-            same_warp = np.where(before >= 0, before // WARP, self.OF_WARP - before) == warps
-            alone = (before == self.NOBODY) | (before == lanes)
-            self.reader[i] = np.where(alone, lanes, np.where(same_warp, self.OF_WARP - warps, self.SEVERAL))
-            self.read_epoch[i] = self.epoch[warps]
-            # Lanes of this very access that share a cell: one of them was kept.
-            kept = self.reader[i]
-            together = (kept >= 0) & (kept != lanes)
-            if together.any():
-                of_warp = kept[together] // WARP == warps[together]
-                self.reader[i[together]] = np.where(of_warp, self.OF_WARP - warps[together], self.SEVERAL)
-
-    def check_write(self, at: np.ndarray, width: int, lanes: np.ndarray, what: str) -> None:
-        warps = lanes // WARP
-        for byte in range(0, width, self.grain):
-            i = (at + byte) // self.grain
-            for who, epoch, did in (
-                (self.writer, self.write_epoch, "written"),
-                (self.reader, self.read_epoch, "read"),
-            ):
-                racing = self._races(who[i], epoch[i], lanes, warps)
-                if racing.any():
-                    raise Fault(f"{what}: race: writes what another thread has just {did}: {self._byte(i, racing)}")
-            self.writer[i] = lanes
-            self.write_epoch[i] = self.epoch[warps]
-            if (self.writer[i] != lanes).any():
-                raise Fault(f"{what}: race: two threads write at once: {self._byte(i, self.writer[i] != lanes)}")
-            self.written[i] = True
-
-    def _races(self, who: np.ndarray, epoch: np.ndarray, lanes: np.ndarray, warps: np.ndarray) -> np.ndarray:
-        """Where an access by `lanes` is not ordered after the one by `who`."""
-        same_warp = np.where(who >= 0, who // WARP, self.OF_WARP - who) == warps
-        ordered = same_warp & (epoch < self.epoch[warps])
-        return (who != self.NOBODY) & (who != lanes) & ~ordered
-
-    def _byte(self, cells: np.ndarray, where: np.ndarray) -> str:
-        return f"byte {int(cells[where][0] * self.grain % self.stride)}"
+    def written_in_this_launch(self, tensor: Tensor) -> np.ndarray:
+        """Sorted positions in the tensor's storage, in elements."""
+        allocation = self._find(tensor.untyped_storage().data_ptr())
+        at = np.concatenate([at for at, _ in self._fresh]) - allocation.marks_at
+        return np.unique(at[(at >= 0) & (at < allocation.end - allocation.start)] // tensor.element_size())

@@ -1,5 +1,6 @@
 """PTX text as nvcc writes it, read into kernels: parameters, registers, shared variables, instructions and labels."""
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ VARIABLE = re.compile(
     r"\.(?P<space>shared|local|const|global)\s+(?:\.align\s+(?P<align>\d+)\s+)?\.(?P<type>\w+)\s+(?P<name>[\w$]+)(?:\[(?P<count>\d*)\])?"
 )
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
+STATEMENT = re.compile(r"\s*(\{|\}|[\w$]+:(?!:)|[^;{}]*(?:\{[^}]*\}[^;{}]*)*;)")
 GUARD = re.compile(r"@(!?)(%?[\w$]+)\s+")
 
 
@@ -31,7 +33,7 @@ class Instruction:
     guard: str | None = None
     negated: bool = False
 
-    @property
+    @functools.cached_property
     def parts(self) -> list[str]:
         return self.opcode.replace("::", "_").split(".")
 
@@ -141,7 +143,7 @@ def kernel_of(name: str, parameters: str, body: str) -> Kernel:
 def statements(body: str) -> Iterator[tuple[str, str]]:
     """Each statement or `label:`, with a suffix for the names of the scope that it stands in (inline assembly)."""
     scopes, opened, position = [""], 0, 0
-    while match := re.compile(r"\s*(\{|\}|[\w$]+:(?!:)|[^;{}]*(?:\{[^}]*\}[^;{}]*)*;)").match(body, position):
+    while match := STATEMENT.match(body, position):
         position = match.end()
         statement = match[1]
         if statement == "{":

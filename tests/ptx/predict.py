@@ -140,7 +140,9 @@ def cost_of(device: Device, ran: Ran) -> LaunchCost:
         size = allocation.end - allocation.start
         first, last = allocation.marks_at // SECTOR, (allocation.marks_at + size - 1) // SECTOR
         inside = (touched.sector >= first) & (touched.sector <= last)
-        usable = int(np.count_nonzero(launch.memory.marks[allocation.marks_at :][:size] & READABLE))
+        usable = size
+        if not allocation.marks & READABLE:
+            usable = int(np.count_nonzero(launch.memory.marks[allocation.marks_at :][:size] & READABLE))
         for stored in (False, True):
             dram += min(usable, SECTOR * scale * int((inside & (touched.stored == stored)).sum()))
     made = assembled(
