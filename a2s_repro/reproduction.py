@@ -24,7 +24,7 @@ from a2s_repro.files import replacing
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.evaluation import evaluate, server_folder
 from a2s_repro.inference.segmenter import load_model
-from a2s_repro.models import ResNetDilated8, Widths
+from a2s_repro.models import Widths
 from a2s_repro.recipes import PRETRAINED, RECIPES, Published, Recipe, recipes_of
 from a2s_repro.recipes.recipe import IMAGENET, RESNET34
 from a2s_repro.training import Run, train
@@ -336,9 +336,41 @@ def draw_pretrained(out: Path) -> dict[str, Path]:
     files = {name: out / file for name, file in PRETRAINED.items()}
     weights = from_caffe(random_init(Widths().scaled(SMOKE_CHANGES["width"]), seed=0), "random weights").weights
     save_weights(files[IMAGENET], weights.state_dict, weights.meta)
-    resnet = ResNetDilated8(1, width=SMOKE_CHANGES["width"])
-    encoder = {
-        key: value for key, value in resnet.state_dict().items() if key.partition(".")[0] in resnet.encoder_layers
-    }
-    torch.save(encoder, files[RESNET34])
+    shapes = csailvision_shapes(SMOKE_CHANGES["width"])
+    torch.save({key: _drawn(key, shape) for key, shape in shapes.items()}, files[RESNET34])
     return files
+
+
+def _drawn(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Weights by He's rule; batch norms that leave their input nearly as it is."""
+    if len(shape) == 4:
+        return torch.randn(shape) * (2 / (shape[1] * shape[2] * shape[3])) ** 0.5
+    return torch.zeros(shape) if key.endswith(("bias", "mean")) else torch.ones(shape)
+
+
+def csailvision_shapes(width: float = 1) -> dict[str, tuple[int, ...]]:
+    """The state dict of ResNet-34 in CSAILVision/semantic-segmentation-pytorch at e94bc36, restated from its class.
+
+    Three 3x3 convolutions of 64 filters, four groups of blocks, and a classifier of Places365; batch norms of torch
+    0.3, without `num_batches_tracked`. The first group takes 64 channels and gives 64, so it has no projection. The
+    smoke run loads such a file into `ResNetDilated8`, of which this function is independent.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(convolution: str, norm: str, outputs: int, inputs: int, side: int = 3) -> None:
+        shapes[f"{convolution}.weight"] = (outputs, inputs, side, side)
+        shapes.update({f"{norm}.{kind}": (outputs,) for kind in ("weight", "bias", "running_mean", "running_var")})
+
+    first, *groups = (max(1, round(channels * width)) for channels in (64, 64, 128, 256, 512))
+    for number, inputs in ((1, 3), (2, first), (3, first)):
+        layer(f"conv{number}", f"bn{number}", first, inputs)
+    inputs = first
+    for group, (blocks, outputs) in enumerate(zip((3, 4, 6, 3), groups, strict=True), 1):
+        for block in range(blocks):
+            name = f"layer{group}.{block}"
+            layer(f"{name}.conv1", f"{name}.bn1", outputs, inputs)
+            layer(f"{name}.conv2", f"{name}.bn2", outputs, outputs)
+            if inputs != outputs:
+                layer(f"{name}.downsample.0", f"{name}.downsample.1", outputs, inputs, side=1)
+            inputs = outputs
+    return shapes | {"fc.weight": (365, inputs), "fc.bias": (365,)}

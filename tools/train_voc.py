@@ -76,7 +76,7 @@ def main() -> int:
         "--backbone", choices=BACKBONES, help="resnet34 is ResNet34-dilated8; start from one of its recipes"
     )
     net.add_argument(
-        "--stem", choices=STEMS, help="ResNet's first layers: three 3x3 convolutions, or torchvision's 7x7"
+        "--stem", choices=tuple(STEMS), help="ResNet's first layers: three 3x3 convolutions, or torchvision's 7x7"
     )
     net.add_argument("--decoder", choices=DECODERS, help="on ResNet: one 1x1 convolution, or pyramid pooling")
     net.add_argument("--batch-norm", choices=tuple(NORMS), help="statistics of a process, or of all (CUDA)")

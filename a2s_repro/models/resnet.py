@@ -26,7 +26,9 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 """Maps of the encoder: of the first layers on the 1/2 grid, and of the four groups of blocks on 1/4, 1/8, 1/8, 1/8."""
 
 DECODERS = ("c1", "psp")
-STEMS = ("deep", "plain")
+STEMS = {"deep64": 64, "deep128": 128, "plain": 64}
+"""Channels that the first layers give. deep64: three 3x3 convolutions of 64 filters, as CSAILVision's revision of 2017
+that has ResNet34-dilated8 (e94bc36); deep128: 64, 64 and 128, as theirs from March 2018; plain: torchvision's 7x7."""
 NORMS = {"batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
 
 
@@ -70,7 +72,7 @@ class ResNetDilated8(MultiScale):
         merge: "attention", "average" or "max"; None for one scale.
         head: the attention's, if the merge has any. It reads layer4, or for a `RefineHead` any of STAGES.
         decoder: "c1", a 1x1 convolution, or "psp", pyramid pooling.
-        stem: "deep", three 3x3 convolutions of 64, 64 and 128 filters, or "plain", torchvision's 7x7 one of 64.
+        stem: the first layers, one of STEMS. "deep" is read as deep128, whose name it was in files of version 0.1.
         width: factor on all widths; other than 1 it makes a thin copy of the net.
         batch_norm: "batch", over the images of a process, or "sync", over those of all processes (on CUDA alone).
         dropout: drop ratio in the attention's head.
@@ -89,12 +91,13 @@ class ResNetDilated8(MultiScale):
         *,
         head: AttentionHead | RefineHead = ON_LAYER4,
         decoder: str = "c1",
-        stem: str = "deep",
+        stem: str = "deep64",
         width: float = 1,
         batch_norm: str = "batch",
         dropout: float = 0.5,
     ) -> None:
         super().__init__(num_classes, dropout)
+        stem = "deep128" if stem == "deep" else stem
         for name, value, known in (
             ("decoder", decoder, DECODERS),
             ("stem", stem, STEMS),
@@ -107,10 +110,10 @@ class ResNetDilated8(MultiScale):
         norm = NORMS[batch_norm]
         self.channels = {
             stage: max(1, round(outputs * width))
-            for stage, outputs in zip(STAGES, (128 if stem == "deep" else 64, 64, 128, 256, 512), strict=True)
+            for stage, outputs in zip(STAGES, (STEMS[stem], 64, 128, 256, 512), strict=True)
         }
         outputs, last = self.channels["stem"], self.channels["layer4"]
-        if stem == "deep":
+        if stem != "plain":
             inner = self.channels["layer1"]
             self.conv1, self.bn1 = conv3x3(3, inner, stride=2), norm(inner)
             self.conv2, self.bn2 = conv3x3(inner, inner), norm(inner)
@@ -158,7 +161,7 @@ class ResNetDilated8(MultiScale):
     def branch(self, image: Tensor) -> Branch:
         """The net on a batch (N, 3, H, W) at one scale; the maps are those of `head_maps`."""
         x = relu(self.bn1(self.conv1(image)))
-        if self.stem == "deep":
+        if self.stem != "plain":
             x = relu(self.bn2(self.conv2(x)))
             x = relu(self.bn3(self.conv3(x)))
         maps = {"stem": x} if "stem" in self.head_maps else {}
@@ -212,8 +215,8 @@ def load_resnet34(net: ResNetDilated8, path: str | os.PathLike) -> str:
 
     Args:
         net: gets the layers; its decoder and attention stay as they are.
-        path: state dict of ResNet-34 as torchvision has it (stem "plain") or as CSAILVision's (stem "deep"), written by
-            torch.save or as `.safetensors`. Its `fc` is not used.
+        path: state dict of ResNet-34 as torchvision has it (stem "plain"), or as CSAILVision had it in 2017 ("deep64")
+            or 2018 ("deep128"), written by torch.save or as `.safetensors`. Its `fc` is not used.
 
     Raises:
         InputError: the file is damaged, or is another net's.
@@ -222,10 +225,10 @@ def load_resnet34(net: ResNetDilated8, path: str | os.PathLike) -> str:
     ours = {k: v for k, v in net.state_dict().items() if k.partition(".")[0] in net.encoder_layers}
     theirs = {key: tensor for key, tensor in state.items() if key.partition(".")[0] != "fc"}
     remedy = "give the state dict of a ResNet-34"
-    if net.stem == "plain" and "conv3.weight" in theirs:
-        remedy = "its first layers are those of stem 'deep'"
-    elif net.stem == "deep" and "conv1.weight" in theirs and "conv3.weight" not in theirs:
-        remedy = "its first layers are those of stem 'plain'"
+    if (stem := _stem_of(theirs)) not in (None, net.stem):
+        raise InputError(
+            f"{path} has the first layers of stem '{stem}', and the net those of '{net.stem}': give --stem {stem}."
+        )
     missing = [key for key in ours if key not in theirs and not key.endswith("num_batches_tracked")]  # of torch 0.4.1
     if missing or not theirs.keys() <= ours.keys():
         other = f"lacks {missing[0]}" if missing else f"has {next(key for key in theirs if key not in ours)} besides"
@@ -240,6 +243,15 @@ def load_resnet34(net: ResNetDilated8, path: str | os.PathLike) -> str:
     fresh = sorted({name.partition(".")[0] for name, _ in net.named_parameters()} - set(net.encoder_layers))
     unused = "; fc of the file not used" if len(theirs) < len(state) else ""
     return f"ResNet-34 with stem '{net.stem}' loaded from {path}{unused}; {', '.join(fresh)} new"
+
+
+def _stem_of(state: dict[str, Tensor]) -> str | None:
+    """The stem whose layers a state dict of ResNet-34 has, at any width; None for another net's."""
+    if "conv1.weight" not in state or "layer1.0.conv1.weight" not in state:
+        return None
+    if "conv3.weight" not in state:
+        return "plain"
+    return "deep128" if "layer1.0.downsample.0.weight" in state else "deep64"
 
 
 def _read_state(path: str | os.PathLike) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ ADE20K = TRAINING | {
     "evaluation_set": "list/val.txt",
     "init": RESNET34,
     "backbone": "resnet34",
-    "stem": "deep",
+    "stem": "deep64",
     "head": AttentionHead(features="layer4"),
     "crop": 385,
     "scale_augmentation": (0.5, 1.5),

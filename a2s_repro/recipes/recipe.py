@@ -61,8 +61,8 @@ class Recipe:
 
     backbone: str = "vgg16"
     """The net of each scale: "vgg16", DeepLab on VGG-16, or "resnet34", ResNet34-dilated8 with `stem` and `decoder`."""
-    stem: str = "deep"
-    """First layers of ResNet-34: "deep", three 3x3 convolutions, or "plain", one 7x7 as torchvision has it."""
+    stem: str = "deep64"
+    """First layers of ResNet-34, one of models.resnet.STEMS: three 3x3 convolutions, or torchvision's 7x7."""
     decoder: str = "c1"
     """What makes the scores on ResNet-34: "c1", a 1x1 convolution, or "psp", pyramid pooling."""
     batch_norm: str = "batch"
@@ -239,6 +239,8 @@ class Recipe:
         for name, kind in _OF_PLAIN.items():
             if values.get(name) is not None:
                 values[name] = kind(values[name])
+        if values.get("stem") == "deep":  # as files of version 0.1 have it, whatever the backbone
+            values["stem"] = "deep128" if values.get("backbone") == "resnet34" else FIELDS["stem"].default
         return cls(**{"name": "", **values})
 
 

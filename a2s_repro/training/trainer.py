@@ -193,7 +193,7 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot. Raises InputError, naming the settings, if it is of another run."""
-        theirs = {**Recipe.of_config(snapshot.config).config(), **snapshot.config}
+        theirs = {**snapshot.config, **Recipe.of_config(snapshot.config).config()}
         changed = [
             f"{name} {theirs.get(name)} instead of {value}"
             for name, value in self.config.items()

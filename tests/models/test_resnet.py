@@ -17,6 +17,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.inference.segmenter import load_model
 from a2s_repro.models import AttentionHead, RefineHead, ResNetDilated8, build_model
 from a2s_repro.models.resnet import STAGES, load_resnet34
+from a2s_repro.reproduction import csailvision_shapes
 from tests.models.receptive_field import rows_seen, smooth
 
 WIDTH = 1 / 16
@@ -69,22 +70,45 @@ def test_the_encoder_has_torchvisions_names_and_parameters():
     assert encoder == torchvision_names()
 
 
-def test_the_deep_stem():
-    """Three convolutions for one, and a projection in the first block, which now sees 128 channels."""
-    plain, deep = full_counts(stem="plain"), full_counts(stem="deep")
+def test_the_default_stem_is_that_of_csailvisions_revision_of_2017():
+    shapes = csailvision_shapes()
+    with torch.device("meta"):
+        ours = {key: tuple(tensor.shape) for key, tensor in ResNetDilated8(150).state_dict().items()}
+    assert {key for key in ours if "num_batches" not in key and "decoder" not in key} == {
+        key for key in shapes if not key.startswith("fc")
+    }
+    assert all(ours[key] == shape for key, shape in shapes.items() if not key.startswith("fc"))
+    counts = full_counts()
+    assert sum(counts.values()) - counts["decoder"] == 21_350_976
+
+
+def test_a_file_of_csailvisions_revision_of_2017_loads(tmp_path):
+    torch.manual_seed(0)
+    state = {key: torch.rand(shape) for key, shape in csailvision_shapes().items()}
+    torch.save(state, tmp_path / "resnet34.pth", _use_new_zipfile_serialization=False)
+    net = ResNetDilated8(5)
+    sentence = load_resnet34(net, tmp_path / "resnet34.pth")
+    assert sentence.startswith("ResNet-34 with stem 'deep64' loaded from") and "fc of the file not used" in sentence
+    assert all(torch.equal(net.state_dict()[key], tensor) for key, tensor in state.items() if not key.startswith("fc"))
+
+
+def test_the_stem_of_2018():
+    """Its third convolution has 128 filters, so the first block projects 128 channels to 64."""
+    plain, deep = full_counts(stem="plain"), full_counts(stem="deep128")
     stem = sum(deep[name] for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"))
     assert stem == 9 * (3 * 64 + 64 * 64 + 64 * 128) + 2 * (64 + 64 + 128)
     assert deep["layer1"] - plain["layer1"] == 64 * 64 * 9 + 128 * 64 + 2 * 64
     assert sum(deep.values()) - deep["decoder"] == 21_433_152
-    added = set(thin(stem="deep").state_dict()) - set(torchvision_names())
+    added = set(thin(stem="deep128").state_dict()) - set(torchvision_names())
     assert {key.rpartition(".")[0] for key in added} == {
         "conv2", "bn2", "conv3", "bn3", "layer1.0.downsample.0", "layer1.0.downsample.1", "decoder.conv_last"
     }  # fmt: skip
+    assert thin(stem="deep").stem == "deep128"  # its name in files of version 0.1
 
 
 def test_parameter_counts_of_the_five_nets():
-    encoder, a2s = 21_433_152, 2 * 512 * 512 * 9 + 512 + 2 * 512 + 2
-    hypercolumn = 128 + 64 + 128 + 256 + 512
+    encoder, a2s = 21_350_976, 2 * 512 * 512 * 9 + 512 + 2 * 512 + 2
+    hypercolumn = 64 + 64 + 128 + 256 + 512
     branch = 2 * 512 * 512 * 9 + 512
     refine = 2 * (hypercolumn * 512 * 9 + 512) + 2 * branch + 2 * 512 + 2 + 150 * 512 + 150
     c1, psp = 150 * 512, 12_927_126
@@ -96,7 +120,7 @@ def test_parameter_counts_of_the_five_nets():
         "refine_psp": encoder + psp + refine,
     }
     assert {name: sum(full_counts(**fields).values()) for name, fields in FIVE_NETS.items()} == expected
-    assert list(expected.values()) == [21_509_952, 26_230_082, 34_360_278, 41_054_168, 53_904_494]
+    assert list(expected.values()) == [21_427_776, 26_147_906, 34_278_102, 40_382_168, 53_232_494]
 
 
 def strided(net: ResNetDilated8) -> ResNetDilated8:
@@ -123,7 +147,7 @@ def test_dilation_computes_what_the_strided_net_does_and_the_cells_between():
     torch.testing.assert_close(dilated["layer4"][..., ::4, ::4], original["layer4"], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("stem", "stem_field"), [("deep", 11), ("plain", 7)])
+@pytest.mark.parametrize(("stem", "stem_field"), [("deep64", 11), ("deep128", 11), ("plain", 7)])
 def test_receptive_fields_and_grids_of_the_stages(stem, stem_field):
     """A cell sees 1 + the sum of (window - 1) x dilation x stride so far, centred on its pixel: corners align."""
     net = smooth(thin(scales=SCALES, merge="attention", head=REFINE, stem=stem))
@@ -132,7 +156,7 @@ def test_receptive_fields_and_grids_of_the_stages(stem, stem_field):
     fields["layer2"] = fields["layer1"] + 2 * 4 + 7 * 2 * 8
     fields["layer3"] = fields["layer2"] + 2 * 8 + 11 * 2 * 2 * 8
     fields["layer4"] = fields["layer3"] + 2 * 2 * 8 + 5 * 2 * 4 * 8
-    assert list(fields.values()) == {"deep": [11, 63, 183, 551, 903], "plain": [7, 59, 179, 547, 899]}[stem]
+    assert list(fields.values()) == {11: [11, 63, 183, 551, 903], 7: [7, 59, 179, 547, 899]}[stem_field]
     image = torch.rand(1, 3, 1025, 17, dtype=torch.float64, requires_grad=True)
     maps = net.branch(image).features
     assert [tuple(maps[stage].shape[2:]) for stage in STAGES] == [(513, 9), (257, 5), (129, 3), (129, 3), (129, 3)]
@@ -183,7 +207,7 @@ def test_all_scales_run_the_same_batch_normalisations():
     net = thin(scales=SCALES, merge="attention").train()
     net(torch.randn(2, 3, 33, 33))
     counts = {name: count.item() for name, count in net.named_buffers() if name.endswith("num_batches_tracked")}
-    assert len(counts) == len([m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]) == 3 + 2 * 16 + 4
+    assert len(counts) == len([m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]) == 3 + 2 * 16 + 3
     assert set(counts.values()) == {2}
 
 
@@ -224,12 +248,12 @@ def classifier(net: ResNetDilated8) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
-@pytest.mark.parametrize("stem", ["plain", "deep"])
+@pytest.mark.parametrize("stem", ["plain", "deep64", "deep128"])
 def test_weights_of_a_classifier_are_loaded(tmp_path, stem, form):
     """As torchvision writes them today, and without `num_batches_tracked`, as CSAILVision's of 2017 are."""
     net = thin(stem=stem, decoder="psp")
     state, path = classifier(net), tmp_path / ("net.safetensors" if form == "safetensors" else "net.pth")
-    if stem == "deep":
+    if stem != "plain":
         state = {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
     if form == "safetensors":
         save_file(state, path)
@@ -256,12 +280,16 @@ def changed(state: dict, **changes: torch.Tensor | None) -> dict:
         (lambda s: changed(s, layer3__6__conv1__weight=s["conv1.weight"]), "has layer3.6.conv1.weight besides"),
         (lambda s: changed(s, conv1__weight=torch.zeros(64, 3, 7, 7)), "conv1.weight is 64x3x7x7, but the net's is 4x"),
         (lambda s: changed(s, bn1__weight=s["bn1.weight"] / 0), "bn1.weight has values that are not finite"),
-        (lambda s: classifier(thin(stem="deep")), "its first layers are those of stem 'deep'"),
+        (
+            lambda s: classifier(thin(stem="deep64")),
+            "first layers of stem 'deep64', .* those of 'plain': give --stem deep64",
+        ),
+        (lambda s: classifier(thin(stem="deep128")), "first layers of stem 'deep128', .* give --stem deep128"),
         (lambda s: {"state_dict": s}, "holds other things than named tensors"),
         (lambda s: {}, "holds other things than named tensors"),
         (lambda s: thin(), "cannot be read .*damaged, or no state dict"),
     ],
-    ids=["lacks", "besides", "shape", "not-finite", "stem", "nested", "empty", "objects"],
+    ids=["lacks", "besides", "shape", "not-finite", "stem-of-2017", "stem-of-2018", "nested", "empty", "objects"],
 )
 def test_other_files_are_refused_in_a_sentence(tmp_path, change, sentence):
     net, path = thin(stem="plain"), tmp_path / "net.pth"
@@ -312,7 +340,7 @@ def test_statistics_over_processes_need_cuda(tmp_path):
     ("fields", "sentence"),
     [
         ({"decoder": "fpn"}, "decoder 'fpn' is not known; it is one of c1, psp"),
-        ({"stem": "shallow"}, "stem 'shallow' is not known; it is one of deep, plain"),
+        ({"stem": "shallow"}, "stem 'shallow' is not known; it is one of deep64, deep128, plain"),
         ({"batch_norm": "group"}, "batch_norm 'group' is not known; it is one of batch, sync"),
         ({"scales": (0.5,)}, "scales 0.5: a share-net takes two or more"),
         ({"scales": SCALES}, "merge 'None' is not known; it is one of attention, average, max"),

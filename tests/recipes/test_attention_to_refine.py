@@ -162,7 +162,7 @@ def test_a_resumed_resnet_goes_on_bit_for_bit(drawn, tmp_path):
             "backbone 'resnet50' is not known; it is one of vgg16, resnet34",
         ),
         ("a2r_voc12/refine", {"solver": "adam"}, "solver 'adam' is not known; it is one of caffe, torch"),
-        ("a2r_ade20k/refine", {"stem": "shallow"}, "stem 'shallow' is not known; it is one of deep, plain"),
+        ("a2r_ade20k/refine", {"stem": "shallow"}, "stem 'shallow' is not known; it is one of deep64, deep128, plain"),
         ("a2r_voc12/refine", {"skip_net": True}, "without side branches: leave those out"),
     ],
 )
