@@ -1,12 +1,12 @@
-# make setup   virtual environment in .venv, native build, install; quick when nothing changed
-# make demo    draw pictures, convert a Caffe model, train, evaluate and look: on a CPU, in minutes
-# make test    everything set up, all tests
-# make sanitize     the operators' and the dense CRF's tests under AddressSanitizer and UndefinedBehaviorSanitizer
-# make ptxas        no CUDA kernel spills registers or has a stack frame
-# make gpu-report   on a machine with a GPU: tests, compute-sanitizer, benchmarks and kernel figures, in nine minutes
+# make setup        create .venv, build the native libraries, install; quick if nothing changed
+# make demo         draw a data set, convert a Caffe model, train, evaluate and plot: minutes on a CPU
+# make test         run all tests
+# make sanitize     run the tests of the operators and of the dense CRF with AddressSanitizer and UBSan
+# make ptxas        check that no CUDA kernel spills registers or has a stack frame
+# make gpu-report   on a GPU machine: tests, compute-sanitizer, benchmarks and kernel figures, in nine minutes
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-# Without a GPU in sight the CUDA sources are left out; `make setup A2S_CUDA=ON` (or AUTO) builds them all the same.
+# Without a GPU the CUDA sources are not built by default; `make setup A2S_CUDA=ON` (or AUTO) builds them anyway.
 export A2S_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 
 PY := .venv/bin/python
@@ -31,7 +31,7 @@ lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# Every recipe: two iterations of a thin net on drawn pictures, and their evaluation.
+# Trains a thin net of every recipe for two iterations on drawn pictures, and evaluates it.
 smoke: setup
 	@rm -rf build/smoke
 	$(PY) tools/reproduce.py --smoke --out build/smoke
@@ -39,9 +39,9 @@ smoke: setup
 CMAKE := PATH="$(CURDIR)/.venv/bin:$$PATH" cmake
 CONFIGURE = $(CMAKE) -S . -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY)
 
-# The CPU operators, and the CUDA ones looped on the CPU, in a copy of the Python sources with libraries of its own.
-# Only those are instrumented: Python and torch are not, so libasan is loaded first (with the libstdc++ whose exceptions
-# it intercepts) and their leaks are not looked for. Every report ends the run; --capture=sys lets it through.
+# Tests the CPU operators, and the CUDA kernels looped on the CPU, in a copy of the Python sources with instrumented
+# libraries. Python and torch are not instrumented, so libasan is preloaded (with libstdc++, whose exceptions it
+# intercepts) and leak detection is off. Any report aborts the run; --capture=sys lets it through.
 SANITIZED := build/sanitize
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 sanitize: setup
@@ -53,19 +53,19 @@ sanitize: setup
 	cd $(SANITIZED)/source && A2S_REQUIRE_NATIVE=1 LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 \
 	  $(CURDIR)/$(PY) -m pytest --capture=sys tests/ops tests/inference/test_crf.py tests/inference/test_golden_crf.py
 
-# Every CUDA kernel keeps what it has in registers, on both architectures that are shipped.
+# Checks that no CUDA kernel spills registers, on both shipped architectures.
 ptxas:
 	$(MAKE) setup A2S_CUDA=ON
 	$(PY) tools/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/csrc/*/*.ptxas --arch sm_80 sm_90
 
-# Wherever torch has a GPU, installed or not: `make gpu-report PYTHON=python3` builds in the checkout and downloads nothing.
+# Works without installing: `make gpu-report PYTHON=python3` builds in the checkout with that torch, without downloads.
 gpu-report:
 	PYTHONPATH=$(CURDIR) $(if $(wildcard $(PY)),$(PY),$(PYTHON)) tools/gpu_report.py
 
 clean:
 	rm -rf build a2s_repro/lib a2s_repro.egg-info
 
-# A thin net learns drawn shapes: every step that a real run takes, in minutes on a CPU.
+# Trains a thin net on drawn shapes with all steps of a real run, in minutes on a CPU.
 DEMO := demo
 DEMO_LIST := $(DEMO)/data/ImageSets/Segmentation
 demo: setup

@@ -1,4 +1,4 @@
-"""Builds the native libraries with CMake (the one list of sources) and packages what it built."""
+"""Builds the native libraries with CMake, whose CMakeLists.txt lists all sources, and packages them."""
 
 import os
 import shutil
@@ -13,8 +13,11 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """`cmake` + Ninja into a2s_repro/lib. Where there is no compiler or torch is unsuited, one sentence says so and the
-    package installs without native libraries: it then runs on the pure-torch operators."""
+    """Runs CMake with Ninja; libraries go to a2s_repro/lib.
+
+    Without a compiler or a suitable torch, a message is printed and the package is installed without native libraries;
+    it then uses the pure-torch operators. With A2S_REQUIRE_NATIVE=1 the build fails instead.
+    """
 
     def run(self) -> None:
         output = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()) / "a2s_repro" / "lib"
@@ -53,7 +56,7 @@ class CMakeBuild(build_ext):
             [cmake, "--build", str(build)],
         ):
             if subprocess.run(command).returncode != 0:
-                raise RuntimeError(f"`{' '.join(command[:2])} ...` failed; its output above says why.")
+                raise RuntimeError(f"`{' '.join(command[:2])} ...` failed: see its output above.")
 
     def get_source_files(self) -> list[str]:
         return [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()]

@@ -17,9 +17,9 @@ __version__ = "0.1.0"
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segmenter:
-    """The net of a weights file, ready to segment: `load("model.pth")("street.jpg").labels`.
+    """A Segmenter with the net of a weights file: `load("model.pth")("street.jpg").labels`.
 
-    Raises InputError if the file describes no complete net, is damaged, or there is no such device.
+    Raises InputError if the file is damaged or does not hold a complete net, or if the device cannot be used.
     """
     from a2s_repro import inference  # imports torch
 
@@ -27,7 +27,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segment
 
 
 class _Moved(ModuleType):
-    """A module under its name of version 0.1; the module itself is imported when it is used."""
+    """Alias of a module under its name in version 0.1; imports the module on first use."""
 
     now: str
 

@@ -1,8 +1,8 @@
-"""A net for other programs: as a torch.export program, as ONNX, as Caffe's files, or as safetensors.
+"""Exports a net as a torch.export program, as ONNX, as Caffe's files, or as safetensors.
 
-Programs and ONNX files take normalised images, and give labels at the images' size, the score map and the attention
-weights; what they need to be fed is in their description (see `describe`). Both run what was asked for: any batch, and
-any size that fits the net's grids.
+Programs and ONNX files take normalised images and return labels at the size of the images, the score map and the
+attention weights; their description (see `describe`) specifies the input. Both accept any batch size, and any image
+size that fits the net's grids.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ SUFFIXES = {
     ".pt2": "a torch.export program",
     ".onnx": "ONNX",
     ".caffemodel": "Caffe's weights and deploy prototxt",
-    ".safetensors": "weights and their description",
+    ".safetensors": "weights and their meta",
 }
 
 TOLERANCE = 1e-4
-"""What a written net may be away from ours, as a part of its largest score. Up to 3e-5 was seen, of onnxruntime."""
+"""Largest allowed deviation of an exported net, relative to the largest score; onnxruntime's is up to 3e-5."""
 
 DESCRIPTION = "description.json"
-"""The file beside the graph in a .pt2 archive."""
+"""Name of the extra file with the description in a .pt2 archive."""
 
 IMAGE = {
     "caffe": {"channels": "BGR", "scale": 1.0, "mean": MEAN_BGR.tolist(), "std": [1.0, 1.0, 1.0]},
@@ -50,21 +50,21 @@ IMAGE = {
         "std": TORCHVISION_STD_RGB.tolist(),
     },
 }
-"""`NORMALIZATIONS` in figures: (grey level * scale - mean) / std, the channels in this order."""
+"""Parameters of `NORMALIZATIONS`: (grey level * scale - mean) / std, with channels in this order."""
 
 Outputs = dict[str, Tensor]
 
 
 class Exported(NamedTuple):
-    """What was written."""
+    """The files written, and their deviation from the net."""
 
     files: list[Path]
     deviation: float | None
-    """How far the file's net is from ours, as a part of the largest score; None for weights alone, which are equal."""
+    """Deviation of the exported net, relative to the largest score; None if only weights were written."""
 
 
 class Deployed(nn.Module):
-    """A net and its inference tail: what a program or an ONNX file computes."""
+    """A net with its inference tail, as in exported programs and ONNX files."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Deployed(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         """Normalised images (N, 3, H, W) -> `labels` (N, H, W) uint8, `scores` (N, C, h, w), the merged score map on
-        its own grid, and `weights` (N, S, h, w) where the merge has attention."""
+        its own grid, and `weights` (N, S, h, w) if the net merges by attention."""
         prediction = self.net(image)
         outputs = {"labels": ops.segment(prediction.scores, image.shape[2:]), "scores": prediction.scores}
         if prediction.weights is not None:
@@ -88,31 +88,31 @@ def export(
     native: bool = False,
     deploy_size: tuple[int, int] = (513, 513),
 ) -> Exported:
-    """Writes the net of a weights file as `output`, in the form that its suffix names (see `SUFFIXES`).
+    """Exports the net of a weights file to `output`; the suffix selects the format (see `SUFFIXES`).
 
-    Programs and ONNX files are run after writing, on batches of several sizes, and take their name only if they agree
-    with the net within `TOLERANCE`.
+    Programs and ONNX files are verified after writing, on batches of several sizes: `output` is created only if its
+    results agree with the net's within `TOLERANCE`.
 
     Args:
         path: a weights file of a complete net; for Caffe also initial weights or a training snapshot.
-        device: where a torch.export program will run.
+        device: device on which a torch.export program will run.
         native: keep the fused operators in a torch.export program; `import a2s_repro.ops` before loading it.
-        deploy_size: (height, width) of the images that Caffe's deploy prototxt takes.
+        deploy_size: (height, width) of the images for Caffe's deploy prototxt.
 
     Raises:
-        InputError: for another suffix, a file that holds no complete net, a net that the form has no layers for, a
-            missing package, a file that does not compute what the net does, or a full disk.
+        InputError: another suffix, a file without a complete net, a net that the format cannot represent, a missing
+            package, an exported file that fails verification, or a full disk.
     """
     output = Path(output)
     if output.suffix not in SUFFIXES:
         known = ", ".join(f"{suffix} ({form})" for suffix, form in SUFFIXES.items())
-        raise InputError(f"{output}: the suffix chooses the form of an exported net: give one of {known}.")
+        raise InputError(f"{output}: the suffix selects the format of an exported net: give one of {known}.")
     if native and output.suffix != ".pt2":
         raise InputError(f"{output}: only a .pt2 program can keep the native operators: leave out native.")
     if output.suffix == ".caffemodel":
         return Exported(export_to_caffe(path, output, deploy_size=deploy_size), None)
     net, meta = load_model(path, device)
-    net.to(memory_format=torch.contiguous_format)  # for which other programs are made
+    net.to(memory_format=torch.contiguous_format)  # the layout that other programs expect
     if output.suffix == ".safetensors":
         named = meta | {"classes": class_names(net.num_classes, meta)}
         save_weights(output, load_weights(path).state_dict, named)
@@ -124,11 +124,11 @@ def export(
 
 
 def describe(net: nn.Module, meta: dict[str, Any]) -> dict[str, Any]:
-    """What a consumer of the net must know, as JSON values.
+    """The description of an exported net for its users, as JSON values.
 
-    `classes` are the names of the labels, `image` says how grey levels of 0..255 become the input (see `IMAGE`; pad
-    with 0 after that, at the bottom and right), and `grid_step` which sizes fit: k * grid_step + 1 for k >= 1. `scales`
-    are those of the attention weights, `net` are the constructor's arguments, and `recipe` the training's, if known.
+    `classes`: names of the labels. `image`: normalisation of grey levels 0..255 (see `IMAGE`); pad with 0 after it, at
+    the bottom and right. `grid_step`: valid sides are k * grid_step + 1 for k >= 1. `scales`: scales of the attention
+    weights. `net`: arguments of the constructor. `recipe`: recipe of the training, if known.
     """
     described = {
         "classes": class_names(net.num_classes, meta),
@@ -141,9 +141,10 @@ def describe(net: nn.Module, meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def program(net: nn.Module, *, native: bool = False) -> ExportedProgram:
-    """`Deployed(net)` as a torch.export program of any batch and any size that fits the net's grids.
+    """`Deployed(net)` as a torch.export program for any batch size and any image size that fits the net's grids.
 
-    It consists of PyTorch's own operators, so that whoever has PyTorch can run it; with `native`, of the fused ones.
+    The program contains only PyTorch's operators, so it runs without this package; with `native` it contains the fused
+    operators.
     """
     step = net.grid_step
     image = torch.zeros(2, 3, 3 * step + 1, 2 * step + 1, device=next(net.parameters()).device)
@@ -158,7 +159,7 @@ def _dynamic_shapes(step: int) -> dict[str, dict[int, Any]]:
 def export_program(
     net: nn.Module, description: dict[str, Any], output: str | os.PathLike, *, native: bool = False
 ) -> float:
-    """Writes `program(net)` and its description as a .pt2 archive; returns its deviation, as `Exported` has it.
+    """Writes `program(net)` and its description as a .pt2 archive; returns its deviation (see `Exported`).
 
     Raises InputError if the reloaded program deviates by more than `TOLERANCE`, or the disk is full.
     """
@@ -170,10 +171,10 @@ def export_program(
 
 
 def export_onnx(net: nn.Module, description: dict[str, Any], output: str | os.PathLike) -> float:
-    """Writes `program(net)` as ONNX, the description as JSON values in its metadata_props; returns its deviation.
+    """Writes `program(net)` as ONNX with the description as JSON values in metadata_props; returns its deviation.
 
-    Raises InputError if onnxruntime runs the file with a deviation of more than `TOLERANCE`, if ONNX's packages are
-    missing, or the disk is full.
+    Raises InputError if the result of onnxruntime deviates by more than `TOLERANCE`, if ONNX's packages are missing, or
+    the disk is full.
     """
     try:
         import onnxruntime
@@ -202,20 +203,21 @@ def export_onnx(net: nn.Module, description: dict[str, Any], output: str | os.Pa
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
 
         def run(image: Tensor) -> Outputs:
-            found = session.run(names, {"image": image.cpu().numpy()})
-            return {name: torch.from_numpy(array) for name, array in zip(names, found, strict=True)}
+            arrays = session.run(names, {"image": image.cpu().numpy()})
+            return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
         return _checked(net, run, output)
 
 
 def deviation(net: nn.Module, run: Callable[[Tensor], Outputs], *, seed: int = 0) -> float:
-    """How far `run` is from `Deployed(net)` on batches of noise of three sizes, as a part of the largest score.
+    """Deviation of `run` from `Deployed(net)` on noise batches of three sizes, relative to the largest score.
 
-    For `labels` that is how far the score of the label falls short of the largest one at the pixel, because labels of
-    equal scores are a matter of rounding; for attention weights it is their difference.
+    For `scores` it is their difference. For `labels` it is the difference between the largest score at a pixel and the
+    score of the label, because the labels of nearly equal scores depend on rounding. For attention weights it is their
+    absolute difference.
     """
     random = np.random.default_rng(seed)
-    found = []
+    deviations = []
     for batch, *size in ((1, 65, 97), (3, 97, 65), (2, 161, 161)):
         height, width = (max(round(side / net.grid_step), 1) * net.grid_step + 1 for side in size)
         pictures = random.integers(0, 256, (batch, height, width, 3), np.uint8)
@@ -226,26 +228,26 @@ def deviation(net: nn.Module, run: Callable[[Tensor], Outputs], *, seed: int = 0
             unit = ours["scores"].abs().max()
             at_pixels = ops.interp(ours["scores"], (height, width))
             of_label = at_pixels.gather(1, theirs["labels"].long()[:, None])
-            found.append((theirs["scores"] - ours["scores"]).abs().max() / unit)
-            found.append((at_pixels.amax(1, keepdim=True) - of_label).max() / unit)
+            deviations.append((theirs["scores"] - ours["scores"]).abs().max() / unit)
+            deviations.append((at_pixels.amax(1, keepdim=True) - of_label).max() / unit)
             if "weights" in ours:
-                found.append((theirs["weights"] - ours["weights"]).abs().max())
-    return torch.stack(found).max().item()
+                deviations.append((theirs["weights"] - ours["weights"]).abs().max())
+    return torch.stack(deviations).max().item()
 
 
 def _checked(net: nn.Module, run: Callable[[Tensor], Outputs], output: str | os.PathLike) -> float:
-    found = deviation(net, run)
-    if not found <= TOLERANCE:  # or not a number
+    measured = deviation(net, run)
+    if not measured <= TOLERANCE:  # also raises for NaN
         raise InputError(
-            f"{output} is not written, because it would not compute what the net does: its deviation is {found:.1e} of "
-            f"the largest score, {TOLERANCE:.0e} are allowed; try other releases of torch and onnxruntime."
+            f"{output} is not written, because it deviates from the net by {measured:.1e} of the largest score, and at "
+            f"most {TOLERANCE:.0e} is allowed; try other releases of torch and onnxruntime."
         )
-    return found
+    return measured
 
 
 @contextlib.contextmanager
 def _writing(output: str | os.PathLike) -> Iterator[None]:
-    """Torch says in its own way that the disk is full."""
+    """Turns failed writes, which torch reports as RuntimeError, into InputErrors."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -255,7 +257,7 @@ def _writing(output: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what torch's exporter says about packages that it does not need, and about itself, from the user."""
+    """Silences the ONNX exporter's messages about optional packages and deprecations."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, and that are known to be whole."""
+"""Atomic writes, and verification of archives."""
 
 import os
 import re
@@ -11,9 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
+    """Writes a file atomically: yields a temporary path, which is flushed to disk and renamed to `path` on success.
 
-    The temporary keeps the suffix of `path`. If the block raises, it is removed and an existing `path` is untouched.
+    The temporary file is in the folder of `path` and has its suffix. If the block raises, the temporary file is removed
+    and an existing `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,14 +34,14 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Removes the temporaries that killed processes have left in a folder; none may be at work in it."""
+    """Removes temporary files of killed processes from a folder; no process may be writing to it."""
     for path in Path(folder).glob(".*"):
         if re.fullmatch(r"\..+\.[a-z0-9_]{8}(\.\w+)?", path.name):
             path.unlink()
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk: the content of a file, or the names in a folder."""
+    """Flushes a file's content or a folder's entries to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -49,10 +50,10 @@ def _flush(path: Path) -> None:
 
 
 def check_archive(path: str | os.PathLike) -> None:
-    """Looks through what torch.save wrote before torch.load does, which compares no checksums.
+    """Verifies the checksums in an archive of torch.save, because torch.load does not.
 
-    Raises ValueError for a wrong checksum, and for parts that would become larger than the file: torch.save compresses
-    nothing.
+    Raises ValueError for a wrong checksum, and for entries that claim to be larger than the file (torch.save does not
+    compress).
     """
     with zipfile.ZipFile(path) as archive:
         if sum(part.file_size for part in archive.infolist()) > os.path.getsize(path):

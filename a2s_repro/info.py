@@ -1,4 +1,4 @@
-"""`python -m a2s_repro.info`: versions, what was built, what was loaded."""
+"""`python -m a2s_repro.info`: versions, build settings, and loaded native libraries."""
 
 import json
 import platform
@@ -10,7 +10,7 @@ from a2s_repro.ops import _native
 
 
 def info() -> dict[str, str]:
-    """What a bug report needs, as name -> value."""
+    """Facts for a bug report, as name -> value."""
     facts = {
         "a2s_repro": a2s_repro.__version__,
         "python": platform.python_version(),

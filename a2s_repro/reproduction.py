@@ -1,4 +1,4 @@
-"""Reproducing the papers' tables: the trainings behind each cell, their scores, and RESULTS.md with both numbers."""
+"""Reproduces the papers' tables: trains and scores the recipe of every cell, and writes both numbers to RESULTS.md."""
 
 import dataclasses
 import json
@@ -32,30 +32,31 @@ from a2s_repro.training.run_log import cost
 from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
 
 RESULT = "result.json"
-"""In a run's folder: the scores of its net on the recipe's evaluation set."""
+"""File in a run's folder with the net's scores on the recipe's evaluation set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """Where and how recipes are reproduced; every training and evaluation goes on where it was interrupted."""
+    """Settings for reproducing recipes; interrupted trainings and evaluations resume."""
 
     data_root: Path
-    """Folder with a folder per data set, named as the recipes' `dataset`, each with its lists and classes.txt."""
+    """Folder with one folder per data set, named by the recipes' `dataset`, each with its lists and classes.txt."""
     pretrained: dict[str, Path]
-    """The files of recipes.PRETRAINED that the recipes start from."""
+    """Files of the initial weights in recipes.PRETRAINED."""
     out: Path
-    """Folder of RESULTS.md, RESULTS.json and the runs, each in a folder of its recipe's name."""
+    """Folder of RESULTS.md, RESULTS.json and the runs; a run's folder has its recipe's name."""
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of all recipes that are changed, for a trial; its results are marked."""
+    """Changed fields of all recipes, for a trial; results are marked as changed."""
     device: str = "cpu"
     precision: str = "caffe"
     seed: int = 0
     workers: int = 2
 
     def reproduce(self, recipes: Sequence[Recipe]) -> bool:
-        """Trains what the recipes need, scores them, and writes the results after each; False if interrupted.
+        """Trains the recipes and those they start from, and scores them; False if interrupted.
 
-        Raises InputError, naming the recipe, for whatever does not fit; for a missing file before the first training.
+        The results are written after every recipe. Raises InputError naming the recipe; missing files are reported
+        before the first training.
         """
         self.check(recipes)
         for recipe in trainings(recipes):
@@ -68,7 +69,7 @@ class Reproduction:
         return True
 
     def check(self, recipes: Sequence[Recipe]) -> None:
-        """Raises InputError, naming the recipe, for weights, data sets, lists or images that are missing."""
+        """Raises InputError naming the recipe for missing weights, data sets, lists or images."""
         read = cache(read_list)
         for recipe in trainings(recipes):
             root = self.data_root / recipe.dataset
@@ -85,7 +86,7 @@ class Reproduction:
                     read(root / recipe.evaluation_set, root, labelled=not recipe.hidden_labels)
 
     def run(self, recipe: Recipe) -> Run:
-        """The settings of a recipe's training."""
+        """The settings of a recipe's run."""
         root = self.data_root / recipe.dataset
         return Run(
             data_root=root,
@@ -100,9 +101,9 @@ class Reproduction:
         )
 
     def train(self, recipe: Recipe) -> bool:
-        """Trains a recipe whose start has been trained, unless that is done; False if interrupted.
+        """Trains a recipe, unless final.pth exists; False if interrupted. Its initial weights must exist.
 
-        Raises InputError for what does not fit, and if its folder holds a run of other settings.
+        Raises InputError as `train` does, and if the folder holds a run with other settings.
         """
         changed, run = recipe.changed(**self.changes), self.run(recipe)
         if (run.out / "config.json").exists():
@@ -118,7 +119,7 @@ class Reproduction:
         return not train(changed, run).interrupted
 
     def score(self, recipe: Recipe) -> None:
-        """Writes the scores of a trained recipe, unless they are there; for VOC's server, its segmentations."""
+        """Writes the scores of a trained recipe unless they exist, or segmentations for VOC's server."""
         changed, run = recipe.changed(**self.changes), self.run(recipe)
         if (run.out / RESULT).exists():
             return
@@ -138,7 +139,7 @@ class Reproduction:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
     def commands(self, recipes: Sequence[Recipe]) -> list[str]:
-        """The commands that do the same step by step, without RESULTS.md."""
+        """The equivalent commands step by step, without RESULTS.md."""
         options = {"device": self.device, "precision": self.precision, "seed": self.seed, "workers": self.workers}
         lines = []
         for recipe in trainings(recipes):
@@ -161,9 +162,9 @@ class Reproduction:
         return lines
 
     def results(self, recipes: Iterable[Recipe]) -> list[dict[str, Any]]:
-        """A row of plain values for each published number in the recipes' tables, run or not."""
-        asked = {number.table for recipe in recipes for number in recipe.published}
-        tables = sorted(asked | {number.table for recipe in self._scored() for number in recipe.published})
+        """One row of plain values per published number in the recipes' tables, including recipes not run."""
+        requested = {number.table for recipe in recipes for number in recipe.published}
+        tables = sorted(requested | {number.table for recipe in self._scored() for number in recipe.published})
         return [
             self._row(recipe, number)
             for table in tables
@@ -173,7 +174,7 @@ class Reproduction:
         ]
 
     def write_results(self, recipes: Iterable[Recipe]) -> None:
-        """Writes RESULTS.json and RESULTS.md from what lies in the runs' folders."""
+        """Writes RESULTS.json and RESULTS.md from the runs' folders."""
         rows = self.results(recipes)
         with replacing(self.out / "RESULTS.json") as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
@@ -207,7 +208,7 @@ class Reproduction:
 
 @contextmanager
 def _naming(recipe: Recipe) -> Iterator[None]:
-    """Puts the name of the recipe before an InputError's sentence."""
+    """Prefixes the message of an InputError with the recipe's name."""
     try:
         yield
     except InputError as error:
@@ -215,7 +216,7 @@ def _naming(recipe: Recipe) -> Iterator[None]:
 
 
 def _options(settings: dict[str, Any]) -> str:
-    """A CRF's parameters, and other lists, are words of their own."""
+    """Command-line options for settings; the parameters of a CRF and the items of a tuple are separate words."""
     words = []
     for name, value in settings.items():
         values = str(value).split() if isinstance(value, CRF) else value if isinstance(value, tuple) else (value,)
@@ -224,7 +225,7 @@ def _options(settings: dict[str, Any]) -> str:
 
 
 def cells(table: str, names: Sequence[str] = ()) -> list[Recipe]:
-    """The recipes of a table, or those of them that are named, with or without their group ("voc12/max2", "max2").
+    """The recipes of a table, or the named ones; a name may omit its group ("voc12/max2" or "max2").
 
     Raises InputError for an unknown table or name.
     """
@@ -241,7 +242,7 @@ def _is_called(recipe: Recipe, name: str) -> bool:
 
 
 def trainings(recipes: Iterable[Recipe]) -> list[Recipe]:
-    """The recipes and those that they start from, each once and after its own start."""
+    """The recipes and those they start from, without duplicates; a recipe comes after the one it starts from."""
     ordered: dict[str, Recipe] = {}
     for recipe in recipes:
         chain = [recipe]
@@ -258,7 +259,7 @@ _COLUMNS = (
 
 
 def _markdown(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["# Results", "", "Written by tools/reproduce.py; scores in per cent, times and memory of the training."]
+    lines = ["# Results", "", "Written by tools/reproduce.py. Scores are in per cent; time and memory are of training."]
     for table in dict.fromkeys(row["table"] for row in rows):
         lines += ["", f"## {table}", "", f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
         lines += [f"| {' | '.join(_spelled(row))} |" for row in rows if row["table"] == table]
@@ -282,14 +283,15 @@ SMOKE_CHANGES = {
     **{"width": 1 / 16, "crop": 65, "test_crop": 65, "batch_size": 2, "iter_size": 2},
     **{"max_iter": 2, "display": 1, "average_loss": 1, "snapshot": 2},
 }
-"""The widths, crops and batches of the nets that the golden figures are of."""
+"""Widths, crops and batches of the nets in the golden recordings."""
 
 
 def smoke(out: Path, recipes: Sequence[Recipe] = tuple(RECIPES.values())) -> list[str]:
-    """Trains and scores recipes, each after the one that it starts from, in the folder `out`; returns who failed.
+    """Trains and scores thin copies of recipes in the folder `out`; returns the names of those that failed.
 
-    What the trainings print goes to `out`/output.txt, the traceback of a failure to stderr. Raises InputError if `out`
-    holds an earlier run, which would not be done again.
+    `recipes` must list a recipe after the one it starts from. Output of the trainings goes to `out`/output.txt,
+    tracebacks of failures to stderr. Raises InputError if `out` holds an earlier smoke run, whose results would be
+    reused.
     """
     if (out / "runs").exists():
         raise InputError(f"{out} holds a smoke run already: remove it, or give another --out.")
@@ -309,7 +311,7 @@ def smoke(out: Path, recipes: Sequence[Recipe] = tuple(RECIPES.values())) -> lis
 
 
 def draw_data_sets(out: Path) -> Path:
-    """A folder of all data sets that the recipes name, each with its lists, its classes and the same few pictures."""
+    """Creates a folder with all data sets of the recipes: own lists and classes, and the same few drawn pictures."""
     shapes = make_demo_data(out / "shapes", num_train=4, num_val=1)
     for recipe in RECIPES.values():
         root = out / "data" / recipe.dataset
@@ -324,7 +326,7 @@ def draw_data_sets(out: Path) -> Path:
 
 
 def _class_names(recipe: Recipe) -> list[str]:
-    """Those that numbers are published for, and others to make up the recipe's number of classes."""
+    """The classes with published numbers, then numbered names up to the recipe's number of classes."""
     peers = (other for other in RECIPES.values() if other.dataset == recipe.dataset)
     metrics = dict.fromkeys(number.metric for other in peers for number in other.published)
     named = [metric.removeprefix("IoU ") for metric in metrics if metric.startswith("IoU ")]
@@ -332,7 +334,7 @@ def _class_names(recipe: Recipe) -> list[str]:
 
 
 def draw_pretrained(out: Path) -> dict[str, Path]:
-    """Random weights of the thin nets, in the files of PRETRAINED that recipes start from."""
+    """Writes random initial weights of the thin nets to the files of PRETRAINED."""
     files = {name: out / file for name, file in PRETRAINED.items()}
     weights = from_caffe(random_init(Widths().scaled(SMOKE_CHANGES["width"]), seed=0), "random weights").weights
     save_weights(files[IMAGENET], weights.state_dict, weights.meta)

@@ -1,4 +1,4 @@
-"""Caffe files to numpy and back."""
+"""Reads and writes Caffe's files as numpy arrays."""
 
 from caffe_weights.errors import CaffeFileError
 from caffe_weights.files import (

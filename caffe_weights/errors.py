@@ -1,5 +1,5 @@
-"""The one exception of this package."""
+"""The package's exception."""
 
 
 class CaffeFileError(ValueError):
-    """A Caffe file cannot be read or written as asked; the message is one sentence that names the file and why."""
+    """A Caffe file cannot be read or written; the message is one sentence with the file and the reason."""

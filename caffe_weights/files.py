@@ -1,8 +1,8 @@
 """Reading and writing `.caffemodel` and `.solverstate` files.
 
 A `.caffemodel` is a binary NetParameter: the layers of a net in order, each with a name, a type and its blobs. Both
-containers are known: `layer` (new, types by name) and `layers` (V1, types by number); and both ways to give a blob's
-shape: `shape` (any number of axes) and num/channels/height/width (always four: a bias of N values is 1x1x1xN).
+containers are supported: `layer` (new, types by name) and `layers` (V1, types by number). So are both encodings of a
+blob's shape: `shape` (any number of axes) and num/channels/height/width (always four: a bias of N values is 1x1x1xN).
 """
 
 import itertools
@@ -29,10 +29,11 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its name, its type as the new format spells it, and its blobs (weight, bias, ...).
+    """A layer: its name, its type in the new format's spelling, and its blobs (weight, bias, ...).
 
-    Blobs are float32 or float64 arrays; those that were read are read-only views, shaped as the file says. A type
-    number of a V1 file that only a fork defines is given in digits. Types are information: names and blobs decide.
+    Blobs are float32 or float64 arrays; blobs read from a file are read-only views with the file's shapes. A V1 type
+    number that only a fork defines is kept as a string of digits. The type is informative; layers are identified by
+    name and blobs.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Net:
-    """A net's name and all its layers in file order, those without blobs too."""
+    """A net's name and all its layers in file order, including layers without blobs."""
 
     name: str
     layers: list[Layer]
@@ -50,10 +51,11 @@ class Net:
 
 @dataclass(frozen=True)
 class SolverState:
-    """The state of Caffe's solver beside a snapshot.
+    """The state of Caffe's solver that belongs to a snapshot.
 
-    `iter` updates were done, `current_step` rate drops were passed, `learned_net` is the `.caffemodel` as the solver
-    named it, and `history` holds the momentum: one array per parameter blob in net order, those of sharing layers too.
+    `iter` counts the updates made, `current_step` the learning-rate drops passed. `learned_net` is the path of the
+    `.caffemodel` as the solver recorded it. `history` holds the momentum: one array per parameter blob in net order,
+    including the blobs of layers that share parameters.
     """
 
     iter: int
@@ -65,8 +67,8 @@ class SolverState:
 def read_caffemodel(path: str | os.PathLike) -> Net:
     """Reads a `.caffemodel` of either container.
 
-    Raises CaffeFileError if the file is empty, damaged, of another kind, in the V0 format, holds blobs whose values do
-    not fill their shape, or values that are not finite; OSError if it cannot be opened.
+    Raises CaffeFileError if the file is empty, damaged, of another kind or in the V0 format, if the number of a blob's
+    values does not match its shape, or if a value is not finite; OSError if the file cannot be opened.
     """
     message = _parse(path, NetParameter)
     if message.layer and message.layers:
@@ -89,9 +91,9 @@ def read_caffemodel(path: str | os.PathLike) -> Net:
 def write_caffemodel(path: str | os.PathLike, net: Net, v1: bool = False) -> None:
     """Writes `net` as a `.caffemodel`, in the new container or, with `v1`, in the V1 one.
 
-    V1 blobs have four axes: shapes with fewer are filled with ones from the left (a bias becomes 1x1x1xN). An existing
-    file is replaced only once the new one is whole. Raises CaffeFileError for blobs that are neither float32 nor
-    float64, and in V1 for more than four axes and for types without a number.
+    V1 blobs have four axes: shorter shapes are padded with leading ones (a bias becomes 1x1x1xN). The file is written
+    atomically. Raises CaffeFileError for blobs that are neither float32 nor float64, and in V1 for more than four axes
+    and for types without a number.
     """
     _write(path, [NetParameter(name=net.name.encode())], (_net_of_one_layer(layer, v1, path) for layer in net.layers))
 
@@ -111,8 +113,7 @@ def read_solverstate(path: str | os.PathLike) -> SolverState:
 def write_solverstate(path: str | os.PathLike, state: SolverState) -> None:
     """Writes `state` as a `.solverstate`; the authors' Caffe reads float32 histories only.
 
-    An existing file is replaced only once the new one is whole. Raises CaffeFileError for histories that are neither
-    float32 nor float64.
+    The file is written atomically. Raises CaffeFileError for histories that are neither float32 nor float64.
     """
     head = SolverStateParameter(iter=state.iter, learned_net=os.fsencode(state.learned_net))
     tail = SolverStateParameter(current_step=state.current_step)
@@ -128,7 +129,7 @@ def _parse(path: str | os.PathLike, kind: type[AnyMessage]) -> AnyMessage:
     if size > _MAX_BYTES:
         raise CaffeFileError(f"{path} has {size} bytes, more than the 2 GiB that a binary Caffe file can have.")
     with open(path, "rb") as file:
-        if file.read(1) == b"\0":  # as no message does; files of zeros are not worth reading
+        if file.read(1) == b"\0":  # no message begins with 0; a file of zeros is rejected before it is read
             raise CaffeFileError(f"{path} begins with a zero byte: it is damaged or no binary Caffe file.")
         file.seek(0)
         content = file.read()
@@ -141,7 +142,10 @@ def _parse(path: str | os.PathLike, kind: type[AnyMessage]) -> AnyMessage:
 
 
 def _write(path: str | os.PathLike, *parts: Iterable[Message]) -> None:
-    """Writes messages one after the other, which is their union: so only one of them is in memory twice."""
+    """Writes messages one after the other, which protobuf reads as their union.
+
+    Only the message being written is held in memory twice.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
@@ -199,7 +203,7 @@ def _blob(array: np.ndarray, v1: bool, where: str) -> Message:
     blob = BlobProto(**{field: [array.astype(_DTYPES[field], copy=False).tobytes()]})
     if not v1:
         blob.shape.dim.extend(array.shape)
-        blob.shape.SetInParent()  # a blob with no axes has a shape too
+        blob.shape.SetInParent()  # also writes the empty shape of a scalar
     elif array.ndim <= len(_LEGACY_AXES):
         for axis, n in zip(_LEGACY_AXES, (1,) * (len(_LEGACY_AXES) - array.ndim) + array.shape, strict=True):
             setattr(blob, axis, n)
@@ -219,6 +223,6 @@ def _v1_type_number(name: str) -> int | None:
 
 
 def _text(raw: bytes) -> str:
-    """A name as printable text; what is no UTF-8 or no character to print is escaped."""
+    """A name as printable text: invalid UTF-8 and unprintable characters are escaped."""
     text = raw.decode("utf-8", errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

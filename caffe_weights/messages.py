@@ -1,11 +1,11 @@
 """The protobuf messages of Caffe's binary files, reduced to names, types and blobs.
 
-The descriptors are made at run time, in a pool of their own: no generated module has to match the installed protobuf
-release, and a `caffe_pb2` loaded in the same process does not collide. The forks of Caffe agree on the fields declared
-here; nearly all others (layer parameters above all) mean different things in different forks and are left alone.
+The descriptors are built at run time in their own pool: no generated module has to match the installed protobuf
+release, and there is no conflict with a `caffe_pb2` loaded in the same process. The forks of Caffe agree on the fields
+declared here; nearly all other fields (above all layer parameters) differ between forks and are not declared.
 
-A packed `repeated float` looks like `bytes` on the wire. `BlobProto` declares its data as bytes, so that numpy can take
-them as they are; `UnpackedBlobProto` reads the rare files whose values were written one by one.
+A packed `repeated float` has the wire format of `bytes`. `BlobProto` declares its data as bytes, so that numpy can view
+them without parsing; `UnpackedBlobProto` reads the rare files whose values are not packed.
 """
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 _PACKAGE = "caffe_weights"
 _Field = descriptor_pb2.FieldDescriptorProto
 
-# Message -> fields, each (name, number, type, repeated?). A type that is not a scalar is another message.
+# Message -> fields as (name, number, type, repeated). A type that is not a scalar is another message.
 _MESSAGES: dict[str, list[tuple[str, int, str, bool]]] = {
     "BlobShape": [("dim", 1, "int64", True)],
     "BlobProto": [
@@ -78,8 +78,8 @@ UnpackedBlobProto = _classes["UnpackedBlobProto"]
 NetParameter = _classes["NetParameter"]
 SolverStateParameter = _classes["SolverState"]
 
-# V1LayerParameter.LayerType by number, under the names of the new format. DeepLab's and the authors' Caffe gave 39 and
-# the numbers above to layers of their own, so a V1 type is information only: names and blobs decide.
+# V1LayerParameter.LayerType by number, with the new format's names. DeepLab's and the authors' Caffe assign 39 and the
+# numbers above to their own layers, so a V1 type is only informative.
 # fmt: off
 V1_TYPES = (
     "", "Accuracy", "BNLL", "Concat", "Convolution", "Data", "Dropout", "EuclideanLoss", "Flatten", "HDF5Data",

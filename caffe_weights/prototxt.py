@@ -7,11 +7,11 @@ from google.protobuf.text_encoding import CEscape
 
 
 class Word(str):
-    """A value that stands without quotes: the name of an enum's entry, such as MAX."""
+    """An unquoted value: the name of an enum's entry, such as MAX."""
 
 
 def prototxt(message: Mapping[str, Any]) -> str:
-    """The text of a message, a field a line in the order given.
+    """The text of a message: one field per line, in the order of the mapping.
 
     Values are strings, Words, bools, numbers, mappings (messages), and sequences of those (repeated fields).
     """
@@ -20,13 +20,13 @@ def prototxt(message: Mapping[str, Any]) -> str:
 
 def _lines(message: Mapping[str, Any]) -> Iterator[str]:
     for field, value in message.items():
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(each, Mapping):
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, Mapping):
                 yield f"{field} {{"
-                yield from (f"  {line}" for line in _lines(each))
+                yield from (f"  {line}" for line in _lines(item))
                 yield "}"
             else:
-                yield f"{field}: {_scalar(each)}"
+                yield f"{field}: {_scalar(item)}"
 
 
 def _scalar(value: Any) -> str:

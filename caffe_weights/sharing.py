@@ -1,15 +1,15 @@
-"""The copies of a shared layer. A share-net's snapshot stores every branch's copy, named for the branch's scale."""
+"""Copies of a shared layer: a share-net's snapshot stores one copy per stream, named after the stream's scale."""
 
 import numpy as np
 
 from caffe_weights.files import Layer
 
 SUFFIX_OF_SCALE = {1: "", 0.5: "_res05", 0.75: "_res075", 0.25: "_res025"}
-"""Scale of a branch -> suffix of its layers' names, in the order of the branches in the authors' share-nets."""
+"""Scale of a stream -> suffix of its layers' names, in the order of the streams in the authors' share-nets."""
 
 
 def branch_of(name: str) -> tuple[str, float]:
-    """A layer's name without its branch's suffix, and the scale of the branch: `fc6_res05` -> (`fc6`, 0.5)."""
+    """A layer's name without its stream's suffix, and the scale of the stream: `fc6_res05` -> (`fc6`, 0.5)."""
     for scale, suffix in SUFFIX_OF_SCALE.items():
         base = name.removesuffix(suffix)
         if base != name:
@@ -18,7 +18,7 @@ def branch_of(name: str) -> tuple[str, float]:
 
 
 def same_blobs(a: Layer, b: Layer) -> bool:
-    """Whether two layers hold the same blobs: dtype, shape and every bit."""
+    """Whether two layers' blobs agree in dtype, shape and every bit."""
     return len(a.blobs) == len(b.blobs) and all(
         x.dtype == y.dtype and x.shape == y.shape and np.array_equal(_bits(x), _bits(y))
         for x, y in zip(a.blobs, b.blobs, strict=True)

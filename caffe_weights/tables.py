@@ -1,4 +1,4 @@
-"""What a Caffe file holds, as text."""
+"""Tables of a Caffe file's contents, as text."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ from caffe_weights.sharing import branch_of, same_blobs
 
 
 def net_table(net: Net) -> str:
-    """A row per blob: layer, type, shape, dtype, sum and l2 norm (in float64), and of which layer it is a copy.
+    """One row per blob: layer, type, shape, dtype, sum and l2 norm (in float64), and its relation to a shared layer.
 
-    A branch's layer is `copy of` the first branch's, or `differs from` it. Layers without blobs have a row of name and
-    type.
+    A stream's layer is marked `copy of` the first stream's layer or `differs from` it. A layer without blobs has one
+    row with its name and type.
     """
     by_name = {layer.name: layer for layer in net.layers if layer.blobs}
     owners: dict[str, Layer] = {}
@@ -28,7 +28,7 @@ def net_table(net: Net) -> str:
 
 
 def solverstate_table(state: SolverState) -> str:
-    """The state's scalars, and a row per history blob: index, shape, dtype, sum and l2 norm (in float64)."""
+    """The state's scalars, and one row per history blob: index, shape, dtype, sum and l2 norm (in float64)."""
     rows = [("history", "shape", "dtype", "sum", "l2")]
     rows += [(str(i), *_figures(blob)) for i, blob in enumerate(state.history)]
     head = f"iter {state.iter}, current_step {state.current_step}, learned_net {state.learned_net!r}"

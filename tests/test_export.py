@@ -177,7 +177,7 @@ def test_deviation_sees_wrong_scores_labels_and_weights(net):
 def test_what_computes_something_else_is_not_written(tmp_path):
     net = net_of("largefov")
     net.fc8.weight.data[0] = np.nan
-    with pytest.raises(InputError, match=r"model\.pt2 is not written.* its deviation is nan of the largest score"):
+    with pytest.raises(InputError, match=r"model\.pt2 is not written.* deviates from the net by nan"):
         export(saved(tmp_path, net), tmp_path / "model.pt2")
     assert os.listdir(tmp_path) == ["model.pth"]
 
@@ -185,7 +185,7 @@ def test_what_computes_something_else_is_not_written(tmp_path):
 @pytest.mark.parametrize(
     ("output", "options", "message"),
     [
-        ("model.tflite", {}, r"model\.tflite: the suffix chooses .* \.pt2 .* \.onnx .* \.caffemodel .* \.safetensors"),
+        ("model.tflite", {}, r"model\.tflite: the suffix selects .* \.pt2 .* \.onnx .* \.caffemodel .* \.safetensors"),
         ("model.onnx", {"native": True}, r"only a \.pt2 program can keep the native operators"),
         ("model.caffemodel", {"deploy_size": (33, 40)}, "side of 40 pixels"),
         ("model.pt2", {"device": "nowhere"}, "nowhere cannot be used"),
@@ -221,7 +221,7 @@ def net_of_attention_to_refine(name: str) -> Net:
 
 @pytest.mark.parametrize("name", OF_ATTENTION_TO_REFINE)
 def test_caffe_has_no_layers_for_attention_to_refine(tmp_path, name):
-    with pytest.raises(InputError, match=r"nets do not have: .* and \d+ more; those of Attention to Scale alone"):
+    with pytest.raises(InputError, match=r"nets do not have: .* and \d+ more; only nets of Attention to Scale"):
         export(saved(tmp_path, net_of_attention_to_refine(name)), tmp_path / "model.caffemodel")
     assert os.listdir(tmp_path) == ["model.pth"]
 

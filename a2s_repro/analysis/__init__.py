@@ -1,1 +1,1 @@
-"""Looking at what was trained: figures, reports, comparisons of runs, and the search for CRF parameters."""
+"""Analysis of trained nets: figures, reports, comparison of runs, and CRF parameter search."""

@@ -1,4 +1,4 @@
-"""Trained runs side by side: the settings in which they differ, with scores, losses and times, as Markdown tables."""
+"""Compares trained runs in Markdown tables: the settings that differ, scores, losses and times."""
 
 import json
 import os
@@ -13,25 +13,25 @@ from a2s_repro.training.run_log import cost, read_log
 from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
 
 RUN_SETTINGS = ("init", "train_list", "precision", "caffe_streams")
-"""What a training depends on beside its recipe and its seed."""
+"""Settings that affect training, in addition to the recipe and the seed."""
 
 
 class TrainedRun(NamedTuple):
-    """What a run's folder says of it."""
+    """A run, read from its folder."""
 
     settings: dict[str, Any]
-    """All that decides the outcome, but the seed."""
+    """Settings that affect the result, except the seed."""
     losses: dict[str, float]
-    """Means over the last tenth of the log."""
+    """Mean losses over the last tenth of the log."""
     seconds: float
     scores: dict[str, Any]
-    """As evaluation.Result.summary."""
+    """Scores in the form of `evaluation.Result.summary`."""
 
 
 def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
-    """Reads a run's config.json, log.jsonl and the file of its scores, which tools/evaluate.py --json wrote.
+    """Reads a run's config.json, log.jsonl and `scores`, the file that tools/evaluate.py --json wrote.
 
-    Raises InputError, naming the file, if one is missing or damaged.
+    Raises InputError naming the file if one is missing or damaged.
     """
     folder = Path(folder)
     config, results = (_read(folder / name) for name in ("config.json", scores))
@@ -47,17 +47,17 @@ def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
 
 
 class _Row(NamedTuple):
-    """Runs that differ in their seed alone, and the settings that tell them from other rows."""
+    """Runs that differ only in the seed; `head` holds the settings that differ between rows."""
 
     head: list[str]
     runs: list[TrainedRun]
 
 
 def comparison(runs: Sequence[TrainedRun]) -> str:
-    """Markdown: scores in per cent, losses and times; IoU by class; attention by size where measured; seeds' spread.
+    """Markdown tables: scores in per cent, losses and times; IoU per class; attention by size if measured.
 
-    A row is of the runs that differ in their seed alone, with their means, in the order in which they first come.
-    Raises InputError for runs that were scored on different sets.
+    A row holds the means of runs that differ only in the seed; rows are in the order of first appearance. A last line
+    gives the standard deviation between seeds. Raises InputError for runs that were scored on different sets.
     """
     if len({(run.scores["images"], tuple(run.scores["iou"])) for run in runs}) > 1:
         raise InputError("the runs were scored on different images or classes: score all of them on one list.")
@@ -65,7 +65,7 @@ def comparison(runs: Sequence[TrainedRun]) -> str:
     for run in runs:
         groups.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
     settings = [group[0].settings for group in groups.values()]
-    differing = [name for name in settings[0] if any(one.get(name) != settings[0][name] for one in settings)]
+    differing = [name for name in settings[0] if any(other.get(name) != settings[0][name] for other in settings)]
     titles = [name.replace("_", " ") for name in differing]
     rows = [_Row([_spelled(group[0].settings.get(name)) for name in differing], group) for group in groups.values()]
     tables = [_scores(titles, rows), _by_class(titles, rows)]
@@ -80,11 +80,11 @@ def _scores(titles: list[str], rows: list[_Row]) -> str:
     lines = []
     for head, runs in rows:
         scores = [100 * run.scores["mean_iou"] for run in runs]
-        each = ", ".join(f"{score:.2f}" for score in scores) if len(runs) > 1 else ""
+        listed = ", ".join(f"{score:.2f}" for score in scores) if len(runs) > 1 else ""
         accuracy = 100 * _mean(run.scores["pixel_accuracy"] for run in runs)
         losses = {name: f"{_mean(run.losses[name] for run in runs):.3f}" for name in runs[0].losses}
         minutes = _mean(run.seconds for run in runs) / 60
-        cells = [f"{_mean(scores):.2f}", each, f"{accuracy:.2f}", *(losses.get(name, "") for name in names)]
+        cells = [f"{_mean(scores):.2f}", listed, f"{accuracy:.2f}", *(losses.get(name, "") for name in names)]
         lines.append([*head, *cells, f"{minutes:.1f}"])
     return _table([*titles, "mIoU", "of each run", "pixel accuracy", *names, "minutes"], lines)
 
@@ -99,7 +99,7 @@ def _by_class(titles: list[str], rows: list[_Row]) -> str:
 
 
 def _by_size(titles: list[str], rows: list[_Row]) -> str:
-    """A line per scale of a net: its weight by quartile of area, and the rank correlations."""
+    """One line per scale of a net: its mean weight by quartile of object area, and the rank correlations."""
     lines = []
     for head, runs in rows:
         sizes = [run.scores["attention"]["by_size"] for run in runs]
@@ -116,14 +116,14 @@ def _by_size(titles: list[str], rows: list[_Row]) -> str:
 
 
 def _spread(rows: list[_Row]) -> list[str]:
-    """A sentence on how far runs of the same settings lie apart, if there are any."""
+    """The pooled standard deviation of mIoU between seeds, as a sentence; empty if no row has several runs."""
     repeated = [[100 * run.scores["mean_iou"] for run in row.runs] for row in rows if len(row.runs) > 1]
     if not repeated:
         return []
     freedom = sum(len(scores) - 1 for scores in repeated)
     deviation = np.sqrt(sum(np.var(scores) * len(scores) for scores in repeated) / freedom)
     return [
-        f"Standard deviation of mIoU between seeds, over all rows of several runs ({freedom} degrees of freedom): "
+        f"Standard deviation of mIoU between seeds, over all rows with several runs ({freedom} degrees of freedom): "
         f"{deviation:.2f}."
     ]
 
@@ -150,6 +150,6 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: train the run, and score its final.pth by evaluate.py --json.") from None
+        raise InputError(f"{path} is missing: train the run, then score its final.pth by evaluate.py --json.") from None
     except ValueError:
-        raise InputError(f"{path} is no JSON file: write it again.") from None
+        raise InputError(f"{path} is not a JSON file: write it again.") from None

@@ -1,5 +1,5 @@
-"""Searching the parameters of the dense CRF as the authors did: every combination of a grid, on a random part of the
-validation set (run_densecrf_grid_search.sh)."""
+"""Grid search over the dense CRF's parameters on a random subset of the validation set, as in the authors'
+run_densecrf_grid_search.sh."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ GRID = {
     "bi_xy_std": (40, 50, 60, 70, 80, 90, 100),
     "bi_rgb_std": (3, 4, 5, 6, 7, 8, 9, 10),
 }
-"""The values that the authors' script combines; pos_w and pos_xy_std stay at 3."""
+"""Grid of the authors' script; pos_w and pos_xy_std are fixed at 3."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """Mean IoU, as fractions, of a net on `images` images without and with each of the CRFs."""
+    """Mean IoU of a net on `images` images, without and with each CRF, as fractions."""
 
     images: int
     without: float
@@ -35,12 +35,12 @@ class Search:
 
     @property
     def best(self) -> CRF:
-        """Of equally good ones the first."""
+        """The CRF with the highest mean IoU; the first one in a tie."""
         return max(self.mean_iou, key=self.mean_iou.get)
 
     def table(self) -> str:
-        """For each weight a table of mean IoU in per cent, a line per bi_xy_std and a column per bi_rgb_std; the best
-        is starred."""
+        """One table per bi_w of mean IoU in per cent, with a line per bi_xy_std and a column per bi_rgb_std; a star
+        marks the best."""
         weights, positions, colours = (
             sorted({getattr(crf, name) for crf in self.mean_iou}) for name in ("bi_w", "bi_xy_std", "bi_rgb_std")
         )
@@ -58,21 +58,24 @@ class Search:
         return "\n".join(lines)
 
     def summary(self) -> dict:
-        """Plain values for a JSON file."""
+        """The search as plain values for a JSON file."""
         scores = [asdict(crf) | {"mean_iou": score} for crf, score in self.mean_iou.items()]
         return {"images": self.images, "without": self.without, "best": asdict(self.best), "scores": scores}
 
 
 def candidates(base: CRF, grid: dict[str, Sequence[float]]) -> list[CRF]:
-    """Every combination of the values in `grid`; what it does not name is as in `base`."""
+    """All combinations of the values in `grid`; other parameters come from `base`."""
     return [CRF(**asdict(base) | dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
 
 
 def sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """So many of the items at random, in their order; all if there are no more. The authors drew theirs with MATLAB's
-    generator: they are others. Raises InputError for a count below 1 or an item without a label file."""
+    """At most `count` random items, in the order of the list.
+
+    The authors' sample, drawn with MATLAB's generator, is a different one. Raises InputError for a count below 1 or an
+    item without a label file.
+    """
     if count < 1:
-        raise InputError(f"The search was given {count} images; it needs at least 1.")
+        raise InputError(f"The search has {count} images; it needs at least 1.")
     chosen = np.random.default_rng(seed).permutation(len(items))[:count]
     picked = [items[i] for i in np.sort(chosen)]
     for item in picked:
@@ -90,10 +93,10 @@ def search(
     classes: Sequence[str] = (),
     workers: int = 1,
 ) -> Search:
-    """Scores `model` on `items` with each of `crfs`, under a progress bar.
+    """Scores `model` on `items` with each of `crfs`; shows a progress bar.
 
-    The net segments each image once; then `workers` threads refine its scores. Outputs that `classes` names 'void'
-    count in no mean. Raises InputError for a bad file, naming it.
+    The net segments each image once; then `workers` threads refine its scores. Outputs named 'void' in `classes` are
+    excluded from means. Raises InputError naming a bad file.
     """
     segmenter = Segmenter(model, crop=crop)
     void = [label for label, name in enumerate(classes) if name == VOID]
@@ -104,11 +107,11 @@ def search(
     ):
         for item in items:
             image, truth = read_pair(item, model.num_classes)
-            found = segmenter(image, scores=True)
-            without.update(truth, found.labels)
+            segmentation = segmenter(image, scores=True)
+            without.update(truth, segmentation.labels)
 
-            def score(crf: CRF, confusion: ConfusionMatrix, image=image, truth=truth, found=found) -> None:
-                confusion.update(truth, found.refined(image, crf, threads=1).labels)
+            def score(crf: CRF, confusion: ConfusionMatrix, image=image, truth=truth, unrefined=segmentation) -> None:
+                confusion.update(truth, unrefined.refined(image, crf, threads=1).labels)
 
             for _ in pool.map(score, crfs, refined):
                 progress.update()

@@ -1,4 +1,4 @@
-"""Pictures of what a net sees, in the layouts of A2S Figures 4, 5 and 6."""
+"""Figures of predictions and attention weights, in the layouts of A2S Figures 4, 5 and 6."""
 
 import os
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ LAYOUTS = ("weights", "comparison", "winner", "recalibration")
 COLUMN_INCHES = 2.4
 COLOUR_MAP = "viridis"
 RECALIBRATED = 4
-"""Classes whose recalibration is shown: those of most pixels in ground truth and predictions."""
+"""Number of classes whose recalibration is shown: the most frequent in ground truth and predictions."""
 
 
 class Row(NamedTuple):
-    """An image of the figure: (H, W, 3) uint8 BGR, its ground truth (H, W) uint8, and what nets make of it."""
+    """An image of the figure, (H, W, 3) uint8 BGR, its ground truth (H, W) uint8, and its segmentations."""
 
     image: np.ndarray
     truth: np.ndarray
     segmentation: Segmentation
     baseline: Segmentation | None = None
-    """What another net makes of it."""
+    """Segmentation by another net."""
     winner: np.ndarray | None = None
-    """(H, W), the scale, as an index, that max-pooling takes the other net's prediction from."""
+    """(H, W), index of the scale that wins max-pooling in the other net."""
 
 
 class Panel(NamedTuple):
-    """A picture of the figure: (H, W, 3) uint8 RGB, (H, W) uint8 labels, or a map (H, W) of floats."""
+    """A picture of the figure: (H, W, 3) uint8 RGB, (H, W) uint8 labels, or a float map (H, W)."""
 
     title: str
     pixels: np.ndarray
@@ -47,53 +47,53 @@ class Panel(NamedTuple):
 def figure_rows(
     items: Sequence[Item], layout: str, segmenter: Segmenter, baseline: Segmenter | None = None
 ) -> list[Row]:
-    """Segments the images of a figure, with the nets that its layout takes.
+    """Segments the images of a figure with the nets of its layout.
 
-    Raises InputError for a bad file, or where the layout needs another net than was given.
+    Raises InputError for a bad file, or if the given nets do not suit the layout.
     """
     if layout not in LAYOUTS:
         raise InputError(f"layout '{layout}' is not known; it is one of {', '.join(LAYOUTS)}.")
     two_nets = layout in ("comparison", "winner")
     if two_nets and baseline is None:
-        raise InputError(f"the layout {layout} sets two nets side by side: give the other one as the baseline.")
+        raise InputError(f"the layout {layout} compares two nets: give the other one as the baseline.")
     if baseline is not None and not two_nets:
         raise InputError(f"the layout {layout} shows one net: leave out the baseline, or choose comparison or winner.")
     if baseline is not None and baseline.model.num_classes != segmenter.model.num_classes:
-        raise InputError("the net and its baseline have different numbers of classes: give two of one data set.")
+        raise InputError("the net and its baseline have different numbers of classes: give nets of one data set.")
     if layout == "winner":
         if segmenter.model.merge != "attention":
-            raise InputError("the layout winner shows attention weights beside max-pooling: the net has none.")
+            raise InputError("the layout winner needs a net with attention weights, but the net has none.")
         scales = segmenter.model.scales
         if baseline.model.merge != "max" or baseline.model.scales != scales:
             shown = " ".join(f"{scale:g}" for scale in scales)
-            raise InputError(f"the layout winner takes a baseline that merges the scales {shown} by max.")
+            raise InputError(f"the layout winner needs a baseline that merges the scales {shown} by max.")
     rows = []
     for item in items:
         image, truth = read_pair(item, segmenter.model.num_classes)
-        found = segmenter(image, scores=layout == "recalibration")
-        if layout == "recalibration" and found.recalibration is None:
-            raise InputError("the layout recalibration takes a net whose head has a recalibrating branch.")
+        segmentation = segmenter(image, scores=layout == "recalibration")
+        if layout == "recalibration" and segmentation.recalibration is None:
+            raise InputError("the layout recalibration needs a net whose head has a recalibrating branch.")
         winner = inspect(baseline, image, 1).winner.numpy() if layout == "winner" else None
-        rows.append(Row(image, truth, found, baseline and baseline(image), winner))
+        rows.append(Row(image, truth, segmentation, baseline and baseline(image), winner))
     return rows
 
 
 def attention_figure(
     rows: Sequence[Row], scales: Sequence[float], classes: Sequence[str], layout: str = "weights"
 ) -> Figure:
-    """One row per image: image, ground truth, predictions, and maps that share one colour bar.
+    """Draws one row per image: image, ground truth, predictions, and maps with a common colour bar.
 
     The layouts:
 
-    * weights: the prediction, and the attention weights of each scale; without weights (average and max merging) there
-      are no maps.
-    * comparison (Figures 5 and 6): the same, with the baseline's prediction before ours.
-    * winner (Figure 4): max-pooling's weights, 1 where the scale has the largest score for the class predicted and else
-      0, then the attention's.
-    * recalibration: the prediction, and what recalibrates the scores of the classes of most pixels.
+    * weights: the prediction and the attention weights of each scale; no maps for average and max merging.
+    * comparison (Figures 5 and 6): as weights, with the baseline's prediction before ours.
+    * winner (Figure 4): max-pooling's weights, which are 1 where the scale has the largest score for the predicted
+      class and 0 elsewhere; then the attention weights.
+    * recalibration: the prediction, and the recalibration maps of the most frequent classes.
 
-    Labels have VOC's colours, with a legend of the classes that occur. Maps range from 0 to 1, or, where biases
-    recalibrate, evenly about 0. Each says its mean and standard deviation, so that one without structure shows as such.
+    Labels have VOC's colours, with a legend of the classes that occur. Maps range from 0 to 1, or, for recalibration by
+    biases, symmetrically about 0. The mean and standard deviation of a map are printed below it, so that a map without
+    structure is recognised.
     """
     panels = [_panels(row, rows, scales, classes, layout) for row in rows]
     maps = [panel.pixels for line in panels for panel in line if panel.pixels.dtype != np.uint8]
@@ -133,19 +133,22 @@ def save_figure(path: str | os.PathLike, figure: Figure) -> None:
 
 
 def _panels(row: Row, rows: Sequence[Row], scales: Sequence[float], classes: Sequence[str], layout: str) -> list[Panel]:
-    """The pictures of a row."""
-    found = row.segmentation
+    """The panels of a row."""
+    segmentation = row.segmentation
     panels = [Panel("image", row.image[..., ::-1]), Panel("ground truth", row.truth)]
     if layout == "recalibration":
-        shown = [Panel(f"recalibration, {classes[label]}", found.recalibration[label]) for label in _most_common(rows)]
-        return [*panels, Panel("prediction", found.labels), *shown]
-    weights = [] if found.weights is None else _per_scale("weights", scales, found.weights)
+        maps = [
+            Panel(f"recalibration, {classes[label]}", segmentation.recalibration[label]) for label in _most_common(rows)
+        ]
+        return [*panels, Panel("prediction", segmentation.labels), *maps]
+    attention = segmentation.weights
+    weights = [] if attention is None else _per_scale("weights", scales, attention)
     if layout == "winner":
         one_hot = np.stack([row.winner == index for index in range(len(scales))]).astype(np.float32)
-        return [*panels, *_per_scale("max-pooling", scales, one_hot), *_per_scale("attention", scales, found.weights)]
+        return [*panels, *_per_scale("max-pooling", scales, one_hot), *_per_scale("attention", scales, attention)]
     if layout == "comparison":
-        return [*panels, Panel("baseline", row.baseline.labels), Panel("ours", found.labels), *weights]
-    return [*panels, Panel("prediction", found.labels), *weights]
+        return [*panels, Panel("baseline", row.baseline.labels), Panel("ours", segmentation.labels), *weights]
+    return [*panels, Panel("prediction", segmentation.labels), *weights]
 
 
 def _per_scale(name: str, scales: Sequence[float], maps: np.ndarray) -> list[Panel]:
@@ -153,7 +156,7 @@ def _per_scale(name: str, scales: Sequence[float], maps: np.ndarray) -> list[Pan
 
 
 def _most_common(rows: Sequence[Row]) -> list[int]:
-    """Labels of most pixels in all rows, ground truth and predictions together."""
+    """The most frequent labels of all rows, counted over ground truth and predictions."""
     counts = sum(np.bincount(np.append(row.truth, row.segmentation.labels), minlength=256) for row in rows)
     counts[IGNORE_LABEL] = 0
     order = np.argsort(-counts, kind="stable")[:RECALIBRATED]
@@ -161,7 +164,7 @@ def _most_common(rows: Sequence[Row]) -> list[int]:
 
 
 def _legend(maps: Sequence[np.ndarray], classes: Sequence[str]) -> list[Patch]:
-    """The labels that occur."""
+    """A legend of the labels that occur in `maps`."""
     shown = np.unique(np.concatenate([labels.ravel() for labels in maps]))
     names = [*classes, *[""] * (IGNORE_LABEL - len(classes)), "ignored"]
     return [Patch(facecolor=palette()[label] / 255, edgecolor="grey", label=names[label]) for label in shown]

@@ -1,4 +1,4 @@
-"""What every scale contributes to the segmentation of an image."""
+"""Contribution of each scale to the segmentation of an image."""
 
 from typing import NamedTuple
 
@@ -17,28 +17,27 @@ class Inspection(NamedTuple):
     scores: Tensor
     """(C, h, w) merged score map."""
     scale_scores: Tensor
-    """(S, C, h, w), what each scale says, before anything is merged."""
+    """(S, C, h, w) scores of each scale before the merge."""
     weights: Tensor | None
-    """(S, h, w) attention weights; None where the merge has none."""
+    """(S, h, w) attention weights; None if the merge has none."""
     recalibration: Tensor | None
-    """(C, h, w), what recalibrates the scores of each class; None where nothing does."""
+    """(C, h, w) recalibration of each class's scores; None without a recalibrating branch."""
 
     @property
     def winner(self) -> Tensor:
-        """(h, w) int64, the scale, as an index, that has the largest score for the class that is predicted.
+        """(h, w) int64, index of the scale with the largest score for the predicted class.
 
-        In a net that merges by max the prediction is this scale's: its weight is 1, and those of the others are 0.
+        In a net that merges by max the prediction is this scale's: its weight is 1 and the others' weights are 0.
         """
         predicted = self.scores.argmax(0).expand(len(self.scale_scores), 1, -1, -1)
         return self.scale_scores.gather(1, predicted).argmax(0)[0]
 
 
 def inspect(segmenter: Segmenter, image: np.ndarray, step: int = 8) -> Inspection:
-    """Runs a net on an image (H, W, 3) uint8 BGR in one pass, padded as the segmenter does.
+    """Runs a net on an image (H, W, 3) uint8 BGR in one pass, with the segmenter's padding.
 
-    Gives the values at every `step`-th pixel from the top left one; step is 1, 2, 4 or 8. The maps of the net, on grids
-    of 4 or 8 pixels at scale 1, are interpolated as the nets interpolate them: where a point is one of the grid's, the
-    value is that of the map.
+    Returns the values at every `step`-th pixel from the top left one; step is 1, 2, 4 or 8. The net's maps, on grids of
+    4 or 8 pixels at scale 1, are interpolated as in the net, so that points of the grid keep the map's values.
     """
     size = segmenter.padded_size(image)
     grid = tuple((side - 1) // step + 1 for side in size)

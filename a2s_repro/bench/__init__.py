@@ -1,1 +1,1 @@
-"""For developers: timing in pairs, tables of measured figures, and where a figure was measured."""
+"""Benchmark tools for developers: paired timing, tables and charts of results, and provenance."""

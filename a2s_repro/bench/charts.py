@@ -1,4 +1,4 @@
-"""Charts of docs/performance.md, drawn from the benchmarks' JSON files for light and for dark themes."""
+"""Charts of docs/performance.md, drawn from the benchmarks' JSON files in a light and a dark theme."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from a2s_repro.files import replacing
 
 
 class Theme(NamedTuple):
-    """Colours of a chart; `series` tells groups of values apart."""
+    """Colours of a chart; `series` has one per group of values."""
 
     background: str
     text: str
@@ -28,7 +28,7 @@ DPI = 130
 
 
 def draw(kind: str, measured: dict, path: Path) -> str:
-    """Writes the chart of a result file as PATH-light.png and PATH-dark.png, and returns its title."""
+    """Writes the chart of a result file as PATH-light.png and PATH-dark.png; returns its title."""
     for name, theme in THEMES.items():
         figure = Figure(figsize=INCHES, dpi=DPI, facecolor=theme.background, layout="constrained")
         axes = figure.add_subplot(facecolor=theme.background)
@@ -50,7 +50,7 @@ def draw(kind: str, measured: dict, path: Path) -> str:
 
 
 def kernel_chart(axes: Axes, measured: dict, theme: Theme) -> str:
-    """A dot for each measured case of an operator: eager's time over the fused operator's."""
+    """One dot per measured case of an operator: eager time / fused time."""
     operators = list(dict.fromkeys(row["operator"] for row in measured["rows"]))
     for colour, (layout, shift) in zip(theme.series, (("nchw", -0.16), ("channels_last", 0.16)), strict=False):
         rows = [row for row in measured["rows"] if row["layout"] == layout]
@@ -76,14 +76,14 @@ def kernel_chart(axes: Axes, measured: dict, theme: Theme) -> str:
 
 
 def _eager_ratio(row: dict) -> float:
-    """From device times where there are any."""
+    """Eager time / fused time, from device times if measured."""
     if "device_seconds" in row:
         return row["device_seconds"]["eager"] / row["device_seconds"]["fused"]
     return row["ratio"]["eager"]["median"]
 
 
 def model_chart(axes: Axes, measured: dict, theme: Theme) -> str:
-    """Bars of seconds an image: the authors' Caffe where it was measured, eager PyTorch, and ours."""
+    """Bars of seconds per image: the authors' Caffe if measured, eager PyTorch, and this package."""
     threads = max(row["threads"] for row in measured["rows"])
     bars: list[tuple[str, float, str]] = []
     for work, name in (("forward", "image of {test_crop}"), ("update", "update, crop of {crop}")):
@@ -115,4 +115,4 @@ def _machine(measured: dict) -> str:
 
 
 CHARTS = {"kernels": kernel_chart, "model": model_chart}
-"""By kind of results."""
+"""Chart by kind of result."""

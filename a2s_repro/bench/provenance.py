@@ -1,4 +1,4 @@
-"""What a measured figure carries: the machine, the versions, and the native sources that it was measured on."""
+"""Provenance of a measured figure: the machine, the versions, and a hash of the native sources."""
 
 import datetime
 import hashlib
@@ -15,7 +15,7 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
 def sources_hash(folder: Path = CSRC) -> str:
-    """16 hex digits that change with any file name or byte under `folder`: figures with another hash are stale.
+    """16 hex digits of a hash over the names and contents of all files in `folder`; if it differs, figures are stale.
 
     Raises:
         InputError: there is no such folder (an installed package has no sources).
@@ -32,9 +32,9 @@ def sources_hash(folder: Path = CSRC) -> str:
 
 
 def provenance() -> dict[str, str | int]:
-    """When, where and on what something is measured, as plain values for a JSON file.
+    """Date, machine and versions of a measurement, as plain values for a JSON file.
 
-    `gpu` and `driver` are "none" where torch sees no GPU.
+    `gpu` and `driver` are "none" if torch finds no GPU.
     """
     gpu = torch.cuda.is_available()
     return {

@@ -13,11 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "tables.md")
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"<!-- (?P<name>[\w-]+)(?: (?P<variant>\w+))? -->\n.*?<!-- end -->", re.DOTALL)
-"""From `<!-- KIND-DEVICE -->` the full table; `selected` after the name has a few of its rows, `chart` its chart."""
+"""Marked parts of a page: `<!-- KIND-DEVICE -->` holds the full table; with `selected` after the name, selected rows;
+with `chart`, the chart."""
 
 
 def write_results(out: Path, kind: str, device: str, results: dict) -> Path:
-    """Writes KIND-DEVICE-DATE.json into the folder `out`, with the provenance's date, and returns its path."""
+    """Writes KIND-DEVICE-DATE.json, with the provenance's date, into the folder `out`; returns its path."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{kind}-{device}-{results['provenance']['date'][:10]}.json"
     with replacing(path) as temporary:
@@ -26,10 +27,10 @@ def write_results(out: Path, kind: str, device: str, results: dict) -> Path:
 
 
 def write_docs(pages: Sequence[Path] = PAGES, results: Path = RESULTS) -> Sequence[Path]:
-    """Replaces every marked part of the pages by what the newest KIND-DEVICE-*.json shows, and returns the pages.
+    """Regenerates every marked part of the pages from the newest KIND-DEVICE-*.json; returns the pages.
 
-    A part without results reads "Not measured yet."; a chart without results is left out. Charts are written to the
-    folder `images` beside the page, for light and for dark themes.
+    A table without results becomes "Not measured yet."; a chart without results is omitted. Charts are written in a
+    light and a dark theme to the folder `images` next to the page.
 
     Raises:
         InputError: a page is missing (an installed package has none).
@@ -62,8 +63,8 @@ def _filled(match: re.Match, page: Path, results: Path) -> str:
 
 
 def _picture(kind: str, measured: dict, path: Path) -> str:
-    """Draws a chart in both themes and returns the HTML that shows the reader's."""
-    from a2s_repro.bench import charts  # matplotlib is slow to import, and most benchmarks draw nothing
+    """Draws a chart in both themes; returns HTML that selects by the reader's theme."""
+    from a2s_repro.bench import charts  # imported here, because matplotlib is slow to import
 
     title = charts.draw(kind, measured, path)
     return (
@@ -75,7 +76,7 @@ def _picture(kind: str, measured: dict, path: Path) -> str:
 
 
 def kernel_table(measured: dict, link: str, rows: Sequence[dict] | None = None) -> str:
-    """Markdown of one result file of bench_kernels, whole or of some of its rows."""
+    """Markdown table of a result file of bench_kernels, for all rows or the given ones."""
     facts, bandwidth = measured["provenance"], measured["copy_bandwidth"]
     machine = facts["gpu"] if measured["device"] == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
     lines = [
@@ -104,7 +105,7 @@ def kernel_table(measured: dict, link: str, rows: Sequence[dict] | None = None) 
 
 
 def largest_rows(measured: dict) -> list[dict]:
-    """Of each operator the float32 NCHW row of most bytes, with backward where it has one."""
+    """The largest float32 NCHW row of each operator, by bytes moved."""
     largest: dict[str, dict] = {}
     for row in measured["rows"]:
         if (row["dtype"], row["layout"]) == ("float32", "nchw"):
@@ -125,7 +126,7 @@ def _ratio(row: dict, name: str) -> str:
 
 
 def model_table(measured: dict, link: str, rows: Sequence[dict] | None = None) -> str:
-    """Markdown of one result file of bench_model, whole or of some of its rows."""
+    """Markdown table of a result file of bench_model, for all rows or the given ones."""
     gpu = measured["device"] == "cuda"
     loader = measured["loader"]
     lines = [
@@ -163,7 +164,7 @@ def most_threads(measured: dict) -> list[dict]:
 
 
 def conv2d_table(measured: dict, link: str) -> str:
-    """Markdown of one result file of bench_conv2d."""
+    """Markdown table of a result file of bench_conv2d."""
     lines = [
         f"{_origin(measured, link)} Crops of {measured['crop']} pixels, {measured['provenance']['threads']} threads.",
         "",
@@ -185,7 +186,7 @@ def conv2d_table(measured: dict, link: str) -> str:
 
 
 def precision_table(measured: dict, link: str) -> str:
-    """Markdown of one result file of bench_precision."""
+    """Markdown table of a result file of bench_precision."""
     names = list(measured["runs"])
     losses = list(measured["runs"][names[0]]["losses"][0]["values"])
     lines = [
@@ -213,10 +214,10 @@ def _origin(measured: dict, link: str) -> str:
 
 
 TABLES = {"kernels": kernel_table, "model": model_table, "conv2d": conv2d_table, "precision": precision_table}
-"""The full table of each kind of results."""
+"""Full table by kind of result."""
 
 SELECTED = {
     "kernels": lambda measured, link: kernel_table(measured, link, largest_rows(measured)),
     "model": lambda measured, link: model_table(measured, link, most_threads(measured)),
 }
-"""Its few rows for docs/performance.md."""
+"""Selected rows for docs/performance.md, by kind of result."""

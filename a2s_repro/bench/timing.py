@@ -1,4 +1,4 @@
-"""Speed and memory of functions against each other: paired runs in one process, on data that no cache still holds."""
+"""Paired measurement of speed and memory: functions alternate in one process, on inputs outside the caches."""
 
 import os
 import statistics
@@ -14,24 +14,27 @@ from a2s_repro.data.image_seg import RandomStream, SegmentationDataset, loader
 from a2s_repro.data.lists import Item
 
 COLD_BYTES = 128 << 20
-"""Inputs of a measurement rotate over about this many bytes, more than any cache holds: an H200's L2 has 50 MB."""
+"""Approximate total size, in bytes, of the input sets that a measurement rotates over: larger than any cache (an H200's
+L2 has 50 MB)."""
 MAX_SETS = 512
 
 
 def warm_memory(most: int = 4 << 30) -> None:
-    """Has the machine back half of its free memory, or `most` bytes: a virtual machine gets each page from its host
-    when it is first touched, and waits for that longer than for any operator."""
+    """Touches half of the free memory once, at most `most` bytes, so that the hypervisor backs it before timing.
+
+    In a virtual machine the first touch of a page takes longer than any operator.
+    """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     torch.empty(min(free // 2, most), dtype=torch.uint8).fill_(0)
 
 
 def rotation(set_bytes: int) -> int:
-    """How many input sets of `set_bytes` are rotated over: 2 to 512."""
+    """Number of input sets of `set_bytes` to rotate over: 2 to 512."""
     return min(max(2, COLD_BYTES // max(set_bytes, 1)), MAX_SETS)
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, at which the device copies 128 MB: the floor of what only moves data."""
+    """Bandwidth of a 128 MB copy on the device, in bytes per second, read and written: the bound for moving data."""
     source = torch.empty(COLD_BYTES // 4, device=device).fill_(1)
     target = torch.empty_like(source)
     (times,) = paired({"copy": lambda _: target.copy_(source)}, 2, device, budget=1.0).values()
@@ -41,10 +44,10 @@ def copy_bandwidth(device: torch.device) -> float:
 def paired(
     functions: Mapping[str, Callable[[int], Any]], sets: int, device: torch.device, budget: float = 1.0
 ) -> dict[str, list[float]]:
-    """Seconds a call of each function, a value a round.
+    """Seconds per call of each function, one value per round.
 
-    In a round every function runs in turn, each over a stretch of calls function(i) on input sets i = 0, 1, ...
-    of `sets`; every other round in the opposite order. There are 3 to 25 rounds, about `budget` seconds of them.
+    In each round all functions run in turn, each for several calls function(i) on input sets i = 0, 1, ... of `sets`;
+    the order reverses every round. There are 3 to 25 rounds, for about `budget` seconds.
     """
     names = list(functions)
     calls = {}
@@ -75,7 +78,7 @@ def _finish(device: torch.device) -> None:
 
 
 def graph_time(function: Callable[[int], Any], sets: int, replays: int = 5) -> float:
-    """Device seconds a call on a GPU, without the host's part: a CUDA graph holds a call on every input set."""
+    """Device seconds per call on a GPU, without host time: a CUDA graph holds a call on every input set."""
     calls = max(20, sets)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -110,10 +113,10 @@ def loader_rates(
     seed: int = 0,
     cache: bool = False,
 ) -> list[float]:
-    """Samples a second that the data loader alone delivers: decoded, checked, cropped and batched; a value a repeat.
+    """Throughput of the data loader alone (decode, check, crop, batch) in samples per second, one value per repeat.
 
-    A repeat's first batch, which waits for the workers to start, is not counted. With `cache` everything is decoded
-    before the first repeat.
+    The first batch of a repeat is not timed, because it includes the start of the workers. With `cache` all images are
+    decoded before the first repeat.
     """
     dataset = SegmentationDataset(items, num_classes, crop)
     if cache:
@@ -131,7 +134,7 @@ def loader_rates(
 
 
 def peak_memory(function: Callable[[int], Any], device: torch.device) -> int:
-    """Bytes that a call holds at its peak beyond what was there before: its results and everything in between."""
+    """Peak memory of a call in bytes, in addition to memory allocated before: results and intermediates."""
     function(0)
     if device.type == "cuda":
         _finish(device)
@@ -140,7 +143,7 @@ def peak_memory(function: Callable[[int], Any], device: torch.device) -> int:
         function(0)
         _finish(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler tells stderr of its stages otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # suppresses the profiler's progress on stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         function(0)
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -152,7 +155,7 @@ def peak_memory(function: Callable[[int], Any], device: torch.device) -> int:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Median and quartiles of the values."""
     if len(values) < 2:
         return {"median": values[0], "low": values[0], "high": values[0]}
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")

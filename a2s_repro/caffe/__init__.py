@@ -1,6 +1,6 @@
-"""Nets, runs and random numbers shared with Caffe.
+"""Exchange of nets, runs and random numbers with Caffe.
 
-layers: their names and order. conversion: `.caffemodel` to weights and back. vgg16: the plain VGG-16 to start from.
-deploy: the prototxt of a net. state: `.solverstate`. export: a run's files for Caffe. streams: Caffe's random numbers
-in a training run.
+layers: layer names and their order. conversion: `.caffemodel` to weights and back. vgg16: init weights from the plain
+VGG-16. deploy: a net's `deploy.prototxt`. state: `.solverstate`. export: a run's files for Caffe. streams: Caffe's
+random numbers for a training run.
 """

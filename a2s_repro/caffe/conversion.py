@@ -1,6 +1,6 @@
-"""Caffe nets to state dicts and back.
+"""Converts Caffe nets to state dicts and back.
 
-A share-net's file holds every branch's copy of the shared layers; the copies are compared and folded into one.
+A share-net's file holds one copy of the shared layers per stream; the copies are compared and folded into one.
 """
 
 import hashlib
@@ -34,15 +34,15 @@ from a2s_repro.models.side_branches import SIDE_LAYERS
 from caffe_weights import SUFFIX_OF_SCALE, Layer, Net, branch_of, read_caffemodel, same_blobs
 
 GREY_LEVEL_DEVIATION = 64
-"""About the standard deviation of a photograph's grey levels around the mean pixel."""
+"""Approximate standard deviation of a photograph's grey levels around the mean pixel."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """The weights that a Caffe file gave, and what became of its layers.
+    """The weights converted from a Caffe file, and a record of its layers by their Caffe names.
 
-    `copies` are the folded copies of shared layers, `skipped` was left out as asked, `missing` are layers of the net
-    that the file lacks and `unmatched` layers of the file that the net lacks; all by their Caffe names.
+    `copies` are the folded copies of shared layers, `skipped` the layers skipped on request, `missing` the layers of
+    the net that the file lacks, and `unmatched` the layers of the file that the net lacks.
     """
 
     weights: Weights
@@ -52,7 +52,7 @@ class Conversion:
     unmatched: list[str]
 
     def summary(self) -> str:
-        """A few lines that say what was converted."""
+        """A report of the conversion in a few lines."""
         meta = self.weights.meta
         matched = list(dict.fromkeys(key.split(".")[0] for key in self.weights.state_dict))
         lines = [
@@ -72,8 +72,8 @@ class Conversion:
 def convert_file(path: str | os.PathLike, *, subsample: bool = False, **options: Any) -> Conversion:
     """Converts a `.caffemodel`, or torchvision's VGG-16 state dict (`.pth`), with the options of `from_caffe`.
 
-    `subsample` is for the plain VGG-16 and reduces its fc6 and fc7 first (`vgg16.subsampled`). The meta's `source`
-    also gets the file's `sha256` and `subsampled`. Raises InputError, CaffeFileError or OSError.
+    `subsample` first reduces fc6 and fc7 of the plain VGG-16 (`vgg16.subsampled`). The meta's `source` also holds the
+    file's `sha256` and `subsampled`. Raises InputError, CaffeFileError or OSError.
     """
     path = Path(path)
     net = net_from_torchvision(path) if path.suffix == ".pth" else read_caffemodel(path)
@@ -95,26 +95,26 @@ def from_caffe(
     allow_missing: bool = False,
     allow_unmatched: bool = False,
 ) -> Conversion:
-    """Turns a DeepLab-LargeFOV, DeepLab-MSc or share-net in Caffe's terms into float32 weights for ours.
+    """Converts a Caffe DeepLab-LargeFOV, DeepLab-MSc or share-net to float32 weights.
 
-    The trunk conv1_1 .. fc7 must be there; the classifier, the side branches and the attention head need not be (an
-    init file has none). The widths are read off the shapes, so that thin nets convert too.
+    The trunk conv1_1 .. fc7 is required; the classifier, the side branches and the attention head are optional (an init
+    file has none). Widths are inferred from the shapes, so thin nets convert, too.
 
     Args:
-        net: any `.caffemodel`; blobs may have V1 shapes.
-        file: its name, for the meta and for errors.
-        skip: layers to leave out, with their copies, by their name in the file; `fc8` also means the classifier.
-        num_classes: what the classifier's outputs must be.
-        allow_missing: accept a file that lacks layers of the trunk, or has side branches or attention head in part.
-        allow_unmatched: drop layers with weights that the net does not know.
+        net: content of a `.caffemodel`; blobs may have V1 shapes.
+        file: the file's name, for the meta and for errors.
+        skip: layers to leave out, with their copies, by their name in the file; `fc8` also matches the classifier.
+        num_classes: required number of the classifier's outputs.
+        allow_missing: accept a file that lacks some layers of the trunk, the side branches or the attention head.
+        allow_unmatched: drop layers with weights that the net lacks.
 
-    The meta holds `pool5a` (the file has that layer), `classifier` (its Caffe name, or None), `scales`, `widths`,
-    `source` ({file, kind: "init" without a classifier, else "net"}) and, where the file tells the whole net, `model`
-    (for `build_model`; Caffe's files do not tell the drop ratio, so it is 0.5).
+    The meta holds `pool5a` (whether the file has that layer), `classifier` (its Caffe name, or None), `scales`,
+    `widths`, `source` ({file, kind: "init" without a classifier, else "net"}) and, if the file determines the whole
+    net, `model` (for `build_model`, with drop ratio 0.5, because Caffe's files do not hold the ratio).
 
-    Raises InputError, naming the layer, for missing or unmatched layers, copies that differ, shapes that do not chain,
-    values that float32 cannot hold, a fully connected fc6 (the plain VGG-16), and on a trunk of the full widths any fc6
-    but LargeFOV's.
+    Raises InputError naming the layer for missing or unmatched layers, copies that differ, shapes that do not chain,
+    values out of float32's range, a fully connected fc6 (the plain VGG-16), and, on a trunk of full width, any fc6
+    other than LargeFOV's.
     """
     layers, skipped = _without_skipped(_layers_with_blobs(net, file), skip, file)
     bases, copies, scales = _folded(layers, file)
@@ -133,8 +133,8 @@ def from_caffe(
     classifier = modules["fc8"].name if "fc8" in modules else None
     outputs = parameters["fc8"][1].size if classifier else None
     if num_classes is not None and outputs != num_classes:
-        found = f"a classifier of {outputs} outputs" if classifier else "no classifier"
-        raise InputError(f"{file} has {found}, but one of {num_classes} is asked for.")
+        head = f"a classifier of {outputs} outputs" if classifier else "no classifier"
+        raise InputError(f"{file} has {head}, but the classifier must have {num_classes} outputs.")
 
     meta = {
         "pool5a": any(layer.name == "pool5a" for layer in net.layers),
@@ -151,7 +151,7 @@ def from_caffe(
         head = _head(net, parameters)
         config |= {"net": "ShareNet", "scales": scales, "merge": merge, "skip_net": skip_net, "head": head}
     elif not modules.keys().isdisjoint(ATTENTION):
-        raise InputError(f"{file} has an attention head but the branch of one scale only: --skip att_conv1 and att_fc.")
+        raise InputError(f"{file} has an attention head but only one scale: --skip att_conv1 and att_fc.")
     model = _without_values(config, file)
     state_dict = _fitted(parameters, model, file)
     if state_dict.keys() == model.state_dict().keys() and model.scales == tuple(scales):
@@ -160,24 +160,24 @@ def from_caffe(
 
 
 def to_caffe(weights: Weights, file: str = "the weights") -> Net:
-    """The net in Caffe's terms, in the order of the authors' snapshots, with every branch's copy of the shared layers.
+    """Converts weights to a Caffe net with the authors' order of layers and one copy of the shared layers per stream.
 
-    First come the trunks of the net's scales in the order 1, 0.5, 0.75, 0.25, then the classifiers in the same order
-    under the meta's `classifier` name (`fc8` if it has none), then the attention head. In a skip-net the scales are in
-    descending order, and every branch ends with its classifier. Of the layers without blobs only those are written
-    that tell nets apart: pool5a, the concatenation that attention reads, and fc8_fusion. `file` names the weights in
+    The trunks of the net's scales come first, in the order 1, 0.5, 0.75, 0.25; then the classifiers in the same order,
+    under the meta's `classifier` name (`fc8` if it has none); then the attention head. In a skip-net the scales are in
+    descending order, and every stream ends with its classifier. Layers without blobs are written only if they
+    distinguish nets: pool5a, the Concat that feeds the attention head, and fc8_fusion. `file` names the weights in
     errors.
 
-    Raises InputError if `from_caffe` would not read the same weights back: for layers that these nets do not have,
-    shapes that do not fit each other or the meta, and values that are not finite.
+    Raises InputError if `from_caffe` would not read the same weights back: for layers unknown to these nets, shapes
+    that do not fit each other or the meta, and values that are not finite.
     """
     state_dict, meta = weights.state_dict, weights.meta
     known = {f"{module}.{kind}" for module in MODULES for kind in ("weight", "bias")}
     if foreign := sorted(state_dict.keys() - known):
         named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise InputError(
-            f"{file} has parameters that the authors' Caffe nets do not have: {named}; those of Attention to Scale "
-            "alone can be written for Caffe."
+            f"{file} has parameters that the authors' Caffe nets do not have: {named}; only nets of Attention to Scale "
+            "can be exported to Caffe."
         )
     model = _described_model(weights, file)
     scales = model.scales if model else meta.get("scales", [1])
@@ -208,12 +208,12 @@ def to_caffe(weights: Weights, file: str = "the weights") -> Net:
         layers.append(Layer(FUSION, FUSION_TYPE[merge], []))
     net = Net("a2s_repro", layers)
     if from_caffe(net, file, allow_missing=True).weights.state_dict.keys() != state_dict.keys():
-        raise InputError(f"{file} does not say to which scales its layers belong: the file is damaged.")
+        raise InputError(f"{file} does not record the scales of its layers: the file is damaged.")
     return net
 
 
 def _described_model(weights: Weights, file: str) -> DeepLab | None:
-    """The net that the meta describes, without values; None if it describes none. Raises InputError if they differ."""
+    """The model of the meta, on the meta device, or None. Raises InputError if the weights do not fit it."""
     if "model" not in weights.meta:
         return None
     model = _without_values(weights.meta["model"], file)
@@ -225,7 +225,7 @@ def _described_model(weights: Weights, file: str) -> DeepLab | None:
 
 
 def _without_values(config: dict, file: str) -> DeepLab:
-    """The net of that description on the meta device."""
+    """The model of a config, on the meta device."""
     try:
         with torch.device("meta"):
             return build_model(config)
@@ -234,11 +234,12 @@ def _without_values(config: dict, file: str) -> DeepLab:
 
 
 def random_init(widths: Widths, seed: int) -> Net:
-    """A trunk conv1_1 .. fc7 with random weights, in place of a trained init file: for thin nets and trials.
+    """A trunk conv1_1 .. fc7 with random weights, which replaces a trained init file for thin nets and trials.
 
-    Weights are Caffe's msra filler (He et al. 2015: normal, variance 2 / fan-in), biases 0. That keeps the deviation of
-    the pixels, so every layer's weights are also divided by the same factor, after which fc7 is of order 1. Dividing
-    those of conv1_1 alone would give the same features, but rates that suit the other layers would make it diverge.
+    Weights are Caffe's msra filler (He et al. 2015: normal, variance 2 / fan-in), biases 0. The filler preserves the
+    standard deviation of the pixels, so every layer's weights are also divided by the same factor to make fc7 of order
+    1. Scaling conv1_1 alone would give the same features, but conv1_1 would then diverge at learning rates that suit
+    the other layers.
     """
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in DeepLabLargeFOV(1, widths=widths).state_dict().items()}
@@ -275,7 +276,7 @@ def _without_skipped(
 
 
 def _folded(layers: Mapping[str, Layer], file: str) -> tuple[list[Layer], list[str], list[float]]:
-    """The layers under their names without suffix, once each; the copies' names; the scales, in descending order."""
+    """The distinct layers under their names without suffix, the copies' names, and the scales in descending order."""
     owners: dict[str, Layer] = {}
     copies, scales = [], set()
     for name, layer in layers.items():
@@ -286,7 +287,7 @@ def _folded(layers: Mapping[str, Layer], file: str) -> tuple[list[Layer], list[s
         if owner is not layer:
             if not same_blobs(layer, owner):
                 raise InputError(
-                    f"layer {name} of {file} differs from {owner.name}, but branches share weights: --skip one."
+                    f"layer {name} of {file} differs from {owner.name}, but streams share weights: --skip one."
                 )
             copies.append(name)
     bases = [replace(owner, name=base) for base, owner in owners.items()]
@@ -303,14 +304,14 @@ def _by_module(layers: list[Layer], file: str) -> dict[str, Layer]:
 
 
 def _wanted(modules: Collection[str]) -> tuple[str, ...]:
-    """The modules that a file with these must have: the trunk; side branches and attention head whole or not at all."""
+    """The required modules: the trunk, and all side branches or the whole attention head if the file has part of it."""
     sides = () if set(modules).isdisjoint(SIDE_LAYERS) else SIDE_LAYERS
     heads = {"att_conv2": ATTENTION, "att_conv1": ("att_conv1", "att_fc"), "att_fc": ("att_fc",)}
     return TRUNK + sides + next((head for layer, head in heads.items() if layer in modules), ())
 
 
 def _parameters(layer: Layer, file: str) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias of a convolution, (O, C, kh, kw) and (O,), in float32."""
+    """Weight and bias of a convolution, (O, C, kh, kw) and (O,), float32."""
     where = f"layer {layer.name} of {file}"
     if len(layer.blobs) != 2:
         raise InputError(f"{where} has {len(layer.blobs)} blobs, not a weight and a bias.")
@@ -329,7 +330,7 @@ def _parameters(layer: Layer, file: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _widths(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The width of each group of layers, from the outputs of its first layer or else the inputs of the next group."""
+    """The width of each group of layers: the outputs of its first layer, or else the inputs of the next group."""
     outside = {"att_conv1": "att_conv1", "ms": "data_conv"}
     widths = {width: shapes[layer][0] for width, layer in outside.items() if layer in shapes}
     for group, layers in LAYERS_OF_WIDTH.items():
@@ -342,19 +343,19 @@ def _widths(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def _check_fc6(parameters: Mapping[str, tuple[np.ndarray, np.ndarray]], widths: Mapping[str, int], file: str) -> None:
-    """Refuses an fc6 of another system on the full VGG-16: DeepLab also had them with other windows and outputs."""
+    """Raises InputError for the fc6 of another DeepLab variant (other kernel size or outputs) on the full VGG-16."""
     full = Widths()
     expected = (full.fc6, full.conv5, 3, 3)
     is_full = all(widths.get(group) == getattr(full, group) for group in ("conv1", "conv2", "conv3", "conv4", "conv5"))
     if is_full and "fc6" in parameters and parameters["fc6"][0].shape != expected:
         raise InputError(
             f"layer fc6 of {file} is {_spelled(parameters['fc6'][0])}, but LargeFOV's is 1024x512x3x3: "
-            "the file is of another net; leave out fc6 and the layers after it with --skip."
+            "the file holds another net; leave out fc6 and the layers after it with --skip."
         )
 
 
 def _merge(net: Net) -> str | None:
-    """How a share-net merges, as far as its layers tell."""
+    """The merge of a share-net, inferred from its layers, or None."""
     types = {layer.name: layer.type for layer in net.layers}
     if not types.keys().isdisjoint(ATTENTION):
         return "attention"
@@ -362,7 +363,7 @@ def _merge(net: Net) -> str | None:
 
 
 def _head(net: Net, parameters: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """The fields of `AttentionHead` that the layers tell."""
+    """The fields of `AttentionHead` that follow from the layers."""
     head: dict[str, Any] = {}
     for layer in net.layers:
         if layer.name in ("fc6_concat", "fc7_concat", "fc8_concat"):

@@ -1,4 +1,4 @@
-"""The nets as Caffe's `deploy.prototxt`: what other programs run a converted `.caffemodel` with."""
+"""Writes a net as Caffe's `deploy.prototxt`, so that other programs can run a converted `.caffemodel`."""
 
 from typing import Any
 
@@ -17,40 +17,39 @@ INPUT = "data"
 
 
 def output_blob(model: DeepLab) -> str:
-    """Blob of the merged score map, (N, C, H, W) at the size of the image, in the authors' test nets."""
+    """Name of the blob of the merged score map, (N, C, H, W) at the size of the image, in the authors' test nets."""
     if not model.skip_net:
         return "fc8_interp"
     return FUSION if isinstance(model, ShareNet) else "fc_fusion"
 
 
 def deploy_prototxt(model: DeepLab, classifier: str, size: tuple[int, int]) -> str:
-    """The net in its test phase for `conversion.to_caffe`'s weights, from blob `data` to `output_blob`.
+    """The prototxt of the TEST net for the weights of `conversion.to_caffe`, from blob `data` to `output_blob`.
 
-    `data` is (1, 3, H, W), BGR grey levels less the mean pixel. Layers and blobs have the names of the authors' test
-    nets. Three things are said in another way, so that Interp is the only layer beyond those of today's Caffe, and
-    OpenCV runs the net: Interp has explicit sizes, holes are called `dilation`, and SpatialProduct is an element-wise
-    product with the weights concatenated with themselves, once per class. Dropout, which does nothing in this phase, is
-    left out.
+    `data` is (1, 3, H, W), BGR grey levels minus the mean pixel. Layers and blobs have the names of the authors' test
+    nets. Three layers are written differently, so that Interp is the only layer beyond upstream Caffe and OpenCV runs
+    the net: Interp has explicit sizes, the parameter `hole` is `dilation`, and SpatialProduct is an Eltwise PROD with
+    the weights concatenated once per class. Dropout is omitted, because it does nothing in the TEST phase.
 
     Args:
-        model: of any weights; only its shapes count.
+        model: the net; only its shapes are used, not its weights.
         classifier: Caffe's name of layer fc8.
         size: (H, W) of the image.
 
     Raises:
-        InputError: a size off the net's grids.
+        InputError: the size does not fit the net's grids.
     """
     with torch.device("meta"):
         check_image(torch.empty(1, 3, *size), model.grid_step)
     net = _Net()
-    branches = {}
+    streams = {}
     for scale in model.branch_order:
         suffix, scaled = SUFFIX_OF_SCALE[scale], tuple(interp_size(side, **RESAMPLING[scale]) for side in size)
         image = INPUT
         if scale != 1:
             image = net.interp(INPUT, f"shrink_data{suffix.removeprefix('_res')}", scaled)
-        branches[scale] = net.branch(model, image, classifier, suffix, scaled)
-    merged = net.merged(model, branches, size) if isinstance(model, ShareNet) else branches[1]["scores"]
+        streams[scale] = net.stream(model, image, classifier, suffix, scaled)
+    merged = net.merged(model, streams, size) if isinstance(model, ShareNet) else streams[1]["scores"]
     if not model.skip_net:
         net.interp(merged, output_blob(model), size)
     shape = {"dim": [1, 3, *size]}
@@ -58,7 +57,7 @@ def deploy_prototxt(model: DeepLab, classifier: str, size: tuple[int, int]) -> s
 
 
 class _Net:
-    """The layers so far. Each method adds one or more and returns the blob that they end in."""
+    """A net under construction. Each method appends layers and returns the name of their output blob."""
 
     def __init__(self) -> None:
         self.layers: list[dict[str, Any]] = []
@@ -68,7 +67,7 @@ class _Net:
         return top
 
     def interp(self, bottom: str, top: str, size: tuple[int, int]) -> str:
-        if any(layer["name"] == top for layer in self.layers):  # of fc8, which attention may read as well
+        if any(layer["name"] == top for layer in self.layers):  # a resized fc8 may already exist for the attention head
             return top
         return self.add("Interp", [bottom], top, interp_param={"height": size[0], "width": size[1]})
 
@@ -93,8 +92,8 @@ class _Net:
     def concat(self, bottoms: list[str], top: str) -> str:
         return self.add("Concat", bottoms, top, concat_param={"axis": 1})
 
-    def branch(self, model: DeepLab, image: str, classifier: str, suffix: str, size: tuple[int, int]) -> dict[str, str]:
-        """One branch on an image of `size`: the blobs of fc6, fc7, fc8 and `scores`."""
+    def stream(self, model: DeepLab, image: str, classifier: str, suffix: str, size: tuple[int, int]) -> dict[str, str]:
+        """Adds one stream on an image of `size`; returns the blobs of fc6, fc7, fc8 and `scores`."""
         blob, side, sides, features = image, image, [], {}
         for name, module in model.named_children():
             if name in SIDE_LAYERS:
@@ -114,19 +113,19 @@ class _Net:
             return features | {"scores": features["fc8"]}
         at_image, *others = sides
         maps = [
-            self.interp(each, f"{each.removesuffix(suffix).removesuffix('_ms')}_interp{suffix}", size)
-            for each in others
+            self.interp(blob, f"{blob.removesuffix(suffix).removesuffix('_ms')}_interp{suffix}", size)
+            for blob in others
         ]
         maps.append(self.interp(features["fc8"], f"fc8_interp{suffix}", size))
         fusion = "fc_ms_fusion" if isinstance(model, ShareNet) else "fc_fusion"
         return features | {"scores": self.eltwise("SUM", [at_image, *maps], fusion + suffix)}
 
-    def merged(self, model: ShareNet, branches: dict[float, dict[str, str]], size: tuple[int, int]) -> str:
-        """fc8_fusion: a skip-net's of the `size` of the image, otherwise on the grid of scale 1."""
+    def merged(self, model: ShareNet, streams: dict[float, dict[str, str]], size: tuple[int, int]) -> str:
+        """Adds fc8_fusion: at the `size` of the image in a skip-net, else on the grid of scale 1."""
         grid = tuple(interp_size(side, shrink=GRID_STEP[1]) for side in size)
 
         def aligned(name: str, size: tuple[int, int]) -> list[str]:
-            blobs = {scale: branches[scale][name] for scale in model.scales}
+            blobs = {scale: streams[scale][name] for scale in model.scales}
             return [blob if scale == 1 else self.interp(blob, f"{blob}_interp", size) for scale, blob in blobs.items()]
 
         scores = aligned("scores", size if model.skip_net else grid)

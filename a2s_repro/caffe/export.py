@@ -1,4 +1,4 @@
-"""From our files to Caffe's: a `.caffemodel`, and what goes with it."""
+"""Exports weights and snapshots to Caffe: `.caffemodel`, `.solverstate` and `deploy.prototxt`."""
 
 import os
 from pathlib import Path
@@ -22,12 +22,12 @@ def export(
 ) -> list[Path]:
     """Writes a weights file or a training snapshot as `output`, a `.caffemodel`, and returns all files written.
 
-    With a snapshot goes the `.solverstate` of the same name, from which Caffe continues the run. Where the weights are
-    a whole net, `<output>_deploy.prototxt` runs it on images of `deploy_size` (height, width). `v1` is for
-    `write_caffemodel`.
+    For a snapshot a `.solverstate` of the same name is written as well, from which Caffe resumes the run. If the
+    weights are a whole net, `<output>_deploy.prototxt` runs it on images of `deploy_size` (height, width). `v1` is
+    passed to `write_caffemodel`.
 
     Raises:
-        InputError, CaffeFileError, OSError: before anything is written, unless the disk is full.
+        InputError, CaffeFileError, OSError: before anything is written, except when the disk is full.
     """
     path, output = Path(path), Path(output)
     if is_snapshot(path):
@@ -50,17 +50,17 @@ def export(
 
 
 def snapshot_in_caffe(snapshot: Snapshot, file: str, learned_net: str) -> tuple[Net, Weights, SolverState]:
-    """A snapshot in Caffe's terms: the net, the same as weights of ours, and the solver's state.
+    """Converts a snapshot to Caffe: the Caffe net, its weights as `Weights`, and the solver's state.
 
-    `file` names the snapshot in errors; `learned_net` is the path of the `.caffemodel`, as Caffe will look for it.
+    `file` names the snapshot in errors; `learned_net` is the path of the `.caffemodel` to record in the state.
 
     Raises:
-        InputError: what `to_caffe` refuses, another solver than Caffe's, or a share-net that decays once, which the
-            authors' Caffe cannot do.
+        InputError: as `to_caffe`; also for another solver than Caffe's, and for a share-net with shared_decay once,
+            which the authors' Caffe does not support.
     """
     recipe = Recipe.of_config(snapshot.config)
     if recipe.solver != "caffe":
-        raise InputError(f"{file} is of a run with PyTorch's solver, whose state Caffe cannot go on from.")
+        raise InputError(f"{file} is of a run with PyTorch's solver, from whose state Caffe cannot resume.")
     if recipe.shared_decay == "once" and len(recipe.scales) > 1:
         raise InputError(f"{file} is of a run with shared_decay once, but Caffe decays once for every sharing copy.")
     model = recipe.net()

@@ -1,7 +1,7 @@
-"""The layers of the authors' nets by name, in the order of their files.
+"""Layer names of the authors' nets, in the order of their files.
 
-Modules are named as the authors name their layers, so that converting is matching names and comparing shapes. One
-layer has a name of its own in every experiment: the classifier, `fc8_voc12`, `fc8_coco` ..., is module `fc8`.
+Modules have the authors' layer names, so that conversion matches names and compares shapes. Only the classifier's name
+differs between experiments (`fc8_voc12`, `fc8_coco`, ...); it is module `fc8`.
 """
 
 import torch
@@ -26,16 +26,16 @@ SHARED = (*TRUNK, "fc8")
 
 with torch.device("meta"):
     SKIP_NET = tuple(name for name, layer in DeepLabMSc(1).named_children() if isinstance(layer, nn.Conv2d))
-"""What a skip-net shares: the same with the side branches between, each before what else reads its source."""
+"""Shared layers of a skip-net: SHARED and the side branches, each before the other readers of its source."""
 
 ATTENTION = ("att_conv1", "att_conv2", "att_fc")
 MODULES = (*SHARED, *SIDE_LAYERS, *ATTENTION)
 
 FUSION = "fc8_fusion"
 FUSION_TYPE = {"attention": "Eltwise", "average": "Power", "max": "Eltwise"}
-"""The type of layer fc8_fusion by merge: SUM of the weighted maps, Power that scales their SUM, or MAX."""
+"""Type of layer fc8_fusion by merge: SUM of the weighted maps, Power that scales their SUM, or MAX."""
 
 
 def module_of(name: str) -> str:
-    """The module that a layer's name, without its branch's suffix, stands for."""
+    """The module of a layer name without its stream's suffix."""
     return "fc8" if name.startswith("fc8_") else name

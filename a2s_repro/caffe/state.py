@@ -1,4 +1,4 @@
-"""The state of a training run in Caffe's `.solverstate`: a history for every copy of every parameter."""
+"""Solver state in Caffe's `.solverstate`, which holds a history for every copy of every parameter."""
 
 import os
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from caffe_weights import Net, SolverState, branch_of, read_caffemodel, read_sol
 
 
 def caffe_histories(net: Net, model: DeepLab, solver: CaffeSGD) -> list[np.ndarray]:
-    """The solver's histories in float32, one for every blob of `net`, which is `model` in Caffe's terms.
+    """The solver's histories in float32, one per blob of `net`, the Caffe net converted from `model`.
 
-    Where the copies of a parameter have one slot, its history is the first copy's and the others' are zero: as the
-    solver is linear, Caffe goes on in the same way.
+    If the copies of a parameter share one slot, its history is written for the first copy and zeros for the others.
+    Because the solver is linear, Caffe resumes with the same updates.
     """
     histories = []
     for parameter, blob in _slots(net, model):
@@ -34,17 +34,17 @@ def caffe_histories(net: Net, model: DeepLab, solver: CaffeSGD) -> list[np.ndarr
 
 
 def load_caffe_state(path: str | os.PathLike, model: DeepLab, solver: CaffeSGD, classifier: str) -> SolverState:
-    """Puts the weights and histories of a snapshot of Caffe's into `model` and `solver`, and returns its state.
+    """Loads weights and histories of a Caffe snapshot into `model` and `solver`, and returns the solver's state.
 
     Args:
-        path: the `.solverstate`; its `.caffemodel` is where it says, relative to the working directory, or else beside
-            it.
+        path: the `.solverstate`; its `.caffemodel` is at the path recorded there, relative to the working directory,
+            or else in the folder of the `.solverstate`.
         model: the same net; a share-net must have a copy per branch (`ShareNet.copy_per_branch`).
-        solver: of the groups of `model`.
+        solver: a solver over the parameter groups of `model`.
         classifier: Caffe's name of layer fc8.
 
     Raises:
-        InputError: the weights are not found, or one of the files is of another net, naming the difference.
+        InputError: the `.caffemodel` is missing, or one of the files is of another net; names the difference.
         CaffeFileError: a damaged file.
     """
     path = Path(path)
@@ -59,7 +59,9 @@ def load_caffe_state(path: str | os.PathLike, model: DeepLab, solver: CaffeSGD, 
 
     slots = list(_slots(net, model))
     if [history.size for history in state.history] != [blob.size for _, blob in slots]:
-        raise InputError(f"the histories of {path} do not fit the parameters of {weights_path}: they are of two runs.")
+        raise InputError(
+            f"the histories of {path} do not fit the parameters of {weights_path}: give two files of the same run."
+        )
     for (parameter, _), history in zip(slots, state.history, strict=True):
         values = torch.from_numpy(history.copy()).reshape(parameter.shape)
         solver.state[parameter]["history"] = torch.zeros_like(parameter).copy_(values)
@@ -67,7 +69,7 @@ def load_caffe_state(path: str | os.PathLike, model: DeepLab, solver: CaffeSGD, 
 
 
 def _slots(net: Net, model: DeepLab) -> Iterator[tuple[nn.Parameter | None, np.ndarray]]:
-    """For every blob of `net`: the parameter whose history it has, or None for a copy without a slot; the blob."""
+    """Pairs of parameter and blob for every blob of `net`; the parameter is None for a copy without its own history."""
     branches = dict(zip(model.scales, (model, *model.copies), strict=False))
     seen = set()
     for layer in net.layers:
@@ -85,7 +87,9 @@ def _weights_of(path: Path, state: SolverState) -> Path:
     for candidate in (named, path.parent / named.name):
         if candidate.is_file():
             return candidate
-    raise InputError(f"the weights of {path}, {state.learned_net or 'which it does not name'}, are not beside it.")
+    raise InputError(
+        f"the weights of {path} are missing: put {named.name or 'the .caffemodel (which it does not name)'} next to it."
+    )
 
 
 def _check_same_net(meta: dict, model: DeepLab, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A training run on the random numbers of Caffe's CPU build, seed for seed."""
+"""Caffe's random numbers for a training run: the same seed gives the same draws as Caffe's CPU build."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,23 +13,23 @@ from a2s_repro.models.layers import take_masks_from
 
 
 class CaffeStreams:
-    """What a net and its data layer draw from Caffe's global generator, in the order in which Caffe draws.
+    """The draws of a net and its data layer from Caffe's global generator, in Caffe's order.
 
-    When the net is made: one word for a transformer that is never used, one that seeds the shuffling, one that seeds
-    the transformer of batch 0; then the gaussian fillers in the order of the layers, branch after branch. Sharing
-    copies draw too, and their values are discarded; so do frozen layers. In every forward pass: one word that seeds
-    the transformer of the next batch, then the dropout layers' masks.
+    At construction of the net: one word for a transformer that is never used, one to seed the shuffling, one to seed
+    the transformer of batch 0; then the gaussian fillers in the order of the layers, stream after stream. Sharing
+    copies and frozen layers draw, too; the copies' values are discarded. In every forward pass: one word to seed the
+    transformer of the next batch, then the dropout masks.
 
     Args:
-        model: gets its new layers filled, and its dropout layers will take their masks from here.
+        model: its new layers are filled here, and its dropout layers will take their masks from this object.
         num_items: length of the training list.
-        batch_size: images in a forward pass.
-        crop: their side in pixels.
+        batch_size: images per forward pass.
+        crop: side of the images in pixels.
         seed: Caffe's random_seed, 0 to 2^32 - 1.
-        filler: "ziggurat" for boost 1.56 and later, which the records are of, or "box-muller" for earlier ones.
+        filler: "ziggurat" for boost 1.56 and later (used by the recordings), or "box-muller" for earlier versions.
 
     Raises:
-        InputError: a seed or a filler that does not exist, or a crop off the net's grids.
+        InputError: an invalid seed, an unknown filler, or a crop that does not fit the net's grids.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class CaffeStreams:
         self.num_items, self.batch_size = num_items, batch_size
         self.words_per_pass = 1 + _dropout_elements(model, batch_size, crop)
         self.passes = 0
-        """Forward passes begun."""
+        """Number of forward passes begun."""
         self.words = WordStream(seed)
         self.words.skip(1)
         self.shuffle_seed, self.transformer_seed = self.words.word(), self.words.word()
@@ -48,26 +48,26 @@ class CaffeStreams:
         take_masks_from(model, self._mask)
 
     def begin_pass(self) -> None:
-        """Takes the word that every forward pass begins with; call it before each."""
+        """Draws the first word of a forward pass; call it before each pass."""
         self.transformer_seed = self.words.word()
         self.passes += 1
 
     def skip_pass(self) -> None:
-        """Goes past the words of a pass that another process makes."""
+        """Skips the words of a pass that another process runs."""
         self.begin_pass()
         self.words.skip(self.words_per_pass - 1)
 
     def data(self) -> CaffeStream:
-        """The draws of the batches from number `passes` on. They can be taken ahead of the passes."""
+        """The draws of the batches from number `passes`; they can be drawn ahead of the passes."""
         seeds = _transformer_seeds(self.transformer_seed, self.words.copy(), self.words_per_pass)
         return CaffeStream(self.num_items, self.batch_size, self.shuffle_seed, seeds, self.passes)
 
     def state(self) -> dict[str, Any]:
-        """The place between two passes, as plain values."""
+        """The position between two passes, as plain values."""
         return {"passes": self.passes, "transformer_seed": self.transformer_seed, "words": self.words.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes to a place that `state` gave in a run of the same arguments."""
+        """Returns to a position saved by `state` in a run with the same arguments."""
         self.passes, self.transformer_seed = state["passes"], state["transformer_seed"]
         self.words.restore(state["words"])
 
@@ -88,7 +88,7 @@ class CaffeStreams:
 
 
 def _transformer_seeds(upcoming: int, words: WordStream, words_per_pass: int) -> Iterator[int]:
-    """The seed of the coming batch, then those that the coming passes take as their first words."""
+    """The seed of the upcoming batch, then the first words of the following passes."""
     yield upcoming
     while True:
         yield words.word()
@@ -96,7 +96,7 @@ def _transformer_seeds(upcoming: int, words: WordStream, words_per_pass: int) ->
 
 
 def _dropout_elements(model: DeepLab, batch_size: int, crop: int) -> int:
-    """Elements that the dropout layers see in a forward pass, counted on shapes alone."""
+    """Number of elements that pass dropout layers in a forward pass, computed on the meta device."""
     total = 0
 
     def count(shape: torch.Size, _: float) -> Tensor:

@@ -1,8 +1,8 @@
-"""From the plain VGG-16 to the trunk of LargeFOV.
+"""Reduces the plain VGG-16 to the trunk of LargeFOV.
 
 LargeFOV starts from VGG-16 with its fully connected fc6 (7x7 on 512 channels -> 4096) turned into a 3x3 convolution
-with 1024 outputs. How the authors made that file is not published; here it is made by strided sub-sampling, as the
-public reduced VGG-16 of ParseNet and SSD is.
+with 1024 outputs. How the authors made that file is not published. This module uses strided sub-sampling, the method of
+the public reduced VGG-16 of ParseNet and SSD.
 """
 
 import os
@@ -20,10 +20,10 @@ KERNEL = 7
 """Side of fc6's window on pool5."""
 
 TAP_STEP = 3
-"""Of the window's rows and columns every third is kept: 0, 3, 6."""
+"""Stride of the sub-sampling of the window's rows and columns: 0, 3, 6 are kept."""
 
 OUTPUT_STEP = 4
-"""Of the outputs of fc6 and fc7 every fourth is kept."""
+"""Stride of the sub-sampling of the outputs of fc6 and fc7."""
 
 TORCHVISION_LAYERS = {
     "features.0": "conv1_1",
@@ -46,7 +46,7 @@ TORCHVISION_LAYERS = {
 
 
 def is_fully_connected(fc6: np.ndarray) -> bool:
-    """Whether a weight of fc6 is the plain VGG-16's: (O, C, 7, 7), (O, 49 C) or, in a V1 file, (1, 1, O, 49 C)."""
+    """Whether fc6's weight has the plain VGG-16's shape: (O, C, 7, 7), (O, 49 C) or, in V1, (1, 1, O, 49 C)."""
     matrix = fc6.ndim == 2 or (fc6.ndim == 4 and fc6.shape[:2] == (1, 1))
     return fc6.shape[-2:] == (KERNEL, KERNEL) or (matrix and fc6.shape[-1] % KERNEL**2 == 0)
 
@@ -80,31 +80,31 @@ def subsampled(net: Net, file: str) -> Net:
 
 
 def net_from_torchvision(path: str | os.PathLike) -> Net:
-    """Reads a torchvision VGG-16 state dict as the same net in Caffe's terms: its layer names, and BGR pixels.
+    """Reads a torchvision VGG-16 state dict as the equivalent Caffe net, with Caffe's layer names and BGR input.
 
-    torchvision's net takes RGB in [0, 1], less a mean and divided by a deviation: (r / 255 - mean) / std. Ours takes
-    BGR grey levels less Caffe's mean. So conv1_1's input channels are reversed and divided by 255 std, and its bias
-    takes up the difference of the two means (104.008, 116.669, 122.675 against 255 * 0.406, 0.456, 0.485). This is
-    exact wherever the 3x3 window lies in the image. At the border it is not: zero padding stands for the mean colour,
-    and the two mean colours differ, by at most one grey level. No bias can take that up.
+    torchvision's net takes RGB in [0, 1], standardised: (r / 255 - mean) / std. Caffe's takes BGR grey levels minus
+    Caffe's mean. So conv1_1's input channels are reversed and divided by 255 std, and its bias absorbs the difference
+    of the two means (104.008, 116.669, 122.675 against 255 * 0.406, 0.456, 0.485). The result is exact wherever the
+    3x3 window lies inside the image. It is not exact at the border, where zero padding stands for the mean colour: the
+    two mean colours differ by up to one grey level, which no bias can absorb.
 
-    Raises InputError if the file is damaged or holds anything but such a state dict.
+    Raises InputError if the file is damaged or is not such a state dict.
     """
     with open(path, "rb"):  # a missing or unreadable file is an OSError that names it
         pass
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles
+            warnings.simplefilter("ignore")  # about unusual pickles
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises nearly anything on a damaged file
+    except Exception as error:  # the unpickler raises many types for a damaged file
         raise InputError(f"{path} cannot be read: the file is damaged or no state dict.") from error
     keys = {f"{module}.{kind}" for module in TORCHVISION_LAYERS for kind in ("weight", "bias")}
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise InputError(f"{path} is no state dict of torchvision's vgg16: it holds other things than tensors.")
+        raise InputError(f"{path} is no state dict of torchvision's vgg16: it holds values that are not tensors.")
     if odd := sorted(keys.symmetric_difference(state)):
-        raise InputError(f"{path} is no state dict of torchvision's vgg16: {odd[0]} is missing from it or too much.")
+        raise InputError(f"{path} is no state dict of torchvision's vgg16: {odd[0]} is missing or unexpected.")
     if not all(is_stored(tensor) for tensor in state.values()):
-        raise InputError(f"{path} holds other tensors than plain floats, or empty ones: the file is damaged.")
+        raise InputError(f"{path} holds tensors that are empty or not floating-point: the file is damaged.")
     layers = []
     for module, name in TORCHVISION_LAYERS.items():
         kind = "Convolution" if module.startswith("features") else "InnerProduct"
@@ -117,9 +117,9 @@ def net_from_torchvision(path: str | os.PathLike) -> Net:
 
 
 def _for_caffe_pixels(weight: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
-    """conv1_1 (O, 3, 3, 3) and (O,) for RGB as torchvision normalises it -> for BGR grey levels less Caffe's mean."""
+    """conv1_1, (O, 3, 3, 3) and (O,), from torchvision's normalised RGB to BGR grey levels minus Caffe's mean."""
     scale = 255 * TORCHVISION_STD_RGB.astype(np.float64)[::-1]
     shift = MEAN_BGR.astype(np.float64) - 255 * TORCHVISION_MEAN_RGB.astype(np.float64)[::-1]
     kernel = weight[:, ::-1].astype(np.float64) / scale[:, None, None]
-    with np.errstate(over="ignore", invalid="ignore"):  # of a damaged file, whose values are looked at afterwards
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged file's values are checked afterwards
         return [kernel.astype(np.float32), (bias + np.einsum("ochw,c->o", kernel, shift)).astype(np.float32)]

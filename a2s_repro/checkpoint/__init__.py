@@ -1,4 +1,4 @@
-"""What is kept on disk: weights files, snapshots of a training run, and the weights that a run starts from."""
+"""Files on disk: weights, snapshots of a training run, and initial weights."""
 
 from a2s_repro.checkpoint.snapshots import Snapshot, load_snapshot, save_snapshot
 from a2s_repro.checkpoint.weights import Weights, load_weights, save_weights

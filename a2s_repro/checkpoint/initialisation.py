@@ -1,4 +1,4 @@
-"""Starting a net from a file: by Caffe's rule layers are matched by name, and shapes must agree."""
+"""Initialises a net from a file by Caffe's rule: layers are matched by name, and their shapes must agree."""
 
 import os
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from a2s_repro.models.resnet import load_resnet34
 
 
 class Loaded(NamedTuple):
-    """What became of the layers of a net and a file, by name."""
+    """Names of the layers loaded, left to their fillers, and ignored."""
 
     loaded: list[str]
     fresh: list[str]
     """Layers of the net that keep their filler."""
     ignored: list[str]
-    """Layers of the file that the net lacks or names otherwise."""
+    """Layers of the file without a layer of that name in the net."""
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} layers loaded"]
@@ -30,8 +30,8 @@ class Loaded(NamedTuple):
 
 
 def load_init(model: Net, path: str | os.PathLike, classifier: str) -> Loaded | str:
-    """Copies into `model` what a file has of it, and says what: of a weights file as `load_layers` does, of the state
-    dict of a ResNet-34 as `load_resnet34` does."""
+    """Loads initial weights into `model` and reports the layers: uses `load_resnet34` for a ResNet-34's state dict,
+    `load_layers` for a weights file."""
     if isinstance(model, ResNetDilated8):
         return load_resnet34(model, path)
     return load_layers(model, load_weights(path), path, classifier)
@@ -40,12 +40,12 @@ def load_init(model: Net, path: str | os.PathLike, classifier: str) -> Loaded | 
 def load_layers(model: DeepLab, weights: Weights, path: str | os.PathLike, classifier: str) -> Loaded:
     """Copies the layers of `weights`, read from `path`, into `model`.
 
-    The trunk must be there, whole and of the net's shapes, because it has no filler. fc8 is taken if the file's net
-    called it `classifier` too; otherwise it and layers that the file lacks keep their fillers, and layers that only the
-    file has are ignored. Layers that do not learn must be there as well: a skip-net's fc8.
+    The file must hold the whole trunk with the net's shapes, because the trunk has no filler, and all frozen layers,
+    such as a skip-net's fc8. fc8 is loaded if its name in the file is also `classifier`. Other layers that the file
+    lacks keep their fillers; layers that only the file has are ignored.
 
     Raises:
-        InputError: a missing trunk or frozen layer or another shape, naming the layers and the remedy.
+        InputError: a missing trunk or frozen layer, or another shape; names the layers and the remedy.
     """
     ours, theirs = _by_layer(model.state_dict()), _by_layer(_under_names_of(weights, classifier))
     missing = [layer for layer in ours if layer not in theirs and layer not in model.new_layers]
@@ -55,8 +55,8 @@ def load_layers(model: DeepLab, weights: Weights, path: str | os.PathLike, class
     if frozen:
         names = ", ".join(classifier if layer == "fc8" else layer for layer in frozen)
         raise InputError(
-            f"{path} lacks layers that are not trained here: {names}; start a skip-net from a LargeFOV that was "
-            "trained on the same data set."
+            f"{path} lacks layers that are frozen in this net: {names}; start a skip-net from a LargeFOV trained on "
+            "the same data set."
         )
     taken = [layer for layer in ours if layer in theirs]
     for layer in taken:
@@ -72,7 +72,7 @@ def load_layers(model: DeepLab, weights: Weights, path: str | os.PathLike, class
 
 
 def _under_names_of(weights: Weights, classifier: str) -> dict:
-    """The file's state dict with its fc8 under the name it had in Caffe, unless that is `classifier`."""
+    """The file's state dict, with fc8 renamed to its Caffe name unless that is `classifier`."""
     name = weights.meta.get("classifier")
     if name in (None, classifier):
         return weights.state_dict
@@ -98,7 +98,7 @@ def _spelled(shapes: list[tuple[int, ...]]) -> str:
 
 def _remedy(layer: str, model: DeepLab) -> str:
     if layer == "fc8":
-        return "give the matching --num-classes, or another --classifier name to start it from its filler."
+        return "give the matching --num-classes, or another --classifier name to initialise it with its filler."
     if layer in model.new_layers:
         return f"drop the layer when converting (tools/convert_caffe.py --skip {layer})."
     return "give the --width that the file was made with."

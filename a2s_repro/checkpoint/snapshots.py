@@ -1,4 +1,4 @@
-"""Training snapshots: everything that a run needs to go on as if it had never stopped."""
+"""Training snapshots: the complete state for resuming a run with identical results."""
 
 import dataclasses
 import os
@@ -17,30 +17,30 @@ FORMAT = "a2s_repro.snapshot/1"
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The state between two updates; only tensors and plain values.
+    """The state of a run between two updates, as tensors and plain values.
 
-    The place in the data and in dropout is not in it: both are functions of the seed and the number of the pass, which
-    is that of updates since `start` times iter_size. Only Caffe's streams, where data and dropout draw in turn from one
-    generator, keep their place, in `random`.
+    The positions in the data and in the dropout masks are not stored: both are functions of the seed and the pass
+    number, which is (`iteration` - `start`) * iter_size. Only with Caffe's streams, where data and dropout share one
+    generator, the position is stored in `random`.
     """
 
     iteration: int
-    """Updates done."""
+    """Number of updates made."""
     model: dict[str, torch.Tensor]
     solver: dict[str, Any]
-    """The solver's state dict: histories and groups."""
+    """State dict of the solver: histories and groups."""
     random: dict[str, Any]
-    """The state of a run on Caffe's streams as "caffe"; else empty."""
+    """State of Caffe's streams under the key "caffe"; empty without them."""
     losses: list[dict[str, float]]
-    """The losses of the last iterations, over which the displayed ones are averaged."""
+    """Losses of the last iterations, which enter the displayed average."""
     config: dict[str, Any]
-    """What determines the run; a snapshot only continues a run of the same."""
+    """Settings that determine the run; a snapshot resumes only a run with equal settings."""
     start: int = 0
-    """Updates that Caffe had done when this run took over from it."""
+    """Number of updates made by Caffe before this run took over."""
 
     @property
     def has_slots(self) -> bool:
-        """Whether every sharing copy has a history of its own."""
+        """Whether every sharing copy has its own history."""
         return not all(group["owner"] for group in self.solver["param_groups"])
 
 
@@ -49,65 +49,65 @@ def snapshot_path(folder: str | os.PathLike, iteration: int) -> Path:
 
 
 def snapshots(folder: str | os.PathLike) -> list[Path]:
-    """The snapshots in a run's folder, the one of most iterations first."""
-    found = (re.fullmatch(r"snapshot_iter_(\d+)\.pth", path.name) for path in Path(folder).glob("snapshot_iter_*.pth"))
-    return [snapshot_path(folder, n) for n in sorted((int(match[1]) for match in found if match), reverse=True)]
+    """The snapshots in a run's folder, the latest first."""
+    names = (re.fullmatch(r"snapshot_iter_(\d+)\.pth", path.name) for path in Path(folder).glob("snapshot_iter_*.pth"))
+    return [snapshot_path(folder, n) for n in sorted((int(match[1]) for match in names if match), reverse=True)]
 
 
 def newest_snapshot(folder: str | os.PathLike) -> Path | None:
-    """The snapshot of most iterations in a run's folder; None if it has none."""
+    """The latest snapshot in a run's folder, or None."""
     return next(iter(snapshots(folder)), None)
 
 
 def save_snapshot(path: str | os.PathLike, snapshot: Snapshot, keep: int | None = None) -> None:
-    """Writes a snapshot, with a checksum of every part; a file of that name is replaced only by a whole one.
+    """Writes a snapshot atomically, with a checksum for every part.
 
-    keep: this one and as many before it as make up the number stay in the folder; all of them by default. None is
-    removed before the new one is whole. Raises InputError if it cannot be written, as on a full disk.
+    `keep` limits the snapshots in the folder to this one and the latest before it; older ones are deleted after the new
+    one is complete. Default: all are kept. Raises InputError if the file cannot be written, as on a full disk.
     """
     content = {field.name: getattr(snapshot, field.name) for field in dataclasses.fields(snapshot)}
     try:
         with replacing(path) as temporary:
             torch.save({"format": FORMAT, **content}, temporary)
-    except (OSError, RuntimeError) as error:  # the latter is how torch reports a failed write
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"{path} cannot be written ({reason}): is the disk full?") from error
     if keep is not None:
-        until_here = [old for old in snapshots(Path(path).parent) if _iteration(old) <= snapshot.iteration]
-        for old in until_here[keep:]:
+        up_to_this = [old for old in snapshots(Path(path).parent) if _iteration(old) <= snapshot.iteration]
+        for old in up_to_this[keep:]:
             old.unlink()
 
 
 def is_snapshot(path: str | os.PathLike) -> bool:
-    """Whether a file says that it is a snapshot; a damaged one does not."""
+    """Whether a file is a snapshot; False for a damaged one."""
     try:
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # the unpickler raises nearly anything on a damaged file
+    except Exception:  # the unpickler raises many types for a damaged file
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def load_snapshot(path: str | os.PathLike) -> Snapshot:
-    """Reads a snapshot onto the CPU. Raises InputError for a damaged or another file, OSError for a missing one."""
+    """Reads a snapshot to the CPU. Raises InputError if the file is damaged or no snapshot, OSError if missing."""
     with open(path, "rb"):  # a missing or unreadable file is an OSError that names it
         pass
     try:
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises nearly anything on a damaged file
+    except Exception as error:  # the unpickler raises many types for a damaged file
         raise InputError(f"{path} cannot be read: the file is damaged or no snapshot; resume from another.") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(f"{path} is not a training snapshot (format {FORMAT!r}): give a snapshot_iter_*.pth.")
     if not _is_sound(content):
-        raise InputError(f"{path} lacks parts of a snapshot or has others: resume from another.")
+        raise InputError(f"{path} has missing or unknown parts: resume from another snapshot.")
     return Snapshot(**content)
 
 
 def load_newest(folder: str | os.PathLike) -> tuple[Path, Snapshot, list[str]] | None:
-    """The newest snapshot in a run's folder that is whole, its path, and a sentence for each newer one that is not.
+    """Path and content of the latest intact snapshot in a run's folder, and a sentence for each later damaged one.
 
-    None if there is no snapshot. Raises InputError if there are some and none is whole.
+    None if there is no snapshot. Raises InputError if all snapshots are damaged.
     """
     refused = []
     for path in snapshots(folder):
@@ -116,7 +116,7 @@ def load_newest(folder: str | os.PathLike) -> tuple[Path, Snapshot, list[str]] |
         except InputError as error:
             refused.append(str(error))
     if refused:
-        raise InputError(f"no snapshot in {folder} is whole: remove them and log.jsonl to start anew. {refused[0]}")
+        raise InputError(f"all snapshots in {folder} are damaged: remove them and log.jsonl to restart. {refused[0]}")
     return None
 
 

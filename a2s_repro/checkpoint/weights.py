@@ -1,8 +1,8 @@
-"""Weights files: a state dict and what is known about it, as `.pth` or `.safetensors`.
+"""Weights files: a state dict and its meta, as `.pth` or `.safetensors`.
 
-Both forms hold only tensors and plain values, and both give back the same thing. A `.pth` file is a dict
-{"format", "state_dict", "meta"} that `torch.load(weights_only=True)` reads; a `.safetensors` file keeps "format" and
-"meta" (as JSON) in its metadata.
+Both formats hold only tensors and plain values, with the same content. A `.pth` file is a dict
+{"format", "state_dict", "meta"}, readable with `torch.load(weights_only=True)`; a `.safetensors` file holds "format"
+and "meta" (as JSON) in its metadata.
 """
 
 import json
@@ -24,7 +24,7 @@ FORMAT = "a2s_repro.weights/1"
 
 @dataclass(frozen=True)
 class Weights:
-    """What a weights file holds.
+    """The content of a weights file.
 
     `state_dict` maps parameter names (`conv1_1.weight`, ...) to CPU tensors. `meta` holds plain JSON values: `pool5a`
     (bool), `classifier` (the Caffe name of layer fc8), `source` ({file, sha256, kind}), and for a trained net `model`
@@ -38,8 +38,7 @@ class Weights:
 def save_weights(path: str | os.PathLike, state_dict: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Writes `state_dict` (tensors on any device) and `meta` (JSON values) to `path`, a `.pth` or `.safetensors` file.
 
-    An existing file is replaced only once the new one is whole. Raises InputError for another suffix or when the file
-    cannot be written.
+    The file is written atomically. Raises InputError for another suffix, or if the file cannot be written.
     """
     save = {".pth": _save_pth, ".safetensors": _save_safetensors}[weights_suffix(path)]
     tensors = {
@@ -54,28 +53,28 @@ def save_weights(path: str | os.PathLike, state_dict: Mapping[str, torch.Tensor]
 
 
 def load_weights(path: str | os.PathLike) -> Weights:
-    """Reads a weights file onto the CPU.
+    """Reads a weights file to the CPU.
 
     Raises InputError if `path` has another suffix, is damaged or was not written by `save_weights`, and
-    FileNotFoundError if there is none.
+    FileNotFoundError if it is missing.
     """
     load = {".pth": _load_pth, ".safetensors": _load_safetensors}[weights_suffix(path)]
-    with open(path, "rb"):  # a missing or unreadable file is an OSError that names it, in either form
+    with open(path, "rb"):  # a missing or unreadable file is an OSError that names it, in either format
         pass
     try:
-        found = load(path)
-    except Exception as error:  # the unpicklers raise nearly anything on a damaged file
+        weights = load(path)
+    except Exception as error:  # the unpicklers raise many types for a damaged file
         raise InputError(
             f"{path} cannot be read ({_first_line(error)}): the file is damaged or no weights file."
         ) from error
-    if found is None:
+    if weights is None:
         raise InputError(
             f"{path} is not a weights file of this program (format {FORMAT!r}): "
             "make one with tools/convert_caffe.py or by training."
         )
-    if not _is_sound(found):
-        raise InputError(f"{path} holds other things than named tensors and their description: the file is damaged.")
-    return found
+    if not _is_sound(weights):
+        raise InputError(f"{path} does not hold named tensors and their meta: the file is damaged.")
+    return weights
 
 
 def weights_suffix(path: str | os.PathLike) -> str:
@@ -87,9 +86,10 @@ def weights_suffix(path: str | os.PathLike) -> str:
 
 
 def is_stored(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is plain floats with a value in memory for every element, so that its size cannot be absurd.
+    """Whether a tensor is a dense CPU tensor of floats or int64 whose storage holds every element.
 
-    Or the integer with which a batch normalisation counts its batches.
+    The check rejects expanded tensors, whose claimed size can exceed the file's. int64 is the dtype of batch norm's
+    num_batches_tracked.
     """
     is_number = tensor.is_floating_point() or tensor.dtype == torch.int64
     if not (is_number and tensor.is_cpu and tensor.layout == torch.strided and tensor.numel() > 0):
@@ -131,7 +131,7 @@ def _is_sound(weights: Weights) -> bool:
 
 
 def _is_value(tensor: torch.Tensor) -> bool:
-    """Whether it is a parameter, or a batch norm's counter of batches."""
+    """Whether a tensor is a parameter, or batch norm's num_batches_tracked."""
     return is_stored(tensor) or (tensor.dtype == torch.int64 and tensor.dim() == 0)
 
 

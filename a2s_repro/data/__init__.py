@@ -1,1 +1,1 @@
-"""Data sets as list files, Caffe's ImageSegData stream, and the sets themselves: one file each."""
+"""List files, Caffe's ImageSegData stream, and one module per data set."""

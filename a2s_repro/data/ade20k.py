@@ -1,4 +1,4 @@
-"""ADE20K as the Scene Parsing Benchmark publishes it (Zhou et al., CVPR 2017): 150 classes of things and stuff."""
+"""ADE20K as published for the Scene Parsing Benchmark (Zhou et al., CVPR 2017): 150 classes of things and stuff."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ LISTS = {
     "train": IdList(20210, "4019e8ad28037fc9820b1892ab68bef0"),
     "val": IdList(2000, "041601cdf04376a1efb1715fe07e7da6"),
 }
-"""Their ids are numbered without gaps."""
+"""Ids are numbered without gaps."""
 
 
 def prepare_ade20k(
@@ -31,12 +31,12 @@ def prepare_ade20k(
 ) -> Prepared:
     """Makes the data root `out` from ADEChallengeData2016, archive or folder.
 
-    Labels (SegmentationClass) are those of `shift_labels`: 0 .. 149, and 255 for what is of none of the 150 classes.
-    The lists are train and val.
+    Labels (SegmentationClass) come from `shift_labels`: 0 .. 149, and 255 outside the 150 classes. The lists are train
+    and val.
 
-    What an interrupted call left is kept, checked and completed. Raises InputError for missing or damaged sources, for
-    annotations that hold other values than 0 .. 150 or differ from their image in size, and, unless `check_counts` is
-    False, where the lists are not the published ones.
+    A repeated call resumes an interrupted one: files already in `out` are checked and kept. Raises InputError for
+    missing or damaged sources, for annotations with values other than 0 .. 150 or of another size than their image,
+    and, unless `check_counts` is False, for lists that differ from the published ones.
     """
     source, root = Path(source), Path(out)
     for file in source_files(source, NAMES):
@@ -56,9 +56,9 @@ def prepare_ade20k(
 
 
 def shift_labels(encoded: bytes, name: str) -> np.ndarray:
-    """From the annotation's values, 1 .. 150 and 0 for other objects, to labels 0 .. 149 and 255: (H, W) uint8.
+    """Labels 0 .. 149 and 255 from an annotation's values 1 .. 150 and 0 (other objects): (H, W) uint8.
 
-    `encoded` are the bytes of the PNG, `name` stands for it in the InputErrors, which are those of `decode_label`.
+    `encoded` is the PNG's bytes; `name` stands for the file in error messages. Raises InputError as `decode_label`.
     """
     return decode_label(encoded, name, NUM_CLASSES + 1, ignore_label=0) - np.uint8(1)  # 0 wraps around to 255
 

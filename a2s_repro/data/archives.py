@@ -1,4 +1,4 @@
-"""Published archives, or the folders unpacked from them, read alike: file by file, in one pass, nothing written."""
+"""Reads published archives, or folders unpacked from them, file by file in one pass, without unpacking to disk."""
 
 import errno
 import stat
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from a2s_repro.errors import InputError
 
 MAX_SIZE = 2**30
-"""Bytes; the largest file wanted, COCO's training annotations, has less than half. A header that tells more lies."""
+"""Largest accepted file, in bytes. The largest published one, COCO's training annotations, has less than half."""
 
 
 DAMAGE = (
@@ -28,57 +28,57 @@ DAMAGE = (
     NotImplementedError,
     RuntimeError,
 )
-"""What a damaged archive raises; zipfile the last two, for a compression or an encryption that it does not know."""
+"""Exceptions that a damaged archive raises; zipfile raises the last two for unknown compression or encryption."""
 
 
 class Published(NamedTuple):
-    """What is wanted of a data set, where it is published, and how it lies in the archive."""
+    """Files of a data set: where they are published and where they lie in the archive."""
 
     title: str
     url: str
     folder: str
-    """Where the files lie in the archive; a source may lack the first of these folders, or all."""
+    """Folder of the files in the archive; a source may lack its leading components, or all of it."""
     patterns: tuple[str, ...]
-    """Of the wanted files under that folder, such as JPEGImages/*.jpg."""
+    """Patterns of the files under that folder, such as JPEGImages/*.jpg."""
 
 
 class SourceFile(NamedTuple):
-    """A wanted file of an archive or a folder."""
+    """A file of an archive or a folder that matches one of the patterns."""
 
     path: PurePosixPath
-    """Under the published folder."""
+    """Path relative to the published folder."""
     name: str
-    """Where it lies, for messages."""
+    """Location of the file, for messages."""
     size: int
     read: Callable[[], bytes]
-    """To be called before the next file is asked for. Raises InputError where the archive is damaged."""
+    """Reader of the content, valid until the iterator advances. Raises InputError if the archive is damaged."""
     on_disk: Path | None
-    """Its path, if it is no archive's."""
+    """Path on disk, or None for a file in an archive."""
 
 
 def source_files(source: Path, published: Published) -> Iterator[SourceFile]:
-    """Yields the wanted files of a .tar (compressed or not), a .zip or an unpacked folder, under a progress bar.
+    """Yields the files that match `published`, from a .tar (compressed or not), a .zip or an unpacked folder.
 
-    Raises InputError if the source is missing or damaged, if the name of a file in it leads out of its folder, if a
-    wanted one is a link or absurdly large, and in the end if a pattern was met by no file.
+    Shows a progress bar. Raises InputError if the source is missing or damaged, if a file's name leads out of its
+    folder, if a matching file is a link or larger than MAX_SIZE, and at the end if a pattern matched no file.
     """
     if source.is_dir():
-        found = _folder_files(source, published)
+        files = _folder_files(source, published)
     elif source.is_file():
-        found = _archive_files(source, published)
+        files = _archive_files(source, published)
     else:
         raise InputError(
             f"{source} does not exist: give the archive of {published.title}, or the folder unpacked from it; "
             f"it is published at {published.url}."
         )
     unmet = set(published.patterns)
-    for file in found:
+    for file in files:
         unmet -= {pattern for pattern in unmet if _matches(file.path, pattern)}
         yield file
     if unmet:
         raise InputError(
-            f"{source} holds no {', '.join(sorted(unmet))}, which belongs to {published.title}: check that it is not "
-            f"another set's or another folder; get the published one from {published.url}."
+            f"{source} holds no {', '.join(sorted(unmet))}, which belongs to {published.title}: give the right archive "
+            f"or folder; it is published at {published.url}."
         )
 
 
@@ -87,7 +87,7 @@ def _matches(path: PurePosixPath, pattern: str) -> bool:
 
 
 def _leads(published: Published) -> list[tuple[str, ...]]:
-    """The folders that may come before the wanted paths: all that are published, all but the first, ..., none."""
+    """Folders that may precede the matched paths: the published ones, all but the first, ..., none."""
     parts = PurePosixPath(published.folder).parts
     return [parts[i:] for i in range(len(parts) + 1)]
 
@@ -122,7 +122,7 @@ def _archive_files(source: Path, published: Published) -> Iterator[SourceFile]:
 
 
 def _wanted(path: PurePosixPath, published: Published) -> PurePosixPath | None:
-    """What is wanted of the path, without the folders before it; None if nothing is."""
+    """The path relative to the published folder, or None if it matches no pattern."""
     for lead in _leads(published):
         if path.parts[: len(lead)] == lead:
             inside = PurePosixPath(*path.parts[len(lead) :])
@@ -139,7 +139,7 @@ class _Member(NamedTuple):
 
 
 def _tar_members(file: IO[bytes], source: Path) -> Iterator[_Member]:
-    """Read once from front to end, as compressed archives allow no other way."""
+    """Reads sequentially, because a compressed archive cannot seek."""
     with (
         tqdm.wrapattr(file, "read", total=source.stat().st_size, desc=source.name) as counted,
         tarfile.open(fileobj=counted, mode="r|*") as tar,
@@ -169,6 +169,6 @@ def _refusing_damage(source: Path) -> Iterator[None]:
     except DAMAGE as error:
         raise InputError(f"{source} is damaged or no archive ({error}): download it again.") from None
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which a place before the beginning of the file is
+        if error.errno != errno.EINVAL:  # raised by a seek to a negative offset
             raise
-        raise InputError(f"{source} is damaged: a place in it is given that is none; download it again.") from None
+        raise InputError(f"{source} is damaged: it holds an impossible offset; download it again.") from None

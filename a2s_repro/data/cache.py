@@ -1,4 +1,4 @@
-"""The pictures of a list, decoded once and kept in memory."""
+"""In-memory cache of a list's decoded images and label maps."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,15 +13,15 @@ from a2s_repro.errors import InputError
 from a2s_repro.runtime.distributed import is_main
 
 LEFT = 0.25
-"""The part of the machine's memory that stays available, to the net among others."""
+"""Fraction of the machine's memory that must remain available, for the net among others."""
 
 
 def decode_all(
     items: list[Item], num_classes: int, threads: int, left: float = LEFT
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`read_pair` of every item, in their order, under a progress bar.
+    """`read_pair` of every item, in the order of the list; shows a progress bar.
 
-    Raises InputError as read_pair does, and where less than the part `left` of the memory would stay available.
+    Raises InputError as `read_pair` does, and if less than the fraction `left` of the memory remains available.
     """
     pairs = []
     with (
@@ -35,13 +35,13 @@ def decode_all(
                 size = sum(image.nbytes + label.nbytes for image, label in pairs)
                 raise InputError(
                     f"the first {len(pairs)} of {len(items)} images take {size / 2**30:.1f} GiB when decoded and leave "
-                    f"less than {left:.0%} of the machine's memory: do without --cache."
+                    f"less than {left:.0%} of the machine's memory: leave out --cache."
                 )
     return pairs
 
 
 def _available() -> float:
-    """The part of the machine's memory that can be had without swapping (Linux)."""
+    """The fraction of the machine's memory that can be allocated without swapping (Linux)."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     kibibytes = {name.rstrip(":"): int(value) for name, value, *_ in lines}
     return kibibytes["MemAvailable"] / kibibytes["MemTotal"]

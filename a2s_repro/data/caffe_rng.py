@@ -1,7 +1,7 @@
-"""The random numbers of Caffe's CPU build: 32-bit words of mt19937, and what the layers make of them.
+"""The random numbers of Caffe's CPU build: 32-bit words of mt19937 and the layers' distributions over them.
 
-Caffe takes them from boost 1.74's distributions where nothing else is said; they are written here from their definition
-and held to recorded draws. `a2s_repro.caffe.streams` puts them in the order in which a training net draws.
+The distributions are boost 1.74's unless stated otherwise. They are implemented from their definitions and tested
+against recorded draws. `a2s_repro.caffe.streams` draws them in the order of a training net.
 """
 
 import copy
@@ -18,7 +18,7 @@ MAX_WORD = 2**32 - 1
 
 
 class WordStream:
-    """mt19937 seeded as boost seeds it: by init_genrand, which is RandomState's way and not numpy's Generators'."""
+    """mt19937 seeded as in boost, by init_genrand: RandomState does the same, numpy's Generator does not."""
 
     def __init__(self, seed: int) -> None:
         if not 0 <= seed <= MAX_WORD:
@@ -38,22 +38,22 @@ class WordStream:
         self._bits.random_raw(count, output=False)
 
     def copy(self) -> "WordStream":
-        """A stream that goes on from here on its own."""
+        """An independent stream that continues from this position."""
         return copy.deepcopy(self)
 
     def state(self) -> dict[str, Any]:
-        """The place in the stream, as plain values."""
+        """The position in the stream, as plain values."""
         state = self._bits.state["state"]
         return {"key": state["key"].tolist(), "pos": state["pos"]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes to a place that `state` gave."""
+        """Returns to a position saved by `state`."""
         key = np.array(state["key"], np.uint32)
         self._bits.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": state["pos"]}}
 
 
 def uniform_int(stream: WordStream, largest: int) -> int:
-    """One of 0 .. `largest`, as boost's uniform_int: words fall into equal buckets, and those beyond are redrawn."""
+    """A draw from 0 .. `largest`, as boost's uniform_int: equal buckets of words; words beyond them are redrawn."""
     bucket, rest = divmod(MAX_WORD, largest + 1)
     bucket += rest == largest
     while (drawn := stream.word() // bucket) > largest:
@@ -69,16 +69,16 @@ def shuffle(order: np.ndarray, stream: WordStream) -> None:
 
 
 class CaffeStream:
-    """ImageSegData's order of the list and its transformer's words, with shuffling, mirroring and cropping.
+    """Draws of Caffe's ImageSegData: the order of the list and the data transformer's words for mirror and crop.
 
-    Batches straddle epochs. The list is shuffled once at set-up and, from its order then, after each epoch. Every batch
-    has a transformer stream of its own, which gives each image the words for mirror, row and column.
+    Batches straddle epochs. The list is shuffled in place at set-up and again after each epoch. Every batch has its own
+    transformer stream, which draws three words per image: mirror, row, column.
 
     Args:
         num_items, batch_size: at least 1.
-        shuffle_seed: of the stream that shuffles.
-        transformer_seeds: of batches `first`, `first` + 1, ...; taken as far as batches are asked for.
-        first: the earliest batch that will be asked for.
+        shuffle_seed: seed of the stream that shuffles the list.
+        transformer_seeds: seeds of batches `first`, `first` + 1, ...; consumed only as far as batches are requested.
+        first: number of the earliest batch that can be requested.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class CaffeStream:
         return [Draw(self._index(position), *image) for position, image in zip(positions, words, strict=True)]
 
     def order(self, epoch: int) -> np.ndarray:
-        """The items' places in the list, in the order of an epoch counted from 0."""
+        """The items' indices in the list, in the order of an epoch counted from 0."""
         while len(self._orders) <= epoch:
             order = self._orders[-1].copy() if self._orders else np.arange(self.num_items)
             shuffle(order, self._shuffling)
@@ -111,10 +111,10 @@ class CaffeStream:
 
 
 def dropout_mask(stream: WordStream, shape: tuple[int, ...], ratio: float) -> np.ndarray:
-    """Which elements the Dropout layer keeps: one word for each, in the order of the axes, also at ratio 0.
+    """The mask of the elements that a Dropout layer keeps; bool, of the given shape.
 
-    An element is kept if its word is at most (1 - ratio) * (2^32 - 1), in double, the ratio being a float32; at
-    ratio 1 nothing is drawn.
+    Draws one word per element in C order, also at ratio 0; at ratio 1 it draws none. An element is kept if its word is
+    at most (1 - ratio) * (2^32 - 1), computed in double from a float32 ratio.
     """
     keep = 1 - float(np.float32(ratio))
     if keep == 0:
@@ -123,22 +123,22 @@ def dropout_mask(stream: WordStream, shape: tuple[int, ...], ratio: float) -> np
 
 
 class Strips(NamedTuple):
-    """The strips of a ziggurat, float32, from the outermost to the innermost. Boost's tables are double."""
+    """The strips of a ziggurat, float32, from the outermost to the innermost. Boost's own tables are double."""
 
     x: np.ndarray
     """Outer edges."""
     edge: np.ndarray
-    """Inner edges: an x below the edge of its strip is under the curve."""
+    """Inner edges: an x below its strip's inner edge is under the curve."""
     y: np.ndarray
     """Heights of the curve at the outer edges."""
     width: np.ndarray
-    """Outer less inner edges, subtracted in double and then rounded."""
+    """Outer minus inner edges, subtracted in double and then rounded."""
     rise: np.ndarray
-    """Heights of the inner less those of the outer edges, likewise."""
+    """Heights at the inner minus heights at the outer edges, subtracted in double and then rounded."""
 
 
 def _strips(count: int, x0: float, x1: float, density: Any, inverse: Any, round_edge: Any) -> Strips:
-    """`count` strips of equal area under a density, which begin with the edges x0 and x1."""
+    """`count` strips of equal area under a density, starting from the edges x0 and x1."""
     area = x0 * density(x1)
     x = [x0, x1]
     while len(x) < count:
@@ -152,7 +152,7 @@ def _strips(count: int, x0: float, x1: float, density: Any, inverse: Any, round_
 
 
 def _rounded_up(values: np.ndarray) -> np.ndarray:
-    """The least float32 that is not below a double. Every float32 is below both or below neither."""
+    """The smallest float32 not below each double: comparing a float32 with either gives the same result."""
     rounded = values.astype(np.float32)
     return np.where(rounded < values, np.nextafter(rounded, np.float32(np.inf)), rounded)
 
@@ -174,14 +174,15 @@ EXPONENTIAL = _strips(
 
 BLOCK = 2**20
 TAIL_WORDS = 1024
-"""Words that hold any draw from the tail: it takes two or three on average, and so many never."""
+"""Upper bound on the words that one draw from the tail consumes; the average is two to three."""
 
 
 def ziggurat(stream: WordStream, count: int, std: float) -> np.ndarray:
     """The gaussian filler with boost 1.56 and later: `count` values (float32) of mean 0, from 128 strips.
 
-    A word is a try: it gives a sign, a strip and a place x in the strip, which nearly always is the value. Outside the
-    inner edge of the next strip it takes another word to see whether x is under the curve, and in the tail several.
+    A word is a try: its bits give a sign, a strip and a position x in the strip. If x is inside the strip's inner edge,
+    as it nearly always is, x is the value. Otherwise another word decides whether x is under the curve; the tail takes
+    several words.
     """
     values = np.empty(count, np.float32)
     filled = 0
@@ -195,9 +196,10 @@ def ziggurat(stream: WordStream, count: int, std: float) -> np.ndarray:
 
 
 def _ziggurat(words: np.ndarray, tries: int) -> tuple[np.ndarray, int]:
-    """The unit values of the tries that start in the first `tries` words, and how many words they took.
+    """The unit values of the tries that start in the first `tries` words, and the number of words consumed.
 
-    Every word is first taken for a try; then the tries outside are settled in order, as their words are no tries.
+    Every word is first treated as a try. The tries outside their inner edge are then resolved in order, because the
+    extra words that they consume are not tries.
     """
     strip = words >> 1 & 127
     x = _fraction(words) * NORMAL.x[strip]
@@ -227,10 +229,10 @@ def _ziggurat(words: np.ndarray, tries: int) -> tuple[np.ndarray, int]:
 
 
 def _is_normal(strip: np.ndarray, x: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Whether x is a value, `uniform` being its height in its strip from 0 to 1.
+    """Whether the point (x, `uniform`) of a strip is under the curve; `uniform` is the height in the strip, 0 to 1.
 
-    A place is under the curve if it is below the chord and the tangent of the strip, and above it if it is above both;
-    only between the two is the curve itself computed. In one try of 6e9 the rounding of chord and tangent decides.
+    A point below both the chord and the tangent of the strip is under the curve, a point above both is not; only
+    between the two is the density evaluated. In one try of 6e9 the rounding of chord and tangent decides.
     """
     outer, low, rise, width = (values[strip] for values in (NORMAL.x, NORMAL.y, NORMAL.rise, NORMAL.width))
     height = low + uniform * rise
@@ -244,7 +246,7 @@ def _is_normal(strip: np.ndarray, x: np.ndarray, uniform: np.ndarray) -> np.ndar
 
 
 def _tail(words: np.ndarray, place: int) -> tuple[np.float32, int]:
-    """A value beyond the outermost strip from the words at `place`, and the place after them."""
+    """A value beyond the outermost strip from the words at `place`, and the place of the next unused word."""
     start = NORMAL.x[1]
     while True:
         beyond, place = _exponential(words, place)
@@ -272,7 +274,7 @@ def _exponential(words: np.ndarray, place: int) -> tuple[np.float32, int]:
 
 
 def _next_uniform(words: np.ndarray, place: int) -> tuple[np.float32, int]:
-    """The uniform number at `place`, and the place after it; one that rounds to 1 is redrawn."""
+    """The uniform number at `place`, redrawn if it rounds to 1, and the place of the next unused word."""
     while (uniform := _uniform(words[place])) == 1:
         place += 1
     return uniform, place + 1
@@ -289,15 +291,15 @@ def _uniform(words: np.ndarray) -> np.ndarray:
 
 
 def _exp(x: np.ndarray) -> np.ndarray:
-    """A float32's exponential, rounded once: numpy's own for float32 may be further off."""
+    """The exponential of a float32, rounded once; numpy's float32 exponential can be less accurate."""
     return np.exp(x.astype(np.float64)).astype(np.float32)
 
 
 def box_muller(stream: WordStream, count: int, std: float) -> np.ndarray:
-    """The gaussian filler with boost 1.55 and earlier: as `ziggurat`, but in pairs from two uniform numbers r1, r2.
+    """The gaussian filler with boost 1.55 and earlier: `count` values (float32) of mean 0.
 
-    rho = sqrt(-2 ln(1 - r2)), then rho cos(2 pi r1) and rho sin(2 pi r1), float32 throughout. Not verified against a
-    recording: the last bits of the logarithm and the circle functions are this machine's.
+    Two uniform numbers r1 and r2 give the pair rho cos(2 pi r1), rho sin(2 pi r1) with rho = sqrt(-2 ln(1 - r2)),
+    float32 throughout. Not verified against a recording: the last bits of log, cos and sin depend on the machine.
     """
     wanted = count + count % 2
     uniform = np.empty(0, np.float32)
@@ -312,4 +314,4 @@ def box_muller(stream: WordStream, count: int, std: float) -> np.ndarray:
 
 
 GAUSSIANS = {"ziggurat": ziggurat, "box-muller": box_muller}
-"""The gaussian fillers by name; the first is the recorded one."""
+"""The gaussian fillers by name; the first is verified against recordings."""

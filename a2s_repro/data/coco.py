@@ -1,7 +1,7 @@
 """The subset of MS COCO 2014 that A2S uses: the first 10000 training and 1500 validation images, 80 classes.
 
-The authors' labels are COCO's own category ids up to 90, so that their nets have 91 outputs. How they painted objects
-that overlap, and crowd regions, is not known.
+The authors' labels are COCO's own category ids up to 90, so their nets have 91 outputs. How the authors painted
+overlapping objects and crowd regions is not known.
 """
 
 import json
@@ -20,9 +20,9 @@ from a2s_repro.errors import InputError
 
 NUM_CLASSES = 91
 ORDERS = ("file", "area")
-"""In which annotations are painted, later ones over earlier ones: as in the file, or the largest first."""
+"""Orders of painting: as in the file, or by decreasing area. Later annotations cover earlier ones."""
 CROWDS = ("ignore", "paint")
-"""Crowd regions are 255, or of their category like single objects."""
+"""Labels of crowd regions: 255, or their category as for single objects."""
 
 ANNOTATIONS_SOURCE = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 IMAGES_SOURCES = {split: f"http://images.cocodataset.org/zips/{split}2014.zip" for split in ("train", "val")}
@@ -55,12 +55,12 @@ def prepare_coco(
 ) -> Prepared:
     """Makes the data root `out` with the authors' lists from COCO's annotations and images, archives or folders.
 
-    Labels (SegmentationClass) are painted by `paint` in one of ORDERS, crowd regions as one of CROWDS. The lists are
+    Labels (SegmentationClass) are painted by `paint`; `order` is one of ORDERS, `crowd` one of CROWDS. The lists are
     train_small and val_small; classes.txt names the 91 label values, `void` where COCO has no category.
 
-    What an interrupted call left is kept, checked and completed. Raises InputError for missing or damaged sources, for
-    a data root that was painted otherwise, for annotations that differ from their image in size, and, unless
-    `check_counts` is False, where the lists are not the published ones.
+    A repeated call resumes an interrupted one: files already in `out` are checked and kept. Raises InputError for
+    missing or damaged sources, for a data root painted with another order or crowd, for annotations of another size
+    than their image, and, unless `check_counts` is False, for lists that differ from the published ones.
     """
     for name, value, known in (("order", order, ORDERS), ("crowd", crowd, CROWDS)):
         if value not in known:
@@ -84,7 +84,7 @@ def prepare_coco(
 
 
 def _keep_to_one_painting(root: Path, painting: str) -> None:
-    """Writes down how the labels are painted; raises InputError if they were painted otherwise before."""
+    """Records how the labels are painted; raises InputError if the data root was painted in another way."""
     note = root / "painting.txt"
     before = read_lines(note)[0] if note.is_file() else painting
     if before != painting:
@@ -95,7 +95,7 @@ def _keep_to_one_painting(root: Path, painting: str) -> None:
 def _read_instances(
     source: Path, split: str, count: int, order: str
 ) -> tuple[dict[str, tuple[dict[str, Any], list[dict[str, Any]]]], list[str]]:
-    """The first images of a split and their annotations, by file name without suffix; and the names of all values."""
+    """The first `count` images of a split with their annotations, by file name without suffix; and all class names."""
     for file in source_files(source, ANNOTATIONS[split]):
         name, encoded = file.name, file.read()
     try:
@@ -122,8 +122,8 @@ def _read_instances(
 def paint(image: dict[str, Any], annotations: list[dict[str, Any]], crowd: str = "ignore") -> np.ndarray:
     """Label map (H, W) uint8 of one image: category ids, 0 where there is no object.
 
-    `image` and `annotations` are of COCO's JSON format; segmentations are polygons or run lengths, compressed or not.
-    Later annotations are painted over earlier ones. Raises InputError, naming it, for an annotation that does not fit.
+    `image` and `annotations` have COCO's JSON format; segmentations are polygons or run lengths, compressed or not.
+    Later annotations cover earlier ones. Raises InputError for an annotation that is damaged or does not fit the image.
     """
     coco = _import_coco()()
     coco.imgs = {image["id"]: image}
@@ -132,7 +132,7 @@ def paint(image: dict[str, Any], annotations: list[dict[str, Any]], crowd: str =
         try:
             mask = coco.annToMask(annotation).astype(bool)
             category, is_crowd = annotation["category_id"], annotation["iscrowd"]
-        except Exception as error:  # pycocotools raises whatever a damaged annotation leads to
+        except Exception as error:  # pycocotools raises many types for a damaged annotation
             raise InputError(
                 f"Annotation {annotation.get('id')} of {image['file_name']} is damaged ({error!r}): "
                 f"get {ANNOTATIONS_SOURCE}."

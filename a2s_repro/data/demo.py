@@ -1,7 +1,7 @@
-"""A small data set in VOC layout that is drawn, not downloaded: textured shapes whose sizes vary tenfold.
+"""A small synthetic data set in VOC layout: textured shapes whose sizes vary tenfold.
 
-A class is a shape with a texture, both of which grow with the object, so that its scale has to be found. Hue helps, but
-the hues of the classes overlap and the background shows all of them.
+A class is a shape with a texture. Both grow with the object, so a net must handle scale. Hue alone is not enough: the
+hues of the classes overlap, and the background contains all of them.
 """
 
 import colorsys
@@ -26,7 +26,7 @@ OVERSAMPLING = 2
 
 
 def make_demo_data(out: str | os.PathLike, *, num_train: int = 60, num_val: int = 20, seed: int = 0) -> Path:
-    """Draws pictures and labels into `out`, the same for the same arguments, and returns it as a path.
+    """Draws pictures and labels into `out`, determined by the arguments alone, and returns `out` as a Path.
 
     Writes JPEGImages/*.jpg, SegmentationClass/*.png (palette), ImageSets/Segmentation/{train,val}.txt and classes.txt.
     Raises InputError for counts below 1 or a negative seed.
@@ -47,7 +47,7 @@ def make_demo_data(out: str | os.PathLike, *, num_train: int = 60, num_val: int 
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One picture (H, W, 3) uint8 RGB and its labels (H, W) uint8, 255 around objects; every third is crowded."""
+    """A picture (H, W, 3) uint8 RGB and its labels (H, W) uint8, 255 around objects; one scene in three is crowded."""
     height, width = (int(rng.integers(low, high + 1)) for low, high in (HEIGHTS, WIDTHS))
     picture = _background(rng, height, width)
     labels = np.zeros((height, width), np.uint8)
@@ -66,7 +66,7 @@ def _draw_object(rng: np.random.Generator, picture: np.ndarray, labels: np.ndarr
     (centre_x, centre_y), angle = rng.uniform(0.1, 0.9, 2) * (width, height), rng.uniform(0, 2 * np.pi)
     down, right = np.mgrid[: height * OVERSAMPLING, : width * OVERSAMPLING].astype(np.float32) / OVERSAMPLING
     down, right = (down - centre_y) / radius, (right - centre_x) / radius
-    x = np.cos(angle) * right + np.sin(angle) * down  # the object's own coordinates: it reaches out to about 1
+    x = np.cos(angle) * right + np.sin(angle) * down  # the object's own coordinates, in radii
     y = np.cos(angle) * down - np.sin(angle) * right
     inside, texture = _shape_and_texture(CLASSES[label], x, y)
 
@@ -83,7 +83,7 @@ def _draw_object(rng: np.random.Generator, picture: np.ndarray, labels: np.ndarr
 
 
 def _shape_and_texture(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the object is, and its pattern: positive is light, negative is dark."""
+    """The object's mask, and its pattern: positive is light, negative is dark."""
     distance, farther = np.hypot(x, y), np.maximum(abs(x), abs(y))
     match name:
         case "disc":  # with circles
@@ -99,7 +99,7 @@ def _shape_and_texture(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndar
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) float32: clouds of two colours, in three sizes."""
+    """(H, W, 3) float32: clouds of two colours at three sizes."""
     clouds = np.zeros((height, width), np.float32)
     for cell in (4, 12, 40):
         noise = rng.normal(0, 1, (height // cell + 2, width // cell + 2)).astype(np.float32)

@@ -1,7 +1,7 @@
 """Caffe's ImageSegData layer: random draws in the main process, decoding and cropping in workers.
 
-A training run's data is a pure function of (list, seed, batch number): a resumed run starts at its batch number.
-Caffe's own draws are in `a2s_repro.data.caffe_rng`.
+The data of a training run is a pure function of (list, seed, batch number), so a resumed run starts at its batch
+number. Caffe's own draws are in `a2s_repro.data.caffe_rng`.
 """
 
 import signal
@@ -24,53 +24,53 @@ MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
 
 TORCHVISION_MEAN_RGB = np.array([0.485, 0.456, 0.406], np.float32)
 TORCHVISION_STD_RGB = np.array([0.229, 0.224, 0.225], np.float32)
-"""With the mean, what images in [0, 1] are standardised by for the ImageNet nets of PyTorch."""
+"""Standard deviation of images in [0, 1] for torchvision's ImageNet nets; TORCHVISION_MEAN_RGB is the mean."""
 
 
 class Draw(NamedTuple):
-    """The random choices for one sample, as raw 32-bit words: the range of an offset is known only after decoding."""
+    """The random choices for one sample, as raw 32-bit words: an offset's range is known only after decoding."""
 
     index: int
     mirror: int
     h_off: int
     w_off: int
     scale: int | None = None
-    """Of a stream that has words for scale augmentation, which Caffe's has not."""
+    """Word for scale augmentation; None in Caffe's streams, which have none."""
 
 
 class Sample(NamedTuple):
     """One sample, or a batch of them with a leading axis."""
 
     image: torch.Tensor
-    """(3, crop, crop) float32, as the normalization makes it; 0 where padded."""
+    """(3, crop, crop) float32, normalised; 0 where padded."""
     label: torch.Tensor
     """(crop, crop) uint8; 255 where ignored or padded."""
     index: torch.Tensor
-    """int64, the item's place in the list."""
+    """int64, the item's index in the list."""
     data_dim: torch.Tensor
-    """(2,) int64, the rows and columns of the crop that the image can fill: min(crop, H), min(crop, W)."""
+    """(2,) int64, the rows and columns of the crop that the image fills: min(crop, H), min(crop, W)."""
 
 
 def subtract_mean(image: np.ndarray, mean: np.ndarray = MEAN_BGR) -> np.ndarray:
-    """(H, W, 3) uint8 -> (3, H, W) float32, subtracted in float32 as Caffe does."""
+    """(H, W, 3) uint8 -> (3, H, W) float32 minus the mean, in float32 as in Caffe."""
     return np.ascontiguousarray((image.astype(np.float32) - mean).transpose(2, 0, 1))
 
 
 def standardise(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8, BGR -> (3, H, W) float32, RGB in [0, 1] less its mean and over its standard deviation."""
+    """(H, W, 3) uint8, BGR -> (3, H, W) float32, RGB: (x / 255 - mean) / std, with torchvision's mean and std."""
     rgb = image[:, :, ::-1].astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(((rgb - TORCHVISION_MEAN_RGB) / TORCHVISION_STD_RGB).transpose(2, 0, 1))
 
 
 Normalization = Callable[[np.ndarray], np.ndarray]
-"""From an image (H, W, 3) uint8, BGR, to what a net takes, (3, H, W) float32, in contiguous memory."""
+"""Function from an image (H, W, 3) uint8, BGR, to the net's input (3, H, W) float32, contiguous."""
 
 NORMALIZATIONS: dict[str, Normalization] = {"caffe": subtract_mean, "torchvision": standardise}
-"""By the names that nets have in their `normalization`. Padding is 0 after either, so it has the mean colour."""
+"""Normalizations by the names used in a net's `normalization`. Padding is 0 after either, which is the mean colour."""
 
 
 def scale_factor(draw: Draw, scale_range: tuple[float, float]) -> float:
-    """Uniform in the range (low, high). Raises InputError for a draw without a word for it."""
+    """Scale factor, uniform in the range (low, high). Raises InputError for a draw without a `scale` word."""
     if draw.scale is None:
         raise InputError("Caffe's streams have no scale augmentation: leave out one of the two.")
     low, high = scale_range
@@ -78,9 +78,9 @@ def scale_factor(draw: Draw, scale_range: tuple[float, float]) -> float:
 
 
 def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes an image (H, W, 3), bilinearly, and its labels (H, W), to the nearest, both uint8.
+    """Resizes an image (H, W, 3) bilinearly and its labels (H, W) by nearest neighbour, both uint8.
 
-    As in DeepLab v2's TransformImgAndSeg, sides of H * factor and W * factor are truncated to whole pixels, at least 1.
+    As in DeepLab v2's TransformImgAndSeg, sides H * factor and W * factor are truncated to whole pixels, at least 1.
     """
     height, width = (max(int(side * factor), 1) for side in label.shape)
     return (
@@ -117,23 +117,23 @@ def transform(
 
 
 class Stream(Protocol):
-    """Where a loader takes the draws of its batches from, in the main process."""
+    """Source of the draws of a loader's batches; lives in the main process."""
 
     def batch(self, k: int) -> list[Draw]:
         """The draws of batch k, counted from 0."""
 
 
 class RandomStream:
-    """The order and the random words of a run, without state: `batch(k)` depends on the arguments and k alone.
+    """A stateless stream: `batch(k)` depends on the constructor's arguments and k alone.
 
-    Every epoch has a permutation of its own, and batches straddle epochs, as in Caffe. The words belong to the position
-    in the stream, so that 3 x 10 and 30 x 1 images see the same draws. `mirror=False` leaves the mirror word 0.
+    Every epoch has its own permutation, and batches straddle epochs as in Caffe. Words depend on the position in the
+    stream, so that 3 x 10 and 30 x 1 images see the same draws. `mirror=False` sets every mirror word to 0.
     """
 
     def __init__(self, num_items: int, batch_size: int, seed: int, shuffle: bool = True, mirror: bool = True):
         if num_items < 1 or batch_size < 1 or seed < 0:
             raise InputError(
-                f"A stream needs images, a batch size of at least 1 and a seed of at least 0, but was given "
+                f"A stream needs images, a batch size of at least 1 and a seed of at least 0, but has "
                 f"{num_items} images, batch size {batch_size} and seed {seed}."
             )
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
@@ -156,11 +156,11 @@ class RandomStream:
 
 
 class SegmentationDataset(Dataset):
-    """Reads and transforms: `dataset[draw]` is the Sample of a draw. Raises InputError for a bad file, naming it.
+    """Reads and transforms images: `dataset[draw]` is the Sample of a draw. Raises InputError naming a bad file.
 
-    With a `scale_range` (low, high) each sample is rescaled before padding and cropping, by a factor uniform in it; the
-    stream must have words for that. With `fill_crop` samples are enlarged where the crop would reach beyond them, to a
-    factor of at least crop / (shorter side - 1).
+    With a `scale_range` (low, high) each sample is rescaled before padding and cropping, by a factor uniform in the
+    range; the stream must supply `scale` words. With `fill_crop` an image too small for the crop is enlarged until it
+    covers the crop: the factor is at least crop / (shorter side - 1).
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class SegmentationDataset(Dataset):
         self._decoded: list[tuple[np.ndarray, np.ndarray]] = []
 
     def cache(self, threads: int) -> None:
-        """Decodes all pictures now and keeps them; the processes of a loader share them. Raises as `decode_all`."""
+        """Decodes and keeps all images; a loader's workers share them. Raises InputError as `decode_all` does."""
         self._decoded = decode_all(self.items, self.num_classes, threads)
 
     def __len__(self) -> int:
@@ -213,14 +213,14 @@ def loader(
 ) -> Iterator[Sample]:
     """Yields `num_batches` batches of a stream, `start`, `start + step`, ..., as Samples with a batch axis.
 
-    Workers decode ahead and leave torch's global random state alone; 0 decodes in this process. A bad file raises its
-    InputError here, when its batch is due; so does a worker that was killed.
+    Workers decode ahead; with 0 workers this process decodes. torch's global random state is not used. A bad file or a
+    killed worker raises InputError here, when its batch is due.
     """
     batches = DataLoader(
         _Reporting(dataset),
         batch_sampler=map(stream.batch, range(start, start + step * num_batches, step)),
         num_workers=workers,
-        multiprocessing_context="fork" if workers else None,  # what the dataset has decoded is not copied
+        multiprocessing_context="fork" if workers else None,  # shares the dataset's cache
         collate_fn=_collate,
         pin_memory=pin_memory,
         worker_init_fn=_set_up_worker,
@@ -230,13 +230,13 @@ def loader(
     on_death = signal.getsignal(signal.SIGCHLD)
     decoded = iter(batches)
     if threading.current_thread() is threading.main_thread():
-        # DataLoader's own handler raises wherever the program is, in the middle of an update if it likes; without it
-        # the next batch does.
+        # DataLoader's SIGCHLD handler raises at any point of the program, even within an update. Without the handler,
+        # fetching the next batch raises.
         signal.signal(signal.SIGCHLD, on_death)
     for k in range(num_batches):
         try:
             batch = next(decoded)
-        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:  # its batches come over a socket
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:  # batches arrive over a socket
             images = ", ".join(dataset.items[draw.index].id for draw in stream.batch(start + step * k))
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise InputError(
@@ -249,7 +249,7 @@ def loader(
 
 
 class _Reporting(Dataset):
-    """Returns an InputError as the sample: raised in a worker, it would arrive wrapped in a traceback."""
+    """Returns an InputError as the sample, because DataLoader wraps an exception raised in a worker in a traceback."""
 
     def __init__(self, dataset: SegmentationDataset):
         self.dataset = dataset
@@ -267,7 +267,7 @@ def _collate(samples: list[Sample | InputError]) -> Sample | InputError:
 
 
 def _set_up_worker(_: int) -> None:
-    """One thread a worker; signals to stop are for the main process, which may still want its batches."""
+    """One thread per worker. SIGINT and SIGTERM are left to the main process, which may still need batches."""
     cv2.setNumThreads(0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

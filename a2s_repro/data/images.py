@@ -1,4 +1,4 @@
-"""Pictures and label maps from disk, or one sentence that says what is wrong with them."""
+"""Reads and writes images and label maps; a bad file raises InputError."""
 
 import io
 import os
@@ -14,10 +14,10 @@ from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 
 IGNORE_LABEL = 255
-MAX_PIXELS = 2**26  # 67 megapixels: a larger header is refused before memory is spent on it
+MAX_PIXELS = 2**26  # 67 megapixels; a larger image is refused from its header, before any memory is allocated
 MAX_PIXELS_PER_BYTE = {"JPEG": 8 * 64, "PNG": 8 * 1032}
-"""What a header can truly claim: JPEG spends at least a bit on each block of 64 pixels; PNG's deflate makes at most
-1032 bytes of one, of at most 8 pixels each."""
+"""Upper bound on the pixels that a byte can encode: JPEG spends at least a bit per block of 64 pixels; PNG's deflate
+expands a byte to at most 1032, each of at most 8 pixels."""
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -27,7 +27,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """
     encoded = _read_bytes(path)
     header = _open_header(encoded, path)
-    # OpenCV fills what a truncated file lacks with grey and goes on; Pillow refuses such a file.
+    # OpenCV fills the missing part of a truncated file with grey without an error; Pillow raises.
     if _looks_truncated(encoded, header.format):
         _load(header, path)
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
@@ -39,9 +39,9 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 def read_label(path: str | os.PathLike, num_classes: int, ignore_label: int = IGNORE_LABEL) -> np.ndarray:
     """Decodes a label map: (H, W) uint8 class indices, 0..num_classes-1 or `ignore_label`.
 
-    Palette images give their indices (as greyscale, OpenCV and Caffe would give luminance), 8-bit grey images their
-    values. Raises InputError if the file is unreadable, truncated, larger than MAX_PIXELS, of another kind (a colour
-    image is not a label map), or holds any other value.
+    A palette image yields its indices (OpenCV, and so Caffe, would yield luminance), an 8-bit grey image its values.
+    Raises InputError if the file is unreadable, truncated, larger than MAX_PIXELS, of another kind (a colour image is
+    not a label map), or holds any other value.
     """
     return decode_label(_read_bytes(path), path, num_classes, ignore_label)
 
@@ -49,7 +49,7 @@ def read_label(path: str | os.PathLike, num_classes: int, ignore_label: int = IG
 def decode_label(
     encoded: bytes, name: str | os.PathLike, num_classes: int, ignore_label: int = IGNORE_LABEL
 ) -> np.ndarray:
-    """As `read_label`, from a file's bytes; `name` stands for the file in messages."""
+    """As `read_label`, but from a file's bytes; `name` stands for the file in error messages."""
     label = _open_header(encoded, name)
     shallow_grey = label.format == "PNG" and label.mode == "L" and encoded[24] < 8  # Pillow scales these to 0..255
     if label.mode not in ("P", "L") or shallow_grey:
@@ -70,9 +70,9 @@ def decode_label(
 
 
 def read_pair(item: Item, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image (H, W, 3) and label map (H, W) of an item; all IGNORE_LABEL where it has no label file.
+    """The image (H, W, 3) and label map (H, W) of an item; without a label file the map is all IGNORE_LABEL.
 
-    Raises InputError as read_image and read_label do, and if the two differ in size.
+    Raises InputError as `read_image` and `read_label` do, and if the two differ in size.
     """
     image = read_image(item.image)
     if item.label is None:
@@ -85,9 +85,9 @@ def read_pair(item: Item, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_label(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray | None = None) -> None:
-    """Writes (H, W) uint8 labels as a PNG of these values: grey, as Caffe reads them, or in a palette (256, 3) uint8.
+    """Writes (H, W) uint8 labels atomically as a PNG of class indices.
 
-    An existing file is replaced when the new one is whole.
+    The PNG is grey, as Caffe reads it, or has the `palette` (256, 3) uint8.
     """
     image = Image.fromarray(labels)
     if palette is not None:
@@ -97,7 +97,7 @@ def write_label(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray
 
 
 def jpeg_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(rows, columns) of a photograph as its header tells them, without decoding it.
+    """(rows, columns) of a JPEG photograph, from its header.
 
     Raises InputError if the file is unreadable, truncated, larger than MAX_PIXELS or of another format.
     """
@@ -121,7 +121,7 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def _open_header(encoded: bytes, path: str | os.PathLike) -> Image.Image:
-    """Opens without decoding."""
+    """Opens an image without decoding it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
@@ -134,7 +134,7 @@ def _open_header(encoded: bytes, path: str | os.PathLike) -> Image.Image:
         raise InputError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS} pixels: scale it down.")
     if image.width * image.height > MAX_PIXELS_PER_BYTE.get(image.format, MAX_PIXELS) * len(encoded):
         raise InputError(
-            f"{path} claims {image.width}x{image.height} pixels, for which its {len(encoded)} bytes are too few: "
+            f"{path} claims {image.width}x{image.height} pixels, too many for its {len(encoded)} bytes: "
             "replace the file."
         )
     return image
@@ -143,13 +143,13 @@ def _open_header(encoded: bytes, path: str | os.PathLike) -> Image.Image:
 def _load(image: Image.Image, path: str | os.PathLike) -> Image.Image:
     try:
         image.load()
-    except Exception:  # Pillow's decoders raise whatever comes to hand: OSError, SyntaxError, struct.error
+    except Exception:  # Pillow's decoders raise many types: OSError, SyntaxError, struct.error
         raise InputError(f"{path} is truncated or damaged: replace the file.") from None
     return image
 
 
 def _looks_truncated(encoded: bytes, file_format: str | None) -> bool:
-    """Whether the end of the picture is missing; cheap, and sure only when it says no."""
+    """Whether the end of the image may be missing: a cheap check without false negatives."""
     if file_format == "JPEG":
         end_of_image, start_of_scan = b"\xff\xd9", b"\xff\xda"
         return encoded.rfind(end_of_image) < encoded.rfind(start_of_scan)

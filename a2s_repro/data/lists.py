@@ -1,4 +1,4 @@
-"""List files: which image goes with which label map."""
+"""List files, which pair images with label maps."""
 
 import os
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 
 VOID = "void"
-"""In a file of class names: a label value that is no class."""
+"""Name, in a file of class names, of a label value without a class."""
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
 LABEL_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 
 
 class Item(NamedTuple):
-    """One picture of a data set; `label` is None where no label map is wanted."""
+    """An image of a data set and its label map; `label` is None for unlabelled lists."""
 
     id: str
     image: Path
@@ -31,12 +31,12 @@ def read_list(
     label_dir: str | None = None,
     labelled: bool = True,
 ) -> list[Item]:
-    """Reads a list file of either kind; every file that it names exists afterwards.
+    """Reads a list file in either format and checks that every file it names exists.
 
-    * Two columns, as the source of Caffe's ImageSegData: `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`, each
-      relative to `data_root` with or without the leading slash. The id is the image's file name without suffix.
-      With `labelled=False` the second column may be missing and is not looked at.
-    * One id a line, as VOC's ImageSets: the image is JPEGImages/ID with the suffix that is found there, the label map
+    * Two columns, as in the source of Caffe's ImageSegData: `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`, both
+      relative to `data_root`, with or without the leading slash. The id is the image's file name without suffix.
+      With `labelled=False` the second column is optional and ignored.
+    * One id per line, as in VOC's ImageSets: the image is JPEGImages/ID with any of IMAGE_SUFFIXES, the label map is
       `label_dir`/ID.png (default: SegmentationClassAug if the data set has it, else SegmentationClass).
 
     Raises InputError for a list that is missing, empty or malformed, that repeats an id, or that names missing files.
@@ -67,7 +67,7 @@ def read_list(
 
 
 def select(items: list[Item], ids: list[str]) -> list[Item]:
-    """The items of the given ids, in their order. Raises InputError for an id that is not among them."""
+    """The items with the given ids, in the order of `ids`. Raises InputError for an id that the list lacks."""
     by_id = {item.id: item for item in items}
     unknown = [name for name in ids if name not in by_id]
     if unknown:
@@ -77,9 +77,9 @@ def select(items: list[Item], ids: list[str]) -> list[Item]:
 
 
 def read_classes(path: str | os.PathLike) -> list[str]:
-    """Reads class names, one a line in the order of their label values.
+    """Reads class names, one per line in the order of their label values.
 
-    Raises InputError for none and for doubles; only `void`, which stands for a value without a class, may come again.
+    Raises InputError for an empty file and for duplicate names; only `void`, a value without a class, may repeat.
     """
     names = [line.strip() for line in read_lines(Path(path)) if line.strip()]
     if not names:
@@ -91,13 +91,13 @@ def read_classes(path: str | os.PathLike) -> list[str]:
 
 
 def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
-    """Writes a text file of these lines, replacing an existing one when the new one is whole."""
+    """Writes a text file of these lines atomically."""
     with replacing(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises InputError if it is unreadable or no text."""
+    """The lines of a text file. Raises InputError if it is unreadable or not text."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
@@ -107,7 +107,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _parse(columns: list[str], root: Path, label_dir: str | None, labelled: bool) -> Item | None:
-    """The item that a line stands for, or None if the line is malformed."""
+    """The item of a line, or None if the line is malformed."""
     names_image = Path(columns[0]).suffix.lower() in IMAGE_SUFFIXES
     if names_image and len(columns) == (2 if labelled else min(len(columns), 2)):
         image, *label = (root / column.lstrip("/") for column in columns)

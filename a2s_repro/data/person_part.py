@@ -1,4 +1,4 @@
-"""PASCAL-Person-Part: the people of PASCAL-Part (Chen et al., CVPR 2014), their parts merged to six, on VOC 2010."""
+"""PASCAL-Person-Part: people of PASCAL-Part (Chen et al., CVPR 2014) on VOC 2010, their parts merged into six."""
 
 import io
 import os
@@ -28,12 +28,12 @@ PARTS = {
     "upper legs": "luleg ruleg",
     "lower legs": "llleg rlleg lfoot rfoot",
 }
-"""The parts of A2S, from label 1 on, and the parts of PASCAL-Part that each takes in."""
+"""The parts of A2S, from label 1, and the parts of PASCAL-Part merged into each."""
 
 CLASSES = ("background", *PARTS)
 LABEL_OF = {name: label for label, names in enumerate(PARTS.values(), 1) for name in names.split()}
 PERSON = 15
-"""VOC's number of the class."""
+"""VOC's index of the class."""
 
 PARTS_SOURCE = "http://roozbehm.info/pascal-parts/pascal-parts.html (trainval.tar.gz)"
 VOC10_SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar"
@@ -59,12 +59,12 @@ def prepare_person_part(
 ) -> Prepared:
     """Makes the data root `out` with the authors' labels and lists from PASCAL-Part and VOC 2010, archives or folders.
 
-    The labels (SegmentationPart) are those of `part_labels`; images without a person's part are left out. The lists are
-    train and val, as VOC 2010 splits its images (ImageSets/Main).
+    Labels (SegmentationPart) come from `part_labels`; images without a person's part are left out. The lists are train
+    and val, following VOC 2010's splits (ImageSets/Main).
 
-    What an interrupted call left is kept, checked and completed. Raises InputError for missing or damaged sources, for
-    labels that differ from their image in size, and, unless `check_counts` is False, where the lists are not the
-    published ones.
+    A repeated call resumes an interrupted one: files already in `out` are checked and kept. Raises InputError for
+    missing or damaged sources, for labels of another size than their image, and, unless `check_counts` is False, for
+    lists that differ from the published ones.
     """
     root = Path(out)
     splits = read_splits(Path(voc), SPLITS, root)
@@ -82,11 +82,11 @@ def prepare_person_part(
 
 
 def part_labels(encoded: bytes, name: str) -> np.ndarray | None:
-    """The label map of an annotation file of PASCAL-Part: (H, W) uint8, 0..6; None if there is no person's part.
+    """The label map of a PASCAL-Part annotation file: (H, W) uint8, 0..6; None if it has no person's part.
 
-    As the authors do, objects and their parts are painted in the order of the file, later ones over earlier ones, and
-    the parts of other objects paint background. `encoded` are the bytes of the .mat file, `name` stands for it in the
-    InputErrors for damaged files and unknown parts.
+    As in the authors' labels, objects and their parts are painted in the order of the file, later ones over earlier
+    ones, and the parts of other objects are painted as background. `encoded` is the .mat file's bytes; `name` stands
+    for the file in error messages. Raises InputError for damaged files and unknown parts.
     """
     try:
         parts = [
@@ -94,14 +94,14 @@ def part_labels(encoded: bytes, name: str) -> np.ndarray | None:
             for thing in loadmat(io.BytesIO(encoded))["anno"]["objects"][0, 0].ravel()
             for part in thing["parts"].ravel()
         ]
-    except Exception:  # scipy's reader raises whatever a damaged file leads to
+    except Exception:  # scipy's reader raises many types for a damaged file
         raise InputError(f"{name} is damaged or no annotation of PASCAL-Part: get {PARTS_SOURCE}.") from None
     if not parts:
         return None
     labels = np.zeros(parts[0][2].shape, np.uint8)
     for of_person, part, mask in parts:
         if of_person and part not in LABEL_OF:
-            raise InputError(f"{name} has a person's part '{part}' that PASCAL-Part has not: get {PARTS_SOURCE}.")
+            raise InputError(f"{name} has the unknown person part '{part}': get {PARTS_SOURCE}.")
         if mask.shape != labels.shape:
             raise InputError(f"{name} has masks of different sizes: get {PARTS_SOURCE}.")
         labels[mask] = LABEL_OF[part] if of_person else 0

@@ -1,4 +1,4 @@
-"""What the preparation of every data set has in common: its images, its label maps, its lists, and their checks.
+"""Common steps of preparing a data set: placing images, writing label maps and lists, checking them.
 
 A prepared data root has VOC's layout: JPEGImages/ID.jpg, a folder of label maps ID.png (grey PNGs of class indices),
 classes.txt, and for every list NAME the authors' two files, list/NAME.txt (image and label) and list/NAME_id.txt.
@@ -30,18 +30,18 @@ class IdList(NamedTuple):
 
     count: int
     md5: str
-    """Of the file of its ids, sorted, one a line."""
+    """MD5 of the text file of the sorted ids, one per line."""
 
 
 class Prepared(NamedTuple):
-    """A data root whose images and labels are there."""
+    """A data root with its images and labels in place."""
 
     root: Path
     lists: dict[str, list[str]]
     """The ids of each list, sorted."""
 
     def check(self, title: str, published: dict[str, IdList]) -> None:
-        """Raises InputError, naming the lists, unless they are the published ones of the data set `title`."""
+        """Raises InputError naming the lists that differ from the published ones of the data set `title`."""
         wrong = [
             f"{name} has {len(ids)} images, not {published[name].count}"
             if len(ids) != published[name].count
@@ -56,7 +56,7 @@ class Prepared(NamedTuple):
             )
 
     def write(self, label_folder: str, classes: Iterable[str], unlabelled: Iterable[str] = ()) -> None:
-        """Writes classes.txt and the two files of each list; one that is `unlabelled` names images alone."""
+        """Writes classes.txt and the two files of each list; the lists in `unlabelled` have no label column."""
         for name, ids in self.lists.items():
             line = f"/{IMAGES}/{{0}}.jpg" + ("" if name in unlabelled else f" /{label_folder}/{{0}}.png")
             write_lines(self.root / "list" / f"{name}.txt", map(line.format, ids))
@@ -64,7 +64,7 @@ class Prepared(NamedTuple):
         write_lines(self.root / "classes.txt", classes)
 
     def summary(self) -> str:
-        """A line for the root and one for each list: its file, its length and the md5 of its ids."""
+        """One line for the root and one per list: its file, its length and the MD5 of its ids."""
         lines = [f"data root: {self.root}"]
         for name, ids in self.lists.items():
             lines.append(f"list/{name}.txt: {len(ids)} images, md5 of list/{name}_id.txt {_md5(ids)}")
@@ -72,7 +72,7 @@ class Prepared(NamedTuple):
 
 
 def place(file: SourceFile, target: Path) -> None:
-    """Makes `target` that file, if it is not there whole: written from an archive, a link into an unpacked folder."""
+    """Creates `target` unless it exists with the right size: a copy from an archive, a link into an unpacked folder."""
     if target.is_file() and target.stat().st_size == file.size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,21 +86,21 @@ def place(file: SourceFile, target: Path) -> None:
 
 
 def read_splits(source: Path, published: Published, root: Path) -> list[set[str]]:
-    """Places the source's files of ids into the root and returns the ids of each, in the order of its patterns."""
+    """Places the source's id files into the root; returns the ids of each, in the order of the patterns."""
     for file in source_files(source, published):
         place(file, root / file.path)
     return [set(" ".join(read_lines(root / name)).split()) for name in published.patterns]
 
 
 def place_images(files: Iterable[SourceFile], root: Path, wanted: set[str]) -> None:
-    """Places those of the files whose ids are wanted into the root's JPEGImages."""
+    """Places the files whose ids are in `wanted` into the root's JPEGImages."""
     for file in files:
         if file.path.stem in wanted:
             place(file, root / IMAGES / file.path.name)
 
 
 def encoded_labels(files: Iterable[SourceFile]) -> Iterator[tuple[str, Callable[[], tuple[bytes, str]]]]:
-    """A label file's id, and the function that gives its bytes and its name, as `write_labels` takes them."""
+    """Pairs for `write_labels`: a label file's id, and a function that returns its bytes and its name."""
     return ((file.path.stem, lambda file=file: (file.read(), file.name)) for file in files)
 
 
@@ -110,11 +110,11 @@ def write_labels(
     decode: Callable[..., np.ndarray | None],
     workers: int,
 ) -> set[str]:
-    """Writes the label maps folder/ID.png that are not there yet; returns the ids that have one.
+    """Writes the missing label maps folder/ID.png; returns the ids that have one.
 
-    Each of `labels` is an id and a function whose result, called before the next id is asked for, are the arguments of
-    `decode`: it gives (H, W) uint8, or None for an image that the data set has no use for. `workers` processes decode
-    and write; 0: this one.
+    `labels` yields pairs of an id and a function that returns the arguments of `decode`; the function is called before
+    the iterator advances. `decode` returns (H, W) uint8, or None to leave the image out. `workers` processes decode and
+    write; with 0 workers this process does.
     """
     ids = set()
 
@@ -140,9 +140,9 @@ def _write_label(decode: Callable[..., np.ndarray | None], task: tuple[Path, tup
 
 
 def check_pairs(root: Path, label_folder: str, ids: Iterable[str], num_classes: int, workers: int) -> None:
-    """Raises InputError for the first id whose photograph or label map is missing, damaged or unlike the other in size.
+    """Raises InputError for the first id whose photograph or label map is missing or damaged, or if their sizes differ.
 
-    Labels are 0 .. num_classes - 1 and 255.
+    Valid labels are 0 .. num_classes - 1 and 255.
     """
     pairs = [(root / IMAGES / f"{name}.jpg", root / label_folder / f"{name}.png") for name in sorted(ids)]
     _check_present([path for pair in pairs for path in pair])
@@ -175,7 +175,7 @@ def _check_pair(num_classes: int, pair: tuple[Path, Path]) -> None:
     if sizes[0] != sizes[1]:
         raise InputError(
             f"{image} is {sizes[0]} pixels, its label {label} {sizes[1]}: check that the downloads are the published "
-            "ones, and remove the label to have it made again."
+            "ones, and delete the label map to regenerate it."
         )
 
 
@@ -184,16 +184,16 @@ def _md5(ids: list[str]) -> str:
 
 
 def _map(function: Callable, arguments: Iterable, workers: int) -> Iterator[Any]:
-    """The function's results in order, from processes that are at most a few arguments ahead; 0: from this one."""
+    """Ordered `map` over `workers` processes, at most 4 arguments per worker ahead; with 0 workers in this process."""
     if workers < 1:
         yield from map(function, arguments)
         return
     ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool:
-        waiting = deque()
+        pending = deque()
         for argument in arguments:
-            waiting.append(pool.submit(function, argument))
-            if len(waiting) == 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, argument))
+            if len(pending) == 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

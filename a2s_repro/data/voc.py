@@ -55,7 +55,7 @@ LISTS = {
 
 
 def palette() -> np.ndarray:
-    """VOC's colour map, (256, 3) uint8 RGB: the bits of a label, lowest first, go to R, G, B in turn, highest first."""
+    """VOC's colour map, (256, 3) uint8 RGB: a label's bits, lowest first, fill R, G, B in turn from the highest bit."""
     labels = np.arange(256, dtype=np.uint8)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -64,7 +64,7 @@ def palette() -> np.ndarray:
 
 
 def write_label_png(path: str | os.PathLike, labels: np.ndarray) -> None:
-    """Writes (H, W) uint8 labels as VOC does: a PNG of class indices that viewers show in VOC's colours."""
+    """Writes (H, W) uint8 labels as VOC does: a palette PNG of class indices in VOC's colours."""
     write_label(path, labels, palette())
 
 
@@ -79,13 +79,14 @@ def prepare_voc(
 ) -> Prepared:
     """Makes the data root `out` with the authors' lists and labels from VOC 2012 and SBD, archives or folders.
 
-    The labels (SegmentationClassAug) are SBD's, without borders, but VOC's own, with 255 borders, for every image of
-    VOC train and val. The lists are train_aug (train, and SBD without val), trainval_aug, train and val; with
-    `voc_test` also test, which has no labels. VOC's own labels and splits are kept beside them.
+    Labels (SegmentationClassAug) of VOC train and val are VOC's own, with 255 at borders; all others are SBD's, without
+    borders. The lists are train_aug (train, and SBD without val), trainval_aug, train and val; with `voc_test` also
+    test, which has no labels. VOC's own labels and splits are placed in the data root, too.
 
-    What an interrupted call left is kept, checked and completed. Raises InputError for missing or damaged sources, for
-    labels that hold values other than 0..20 and 255, number objects instead of naming classes, or differ from their
-    image in size, and, unless `check_counts` is False, where the lists are not the published ones.
+    A repeated call resumes an interrupted one: files already in `out` are checked and kept. Raises InputError for
+    missing or damaged sources, for labels with values other than 0..20 and 255, with object numbers instead of classes
+    or of another size than their image, and, unless `check_counts` is False, for lists that differ from the published
+    ones.
     """
     root = Path(out)
     train, val = read_splits(Path(voc), VOC_SPLITS, root)
@@ -116,7 +117,7 @@ def prepare_voc(
 
 
 def _refuse_object_numbers(paths: Iterable[Path]) -> None:
-    """Raises InputError for labels as in SegmentationObject: 1, 2, ... in every image."""
+    """Raises InputError for SegmentationObject's label maps, which number the objects of every image 1, 2, ..."""
     several = False
     for path in paths:
         numbers = np.setdiff1d(read_label(path, len(CLASSES)), (0, IGNORE_LABEL))
@@ -125,8 +126,8 @@ def _refuse_object_numbers(paths: Iterable[Path]) -> None:
         several |= len(numbers) > 1
     if several:
         raise InputError(
-            f"{path.parent} numbers the objects of every image from 1, as SegmentationObject does: put the labels of "
-            f"SegmentationClass there, from {VOC_SOURCE}."
+            f"{path.parent} numbers the objects of every image from 1, as SegmentationObject does: replace it with "
+            f"SegmentationClass from {VOC_SOURCE}."
         )
 
 
@@ -134,7 +135,7 @@ def _decode_mat(encoded: bytes, name: str) -> np.ndarray:
     """GTcls.Segmentation of an SBD class file: (H, W) uint8, 0..20."""
     try:
         labels = loadmat(io.BytesIO(encoded))["GTcls"]["Segmentation"][0, 0]
-    except Exception:  # scipy's reader raises whatever a damaged file leads to
+    except Exception:  # scipy's reader raises many types for a damaged file
         raise InputError(f"{name} is damaged or holds no GTcls.Segmentation: get SBD again.") from None
     if labels.ndim != 2 or labels.dtype != np.uint8 or labels.max(initial=0) >= len(CLASSES):
         raise InputError(f"{name} is not a map of the labels 0..{len(CLASSES) - 1}: get SBD again.")

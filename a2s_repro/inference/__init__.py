@@ -1,4 +1,4 @@
-"""Nets at work: segmenting images and videos, the dense CRF, and evaluation."""
+"""Inference: segmentation of images and videos, the dense CRF, and evaluation."""
 
 from a2s_repro.inference.crf import CRF, dense_crf
 from a2s_repro.inference.evaluation import evaluate

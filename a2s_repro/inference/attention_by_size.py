@@ -1,4 +1,4 @@
-"""Which scales a net attends to on small and on large objects: over a whole set what A2S Figure 5 shows on examples."""
+"""Attention weights by object size over a whole set, which measures the effect shown by examples in A2S Figure 5."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,24 +12,25 @@ from a2s_repro.data.images import IGNORE_LABEL
 from a2s_repro.runtime import distributed
 
 SMALLEST = 64
-"""Pixels of the smallest object that counts: attention weights are made on a grid of 8 x 8 pixels."""
+"""Minimum area of an object in pixels: one cell of the 8 x 8 grid on which attention weights are computed."""
 
 
 class AttentionBySize:
     """Areas of the objects of a set and the mean attention weights on them.
 
-    An object is a connected component of the ground truth of one class, diagonal neighbours included, the background as
-    any other class. Objects that touch are one, those cut in two are two: semantic labels say no more.
+    An object is a connected component of one class in the ground truth, with diagonal neighbours; background is a class
+    like any other. Touching objects count as one and divided objects as several, because semantic labels do not
+    separate instances.
     """
 
     def __init__(self, scales: Sequence[float]):
         self.scales = tuple(scales)
         self.labels = np.empty(0, np.int64)
-        """(n,), the class of each object."""
+        """(n,), class of each object."""
         self.areas = np.empty(0, np.int64)
-        """(n,), its pixels."""
+        """(n,), area of each object in pixels."""
         self.weights = np.empty((0, len(self.scales)))
-        """(n, S) float64, the mean weight of each scale over it."""
+        """(n, S) float64, mean weight of each scale over each object."""
 
     def update(self, truth: np.ndarray, weights: np.ndarray) -> None:
         """Adds an image: labels (H, W) uint8, 255 ignored, and attention weights (S, H, W)."""
@@ -45,17 +46,17 @@ class AttentionBySize:
             self.weights = np.append(self.weights, means[counts], 0)
 
     def merge(self) -> None:
-        """Adds the objects of the other processes."""
+        """Adds the objects of all other processes."""
         self.labels, self.areas, self.weights = map(_gathered, (self.labels, self.areas, self.weights))
 
     @property
     def correlation(self) -> np.ndarray:
-        """(S,), Spearman's rank correlation of area and weight over all objects."""
+        """(S,), Spearman's rank correlation between area and weight over all objects."""
         return np.array([_rank_correlation(self.areas, weights) for weights in self.weights.T])
 
     @property
     def correlation_within_classes(self) -> np.ndarray:
-        """(S,), the same within each class, averaged over the objects: what is due to size, not to what is large."""
+        """(S,), rank correlation within each class, averaged over objects: the effect of size without that of class."""
         total = np.zeros(len(self.scales))
         for label in np.unique(self.labels):
             of_class = self.labels == label
@@ -64,7 +65,7 @@ class AttentionBySize:
         return total / max(len(self.labels), 1)
 
     def quartiles(self) -> list[dict[str, Any]]:
-        """The objects in four parts from small to large, empty ones left out: their number, areas and mean weights."""
+        """Number, areas and mean weights of the objects by quartile of area, from small to large; none is empty."""
         parts = np.array_split(np.argsort(self.areas, kind="stable"), 4)
         return [
             {
@@ -78,7 +79,7 @@ class AttentionBySize:
         ]
 
     def table(self) -> str:
-        """A line per quartile of area with the mean weight at each scale, and the rank correlations."""
+        """One line per quartile of area with the mean weight at each scale, and the rank correlations."""
         rows = [("pixels of an object  objects", [f"scale {scale:g}" for scale in self.scales])]
         for part in self.quartiles():
             sizes = f"{part['smallest']} to {part['largest']}"
@@ -91,7 +92,7 @@ class AttentionBySize:
         return "\n".join(f"{head:<28}" + "".join(f"{value:>13}" for value in values) for head, values in rows)
 
     def summary(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
+        """The statistics as plain values for a JSON file."""
         return {
             "objects": len(self.areas),
             "correlation": self.correlation.tolist(),
@@ -101,7 +102,7 @@ class AttentionBySize:
 
 
 def _gathered(values: np.ndarray) -> np.ndarray:
-    """The rows of all processes, one process after the other."""
+    """The rows of all processes, concatenated in the order of their ranks."""
     counts = torch.zeros(distributed.world_size(), dtype=torch.int64)
     counts[distributed.rank()] = len(values)
     ends = distributed.sum_(counts).cumsum(0)
@@ -112,7 +113,7 @@ def _gathered(values: np.ndarray) -> np.ndarray:
 
 
 def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's, ties by their mean rank; 0 where one does not vary."""
+    """Spearman's rank correlation with mean ranks for ties; 0 if one of the two is constant."""
     ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (first, second)]
     norm = np.sqrt(np.prod([np.square(values).sum() for values in ranks]))
     return float(ranks[0] @ ranks[1] / norm) if norm else 0.0

@@ -1,4 +1,4 @@
-"""Segmenting files by the thousand: read ahead, run the net, write behind, go on where a run was interrupted."""
+"""Batch segmentation of files: threads decode ahead and write results; an interrupted job resumes."""
 
 import contextlib
 import dataclasses
@@ -26,28 +26,29 @@ from a2s_repro.inference.video import FrameReader, video_file
 from a2s_repro.runtime import distributed
 
 Read = tuple[str, np.ndarray]
-"""A picture's name, and its pixels (H, W, 3) uint8 BGR."""
+"""Name and pixels, (H, W, 3) uint8 BGR, of a picture."""
 
-Found = tuple[str, np.ndarray, Segmentation]
-"""And what the net makes of it."""
+Segmented = tuple[str, np.ndarray, Segmentation]
+"""Name, pixels and segmentation of a picture."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 LONGEST_JPEG = 65500
-"""Pixels of a side, by libjpeg."""
+"""Longest side of a JPEG in pixels (libjpeg's limit)."""
 
 SETTINGS = "segment.json"
-"""In the folder of the results: what made them."""
+"""File in the folder of results that records the settings that made them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What is written, and where. Of a source named NAME:
+    """Files to write for each source.
 
-    labels/NAME.png (class indices in VOC's palette), overlays/NAME.jpg, attention/NAME.jpg and scores/NAME.npz (arrays
-    `scores`, `weights` and `recalibration` of a Segmentation, as far as the net has them). Of a video overlays/NAME.mp4
-    or, with `attention`, attention/NAME.mp4; with `frames` also the files of every frame, as NAME/000000 and so on.
+    For a picture NAME: labels/NAME.png (class indices in VOC's palette), overlays/NAME.jpg, attention/NAME.jpg and
+    scores/NAME.npz (arrays `scores`, `weights` and `recalibration` of a Segmentation, if the net has them). For a video
+    NAME: overlays/NAME.mp4 or, with `attention`, attention/NAME.mp4; with `frames` also the files of every frame, as
+    NAME/000000 and so on.
     """
 
     folder: Path
@@ -67,29 +68,29 @@ class Results:
         return self.folder / ("attention" if self.attention else "overlays") / f"{name}.mp4"
 
     def has(self, source: Source) -> bool:
-        """Whether the source is done. A camera never is."""
+        """Whether all results of the source exist; always False for a camera."""
         if source.is_image:
             return all(path.is_file() for path in self.paths(source.name).values())
         first = self.paths(f"{source.name}/{0:06}") if self.frames else {}
         return not source.is_camera and all(path.is_file() for path in (self.video(source.name), *first.values()))
 
-    def write(self, name: str, image: np.ndarray, found: Segmentation, scales: Sequence[float]) -> None:
-        """Writes the files of a picture, each of them whole or not at all."""
+    def write(self, name: str, image: np.ndarray, segmentation: Segmentation, scales: Sequence[float]) -> None:
+        """Writes the files of a picture, each atomically."""
         paths = self.paths(name)
-        write_label_png(paths["labels"], found.labels)
+        write_label_png(paths["labels"], segmentation.labels)
         if self.overlays:
-            _write_picture(paths["overlays"], overlay(image, found.labels))
+            _write_picture(paths["overlays"], overlay(image, segmentation.labels))
         if self.attention:
-            _write_picture(paths["attention"], attention_panel(image, found, scales))
+            _write_picture(paths["attention"], attention_panel(image, segmentation, scales))
         if self.scores:
-            maps = {"scores": found.scores, "weights": found.weights, "recalibration": found.recalibration}
+            maps = {field: getattr(segmentation, field) for field in ("scores", "weights", "recalibration")}
             with replacing(paths["scores"]) as temporary:
                 np.savez(temporary, **{key: values for key, values in maps.items() if values is not None})
 
     def claim(self, settings: dict[str, Any], classes: Sequence[str]) -> None:
-        """Notes what the results are made by, and writes legend.png, the colours of the classes.
+        """Records the settings of the results in SETTINGS, and writes legend.png with the colours of the classes.
 
-        Raises InputError if the folder holds results that were made by something else.
+        Raises InputError if the folder holds results of another model or other settings.
         """
         file, content = self.folder / SETTINGS, json.dumps(settings, indent=1) + "\n"
         if file.is_file() and file.read_text(encoding="utf-8") != content:
@@ -102,38 +103,39 @@ class Results:
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of the sources."""
+    """Counts of processed sources, and problems."""
 
     done: int = 0
-    """Pictures and videos that were segmented."""
+    """Number of pictures and videos segmented."""
     skipped: int = 0
-    """Those whose results were there."""
+    """Number of sources whose results already existed."""
     problems: list[str] = dataclasses.field(default_factory=list)
-    """A sentence for each that could not be segmented."""
+    """One sentence for each source that could not be segmented."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """How sources are segmented."""
+    """A batch job: segmenter, results and settings."""
 
     segmenter: Segmenter
     results: Results
     crf: CRF | None = None
     batch_size: int = 1
-    """Pictures that go through the net together, where they have one padded size."""
+    """Maximum number of pictures of the same padded size per forward pass."""
     workers: int = 2
-    """Threads that decode, and as many that refine, draw and write, while the net is busy with other pictures."""
+    """Number of threads that decode, and of threads that refine, draw and write, while the net runs."""
     max_frames: int | None = None
-    """Of a video, or from a camera."""
+    """Maximum number of frames from a video or a camera."""
 
     def run(self, sources: Sequence[Source]) -> Outcome:
-        """Segments the sources whose results are not there yet, pictures first, under a progress bar.
+        """Segments the sources without results, pictures first; shows a progress bar.
 
-        A source that cannot be read does not stop the others. Of several processes each takes its share. Raises
-        InputError if results cannot be written, or the net has no attention to show.
+        A source that cannot be read is recorded as a problem, and the job continues. Several processes share the
+        sources. Raises InputError if results cannot be written, or if attention panels are requested from a net without
+        attention.
         """
         if self.results.attention and self.segmenter.model.merge != "attention":
-            raise InputError("the net has no attention weights that could be drawn: leave out the attention panels.")
+            raise InputError("the net has no attention weights to draw: leave out the attention panels.")
         share = sources[distributed.rank() :: distributed.world_size()]
         todo = [source for source in share if not self.results.has(source)]
         outcome = Outcome(skipped=len(share) - len(todo))
@@ -157,9 +159,9 @@ class Work:
                     bar.update()
 
         with self._threads() as readers, self._threads() as finishers, _bar("images", "image", len(sources)) as bar:
-            for (name, *_), finishing in ahead(self._write, self._segmented(readable()), finishers, self.workers):
+            for (name, *_), writing in ahead(self._write, self._segmented(readable()), finishers, self.workers):
                 try:
-                    finishing.result()
+                    writing.result()
                     outcome.done += 1
                 except InputError as error:
                     outcome.problems.append(f"{name}: {error}")
@@ -179,7 +181,7 @@ class Work:
             outcome.problems.append(f"{source.path}: only {written} of its {expected} frames could be decoded.")
 
     def _copy_video(self, source: Source, reader: FrameReader, bar: tqdm) -> int:
-        """Writes the video of the results, and returns how many frames it has. Ctrl-C ends that of a camera, kept."""
+        """Writes the result video and returns its number of frames. Ctrl-C ends a camera's video, which is kept."""
 
         def decoded() -> Iterator[Read]:
             numbers = itertools.count() if self.max_frames is None else range(self.max_frames)
@@ -195,39 +197,41 @@ class Work:
             video_file(self.results.video(source.name), reader.fps) as video,
         ):
             try:
-                for _, finishing in ahead(self._draw, self._segmented(decoded()), finishers, self.workers):
-                    video.write(finishing.result())
+                for _, drawing in ahead(self._draw, self._segmented(decoded()), finishers, self.workers):
+                    video.write(drawing.result())
                     bar.update()
             except KeyboardInterrupt:
                 if not source.is_camera:
                     raise
                 interrupted = True
             if not video.frames:
-                raise InputError(f"{source.path}: no frame of it can be decoded.")
+                raise InputError(f"{source.path}: no frame can be decoded; replace the file.")
         if interrupted:
             raise KeyboardInterrupt
         return video.frames
 
-    def _segmented(self, pictures: Iterator[Read]) -> Iterator[Found]:
+    def _segmented(self, pictures: Iterator[Read]) -> Iterator[Segmented]:
         scores = self.results.scores or self.crf is not None
         while batch := list(itertools.islice(pictures, self.batch_size)):
-            found = self.segmenter([image for _, image in batch], scores=scores)
-            yield from ((name, image, each) for (name, image), each in zip(batch, found, strict=True))
+            segmentations = self.segmenter([image for _, image in batch], scores=scores)
+            yield from ((*picture, segmentation) for picture, segmentation in zip(batch, segmentations, strict=True))
 
-    def _write(self, picture: Found) -> None:
-        name, image, found = picture
-        self.results.write(name, image, self._refined(image, found), self.segmenter.model.scales)
+    def _write(self, picture: Segmented) -> None:
+        name, image, segmentation = picture
+        self.results.write(name, image, self._refined(image, segmentation), self.segmenter.model.scales)
 
-    def _draw(self, picture: Found) -> np.ndarray:
-        """The frame of a video; writes its own files, too, if they are wanted."""
-        name, image, found = picture
-        found, scales = self._refined(image, found), self.segmenter.model.scales
+    def _draw(self, picture: Segmented) -> np.ndarray:
+        """Draws a frame of the result video; with `frames` also writes the frame's own files."""
+        name, image, segmentation = picture
+        segmentation, scales = self._refined(image, segmentation), self.segmenter.model.scales
         if self.results.frames:
-            self.results.write(name, image, found, scales)
-        return attention_panel(image, found, scales) if self.results.attention else overlay(image, found.labels)
+            self.results.write(name, image, segmentation, scales)
+        if self.results.attention:
+            return attention_panel(image, segmentation, scales)
+        return overlay(image, segmentation.labels)
 
-    def _refined(self, image: np.ndarray, found: Segmentation) -> Segmentation:
-        return found if self.crf is None else found.refined(image, self.crf, threads=1)
+    def _refined(self, image: np.ndarray, segmentation: Segmentation) -> Segmentation:
+        return segmentation if self.crf is None else segmentation.refined(image, self.crf, threads=1)
 
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.workers)
@@ -236,24 +240,24 @@ class Work:
 def ahead(
     function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, depth: int
 ) -> Iterator[tuple[T, "Future[R]"]]:
-    """The items in their order, each with what `function` makes of it in the pool, begun `depth` items ahead."""
-    begun: deque[tuple[T, Future[R]]] = deque()
+    """Pairs of an item and the future of `function(item)`, in order; at most `depth` further items are submitted."""
+    pending: deque[tuple[T, Future[R]]] = deque()
     for item in items:
-        begun.append((item, pool.submit(function, item)))
-        if len(begun) > depth:
-            yield begun.popleft()
-    while begun:
-        yield begun.popleft()
+        pending.append((item, pool.submit(function, item)))
+        if len(pending) > depth:
+            yield pending.popleft()
+    while pending:
+        yield pending.popleft()
 
 
-def _bar(what: str, unit: str, total: int | None) -> tqdm:
-    return tqdm(desc=what, unit=unit, total=total, disable=not distributed.is_main() or total == 0)
+def _bar(title: str, unit: str, total: int | None) -> tqdm:
+    return tqdm(desc=title, unit=unit, total=total, disable=not distributed.is_main() or total == 0)
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:
-    """In the format of the suffix."""
+    """Writes a picture atomically in the format of the path's suffix."""
     if path.suffix == ".jpg" and max(picture.shape) > LONGEST_JPEG:
-        raise InputError(f"an overlay cannot be longer than {LONGEST_JPEG} pixels: segment it without.")
+        raise InputError(f"an overlay cannot be longer than {LONGEST_JPEG} pixels: leave out the overlays.")
     _, encoded = cv2.imencode(path.suffix, picture)
     with replacing(path) as temporary:
         temporary.write_bytes(encoded)

@@ -1,5 +1,6 @@
-"""The dense CRF that refines score maps along the edges of the image (Krähenbühl and Koltun, NIPS 2011), as the authors
-applied it to theirs: tools `evaluate.py --crf` and `crf_search.py`.
+"""The dense CRF of Krähenbühl and Koltun (NIPS 2011), which aligns score maps with edges of the image.
+
+Parameters and protocol are the authors'. Tools: `evaluate.py --crf` and `crf_search.py`.
 """
 
 import dataclasses
@@ -12,28 +13,28 @@ import torch
 from a2s_repro.errors import InputError
 
 MAX_PIXELS = 2**31 // 6
-"""The native code numbers the lattice vertices, at most six for each pixel, in int32."""
+"""Maximum number of pixels: the native code indexes lattice vertices, at most six per pixel, with int32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CRF:
-    """Parameters of a dense CRF. The defaults are those of the model that the authors submitted (run_densecrf.sh).
+    """Parameters of a dense CRF. The defaults are those of the authors' submission (run_densecrf.sh).
 
-    Raises InputError for a value that is out of range.
+    Raises InputError for a value out of range.
     """
 
     iterations: int = 10
-    """Of mean field inference; 0 leaves the softmax of the scores."""
+    """Iterations of mean field inference; 0 gives the softmax of the scores."""
     pos_w: float = 3
-    """Weight of the kernel on positions alone."""
+    """Weight of the position kernel."""
     pos_xy_std: float = 3
-    """Its standard deviation, in pixels."""
+    """Standard deviation of the position kernel, in pixels."""
     bi_w: float = 4
-    """Weight of the bilateral kernel, on positions and colours."""
+    """Weight of the bilateral kernel (position and colour)."""
     bi_xy_std: float = 49
-    """Its standard deviation in position, in pixels."""
+    """Standard deviation of the bilateral kernel in position, in pixels."""
     bi_rgb_std: float = 5
-    """Its standard deviation in colour, in grey levels."""
+    """Standard deviation of the bilateral kernel in colour, in grey levels."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.iterations, int) or self.iterations < 0:
@@ -47,8 +48,8 @@ class CRF:
 
     @classmethod
     def parse(cls, words: list[str]) -> "CRF":
-        """The parameters that command-line words name: a key of PARAMETERS, then values as key=value; none: the
-        defaults. Raises InputError for a word that is neither."""
+        """Parameters from command-line words: optionally a key of PARAMETERS, then values as key=value; the rest are
+        defaults. Raises InputError for any other word."""
         crf = cls()
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         for position, word in enumerate(words):
@@ -84,7 +85,7 @@ PARAMETERS = {
     "voc12_coco/largefov": CRF(bi_w=5, bi_xy_std=69, bi_rgb_std=5),
     "voc12_coco/attention3_esupv": CRF(bi_w=4, bi_xy_std=49, bi_rgb_std=5),
 }
-"""The authors' parameters by recipe (SetupEnv.m, run_densecrf.sh), searched for each model on 100 validation images."""
+"""The authors' parameters by recipe (SetupEnv.m, run_densecrf.sh), found by grid search on 100 validation images."""
 
 
 def dense_crf(
@@ -105,11 +106,11 @@ def dense_crf(
         image: (H, W, 3) uint8, RGB.
         scores: (C, H, W) float32 class scores before any softmax; the unary energies are -scores.
         iterations, pos_w, ... : as in `CRF`.
-        threads: default torch.get_num_threads(). The result does not depend on it, to the bit. The interpreter lock
-            is released: Python threads can refine images side by side, with a thread each.
+        threads: number of threads, default torch.get_num_threads(). The result is bit-identical for any number. The
+            GIL is released, so Python threads can refine images in parallel with threads=1 each.
 
-    Gaussian sums are those of the permutohedral lattice, over all pixels including the pixel itself, and normalised
-    for each pixel after filtering; they equal those of the authors' prog_refine_pascal_v4
+    Gaussian sums are computed with the permutohedral lattice over all pixels, including the pixel itself, and are
+    normalised per pixel after filtering; they equal those of the authors' prog_refine_pascal_v4
     (docs/fidelity/behaviours.md).
 
     Raises:
@@ -120,7 +121,7 @@ def dense_crf(
     if threads is None:
         threads = torch.get_num_threads()
     if threads < 1:
-        raise InputError(f"dense_crf: threads is {threads}; at least 1 must work.")
+        raise InputError(f"dense_crf: threads is {threads}; it must be at least 1.")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"dense_crf: image must be (H, W, 3) uint8, not {image.shape} {image.dtype}.")
     if scores.dtype != np.float32 or scores.ndim != 3 or scores.shape[1:] != image.shape[:2] or not len(scores):
@@ -132,7 +133,7 @@ def dense_crf(
     if not 0 < image.shape[0] * image.shape[1] <= MAX_PIXELS:
         raise InputError(f"dense_crf: the image must have 1 to {MAX_PIXELS} pixels, not {image.shape[:2]}.")
     if not np.isfinite(scores).all():
-        raise InputError("dense_crf: scores holds values that are not finite: look at the net that made them.")
+        raise InputError("dense_crf: scores holds values that are not finite: check the net's weights.")
     try:
         return _native().mean_field(image, scores, threads=threads, **dataclasses.asdict(crf))
     except ValueError as error:
@@ -140,9 +141,9 @@ def dense_crf(
 
 
 def refine(image: np.ndarray, scores: np.ndarray, crf: CRF, *, threads: int | None = None) -> np.ndarray:
-    """Labels (H, W) uint8 by the CRF: the class of the largest marginal, of equal ones the first.
+    """Labels (H, W) uint8 from the CRF: the class with the largest marginal, the first one in a tie.
 
-    Arguments and errors as of `dense_crf`; at most 256 classes.
+    Arguments and errors as for `dense_crf`; at most 256 classes.
     """
     if len(scores) > 256:
         raise InputError(f"refine: scores has {len(scores)} classes; uint8 labels hold at most 256.")

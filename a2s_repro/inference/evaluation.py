@@ -1,4 +1,4 @@
-"""Scoring a net over a whole set of images as PASCAL VOC does."""
+"""Evaluation of a net on a set of images by the PASCAL VOC protocol."""
 
 import os
 from collections.abc import Sequence
@@ -21,44 +21,44 @@ from a2s_repro.runtime import distributed
 
 
 class ConfusionMatrix:
-    """Pixel counts of a whole set, and the scores of the VOC protocol (the authors' MyVOCevalseg.m) as fractions.
+    """Confusion matrix of a whole set, and the scores of the VOC protocol (the authors' MyVOCevalseg.m) as fractions.
 
-    `counts` is (C, C) int64, rows ground truth, columns prediction. Counts are summed over all images before anything
-    is divided, and every class counts in a mean, one that neither occurs nor is predicted with an IoU of 0; only
-    `void_classes`, the outputs of a net that are no class of the data set, do not.
+    `counts` is (C, C) int64, rows ground truth, columns prediction. Counts are summed over all images before any
+    division. Means include every class, with IoU 0 for a class that neither occurs nor is predicted; only
+    `void_classes`, outputs of the net without a class in the data set, are excluded.
     """
 
     def __init__(self, num_classes: int, void_classes: Sequence[int] = ()):
         self.counts = np.zeros((num_classes, num_classes), np.int64)
         self.classes = np.setdiff1d(np.arange(num_classes), void_classes)
-        """The labels that count, ascending."""
+        """Labels included in means, ascending."""
 
     def update(self, truth: np.ndarray, predicted: np.ndarray) -> None:
-        """Adds an image: two label maps of one shape, uint8; pixels whose truth is 255 do not count.
+        """Adds an image: two label maps of the same shape, uint8; pixels with truth 255 are ignored.
 
-        Raises InputError for another label that is no class.
+        Raises InputError for a label beyond the classes.
         """
         valid = truth != IGNORE_LABEL
         truth, predicted = truth[valid], predicted[valid]
         classes = len(self.counts)
         if max(truth.max(initial=0), predicted.max(initial=0)) >= classes:
-            raise InputError(f"A label map to be scored holds a value beyond the {classes} classes.")
+            raise InputError(f"A label map to score holds a value beyond the {classes} classes: correct the labels.")
         pairs = truth.astype(np.int64) * classes + predicted
         self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
     def merge(self) -> None:
-        """Adds what the other processes have counted."""
+        """Adds the counts of all other processes."""
         distributed.sum_(torch.from_numpy(self.counts))
 
     @property
     def iou(self) -> np.ndarray:
-        """(C,) float64, true positives over the union of truth and prediction."""
+        """(C,) float64, intersection over union of truth and prediction."""
         correct = np.diag(self.counts)
         return correct / np.maximum(self.counts.sum(0) + self.counts.sum(1) - correct, 1)
 
     @property
     def class_accuracy(self) -> np.ndarray:
-        """(C,) float64, the part of a class's pixels that was found."""
+        """(C,) float64, fraction of a class's pixels that are predicted correctly (recall)."""
         return np.diag(self.counts) / np.maximum(self.counts.sum(1), 1)
 
     @property
@@ -79,7 +79,7 @@ class AttentionStatistics:
 
     def __init__(self, scales: Sequence[float]):
         self.scales = tuple(scales)
-        self._sums = np.zeros((3, len(self.scales)))  # of 1, of the weights less 1/S, and of their squares
+        self._sums = np.zeros((3, len(self.scales)))  # of 1, of the weights minus 1/S, and of their squares
 
     def update(self, weights: np.ndarray) -> None:
         """Adds the weights (S, H, W) of an image."""
@@ -87,7 +87,7 @@ class AttentionStatistics:
         self._sums += np.full(len(weights), centred.shape[1]), centred.sum(1), np.square(centred).sum(1)
 
     def merge(self) -> None:
-        """Adds what the other processes have seen."""
+        """Adds the sums of all other processes."""
         distributed.sum_(torch.from_numpy(self._sums))
 
     @property
@@ -106,7 +106,7 @@ class AttentionStatistics:
 
 @dataclass(frozen=True)
 class Result:
-    """Scores of a net on a set. `attention` is None where the merge has no weights, `by_size` unless asked for, too."""
+    """Scores of a net on a set. `attention` is None if the merge has no weights; `by_size` is None unless requested."""
 
     images: int
     confusion: ConfusionMatrix
@@ -114,7 +114,10 @@ class Result:
     by_size: AttentionBySize | None = None
 
     def table(self, classes: Sequence[str]) -> str:
-        """A line per class that counts with its IoU and accuracy in per cent, and the means. `classes` names all C."""
+        """One line per class with IoU and accuracy in per cent, without void classes, and the means.
+
+        `classes` holds the names of all C classes.
+        """
         scores = self.confusion
         rows = [(classes[label], scores.iou[label], scores.class_accuracy[label]) for label in scores.classes]
         rows.append(("mean", scores.mean_iou, scores.mean_class_accuracy))
@@ -125,9 +128,9 @@ class Result:
         return "\n".join(lines)
 
     def attention_table(self) -> str:
-        """A line per scale: mean and standard deviation of its weights over the pixels; empty without attention.
+        """One line per scale with mean and standard deviation of its weights over the pixels; empty without attention.
 
-        Then the table by size, if that was measured.
+        The table by size follows if measured.
         """
         if self.attention is None:
             return ""
@@ -136,9 +139,9 @@ class Result:
         return "\n".join([*lines, self.by_size.table()] if self.by_size else lines)
 
     def score(self, metric: str, classes: Sequence[str]) -> float:
-        """A score in per cent, by its published name: "mIoU", "pixel accuracy", or "IoU" and the name of a class.
+        """A score in per cent by its published name: "mIoU", "pixel accuracy", or "IoU" and a class name.
 
-        Raises InputError for a class that is not among `classes`.
+        Raises InputError for an unknown class.
         """
         if metric == "mIoU":
             return 100 * self.confusion.mean_iou
@@ -146,11 +149,11 @@ class Result:
             return 100 * self.confusion.pixel_accuracy
         name = metric.removeprefix("IoU ")
         if name not in classes:
-            raise InputError(f"'{name}' is none of the classes ({', '.join(classes)}): correct classes.txt.")
+            raise InputError(f"'{name}' is not one of the classes ({', '.join(classes)}): correct classes.txt.")
         return 100 * float(self.confusion.iou[list(classes).index(name)])
 
     def summary(self, classes: Sequence[str]) -> dict:
-        """Plain values for a JSON file; scores are fractions, those by class of the classes that count."""
+        """The result as plain values for a JSON file; scores are fractions, without void classes."""
         scores = self.confusion
         counting = [classes[label] for label in scores.classes]
         attention = self.attention and {
@@ -183,15 +186,15 @@ def evaluate(
     by_size: bool = False,
     precision: str = "caffe",
 ) -> Result:
-    """Scores `model` on `items`, on the model's device, under a progress bar.
+    """Scores `model` on `items` on the model's device; shows a progress bar.
 
-    `crop`, `short_sides` and `precision` are a Segmenter's; `crf` refines the labels. As in the authors' evaluation,
-    outputs that `classes` names 'void' (COCO's ids without a category) count in no mean. Items without a label file
-    (VOC test) count for nothing in the scores. With `label_folder` every segmentation is written to it as ID.png, an
-    index PNG in VOC's palette. `by_size` measures attention weights against the size of objects.
+    `crop`, `short_sides` and `precision` are passed to Segmenter; `crf` refines the labels. As in the authors'
+    evaluation, outputs named 'void' in `classes` (COCO's unused ids) are excluded from means. Items without a label
+    file (VOC test) do not affect the scores. With `label_folder` every segmentation is written there as ID.png, an
+    index PNG in VOC's palette. `by_size` measures attention weights against object sizes.
 
-    Several processes share the items, and all return the scores of the whole set. Raises InputError for a bad file,
-    naming it, and for `by_size` of a net without attention.
+    Several processes share the items, and all return the scores of the whole set. Raises InputError naming a bad file,
+    and for `by_size` with a net without attention.
     """
     segmenter = Segmenter(model, crop=crop, short_sides=short_sides, precision=precision)
     void = [label for label, name in enumerate(classes) if name == VOID]
@@ -200,22 +203,22 @@ def evaluate(
     share = items[distributed.rank() :: distributed.world_size()]
     with distributed.failing_together():
         if by_size and model.merge != "attention":
-            raise InputError("the net has no attention whose weights could be measured by the size of objects.")
+            raise InputError("the net has no attention weights to measure by object size: leave out by_size.")
         for item in tqdm(share, desc="evaluating", unit="image", disable=not distributed.is_main()):
             image, truth = read_pair(item, model.num_classes)
-            found = segmenter(image, crf=crf)
-            confusion.update(truth, found.labels)
-            if found.weights is not None:
-                attention.update(found.weights)
+            segmentation = segmenter(image, crf=crf)
+            confusion.update(truth, segmentation.labels)
+            if segmentation.weights is not None:
+                attention.update(segmentation.weights)
             if by_size:
-                objects.update(truth, found.weights)
+                objects.update(truth, segmentation.weights)
             if label_folder is not None:
-                voc.write_label_png(Path(label_folder) / f"{item.id}.png", found.labels)
+                voc.write_label_png(Path(label_folder) / f"{item.id}.png", segmentation.labels)
     for part in (confusion, attention, objects):
         part.merge()
     return Result(len(items), confusion, attention if attention.pixels else None, objects if by_size else None)
 
 
 def server_folder(out: str | os.PathLike, image_set: str) -> Path:
-    """Where VOC's evaluation server wants the segmentations of an image set ("val", "test") in an upload of `out`."""
+    """Folder in `out` for the segmentations of an image set ("val", "test"), as VOC's evaluation server requires it."""
     return Path(out) / "results" / "VOC2012" / "Segmentation" / f"comp6_{image_set}_cls"

@@ -1,4 +1,4 @@
-"""Pictures of segmentations that are made by the thousand: plain pixels, (H, W, 3) uint8 BGR."""
+"""Overlays and attention panels drawn with OpenCV, (H, W, 3) uint8 BGR: fast enough for every frame of a video."""
 
 from collections.abc import Sequence
 
@@ -9,28 +9,28 @@ from a2s_repro.data.voc import palette
 from a2s_repro.inference.segmenter import Segmentation
 
 PANEL = 320
-"""Pixels of the longer side of a picture in a panel."""
+"""Longer side of a picture in a panel, in pixels."""
 
 TITLE = 24
-"""Pixels of the line above each."""
+"""Height of the title above a picture, in pixels."""
 
 
 def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The image half and half with the labels in VOC's colours."""
+    """The image blended equally with the labels in VOC's colours."""
     return cv2.addWeighted(image, 0.5, palette()[labels][..., ::-1], 0.5, 0)
 
 
-def attention_panel(image: np.ndarray, found: Segmentation, scales: Sequence[float]) -> np.ndarray:
-    """Side by side: the image, its overlay, and the weight of each scale, dark to light from 0 to 1, with its mean."""
-    parts = {"image": image, "labels": overlay(image, found.labels)}
-    for scale, weights in zip(scales, found.weights, strict=True):
+def attention_panel(image: np.ndarray, segmentation: Segmentation, scales: Sequence[float]) -> np.ndarray:
+    """The image, its overlay, and each scale's weights from 0 (dark) to 1 (light) with their mean, in one row."""
+    parts = {"image": image, "labels": overlay(image, segmentation.labels)}
+    for scale, weights in zip(scales, segmentation.weights, strict=True):
         levels = np.rint(255 * weights).astype(np.uint8)
         parts[f"scale {scale:g}: mean {weights.mean():.2f}"] = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)
     return np.hstack([_titled(title, picture) for title, picture in parts.items()])
 
 
 def legend(classes: Sequence[str]) -> np.ndarray:
-    """The colour and the name of each class, one a line."""
+    """The colour and the name of each class, one per line."""
     picture = np.full((TITLE * len(classes), PANEL, 3), 255, np.uint8)
     for label, (name, colour) in enumerate(zip(classes, palette()[:, ::-1].tolist(), strict=False)):
         top = TITLE * label

@@ -1,4 +1,4 @@
-"""Segmenting pictures of any size with a trained net: `a2s_repro.load` gives a Segmenter."""
+"""Segmentation of images of any size with a trained net: `a2s_repro.load` returns a Segmenter."""
 
 import dataclasses
 import functools
@@ -26,30 +26,30 @@ from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.precision import autocast_of, check_precision, products_of
 
 Picture = str | os.PathLike | np.ndarray | Tensor
-"""A file, or pixels as `as_bgr` takes them."""
+"""A file, or pixels in a form accepted by `as_bgr`."""
 
 LONG_SIDE = 1000
-"""Pixels that the longer side of an image has at most when it is resized (CSAILVision's imgMaxSize)."""
+"""Maximum longer side of a resized image, in pixels (CSAILVision's imgMaxSize)."""
 
 SMALLEST_TILE = 4
-"""In steps of the net's grid."""
+"""Minimum side of a tile, in steps of the net's grid."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a net makes of one image, on the image's own grid (H, W); C classes, S scales."""
+    """A net's result for one image, at the size (H, W) of the image; C classes, S scales."""
 
     labels: np.ndarray
     """(H, W) uint8."""
     weights: np.ndarray | None = None
-    """(S, H, W) float32 attention weights; None where the merge has none."""
+    """(S, H, W) float32 attention weights; None if the merge has none."""
     scores: np.ndarray | None = None
-    """(C, H, W) float32 class scores, before any softmax; None unless asked for."""
+    """(C, H, W) float32 class scores before any softmax; None unless requested."""
     recalibration: np.ndarray | None = None
-    """(C, H, W) float32, what recalibrates the scores; comes with them, None where nothing does."""
+    """(C, H, W) float32 recalibration of the scores; None without scores or without a recalibrating branch."""
 
     def refined(self, image: np.ndarray, crf: CRF, threads: int | None = None) -> "Segmentation":
-        """The same with the labels that a dense CRF makes of the scores on `image`, (H, W, 3) uint8 BGR."""
+        """The same result with labels refined by a dense CRF from the scores and `image`, (H, W, 3) uint8 BGR."""
         labels = refine(np.ascontiguousarray(image[:, :, ::-1]), self.scores, crf, threads=threads)
         return dataclasses.replace(self, labels=labels)
 
@@ -59,41 +59,41 @@ class Segmentation:
 
 @dataclasses.dataclass(eq=False)
 class Segmenter:
-    """A net, ready to segment images of any size: `segmenter(image)`.
+    """Segments images of any size with a net: `segmenter(image)`.
 
-    The normalised image is padded with 0, the mean colour, at the bottom and right: each side to `crop` or, where it is
+    The normalised image is padded with 0, the mean colour, at the bottom and right: each side to `crop` or, if it is
     longer, to the next multiple of the net's grid step plus 1. The score map is interpolated to that size (fc8_interp),
-    the largest class taken, and the padding cut off. All in exact float32, as in the authors' test nets, if
-    `precision` does not say otherwise.
+    the class with the largest score is taken, and the padding is cut off. As in the authors' test nets, arithmetic is
+    exact float32, unless `precision` selects another.
 
-    An image whose activations would take more than `memory` runs in overlapping tiles (see `tiles.spans`). Whether it
-    does depends on nothing but the net, its size and `memory`: results do not change with the load of a machine.
+    An image whose activations exceed `memory` runs in overlapping tiles (see `tiles.spans`). Tiling depends only on the
+    net, the image's size and `memory`, so results do not depend on the load of the machine.
 
-    With `short_sides` the image is not padded but resized, with LONG_SIDE as a limit and both sides rounded up to the
-    grid, and the softmax of the scores is averaged over the sizes, as attention weights are: the protocol of
-    CSAILVision's ADE20K evaluation. `scores` are then the logarithms of that average.
+    With `short_sides` the image is resized instead of padded, limited by LONG_SIDE and with both sides rounded up to
+    the grid. The softmax of the scores and the attention weights are averaged over the sizes: the protocol of
+    CSAILVision's ADE20K evaluation. `scores` are then the logarithms of the averaged softmax.
     """
 
     model: Net
     classes: Sequence[str] = ()
     """Names of the C classes."""
     meta: dict = dataclasses.field(default_factory=dict)
-    """What the weights file says about the net."""
+    """Meta of the weights file."""
     crop: int = 513
-    """Shortest side, in pixels, that an image is padded to; 1 pads it to the grid and no further."""
+    """Minimum side, in pixels, to which an image is padded; 1 pads only to the grid."""
     short_sides: Sequence[int] = ()
-    """Sides, in pixels, that the shorter side of an image is resized to in turn; `crop` then has no part."""
+    """Shorter sides, in pixels, to which an image is resized in turn; `crop` is then ignored."""
     memory: float = 4
-    """GB for the activations of a pass of the net, as `bytes_per_pixel` estimates them."""
+    """Memory limit for the activations of a forward pass in GB, as estimated by `bytes_per_pixel`."""
     precision: str = "caffe"
     """One of precision.PRECISIONS; bf16 is fast where the processor multiplies matrices of bfloat16."""
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self._device)
         if min((self.crop, *self.short_sides)) < 1:
-            raise InputError(f"crop is {self.crop}, the short sides {[*self.short_sides]}: they are at least 1 pixel.")
+            raise InputError(f"crop is {self.crop}, the short sides {[*self.short_sides]}; they must be at least 1.")
         if not self.memory > 0:
-            raise InputError(f"memory is {self.memory} GB: a net needs more than none.")
+            raise InputError(f"memory is {self.memory} GB; it must be positive.")
 
     @property
     def _device(self) -> torch.device:
@@ -117,33 +117,33 @@ class Segmenter:
         order: str = "bgr",
         crf: CRF | None = None,
     ) -> Segmentation | list[Segmentation]:
-        """Segments an image; of a list each, and those of one padded size together.
+        """Segments an image, or a list of images; images of the same padded size run in one batch.
 
         Args:
-            image: a file, or pixels as `as_bgr` takes them.
-            scores: whether to give the class scores, and what recalibrates them; without, they are never as large as
-                the image.
+            image: a file, or pixels in a form accepted by `as_bgr`.
+            scores: whether to return the class scores and their recalibration. Without `scores` and `crf` no score map
+                of the image's size is allocated.
             order: "bgr" or "rgb", the order of the channels of pixels.
-            crf: refines the labels; the scores are those before it.
+            crf: refines the labels; the returned scores are those before the CRF.
 
-        Leaves the model in evaluation mode. Raises InputError for what is no image, naming the file.
+        Leaves the model in evaluation mode. Raises InputError for an invalid image, naming the file.
         """
         if not isinstance(image, list | tuple):
             return self([image], scores=scores, order=order, crf=crf)[0]
-        images = [as_bgr(each, order) for each in image]
+        images = [as_bgr(picture, order) for picture in image]
         self.model.eval()
         with torch.inference_mode(), products_of(self.precision):
-            found = self._segment(images, scores or crf is not None)
+            results = self._segment(images, scores or crf is not None)
         if crf is not None:
-            found = [segmentation.refined(pixels, crf) for pixels, segmentation in zip(images, found, strict=True)]
-        return found if scores else [segmentation.without_scores() for segmentation in found]
+            results = [result.refined(pixels, crf) for pixels, result in zip(images, results, strict=True)]
+        return results if scores else [result.without_scores() for result in results]
 
     def padded_size(self, image: np.ndarray) -> tuple[int, int]:
-        """Rows and columns that an image (H, W, 3) is padded to."""
+        """Rows and columns to which an image (H, W, 3) is padded."""
         return self._fitting(max(self.crop, side) for side in image.shape[:2])
 
     def padded(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
-        """Images (H, W, 3) uint8 BGR, each no larger than `size` -> the net's input (N, 3, *size), on its device."""
+        """The net's input (N, 3, *size), on its device, from images (H, W, 3) uint8 BGR no larger than `size`."""
         batch = np.zeros((len(images), 3, *size), np.float32)
         for pixels, image in zip(batch, images, strict=True):
             pixels[:, : image.shape[0], : image.shape[1]] = NORMALIZATIONS[self.model.normalization](image)
@@ -151,19 +151,19 @@ class Segmenter:
 
     @functools.cached_property
     def bytes_per_pixel(self) -> float:
-        """What a pass takes for each pixel, roughly: twice the input and output of the layer where these are largest.
+        """Estimated memory of a forward pass per pixel: twice the largest input plus output of a layer.
 
-        Found from the shapes alone, without computing. Leaves the model in evaluation mode.
+        Computed on the meta device. Leaves the model in evaluation mode.
         """
         size = self._fitting((513, 513))
         largest = 0
 
-        def look(_: nn.Module, inputs: tuple, output: Tensor) -> None:
+        def measure(_: nn.Module, inputs: tuple, output: Tensor) -> None:
             nonlocal largest
-            largest = max(largest, sum(each.nbytes for each in (*inputs, output) if isinstance(each, Tensor)))
+            largest = max(largest, sum(value.nbytes for value in (*inputs, output) if isinstance(value, Tensor)))
 
         layers = [module for module in self.model.modules() if not any(module.children())]
-        hooks = [layer.register_forward_hook(look) for layer in layers]
+        hooks = [layer.register_forward_hook(measure) for layer in layers]
         state = {name: tensor.to("meta") for name, tensor in self.model.state_dict().items()}
         self.model.eval()
         torch.func.functional_call(self.model, state, torch.empty(1, 3, *size, device="meta"))
@@ -173,11 +173,11 @@ class Segmenter:
 
     @property
     def _pixels(self) -> int:
-        """How many pixels a pass may have."""
+        """Maximum number of pixels per forward pass."""
         return int(self.memory * 1e9 / self.bytes_per_pixel)
 
     def _fitting(self, sides: Iterable[int]) -> tuple[int, ...]:
-        """Sides, or the next longer ones that fit the net's grid."""
+        """The sides, rounded up to the net's grid."""
         step = self.model.grid_step
         return tuple(-(-(side - 1) // step) * step + 1 for side in sides)
 
@@ -187,17 +187,17 @@ class Segmenter:
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             by_size.setdefault(self.padded_size(image), []).append(index)
-        found = {}
+        segmentations = {}
         for size, indices in by_size.items():
             together = max(1, self._pixels // math.prod(size))
             for start in range(0, len(indices), together):
                 part = indices[start : start + together]
                 batch = [images[index] for index in part]
-                found |= zip(part, _on_images(self._maps(batch, size), size, batch, scores), strict=True)
-        return [found[index] for index in range(len(images))]
+                segmentations |= zip(part, _on_images(self._maps(batch, size), size, batch, scores), strict=True)
+        return [segmentations[index] for index in range(len(images))]
 
     def _average(self, image: np.ndarray) -> "_Maps":
-        """Over the short sides, as large as the image: the logarithm of the mean softmax, and the mean other maps."""
+        """Averages over the short sides, at the size of the image: log of the mean softmax, and means of other maps."""
         size = image.shape[:2]
         passes = []
         for short in self.short_sides:
@@ -206,21 +206,21 @@ class Segmenter:
             resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
             passes.append(self._maps([resized], (height, width)))
         mean = sum(ops.interp(maps.scores, size).softmax(1) for maps in passes) / len(passes)
-        scores = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # where the softmax is 0, too, they are finite
+        scores = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # the clamp keeps scores finite if the softmax is 0
         others = (
-            None if each[0] is None else sum(ops.interp(maps, size) for maps in each) / len(each)
-            for each in zip(*(maps[1:] for maps in passes), strict=True)
+            None if group[0] is None else sum(ops.interp(maps, size) for maps in group) / len(group)
+            for group in zip(*(maps[1:] for maps in passes), strict=True)
         )
         return _Maps(scores, *others)
 
     def _maps(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> "_Maps":
-        """What the net makes of the images, padded to `size`: whole, or in tiles where that is too much for a pass."""
+        """The net's maps for images padded to `size`; tiled if a forward pass would exceed the memory limit."""
 
         def net(batch: Tensor) -> _Maps:
             with autocast_of(self.precision, batch.device):
                 prediction = self.model(batch)
             maps = prediction.scores, prediction.weights, prediction.recalibration
-            return _Maps(*(None if each is None else each.to(batch.dtype) for each in maps))
+            return _Maps(*(None if values is None else values.to(batch.dtype) for values in maps))
 
         batch = self.padded(images, size)
         if math.prod(size) <= self._pixels:
@@ -232,7 +232,7 @@ class Segmenter:
 
 
 class _Maps(NamedTuple):
-    """The merged maps of a Prediction, each on its own grid."""
+    """The merged maps of a Prediction, with their own grids."""
 
     scores: Tensor
     weights: Tensor | None
@@ -240,18 +240,18 @@ class _Maps(NamedTuple):
 
 
 def _on_images(maps: _Maps, size: tuple[int, int], images: Sequence[np.ndarray], scores: bool) -> list[Segmentation]:
-    """The segmentations of a batch of images, from the maps of what they were padded to."""
+    """The segmentations of a batch of images from the maps of the padded images."""
     labels = ops.segment(maps.scores, size).cpu().numpy()
-    wanted = (maps.weights, *((maps.scores, maps.recalibration) if scores else (None, None)))
-    full = [None if each is None else ops.interp(each, size).cpu().numpy() for each in wanted]
+    returned = (maps.weights, *((maps.scores, maps.recalibration) if scores else (None, None)))
+    full = [None if values is None else ops.interp(values, size).cpu().numpy() for values in returned]
     return [
-        Segmentation(*(None if each is None else _corner(each[index], image.shape) for each in (labels, *full)))
+        Segmentation(*(None if values is None else _corner(values[index], image.shape) for values in (labels, *full)))
         for index, image in enumerate(images)
     ]
 
 
 def _corner(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The part (..., H, W) of padded maps that is the image's."""
+    """The image's part (..., H, W) of padded maps."""
     return np.ascontiguousarray(maps[..., : shape[0], : shape[1]])
 
 
@@ -259,12 +259,12 @@ def as_bgr(image: Picture, order: str = "bgr") -> np.ndarray:
     """A picture as (H, W, 3) uint8 BGR.
 
     Args:
-        image: a file, which is decoded as OpenCV does; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor
-            (H, W), (1, H, W), (3, H, W) or (4, H, W). uint8, or uint16, of which the upper 8 bits are taken, as OpenCV
-            does. One channel is grey; a fourth, alpha, is left out.
-        order: "bgr" or "rgb", the order of the channels of pixels; a file knows its own.
+        image: a file, decoded by OpenCV; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (H, W),
+            (1, H, W), (3, H, W) or (4, H, W). Pixels are uint8, or uint16, of which the upper 8 bits are used, as in
+            OpenCV. One channel is grey; a fourth channel, alpha, is dropped.
+        order: "bgr" or "rgb", the order of the channels of pixels; ignored for files.
 
-    Raises InputError for a file that cannot be read, naming it, or for pixels of another kind.
+    Raises InputError naming a file that cannot be read, and for pixels of another shape or dtype.
     """
     if order not in ("bgr", "rgb"):
         raise InputError(f"order is '{order}'; it is 'bgr' or 'rgb'.")
@@ -293,9 +293,10 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segment
 
 
 def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
-    """The net of a weights file, ready to segment, and the file's meta.
+    """The net of a weights file in evaluation mode, and the file's meta.
 
-    Raises InputError if the file describes no complete net, its tensors do not fit the net, or there is no such device.
+    Raises InputError if the file does not hold a complete net, its tensors do not fit the net, or the device cannot be
+    used.
     """
     weights = load_weights(path)
     if "model" not in weights.meta:
@@ -310,7 +311,7 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> t
 
 
 def class_names(num_classes: int, meta: dict, classes_file: str | os.PathLike | None = None) -> list[str]:
-    """Names for the classes of a net: from a file, else from its meta, else VOC's if there are 21, else numbers.
+    """Class names of a net: from a file, else from its meta, else VOC's if there are 21 classes, else numbers.
 
     Raises InputError if the file or the meta has another number of names.
     """

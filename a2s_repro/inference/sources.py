@@ -1,4 +1,4 @@
-"""What a user names to be segmented: images, videos, folders and patterns of them, cameras."""
+"""Sources to segment: images, videos, folders and glob patterns of them, and cameras."""
 
 import glob
 import os
@@ -13,12 +13,12 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 
 
 class Source(NamedTuple):
-    """Something to be segmented."""
+    """An image, a video or a camera."""
 
     name: str
-    """A relative path without suffix, to write the results under."""
+    """Relative path of the results, without suffix."""
     path: Path | int
-    """A file, or the number of a camera."""
+    """File, or number of a camera."""
 
     @property
     def is_camera(self) -> bool:
@@ -26,29 +26,29 @@ class Source(NamedTuple):
 
     @property
     def is_image(self) -> bool:
-        """Whether it is one picture; a file of another suffix than a video's is taken for one."""
+        """Whether the source is a single image: any file without a video suffix."""
         return not self.is_camera and self.path.suffix.lower() not in VIDEO_SUFFIXES
 
 
 def find_sources(inputs: Sequence[str | os.PathLike], results: str | os.PathLike | None = None) -> list[Source]:
-    """The sources that inputs stand for, in their order.
+    """Expands inputs to sources, in the order of the inputs.
 
-    An input is a file; a folder, for every image and video in it and its subfolders, hidden ones left out, by name; a
-    pattern such as `photos/*.jpg` or `**/*.png`; or the number of a camera. Results of a folder's files keep their
-    paths in it, those of other files their names. A file that is named twice counts once, and one in the folder of the
-    `results` not at all.
+    An input is a file; a folder, which stands for all images and videos in it and its subfolders, sorted by name and
+    without hidden ones; a glob pattern such as `photos/*.jpg` or `**/*.png`; or the number of a camera. Results keep
+    the relative path of a file within an input folder, or else the file's name. Duplicate files count once; files in
+    the folder `results` are skipped.
 
-    Raises InputError for an input that does not exist or holds nothing, and for two files of one name.
+    Raises InputError for an input that does not exist or is empty, and for two files with the same result name.
     """
-    found: dict[str, Source] = {}
-    for source in (source for each in inputs for source in _sources(str(each), results)):
-        other = found.setdefault(source.name, source)
+    by_name: dict[str, Source] = {}
+    for source in (source for given in inputs for source in _sources(str(given), results)):
+        other = by_name.setdefault(source.name, source)
         if other.is_camera != source.is_camera or Path(str(other.path)).resolve() != Path(str(source.path)).resolve():
             raise InputError(
                 f"{other.path} and {source.path} would be written under one name, {source.name}: "
-                "segment them into folders of their own."
+                "segment them into separate folders."
             )
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _sources(given: str, results: str | os.PathLike | None) -> Iterator[Source]:
@@ -67,7 +67,7 @@ def _sources(given: str, results: str | os.PathLike | None) -> Iterator[Source]:
     elif matches := [match for match in sorted(map(Path, glob.glob(given, recursive=True))) if match.is_file()]:
         yield from (Source(match.stem, match) for match in matches)
     else:
-        raise InputError(f"{given} is no file, folder, pattern of existing files or number of a camera.")
+        raise InputError(f"{given} is no file, folder, pattern of existing files or number of a camera: correct it.")
 
 
 def _is_listed(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Frames from video files and cameras, and into video files, by OpenCV."""
+"""Reading frames from video files and cameras, and writing video files, with OpenCV."""
 
 import os
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ import numpy as np
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what it has to say is in our errors
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # errors are reported as InputError instead
 
 CODEC = "mp4v"
-"""MPEG-4 part 2, the one that every build of OpenCV can write into mp4."""
+"""MPEG-4 part 2, the codec that every build of OpenCV can write to mp4."""
 
 USUAL_FPS = 25
-"""Frames per second of a source that does not tell."""
+"""Default frames per second, for a source without a frame rate."""
 
 
 class FrameReader:
-    """The frames of a video file or of a camera, given by its number: (H, W, 3) uint8 BGR, one after the other.
+    """Reads the frames, (H, W, 3) uint8 BGR, of a video file or of a camera, given by its number.
 
-    Raises InputError, naming the source, if it cannot be opened.
+    Raises InputError naming the source if it cannot be opened.
     """
 
     def __init__(self, source: Path | int) -> None:
@@ -34,7 +34,7 @@ class FrameReader:
             cv2.utils.logging.setLogLevel(level)
         if not self._capture.isOpened():
             if isinstance(source, int):
-                raise InputError(f"camera {source} cannot be opened: is it connected, and used by nothing else?")
+                raise InputError(f"camera {source} cannot be opened: check that it is connected and not in use.")
             raise InputError(f"{source} cannot be decoded as a video: replace the file.")
 
     @property
@@ -44,14 +44,14 @@ class FrameReader:
 
     @property
     def frames(self) -> int | None:
-        """How many the file says it has; None where it does not."""
+        """Number of frames according to the file's header, or None."""
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         return count if count > 0 else None
 
     def read(self) -> np.ndarray | None:
-        """The next frame; None after the last."""
-        there, frame = self._capture.read()
-        return frame if there else None
+        """The next frame, or None after the last."""
+        success, frame = self._capture.read()
+        return frame if success else None
 
     def close(self) -> None:
         self._capture.release()
@@ -67,7 +67,7 @@ class FrameWriter:
 
     def write(self, frame: np.ndarray) -> None:
         height, width = frame.shape[:2]
-        # The codec takes even sides alone.
+        # The codec supports only even sides.
         even = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._writer is None:
             codec = cv2.VideoWriter_fourcc(*CODEC)
@@ -82,9 +82,9 @@ class FrameWriter:
 
 @contextmanager
 def video_file(path: Path, fps: float) -> Iterator[FrameWriter]:
-    """An mp4 file that replaces an existing one once it is whole.
+    """Writes an mp4 file atomically.
 
-    Raises OSError if frames are missing in it: OpenCV itself tells of no error in writing.
+    Raises OSError if the file lacks frames, because OpenCV reports no write errors.
     """
     with replacing(path) as temporary:
         writer = FrameWriter(temporary, fps)

@@ -1,4 +1,4 @@
-"""A recipe for every result of the papers."""
+"""Recipes: one for every result of the two papers."""
 
 from a2s_repro.errors import InputError
 from a2s_repro.recipes.a2r import a2r_recipes
@@ -9,11 +9,11 @@ from a2s_repro.recipes.recipe import PRETRAINED, Recipe, nearest
 __all__ = ["PRETRAINED", "PUBLISHED", "RECIPES", "Published", "Recipe", "find_recipe", "recipes_of"]
 
 RECIPES = {recipe.name: recipe for recipe in (*a2s_recipes(), *a2r_recipes())}
-"""All recipes by name; each comes after the one that it starts from."""
+"""All recipes by name; a recipe comes after the one it starts from."""
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises InputError with the nearest names for one that does not exist."""
+    """The recipe of that name. Raises InputError with the nearest names if there is none."""
     if name not in RECIPES:
         raise InputError(
             f"there is no recipe '{name}'; the nearest are {nearest(name, RECIPES)}; tools/recipes.py list has all."
@@ -22,9 +22,9 @@ def find_recipe(name: str) -> Recipe:
 
 
 def recipes_of(table: str) -> list[Recipe]:
-    """The recipes that have a number in a table, such as "a2s:3". Raises InputError, naming the tables, if none has."""
-    found = [recipe for recipe in RECIPES.values() if any(number.table == table for number in recipe.published)]
-    if not found:
+    """The recipes with a number in a table, such as "a2s:3". Raises InputError naming the tables if there is none."""
+    recipes = [recipe for recipe in RECIPES.values() if any(number.table == table for number in recipe.published)]
+    if not recipes:
         tables = sorted({number.table for numbers in PUBLISHED.values() for number in numbers})
         raise InputError(f"there is no table '{table}'; the tables are {', '.join(tables)}.")
-    return found
+    return recipes

@@ -1,7 +1,7 @@
-"""Attention to Refine: a recipe for every result.
+"""Recipes of Attention to Refine.
 
-The paper published no code. What it leaves open is named in each recipe's `ours`;
-docs/fidelity/choices.md has the reasons.
+The authors published no code. A recipe's `ours` lists the settings that the paper leaves open;
+docs/fidelity/choices.md gives the reasons for our values.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ TRAINING: dict[str, Any] = {
     "lr_policy": "poly",
     "power": 0.9,
 }
-"""Section 3: PyTorch, the poly policy, and a decoder at ten times the rate of the encoder."""
+"""Section 3: PyTorch, the poly policy, and ten times the encoder's learning rate in the decoder."""
 
 TRAINING_OURS = ("solver", "uniform_layers", "shared_decay")
 
@@ -55,8 +55,8 @@ ADE20K = TRAINING | {
     "display": 20,
     "snapshot": 5000,
 }
-"""Table 3, by the protocol of CSAILVision/semantic-segmentation-pytorch at the end of 2017, whose scores of
-ResNet34-dilated8 and of PSP on it are the paper's baselines but for 0.1."""
+"""Table 3, with the protocol of CSAILVision/semantic-segmentation-pytorch at the end of 2017, whose scores for
+ResNet34-dilated8 and for PSP on it agree with the paper's baselines within 0.1."""
 
 ADE20K_OURS = (
     *TRAINING_OURS,
@@ -68,7 +68,7 @@ RESNET_STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
 def a2r_recipes() -> list[Recipe]:
-    """All recipes of the paper."""
+    """The paper's recipes."""
     refine = {"head": RefineHead(stages=RESNET_STAGES)}
     return [
         _voc12("largefov", batch_size=15, iter_size=2),

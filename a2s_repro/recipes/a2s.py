@@ -1,6 +1,6 @@
-"""Attention to Scale: a recipe for every result, with the settings of the authors' own configurations.
+"""Recipes of Attention to Scale, with the settings of the authors' own configurations.
 
-Their nets are the folders `vgg128_noup_pool3_20M_largewin*` (LargeFOV and share-nets) and
+The authors' nets are in the folders `vgg128_noup_pool3_20M_largewin*` (LargeFOV and share-nets) and
 `vgg128_ms_pool3_20M_largewin*` (with the skip-net) of the experiments voc12, voc10_part and coco.
 """
 
@@ -32,10 +32,11 @@ COCO_SUBSET = {
 }
 
 BATCHES = {"attention": (3, 10), "average": (10, 3), "max": (10, 3)}
-"""Images a pass and passes an update. Both make 30 images, but every pass is normalised by its own valid pixels."""
+"""(images per pass, passes per update). Either way an update sees 30 images, but the loss of a pass is normalised by
+the valid pixels of that pass."""
 
 NO_CONFIGURATION = {"ours": ("batch_size", "iter_size")}
-"""The authors' release lacks these nets; the batches are those of the same nets in their other experiments."""
+"""Settings of nets that the authors' release lacks; the batches are those of the same nets in other experiments."""
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     **{f"voc12/{cell}": NO_CONFIGURATION for cell in CELLS if cell.startswith("max")},
@@ -48,11 +49,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         if not cell.startswith("attention")
     },
 }
-"""Cells in which the authors' settings depart from those of their table."""
+"""Settings of cells that differ from the rest of their table."""
 
 
 def a2s_recipes() -> list[Recipe]:
-    """All recipes of the paper; each comes after the one that it starts from."""
+    """The paper's recipes; a recipe comes after the one it starts from."""
     val = {recipe.name: recipe for recipe in (*_tables(), *_design_choices())}
     best = val["voc12_coco/attention3_esupv"]
     scale_augmented = dataclasses.replace(
@@ -77,7 +78,7 @@ def a2s_recipes() -> list[Recipe]:
 
 
 def _tables() -> Iterator[Recipe]:
-    """Tables 1, 3 and 5 to 7, with the skip-nets that the text names and the unprinted tables."""
+    """Tables 1, 3 and 5 to 7, the skip-nets of the text, and the unprinted tables."""
     for group, dataset, (batch_size, iter_size) in (
         ("person_part", PERSON_PART, (10, 3)),
         ("coco_subset", COCO_SUBSET, (15, 2)),
@@ -99,7 +100,7 @@ def _tables() -> Iterator[Recipe]:
 
 
 def _cells(group: str, settings: dict[str, Any]) -> Iterator[Recipe]:
-    """The cells of one result table. With the skip-net attention too trains on 10 images a pass."""
+    """The cells of one result table. With the skip-net, attention also trains on 10 images per pass."""
     for cell in CELLS:
         merge = cell.removesuffix("_esupv")[:-1]
         batch_size, iter_size = (10, 3) if settings.get("skip_net") else BATCHES[merge]
@@ -113,7 +114,7 @@ def _cells(group: str, settings: dict[str, Any]) -> Iterator[Recipe]:
 
 
 def _share_net(cell: str) -> dict[str, Any]:
-    """The fields that the name of a cell stands for."""
+    """The recipe fields encoded in a cell's name."""
     name = cell.removesuffix("_esupv")
     return {"merge": name[:-1], "scales": SCALES[name[-1]], "extra_supervision": name != cell}
 
@@ -121,8 +122,8 @@ def _share_net(cell: str) -> dict[str, Any]:
 def _design_choices() -> Iterator[Recipe]:
     """Section 4.1, "Design choices": other attention heads and a fourth scale, on PASCAL-Person-Part.
 
-    Of one layer and of a 1x1 kernel the authors have only trials of 1200 iterations; here these are trained as long as
-    the net that the paper compares them with.
+    For one layer and for a 1x1 kernel the authors' release has only trials of 1200 iterations. The recipes train both
+    as long as the net with which the paper compares them.
     """
     common = PERSON_PART | _share_net("attention3_esupv")
     for filters in (64, 128, 256, 768, 1024):
@@ -138,9 +139,9 @@ def _design_choices() -> Iterator[Recipe]:
 
 
 def _second_stage(name: str, first: Recipe, **fields: Any) -> Recipe:
-    """A row of Table 4, VOC's test server: trained on from the first stage's weights, on train_aug and val (solver2).
+    """A row of Table 4, VOC's test server: fine-tunes the first stage's weights on train_aug and val (solver2).
 
-    Whether the authors' second stage started from other weights (an init2.caffemodel) is not known.
+    It is not known whether the authors' second stage started from other weights (an init2.caffemodel).
     """
     return dataclasses.replace(
         first,

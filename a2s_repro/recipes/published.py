@@ -1,8 +1,8 @@
-"""Every number that the papers publish for a system of this project, and where it stands.
+"""The papers' published numbers for the systems of this project, with their tables.
 
-The numbers live here and nowhere else. `a2s` is Attention to Scale: its tables are `a2s:1` ... `a2s:7`, what only its
-text says is `a2s:text`, and `a2s:unprinted` are tables in the authors' paper sources that were left out of the print.
-`a2r` is Attention to Refine, with the tables `a2r:1`, `a2r:2` and `a2r:3`.
+The numbers are kept only here. `a2s` is Attention to Scale: its tables are `a2s:1` ... `a2s:7`; `a2s:text` are numbers
+in its text; `a2s:unprinted` are tables in the source of the paper that were left out of the printed version. `a2r` is
+Attention to Refine, with the tables `a2r:1`, `a2r:2`, `a2r:3` and `a2r:text`.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class Published(NamedTuple):
     metric: str
     """"mIoU", "pixel accuracy", or "IoU" and the name of a class."""
     value: float | str
-    """Per cent, or the paper's words where it gives no figure."""
+    """Value in per cent, or the paper's words if it gives no figure."""
 
 
 CELLS = tuple(
@@ -24,9 +24,9 @@ CELLS = tuple(
     for merge in ("max", "average", "attention")
     for suffix in ("", "_esupv")
 )
-"""The cells of one result table: merge and number of scales, without and with extra supervision."""
+"""Cells of one result table: merge and number of scales, without and with extra supervision."""
 
-_TABLES = {  # max2, max2_esupv, average2, average2_esupv, attention2, attention2_esupv; then the same for 3 scales
+_TABLES = {  # columns: max2, max2_esupv, average2, average2_esupv, attention2, attention2_esupv; second row: 3 scales
     ("person_part", "a2s:1", "mIoU"): (
         (52.90, 55.26, 52.71, 55.17, 53.49, 55.85),
         (53.02, 55.78, 52.56, 55.72, 53.12, 56.39),
@@ -120,14 +120,14 @@ _SINGLE = (
 
 
 def _by_recipe() -> dict[str, tuple[Published, ...]]:
-    found: dict[str, list[Published]] = {}
+    by_recipe: dict[str, list[Published]] = {}
     for (group, table, metric), (two_scales, three_scales) in _TABLES.items():
         for cell, value in zip(CELLS, two_scales + three_scales, strict=True):
-            found.setdefault(f"{group}/{cell}", []).append(Published(table, metric, value))
+            by_recipe.setdefault(f"{group}/{cell}", []).append(Published(table, metric, value))
     for recipe, *number in _SINGLE:
-        found.setdefault(recipe, []).append(Published(*number))
-    return {recipe: tuple(numbers) for recipe, numbers in found.items()}
+        by_recipe.setdefault(recipe, []).append(Published(*number))
+    return {recipe: tuple(numbers) for recipe, numbers in by_recipe.items()}
 
 
 PUBLISHED = _by_recipe()
-"""The published numbers of each recipe, by its name."""
+"""Published numbers by the name of the recipe."""

@@ -1,4 +1,4 @@
-"""A recipe: the net, the schedule, the data and the start of one published experiment, with its numbers."""
+"""A recipe: net, schedule, data and initial weights of one published experiment, with its published numbers."""
 
 import dataclasses
 import os
@@ -27,8 +27,8 @@ from a2s_repro.solver import SOLVERS, CaffeSGD, LearningRate, TorchSGD, paramete
 IMAGENET = "imagenet"
 RESNET34 = "resnet34"
 PRETRAINED = {IMAGENET: "init.pth", RESNET34: "resnet34.pth"}
-"""What recipes start from that no recipe trains, and the file in which their commands expect it: VGG-16, with fc6 and
-fc7 of 1024 channels, and ResNet-34, both trained to classify ImageNet."""
+"""Initial weights that no recipe trains, and their default files: VGG-16 with fc6 and fc7 of 1024 channels, and
+ResNet-34, both trained for ImageNet classification."""
 
 BACKBONES = ("vgg16", "resnet34")
 HEADS = {"attention": AttentionHead, "refine": RefineHead}
@@ -36,63 +36,63 @@ HEADS = {"attention": AttentionHead, "refine": RefineHead}
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One experiment. The defaults are what the authors' PASCAL VOC 2012 experiments have in common."""
+    """One experiment. The defaults are the common settings of the authors' PASCAL VOC 2012 experiments."""
 
     name: str
     published: tuple[Published, ...] = ()
-    """What the paper reports for it; nothing once anything was changed."""
+    """Published numbers; empty for a changed recipe."""
     ours: tuple[str, ...] = ()
-    """Fields in which the authors' choice is not known, so that the value is ours."""
+    """Names of fields whose value is ours, because the authors' is not known."""
 
     dataset: str = "voc12"
-    """The data set's folder in a folder of data sets."""
+    """Name of the data set's folder within the folder of all data sets."""
     training_set: str = "list/train_aug.txt"
     """List file, relative to the data root."""
     evaluation_set: str = "list/val.txt"
-    """List file that the published numbers are of, relative to the data root."""
+    """List file of the published numbers, relative to the data root."""
     hidden_labels: bool = False
-    """Whether the labels of the evaluation set are known to VOC's evaluation server alone."""
+    """Whether only VOC's evaluation server has the labels of the evaluation set."""
     num_classes: int = 21
-    """Outputs of the net; COCO's are the category ids, some of which no category has."""
+    """Outputs of the net; for COCO the category ids, some of which are unused."""
     classifier: str = "fc8_voc12"
-    """The Caffe name of layer fc8. Weights come from a file by name, so another data set's classifier is not taken."""
+    """Caffe name of layer fc8. Weights are loaded by name, so the classifier of another data set is not loaded."""
     init: str = IMAGENET
-    """Where the weights come from: a name in PRETRAINED, or the recipe of that name."""
+    """Source of the initial weights: a name in PRETRAINED, or the name of a recipe."""
 
     backbone: str = "vgg16"
-    """The net of each scale: "vgg16", DeepLab on VGG-16, or "resnet34", ResNet34-dilated8 with `stem` and `decoder`."""
+    """Net of each stream: "vgg16", DeepLab on VGG-16, or "resnet34", ResNet34-dilated8 with `stem` and `decoder`."""
     stem: str = "deep64"
     """First layers of ResNet-34, one of models.resnet.STEMS: three 3x3 convolutions, or torchvision's 7x7."""
     decoder: str = "c1"
-    """What makes the scores on ResNet-34: "c1", a 1x1 convolution, or "psp", pyramid pooling."""
+    """Decoder on ResNet-34: "c1", a 1x1 convolution, or "psp", pyramid pooling."""
     batch_norm: str = "batch"
-    """Over which images ResNet's batch norms take their statistics: "batch", those of a process, or "sync", of all."""
+    """Scope of the batch norm statistics in ResNet: "batch", the images of one process, or "sync", of all processes."""
     scales: tuple[float, ...] = (1,)
     merge: str | None = None
     extra_supervision: bool = False
     skip_net: bool = False
-    """Whether the net of each scale is DeepLab-MSc-LargeFOV, of which only the side branches learn."""
+    """Whether the net of each stream is DeepLab-MSc-LargeFOV, in which only the side branches are trained."""
     head: AttentionHead | RefineHead = dataclasses.field(default_factory=AttentionHead)
     att_conv1: int = 512
-    """Filters of the first layer of an AttentionHead, before `width`."""
+    """Filters of the first layer of an AttentionHead, before scaling by `width`."""
     refine: int = 512
-    """Filters of each layer of a RefineHead but the last ones, before `width`."""
+    """Filters of the layers of a RefineHead except the last ones, before scaling by `width`."""
     pool5a: bool = False
     dropout: float = 0.5
     width: float = 1
 
     crop: int = 321
     scale_augmentation: tuple[float, float] | None = None
-    """Range of the random factors by which training images are resized before they are cropped."""
+    """Range of the random factors by which training images are resized before cropping."""
     fill_crop: bool = False
-    """Whether training images that are smaller than the crop are enlarged to fill it; else they are padded."""
+    """Whether training images smaller than the crop are enlarged to fill it; otherwise they are padded."""
     test_crop: int = 513
-    """Least side that images are padded to in evaluation."""
+    """Minimum side to which images are padded in evaluation."""
     short_sides: tuple[int, ...] = ()
-    """Shorter sides to which images are resized in evaluation, the softmax then averaged; none: their own size."""
+    """Shorter sides to which images are resized in evaluation, with averaged softmax; empty: the original size."""
     crf: dict[str, float] | None = None
-    """Parameters of the dense CRF that refines the scores, if one does: weight and standard deviations (position in
-    pixels, colour in 8-bit steps) of the bilateral kernel."""
+    """Parameters of the dense CRF's bilateral kernel: weight and standard deviations (position in pixels, colour in
+    8-bit steps); None: no CRF."""
 
     batch_size: int = 3
     iter_size: int = 10
@@ -103,14 +103,14 @@ class Recipe:
     power: float = 0.9
     max_iter: int = 6000
     solver: str = "caffe"
-    """Whose SGD: Caffe's, with the rate inside the history, or torch.optim.SGD's."""
+    """SGD rule: "caffe", with the learning rate inside the history, or "torch", that of torch.optim.SGD."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     shared_decay: str = "per_branch"
     lr_mult: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Multipliers of layers that differ from the net's own rule."""
+    """Learning-rate multipliers of layers that deviate from the net's rule."""
     uniform_layers: bool = False
-    """Whether biases and batch norms learn and decay as their layer's weights; else by the net's own rule."""
+    """Whether biases and batch norms have the weights' learning rate and decay; otherwise the net's rule holds."""
     average_loss: int = 10
     """Iterations over which the displayed losses are averaged."""
     display: int = 10
@@ -130,13 +130,13 @@ class Recipe:
         if len(self.scales) == 1 and tuple(self.scales) != (1,):
             raise InputError(f"the only scale is {self.scales[0]:g}; a net of one scale takes the image at scale 1.")
         if self.extra_supervision and len(self.scales) == 1:
-            raise InputError("extra supervision takes two or more scales: give --no-extra-supervision for one.")
+            raise InputError("extra supervision needs two or more scales: give --no-extra-supervision for one.")
 
     def changed(self, **fields: Any) -> "Recipe":
-        """The recipe with other values; what is changed no longer carries the published numbers.
+        """The recipe with other values; a changed recipe has no published numbers.
 
-        Another number of classes is another data set: its classifier is plainly `fc8` unless named.
-        Raises InputError for a field that recipes do not have, with the nearest that they have.
+        A different number of classes means another data set, so the classifier's name becomes `fc8` unless given.
+        Raises InputError for an unknown field, with the nearest names.
         """
         for name in fields:
             if name not in FIELDS:
@@ -152,9 +152,9 @@ class Recipe:
         return dataclasses.replace(self, **{"published": (), **fields})
 
     def changed_head(self, kind: str | None = None, **fields: Any) -> AttentionHead | RefineHead:
-        """Its head with other values, or one of another kind (HEADS).
+        """The head with other values, or a head of another kind (HEADS).
 
-        Raises InputError for a field that such a head does not have, naming those that it has.
+        Raises InputError for a field that the head lacks, with the names of its fields.
         """
         make = HEADS[kind] if kind else type(self.head)
         known = [field.name for field in dataclasses.fields(make)]
@@ -165,11 +165,11 @@ class Recipe:
 
     @property
     def is_caffes(self) -> bool:
-        """Whether the authors' Caffe has its net: one of VGG-16, without the head of Attention to Refine."""
+        """Whether the authors' Caffe can run the net: VGG-16 without the head of Attention to Refine."""
         return self.backbone == "vgg16" and isinstance(self.head, AttentionHead)
 
     def net(self) -> Net:
-        """The net with its fillers' weights; its trunk waits for those of a file."""
+        """The net, new layers initialised by their fillers; the trunk's weights must be loaded from a file."""
         if self.backbone == "resnet34":
             names = ("head", "decoder", "stem", "width", "batch_norm", "dropout")
             settings = {name: getattr(self, name) for name in names}
@@ -182,7 +182,7 @@ class Recipe:
         return ShareNet(self.num_classes, self.scales, self.merge, **settings)
 
     def optimizer(self, net: Net) -> CaffeSGD | TorchSGD:
-        """The solver of a net of this recipe, with a slot for each of its copies if it has any."""
+        """The solver for a net of this recipe, with a slot per copy if the net has copies."""
         groups = parameter_groups(net, self.shared_decay, self.lr_mult, self.uniform_layers)
         rule = {"caffe": CaffeSGD, "torch": TorchSGD}[self.solver]
         return rule(groups, momentum=self.momentum, weight_decay=self.weight_decay, iter_size=self.iter_size)
@@ -193,12 +193,12 @@ class Recipe:
         )
 
     def evaluation(self) -> dict[str, Any]:
-        """How its net is evaluated: arguments of `evaluation.evaluate`."""
+        """Keyword arguments of `evaluation.evaluate`."""
         crf = CRF(**self.crf) if self.crf else None
         return {"crop": self.test_crop, "crf": crf, "short_sides": self.short_sides}
 
     def start(self, out: str | os.PathLike, pretrained: Mapping[str, str | os.PathLike] = PRETRAINED) -> Path:
-        """The weights file that it starts from, with `out` the folder of all runs."""
+        """Path of the initial weights; `out` is the folder of all runs."""
         return Path(pretrained[self.init] if self.init in PRETRAINED else Path(out) / self.init / "final.pth")
 
     def command(
@@ -207,16 +207,16 @@ class Recipe:
         out: str | os.PathLike = "runs",
         pretrained: Mapping[str, str | os.PathLike] = PRETRAINED,
     ) -> str:
-        """The command that trains it.
+        """The command that trains the recipe.
 
-        data_root: a folder with a folder per data set. out: the folder of all runs. pretrained: files of PRETRAINED.
+        `data_root` is the folder of all data sets, `out` the folder of all runs, `pretrained` the files of PRETRAINED.
         """
         start = str(self.start(out, pretrained))
         files = ("--data-root", f"{data_root}/{self.dataset}", "--init", start, "--out", f"{out}/{self.name}")
         return shlex.join(("python", "tools/train_voc.py", "--recipe", self.name, *files))
 
     def description(self) -> str:
-        """Its numbers, every setting and its command, in lines to read."""
+        """The published numbers, all settings and the training command, as text."""
         lines = [f"{table}: {metric} {value}" for table, metric, value in self.published]
         for name, value in self.config().items():
             if name not in ("name", "published", "ours"):
@@ -224,7 +224,7 @@ class Recipe:
         return "\n".join((self.name, *lines, self.command()))
 
     def config(self) -> dict[str, Any]:
-        """Every field as a plain value."""
+        """All fields as plain values."""
         return dataclasses.asdict(self) | {
             "published": [list(number) for number in self.published],
             **{name: list(getattr(self, name)) for name in ("ours", "scales", "short_sides")},
@@ -234,7 +234,7 @@ class Recipe:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Recipe":
-        """The recipe of such values; other keys are left aside, and fields that lack have their defaults."""
+        """The recipe of a `config`; unknown keys are ignored, missing fields take their defaults."""
         values = {name: config[name] for name in FIELDS if name in config}
         for name, kind in _OF_PLAIN.items():
             if values.get(name) is not None:
@@ -254,9 +254,9 @@ _OF_PLAIN = {
     "head": build_head,
     **dict.fromkeys(("ours", "scales", "short_sides", "scale_augmentation"), tuple),
 }
-"""How fields that `config` flattens are made again."""
+"""Constructors that restore the fields flattened by `config`."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The three known names that are most like `name`, for an error's sentence."""
+    """The three known names closest to `name`, for error messages."""
     return ", ".join(get_close_matches(name, known, n=3, cutoff=0))

@@ -1,5 +1,5 @@
-"""Recorded training runs, and how far ours is from them.
+"""Replays recorded training runs and measures the deviation from them.
 
-recordings: reading one. repeating: doing it again. blobs: what Caffe calls our maps. comparison: gates and the report.
-units: which ReLU or maximum went the other way. recorder: writing a run of ours.
+recording: reads a recorded run. replay: repeats it. blobs: feature maps under Caffe's blob names. gates: tolerances and
+the report. flips: ReLUs and maxima that decide differently. recorder: records a run of this package.
 """

@@ -1,6 +1,6 @@
-"""The blobs of the authors' training and test nets, by Caffe's names, from a forward pass of ours.
+"""The blobs of the authors' training and test nets, by Caffe's names, from a forward pass in PyTorch.
 
-Some our fused operators never store: those are computed again by the operators' references.
+The fused operators do not store some of these maps; the operators' references recompute them.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ Blobs = dict[str, Tensor]
 
 @torch.no_grad()
 def first_blobs(recording: Recording, dtype: torch.dtype, device: str | torch.device) -> tuple[Blobs, Blobs]:
-    """The blobs of the training net in the first pass: those that ours computes too, and those computed again."""
+    """The blobs of the training net in the first pass, in two groups: stored by the forward pass, and recomputed."""
     net = recording.net(dtype, device)
     image, labels = recording.batch(0, 0)
     image, labels = image.to(device, dtype), labels.to(device)
@@ -48,7 +48,7 @@ def first_blobs(recording: Recording, dtype: torch.dtype, device: str | torch.de
 
 @torch.no_grad()
 def blobs_of_test_net(recording: Recording, image: Tensor) -> tuple[Prediction, Blobs]:
-    """The prediction for `image`, (1, 3, H, W) less the mean, in the TEST phase, and the blobs of the test net."""
+    """The prediction for `image`, (1, 3, H, W) minus the mean, in the TEST phase, and the blobs of the test net."""
     net = recording.net(image.dtype, image.device).eval()
     prediction, stored, recomputed = _forward(net, image, recording.classifier)
     return prediction, stored | recomputed
@@ -57,19 +57,19 @@ def blobs_of_test_net(recording: Recording, image: Tensor) -> tuple[Prediction, 
 def accuracies(
     prediction: Prediction, labels: Tensor, extra_supervision: bool
 ) -> dict[str, tuple[float, float, float]]:
-    """What SegAccuracy says beside each loss, by the layer's name."""
-    watched = loss_inputs(prediction, labels, extra_supervision)
-    return {name.replace("loss", "accuracy"): tuple(seg_accuracy(*inputs)) for name, inputs in watched.items()}
+    """The values of SegAccuracy for each loss, by the layer's name."""
+    inputs = loss_inputs(prediction, labels, extra_supervision)
+    return {name.replace("loss", "accuracy"): tuple(seg_accuracy(*pair)) for name, pair in inputs.items()}
 
 
 def _forward(net: DeepLab, image: Tensor, classifier: str) -> tuple[Prediction, Blobs, Blobs]:
-    """A forward pass: the prediction, the blobs that it stores, and those between them and the prediction."""
+    """A forward pass: the prediction, the stored blobs, and the recomputed ones between them and the prediction."""
     with recorded_outputs(net) as outputs:
         prediction = net(image)
     stored = {}
     for name, maps in outputs.items():
         blob = classifier if name == "fc8" else name
-        stored |= {blob + SUFFIX_OF_SCALE[scale]: each for scale, each in zip(net.scales, maps, strict=False)}
+        stored |= {blob + SUFFIX_OF_SCALE[scale]: output for scale, output in zip(net.scales, maps, strict=False)}
     if isinstance(net, ShareNet):
         stored[FUSION] = prediction.scores
     score = classifier
@@ -85,7 +85,7 @@ def _forward(net: DeepLab, image: Tensor, classifier: str) -> tuple[Prediction, 
 
 
 def _enlarged(net: DeepLab, stored: Blobs, prediction: Prediction, image: Tensor, classifier: str) -> Blobs:
-    """The maps at the size of the image in a test net: of the merged scores, or of all that a skip-net sums."""
+    """The test net's maps at the size of the image: the merged scores, or all summands of a skip-net."""
     if not net.skip_net:
         return {"fc8_interp": ops.interp(prediction.scores, image.shape[2:])}
     summed = {f"{source}_ms": source for source in TRAINING_STRIDE} | {classifier: "fc8"}
@@ -97,15 +97,15 @@ def _enlarged(net: DeepLab, stored: Blobs, prediction: Prediction, image: Tensor
 
 
 def _merging(net: ShareNet, stored: Blobs, prediction: Prediction, image: Tensor, classifier: str, score: str) -> Blobs:
-    """From the score maps, blobs `score` of every scale, to their merge."""
+    """The blobs between the score maps, blob `score` of every scale, and their merge."""
     suffixes = [SUFFIX_OF_SCALE[scale] for scale in net.scales]
     blobs: Blobs = {}
 
     def aligned(name: str, size: tuple[int, int]) -> list[Tensor]:
         maps = {f"{name}{suffix}": stored[name + suffix] for suffix in suffixes}
-        resized = {f"{blob}_interp": ops.interp(each, size) for blob, each in maps.items() if blob != name}
+        resized = {f"{blob}_interp": ops.interp(values, size) for blob, values in maps.items() if blob != name}
         blobs.update(resized)
-        return [resized.get(f"{blob}_interp", each) for blob, each in maps.items()]
+        return [resized.get(f"{blob}_interp", values) for blob, values in maps.items()]
 
     scores = aligned(score, prediction.scores.shape[2:])
     if net.merge == "average":
@@ -126,15 +126,15 @@ def _merging(net: ShareNet, stored: Blobs, prediction: Prediction, image: Tensor
 
 @contextmanager
 def recorded_outputs(net: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Collects what every layer gives, by its name: one map per branch, in the order of the scales.
+    """Collects the outputs of every layer by name: one map per stream, in the order of the scales.
 
-    ReLUs act in place, so a layer's map shows the value after them, as a Caffe blob does.
+    ReLUs act in place, so a layer's map holds the values after the ReLU, like a Caffe blob.
     """
     outputs: dict[str, list[Tensor]] = {}
 
     def collect(name: str, output: Tensor) -> None:
         outputs.setdefault(name, []).append(output)
-        outputs[name].sort(key=lambda output: -output.shape[-1])  # branches run in another order than that of scales
+        outputs[name].sort(key=lambda output: -output.shape[-1])  # streams do not run in the order of the scales
 
     hooks = [
         layer.register_forward_hook(lambda _, __, output, name=name: collect(name, output))

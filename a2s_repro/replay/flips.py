@@ -1,4 +1,4 @@
-"""Which way a net's ReLUs and maxima went: where two nets that compute the same in other precisions part company."""
+"""Finds flips: units whose ReLU or maximum decides differently in two precisions, so that the two nets diverge."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +13,20 @@ from a2s_repro.models import DeepLab, Prediction
 from a2s_repro.models.side_branches import SIDE_LAYERS
 
 LINEAR = ("fc8", "att_fc", *(layer for layer in SIDE_LAYERS if layer.endswith("_ms")))
-"""The convolutions that no ReLU follows."""
+"""Convolutions without a ReLU."""
 
 
 class Decision(NamedTuple):
-    """The choices that one layer made in one branch, unit by unit."""
+    """The choices of one layer in one stream, unit by unit."""
 
     layer: str
     choice: Tensor
-    """(N, C, h, w): for a ReLU whether the unit is positive, for a maximum the place of the winner in `values`."""
+    """(N, C, h, w): for a ReLU whether the unit is positive, for a maximum the winner's index in `values`."""
     values: Tensor
-    """For a ReLU its input, for a maximum (N, C, candidates)."""
+    """Inputs: (N, C, h, w) for a ReLU, (N, C, candidates) for a maximum."""
 
     def margin(self, unit: tuple[int, ...], other: "Decision") -> float:
-        """How near the unit was to the other's choice."""
+        """Distance of the unit from the other's choice."""
         if self.choice.dtype == torch.bool:
             return abs(self.values[unit].item())
         candidates = self.values[unit[:2]]
@@ -34,12 +34,12 @@ class Decision(NamedTuple):
 
 
 class Flip(NamedTuple):
-    """A unit that went another way."""
+    """A unit with a different choice in the two nets."""
 
     unit: str
-    """As `conv5_1[1, 11, 2, 5] of the 9x9 map`; the size tells the branch."""
+    """Location, such as `conv5_1[1, 11, 2, 5] of the 9x9 map`; the size identifies the stream."""
     margin: float
-    """The value of a ReLU, or the distance of a maximum's two candidates, in the net that is taken for right."""
+    """Magnitude of a ReLU's input, or distance of a maximum's two candidates, in the reference net."""
 
     def __str__(self) -> str:
         return f"{self.unit}, {self.margin:.1e} from a tie,"
@@ -47,9 +47,10 @@ class Flip(NamedTuple):
 
 @contextmanager
 def recorded_decisions(net: DeepLab) -> Iterator[list[Decision]]:
-    """Collects the decisions of forward passes within the block, in the order in which they are made.
+    """Collects the decisions of forward passes within the block, in the order of computation.
 
-    Only those that a gradient passes: in a frozen trunk, a unit near a tie counts for the same whichever way it goes.
+    Only layers with a gradient are recorded: in a frozen trunk, a flip of a unit near a tie changes its output by
+    rounding only.
     """
     decisions: list[Decision] = []
 
@@ -92,12 +93,12 @@ def recorded_decisions(net: DeepLab) -> Iterator[list[Decision]]:
             hook.remove()
 
 
-def first_flip(ours: list[Decision], right: list[Decision]) -> Flip | None:
-    """The first unit that went another way in `ours`; None if all went the same."""
-    for one, other in zip(ours, right, strict=True):
-        flipped = (one.choice != other.choice).nonzero()
+def first_flip(ours: list[Decision], reference: list[Decision]) -> Flip | None:
+    """The first unit whose choice in `ours` differs from `reference`, or None."""
+    for decision, expected in zip(ours, reference, strict=True):
+        flipped = (decision.choice != expected.choice).nonzero()
         if len(flipped):
             unit = tuple(flipped[0].tolist())
-            indices, (height, width) = ", ".join(map(str, unit)), one.choice.shape[2:]
-            return Flip(f"{one.layer}[{indices}] of the {height}x{width} map", other.margin(unit, one))
+            indices, (height, width) = ", ".join(map(str, unit)), decision.choice.shape[2:]
+            return Flip(f"{decision.layer}[{indices}] of the {height}x{width} map", expected.margin(unit, decision))
     return None

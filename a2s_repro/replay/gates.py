@@ -1,4 +1,4 @@
-"""How far two numbers may be apart: the deviation of an array from a recorded one, its gate, and the report."""
+"""Deviations of arrays from recorded ones, their gates (tolerances), and the report."""
 
 import dataclasses
 import math
@@ -20,20 +20,20 @@ GATES = {
     "test map": 1e-5,
     "test label": 0.0,
 }
-"""Largest deviation by kind, which leaves room for float32 sums in another order, over 20 iterations. Losses and
-accuracies: absolute. Weights and histories: relative L2 of a tensor. Others: relative to the largest recorded value."""
+"""Largest allowed deviation by kind, sized for float32 sums in another order over 20 iterations. Losses and accuracies:
+absolute. Weights and histories: relative L2 norm of a tensor. Others: relative to the largest recorded value."""
 
 FLOAT32_GATES = GATES | {"loss": 5e-5, "weight": 5e-5, "history": 5e-3}
 
 GATES_AFTER_A_FLIP = dict.fromkeys(GATES) | {"loss": 5e-3}
-"""A flipped ReLU or maximum, near a tie, is no mistake, but everything after it differs: only losses are held."""
+"""Gates after a flip. A flip near a tie is no error, but all later values differ, so only losses are checked."""
 
 ABSOLUTE = ("loss", "accuracy")
 L2 = ("weight", "history")
 
 
 def gates_of(dtype: torch.dtype, flipped: bool = False) -> dict[str, float | None]:
-    """The gates by kind; `flipped`: a unit near a tie went another way than in float64."""
+    """The gates by kind; `flipped`: a unit near a tie decided differently from float64."""
     if flipped:
         return GATES_AFTER_A_FLIP
     return GATES if dtype == torch.float64 else FLOAT32_GATES
@@ -41,22 +41,22 @@ def gates_of(dtype: torch.dtype, flipped: bool = False) -> dict[str, float | Non
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One array of ours against the recorded one."""
+    """The comparison of one array with the recorded one."""
 
     kind: str
     name: str
     absolute: float
-    """Largest difference; NaN where ours has no such array or one of another shape."""
+    """Largest absolute difference; NaN if the array is missing or has another shape."""
     relative: float
-    """To the largest recorded value; of weights and histories in L2."""
+    """Difference relative to the largest recorded value; for weights and histories relative L2 norm."""
     gate: float | None
-    """What the deviation may be; None: it is shown only."""
+    """Largest allowed deviation; None: reported without a check."""
     run: str | None = None
     iteration: int | None = None
     recomputed: bool = False
-    """A blob that the fused operators do not store."""
+    """Whether this is a blob that the fused operators do not store."""
     by: str = "relative"
-    """Which of the two deviations the gate is for."""
+    """Deviation that the gate applies to: "absolute" or "relative"."""
 
     @property
     def deviation(self) -> float:
@@ -68,7 +68,7 @@ class Comparison:
 
     @property
     def severity(self) -> float:
-        """Sorts the worst first: failures, then what comes nearest to its gate, then what has no gate."""
+        """Sort key, largest for the worst: failures, then by closeness to the gate, then comparisons without a gate."""
         if math.isnan(self.deviation):
             return math.inf
         if self.gate is None:
@@ -76,14 +76,14 @@ class Comparison:
         return self.deviation / self.gate if self.gate else math.inf if self.deviation else 0.0
 
     def held_to(self, rtol: float) -> "Comparison":
-        """The comparison with `rtol` as the gate of its relative deviation."""
+        """The same comparison with `rtol` as the gate of its relative deviation."""
         return dataclasses.replace(self, gate=rtol, by="relative")
 
 
 def compare(kind: str, name: str, ours: Any, theirs: np.ndarray, gate: float | None, **place: Any) -> Comparison:
-    """Compares a tensor or array with a recorded one of as many values.
+    """Compares a tensor or array with a recorded one of the same size.
 
-    Weights and histories may have been recorded in their first values only. None for `ours` gives NaN.
+    A record of weights or a history may hold only the first values. If `ours` is None, the deviations are NaN.
     """
     theirs = np.asarray(theirs, np.float64).ravel()
     ours = np.zeros(0) if ours is None else torch.as_tensor(ours).detach().cpu().double().numpy().ravel()
@@ -107,13 +107,13 @@ def _ratio(deviation: float, size: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All comparisons of a replay."""
+    """The comparisons of a replay."""
 
     case: str
     dtype: str
     comparisons: list[Comparison]
     flips: dict[str, tuple[int, Flip]]
-    """By run: the first unit that went another way than in float64, and its iteration."""
+    """First flip of each run, by the run's name: the iteration, and the unit that differs from float64."""
 
     @property
     def passed(self) -> bool:
@@ -124,7 +124,7 @@ class Report:
         return sorted(self.comparisons, key=lambda comparison: -comparison.severity)
 
     def table(self) -> str:
-        """A line per comparison, the worst first, then the worst of each kind, the flips and the verdict."""
+        """One line per comparison, the worst first; then the worst of each kind, the flips and the verdict."""
         lines = [_line("result", "kind", "run", "iter", "absolute", "relative", "gate", "name")]
         lines += [_row(comparison) for comparison in self.worst()]
         lines.append("")
@@ -139,7 +139,7 @@ class Report:
         return "\n".join([*lines, f"{self.case} in {self.dtype}: {verdict}"])
 
     def plain(self) -> dict[str, Any]:
-        """The report as JSON knows it: NaN and infinity are null."""
+        """The report as plain values for JSON; NaN and infinity become null."""
         rows = []
         for comparison in self.worst():
             row = dataclasses.asdict(comparison) | {"passed": comparison.passed}

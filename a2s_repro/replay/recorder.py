@@ -1,4 +1,4 @@
-"""Writing a recorded run of ours, in the layout that docs/fidelity/recorded_runs.md describes."""
+"""Records a run of this package, in the layout that docs/fidelity/recorded_runs.md describes."""
 
 import json
 import os
@@ -33,13 +33,13 @@ def record(
     seed: int = 0,
     max_images: int = 16,
 ) -> Path:
-    """Trains `net` in float64 as the recipe says, without dropout, and writes the run as case `case` of a new folder.
+    """Trains `net` in float64 with the recipe, without dropout, and records the run as case `case` of a new folder.
 
     The images are the top left crops, not mirrored, of the first `max_images` items that are large enough, in an order
     drawn from `seed`. Returns the case's file.
 
     Raises:
-        InputError: a folder that holds a record, a net with dropout, another rate policy than step, too small images.
+        InputError: the folder holds a record, the net has dropout, lr_policy is not step, or all images are too small.
     """
     folder = Path(folder)
     if any(folder.glob("*.npz")):
@@ -114,7 +114,7 @@ def _crops(items: list[Item], recipe: Recipe, max_images: int) -> tuple[np.ndarr
 
 
 def _trained(recording: Recording) -> tuple[Arrays, list[str]]:
-    """What is recorded of the run, by key, and the names of its tops."""
+    """The arrays to record, by key, and the names of the run's tops."""
     stored, recomputed = first_blobs(recording, torch.float64, "cpu")
     arrays = {f"blob|{name}": blob for name, blob in (stored | recomputed).items()}
     training = Training(recording, RUN, torch.float64, "cpu")

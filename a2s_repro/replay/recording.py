@@ -1,7 +1,7 @@
-"""Recorded training runs: what a program computed, in a folder, for another program to be held to.
+"""Recorded training runs: folders with the values that one program computed, to check another program against.
 
 docs/fidelity/recorded_runs.md describes the two layouts. Names in a record are Caffe's: `conv1_1_res05/0` is the
-weight (`/1` the bias) of the copy of conv1_1 in the branch of scale 0.5.
+weight (`/1` the bias) of the copy of conv1_1 in the stream of scale 0.5.
 """
 
 import dataclasses
@@ -28,46 +28,46 @@ from caffe_weights import SUFFIX_OF_SCALE, Layer, Net, branch_of, read_caffemode
 
 MERGE = {"avg": "average", "max": "max", "att": "attention"}
 SOLVER = {"gamma": 0.1, "stepsize": 8, "momentum": 0.9, "weight_decay": 5e-4, "shared_decay": "per_branch"}
-"""Settings of a recorded run whose info does not say otherwise."""
+"""Default settings of a recorded run; its info overrides them."""
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedRun:
-    """A training run from the record's initial weights over its batches."""
+    """A training run that starts from the record's initial weights and uses its batches."""
 
     rate: LearningRate
     momentum: float
     weight_decay: float
     shared_decay: str
-    """As in `parameter_groups`."""
+    """Decay of shared parameters, as in `parameter_groups`."""
     lr_mult: dict[str, float]
-    """By layer; a bias has twice its layer's."""
+    """Learning-rate multipliers by layer; a bias has twice its layer's."""
     tops: Arrays
-    """(iterations, passes) each: the losses and accuracies by their names in the record."""
+    """Losses and accuracies, (iterations, passes) each, by their names in the record."""
     weights: Arrays
-    """The final weights by parameter. Here and in a history an array may hold only the first values."""
+    """Final weights by parameter. Here and in a history an array may hold only the first values."""
     history: Arrays
-    """The final momentum by parameter, summed over sharing copies; empty if it was not recorded."""
+    """Final momentum by parameter, summed over sharing copies; empty if not recorded."""
     copy_history: Arrays
-    """The same of each copy, by `copy_name`; empty if it was not recorded."""
+    """Final momentum of each copy, by `copy_name`; empty if not recorded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedStreams:
-    """What a run drew from its random_seed."""
+    """The draws of a run from its random_seed."""
 
     seed: int
     dataset: SegmentationDataset
     draws: list[list[Draw]]
-    """By forward pass; with the offsets in pixels."""
+    """Draws by forward pass, with offsets in pixels."""
     transformer_seeds: np.ndarray
-    """(passes + 1,) those of the batches, and of the next one."""
+    """(passes + 1,), the seeds of the batches and of the batch after the last."""
     fillers: Arrays
-    """New layers after construction, by parameter."""
+    """Initial values of new layers, by parameter."""
     next_word: int
-    """The next word of the global generator after the run."""
+    """First word of the global generator after the run."""
 
     def batch(self, draws: list[Draw]) -> tuple[Tensor, Tensor]:
         samples = [self.dataset[draw] for draw in draws]
@@ -76,39 +76,39 @@ class RecordedStreams:
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A recorded net: everything to repeat its runs, and what they gave."""
+    """A recorded net: the inputs and settings of its runs, and their recorded results."""
 
     name: str
     config: dict
-    """For `build_model`."""
+    """Config for `build_model`."""
     classifier: str
     extra_supervision: bool
     initial: dict[str, Tensor]
-    """State dict at the start."""
+    """Initial state dict."""
     iterations: int
     passes: int
-    """Forward and backward passes of an update (iter_size)."""
+    """Forward and backward passes per update (iter_size)."""
     batch: Callable[[int, int], tuple[Tensor, Tensor]]
-    """(iteration, pass) -> image (N, 3, H, W) float32, labels (N, H, W)."""
+    """Function from (iteration, pass) to image (N, 3, H, W) float32 and labels (N, H, W)."""
     runs: dict[str, RecordedRun]
     blobs: Arrays
-    """Of the first forward pass, by Caffe's names."""
+    """Blobs of the first forward pass, by Caffe's names."""
     gradients: Arrays
-    """Of the first iteration, summed over its passes and over sharing copies, by parameter."""
+    """Gradients of the first iteration by parameter, summed over its passes and over sharing copies."""
     copy_gradients: Arrays
-    """The same of each copy, by `copy_name`."""
+    """Gradients of the first iteration for each copy, by `copy_name`."""
     test_image: np.ndarray | None
-    """(H, W, 3) uint8 BGR: the image of the TEST phase with the initial weights."""
+    """(H, W, 3) uint8 BGR, the image of the TEST phase with the initial weights."""
     test: Arrays
-    """What the TEST phase gave, by Caffe's names."""
+    """Blobs of the TEST phase, by Caffe's names."""
     mean: np.ndarray
     """(3,) mean pixel, BGR."""
     streams: RecordedStreams | None = None
-    """For a run with dropout, from a seed."""
+    """Recorded random draws; only for a run from a seed, with dropout."""
 
     @property
     def per_copy(self) -> bool:
-        """Whether gradients or histories were recorded copy by copy."""
+        """Whether gradients or histories were recorded per copy."""
         return bool(self.copy_gradients) or any(run.copy_history for run in self.runs.values())
 
     def net(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> DeepLab:
@@ -124,14 +124,14 @@ def copy_name(layer: str, scale: float, kind: str) -> str:
 
 
 def read_recording(folder: str | os.PathLike, case: str | None = None) -> Recording:
-    """Reads a recorded run: `case` of a folder of nets, or the one end-to-end run of a folder with a run.npz.
+    """Reads a recorded run: case `case` of a folder of nets, or the end-to-end run of a folder with a run.npz.
 
     Raises:
-        InputError: no such case, or a record that lacks a part, naming it.
+        InputError: no such case, or a part of the record is missing; names it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give that of a recorded run.")
+        raise InputError(f"{folder} is not a folder: give the folder of a recorded run.")
     try:
         if case is None and (folder / "run.npz").exists():
             return _read_end_to_end(folder)
@@ -140,9 +140,9 @@ def read_recording(folder: str | os.PathLike, case: str | None = None) -> Record
         raise
     except KeyError as error:
         raise InputError(
-            f"the record in {folder} lacks {error}: docs/fidelity/recorded_runs.md lists what one holds."
+            f"the record in {folder} lacks {error}: docs/fidelity/recorded_runs.md lists the required parts."
         ) from error
-    except ValueError as error:  # numpy on a damaged file, json, mismatched lengths
+    except ValueError as error:  # from numpy on a damaged file, from json, and for mismatched lengths
         raise InputError(f"the record in {folder} cannot be read ({str(error).splitlines()[0]}).") from error
 
 
@@ -168,7 +168,7 @@ def _read_net(folder: Path, case: str | None) -> Recording:
         return dataclasses.replace(net, name=case, **nothing, **_test_phase(arrays))
     cfg = info["cfg"]
     if cfg.get("dropout"):
-        raise InputError(f"{case} was recorded with dropout: only an end-to-end record says which masks were drawn.")
+        raise InputError(f"{case} was recorded with dropout, but only an end-to-end record holds the dropout masks.")
     classifier = f"fc8_{cfg['exp']}"
     config = _config(info, arrays)
     data = _load(folder / "data.npz")
@@ -200,7 +200,7 @@ def _read_net(folder: Path, case: str | None) -> Recording:
 
 
 def _config(info: Mapping, arrays: Arrays) -> dict:
-    """For `build_model`. What a record's cfg leaves out is seen from its blobs, or has a default."""
+    """The config for `build_model`; fields missing from the record's cfg follow from its blobs or take defaults."""
     cfg, skip_net, scales = info["cfg"], info["kind"].startswith("msc"), info["cfg"].get("scales", [1])
     config = {
         "net": "DeepLabMSc" if skip_net else "DeepLabLargeFOV",
@@ -225,7 +225,7 @@ def _test_phase(arrays: Arrays) -> dict[str, Any]:
 
 
 def _read_run(folder: Path, arrays: Arrays, info: Mapping, run: str) -> RecordedRun:
-    """One of the runs; its weights and history are in the npz, or in snapshot files of Caffe's."""
+    """Reads one run, with weights and history from Caffe's snapshot files if they exist, else from the npz."""
     solver = SOLVER | info.get("solver", {})
     losses = arrays[f"losses_{run}"]
     weights = _under(arrays, f"final_{run}") | _under(arrays, f"final_{run}_first400")
@@ -285,7 +285,7 @@ def _read_end_to_end(folder: Path) -> Recording:
         next_word=int(arrays["next_global_word"]),
     )
 
-    # Caffe loads by layer name after the fillers: a layer of the file overrides them.
+    # Caffe loads weights by layer name after the fillers, so the file's layers override them.
     loaded = _blobs_of_file(_sibling(folder, "init_single.caffemodel", "nets"))
     initial = fillers | _by_parameter({key: value for key, value in loaded.items() if key.split("/")[0] in layers})
     run = RecordedRun(
@@ -320,7 +320,7 @@ def _read_end_to_end(folder: Path) -> Recording:
 
 
 def _lr_mult(info: Mapping) -> dict[str, float]:
-    """The multiplier of every layer's weight, where they were recorded."""
+    """The learning-rate multiplier of every layer's weight, if recorded."""
     slots = zip(map(_slot, info["params"]), info.get("lr_mult", ()), strict=False)
     return {layer: mult for (layer, _, kind), mult in slots if kind == "weight"}
 
@@ -333,7 +333,7 @@ def _load(path: Path) -> Arrays:
 
 
 def _sibling(folder: Path, name: str, other: str) -> Path:
-    """`name` in the folder, or in the folder `other` beside it."""
+    """Path of `name` in the folder or in its sibling folder `other`."""
     for path in (folder / name, folder.parent / other / name):
         if path.exists():
             return path
@@ -356,7 +356,7 @@ def _slot(key: str) -> tuple[str, float, str]:
 
 
 def _by_parameter(blobs: Arrays) -> Arrays:
-    """By parameter; all copies of one are the same."""
+    """Blobs by parameter name; copies of a parameter are identical."""
     slots = {key: _slot(key) for key in blobs}
     return {f"{layer}.{kind}": blobs[key] for key, (layer, _, kind) in slots.items()}
 
@@ -366,7 +366,7 @@ def _by_copy(blobs: Arrays) -> Arrays:
 
 
 def _summed(blobs: Arrays) -> Arrays:
-    """By parameter, summed over copies."""
+    """Blobs by parameter name, summed over copies."""
     total: Arrays = {}
     for key, value in blobs.items():
         layer, _, kind = _slot(key)

@@ -1,4 +1,4 @@
-"""Repeating a recorded run, and how far every number of ours is from the recorded one."""
+"""Repeats a recorded run and compares every number with the recorded one."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -21,7 +21,7 @@ from a2s_repro.runtime.precision import float32_products
 from a2s_repro.solver import CaffeSGD, parameter_groups
 
 TEST_ROW = 5
-"""The row that a record of the TEST phase holds of a blob as BLOB_row0."""
+"""Row of a blob that a record of the TEST phase stores as BLOB_row0."""
 
 
 def replay(
@@ -31,15 +31,15 @@ def replay(
     rtol: float | None = None,
     progress: Callable[[], Any] = lambda: None,
 ) -> Report:
-    """Compares all that was recorded: the first pass, the first gradients, every run, and the TEST phase.
+    """Compares the whole record: random draws, the first pass, the first gradients, every run, and the TEST phase.
 
     `rtol` replaces all gates by one on the relative deviation. `progress` is called after every training iteration.
     """
     comparisons, flips = compare_streams(recording) + compare_first_pass(recording, dtype, device), {}
     comparisons += compare_gradients(recording, dtype, device)
     for run in recording.runs:
-        found, flip = compare_run(recording, run, dtype, device, progress)
-        comparisons += found
+        of_run, flip = compare_run(recording, run, dtype, device, progress)
+        comparisons += of_run
         if flip:
             flips[run] = flip
     comparisons += compare_test_phase(recording, dtype, device)
@@ -49,7 +49,7 @@ def replay(
 
 
 def compare_streams(recording: Recording) -> list[Comparison]:
-    """What the run drew from its seed, exactly: fillers, transformer seeds, images as cropped and mirrored."""
+    """The draws of the run from its seed, bit for bit: fillers, transformer seeds, cropped and mirrored images."""
     if recording.streams is None:
         return []
     recorded = recording.streams
@@ -72,7 +72,7 @@ def compare_streams(recording: Recording) -> list[Comparison]:
 
 @float32_products("ieee")
 def compare_first_pass(recording: Recording, dtype: torch.dtype, device: str | torch.device) -> list[Comparison]:
-    """Every recorded blob of the first forward pass."""
+    """All recorded blobs of the first forward pass."""
     if not recording.blobs:
         return []
     stored, recomputed = first_blobs(recording, dtype, device)
@@ -81,15 +81,15 @@ def compare_first_pass(recording: Recording, dtype: torch.dtype, device: str | t
 
 @float32_products("ieee")
 def compare_gradients(recording: Recording, dtype: torch.dtype, device: str | torch.device) -> list[Comparison]:
-    """The gradients of the first iteration, which are not held to anything where float32 flipped a unit."""
+    """The gradients of the first iteration; without a gate if float32 flipped a unit."""
     if not recording.gradients and not recording.copy_gradients:
         return []
     training = Training(recording, next(iter(recording.runs)), dtype, device)
     _, flip = training.passes(0)
     summed, copies = training.by_parameter_and_copy(lambda parameter: parameter.grad)
     gates = gates_of(dtype, flip is not None)
-    found = _compared("gradient", summed, recording.gradients, gates)
-    return found + _compared("gradient", copies, recording.copy_gradients, gates)
+    comparisons = _compared("gradient", summed, recording.gradients, gates)
+    return comparisons + _compared("gradient", copies, recording.copy_gradients, gates)
 
 
 @float32_products("ieee")
@@ -102,8 +102,8 @@ def compare_run(
 ) -> tuple[list[Comparison], tuple[int, Flip] | None]:
     """The losses and accuracies of every iteration, the final weights and the histories of one run.
 
-    In float32 the net is run in float64 beside it: the second result is the first unit that float32 flipped, and its
-    iteration. From there on only the losses are held, more loosely. On a GPU a run is shown, not held to anything.
+    In float32 the net also runs in float64; the second result is the iteration and the first unit that float32 flipped.
+    After a flip only the losses are checked, with a wider gate. On a GPU a run is reported without gates.
     """
     recorded = recording.runs[run]
     training = Training(recording, run, dtype, device)
@@ -132,7 +132,7 @@ def compare_run(
 
 @float32_products("ieee")
 def compare_test_phase(recording: Recording, dtype: torch.dtype, device: str | torch.device) -> list[Comparison]:
-    """The TEST phase on an image of its own, padded or cropped to the centre: maps, or rows of them, and labels."""
+    """The TEST phase on the record's test image, padded or centre-cropped: maps, or rows of them, and labels."""
     if recording.test_image is None:
         return []
     theirs = dict(recording.test)
@@ -147,13 +147,13 @@ def compare_test_phase(recording: Recording, dtype: torch.dtype, device: str | t
         blobs[f"{name}_row0"] = blob[0, :, TEST_ROW : TEST_ROW + 1]
         if rows is not None and blob.shape[2] > rows.max():
             blobs[f"{name}_rows"] = blob[0, :, rows]
-    found = _compared("test map", blobs, theirs, gates_of(dtype))
+    comparisons = _compared("test map", blobs, theirs, gates_of(dtype))
     segmented = {argmax: ops.segment(prediction.scores, (side, side))}
-    return found + _compared("test label", segmented, labels, gates_of(dtype))
+    return comparisons + _compared("test label", segmented, labels, gates_of(dtype))
 
 
 class Training:
-    """A recorded run repeated; in float32 with a float64 one beside it, to know a flipped unit from a mistake."""
+    """A repetition of a recorded run; in float32 with a float64 twin, to distinguish flipped units from errors."""
 
     def __init__(self, recording: Recording, run: str, dtype: torch.dtype, device: str | torch.device) -> None:
         settings = recording.runs[run]
@@ -161,7 +161,7 @@ class Training:
         self.net = recording.net(dtype, device).train()
         self.streams = None
         if recording.streams:
-            self.streams = _streams(recording, self.net)  # fills the new layers, which the file may override
+            self.streams = _streams(recording, self.net)  # fills the new layers; the file may override them
             self.net.load_state_dict(recording.initial)
         if recording.per_copy:
             self.net.copy_per_branch()
@@ -174,7 +174,7 @@ class Training:
         self.exact = None if dtype == torch.float64 else Training(recording, run, torch.float64, device)
 
     def passes(self, iteration: int) -> tuple[Arrays, Flip | None]:
-        """Forward and backward passes of an iteration: its tops, (passes,) each, and the first unit that flipped."""
+        """Runs an iteration's forward and backward passes; returns its tops, (passes,) each, and the first flip."""
         tops, flip = [], None
         for training in (self, self.exact):
             if training:
@@ -184,10 +184,10 @@ class Training:
             if not self.exact:
                 tops.append(self._pass(image, labels))
                 continue
-            with recorded_decisions(self.net) as ours, recorded_decisions(self.exact.net) as right:
+            with recorded_decisions(self.net) as ours, recorded_decisions(self.exact.net) as reference:
                 tops.append(self._pass(image, labels))
                 self.exact._pass(image, labels)
-            flip = flip or first_flip(ours, right)
+            flip = flip or first_flip(ours, reference)
         if flip:
             self.exact = None
         return {top: np.array([values[top] for values in tops]) for top in tops[0]}, flip
@@ -211,7 +211,7 @@ class Training:
                 training.solver.step()
 
     def by_parameter_and_copy(self, value: Callable[[nn.Parameter], Tensor | None]) -> tuple[dict, dict]:
-        """A tensor of every slot: summed over the copies of a parameter, and copy by copy."""
+        """`value` of all parameters, by name: summed over the copies of a parameter, and per copy."""
         summed, copies = {}, {}
         for branch, scale in zip((self.net, *self.net.copies), self.net.scales, strict=False):
             for name, parameter in branch.named_parameters():
@@ -236,7 +236,7 @@ def _compared(
     recomputed: Iterable[str] = (),
     **place: Any,
 ) -> list[Comparison]:
-    """Every recorded array against ours; one that ours lacks fails."""
+    """Compares every recorded array with ours; a missing one fails."""
     return [
         compare(kind, name, ours.get(name), values, gates[kind], recomputed=name in recomputed, **place)
         for name, values in theirs.items()

@@ -1,1 +1,1 @@
-"""Where a net runs: devices and their memory, precision, processes, compilation."""
+"""Runtime: devices and memory, precision, distributed processes, compilation."""

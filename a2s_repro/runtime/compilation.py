@@ -1,4 +1,4 @@
-"""A net whose passes take fewer, larger pieces of work: kernels made by torch.compile, and CUDA graphs."""
+"""Compilation of a net with torch.compile, and execution with CUDA graphs."""
 
 from collections.abc import Callable
 
@@ -10,18 +10,18 @@ from a2s_repro.models import Net, Prediction
 
 
 def compiled(net: Net, device: torch.device, kernels: bool, graphs: bool) -> Callable[[Tensor], Prediction]:
-    """The net as it is called in training, on images of one size; its parameters and their gradients stay the net's.
+    """A compiled callable of the net for training on images of one size; it shares the net's parameters and gradients.
 
     Args:
-        kernels: whether inductor makes kernels of its operations, forward and backward.
-        graphs: whether forward and backward are each recorded as a CUDA graph and replayed, by torch's own machinery.
-            What follows a gradient, as its sum over processes, stays outside.
+        kernels: whether inductor compiles the forward and backward operations to kernels.
+        graphs: whether forward and backward are recorded as CUDA graphs and replayed (by torch). Hooks on gradients,
+            such as the sum over processes, run outside the graphs.
 
     Raises:
         InputError: no GPU for graphs, or no compiler for kernels.
     """
     if graphs and device.type != "cuda":
-        raise InputError(f"CUDA graphs are of GPUs, but the device is {device}: do without --cuda-graph.")
+        raise InputError(f"CUDA graphs need a GPU, but the device is {device}: leave out --cuda-graph.")
     if kernels:
         _check_compiler(device)
         return torch.compile(net, dynamic=False, mode="reduce-overhead" if graphs else "default")
@@ -33,4 +33,4 @@ def _check_compiler(device: torch.device) -> None:
         torch.compile(torch.neg)(torch.ones(1, device=device))
     except RuntimeError as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"torch.compile does not work here ({reason}): do without --compile.") from None
+        raise InputError(f"torch.compile does not work here ({reason}): leave out --compile.") from None

@@ -1,4 +1,4 @@
-"""Many processes at one task, as torchrun starts them. In a single process all of this does nothing."""
+"""Distributed processes started by torchrun. In a single process all functions are no-ops."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -14,17 +14,16 @@ from tqdm import tqdm
 from a2s_repro.errors import InputError, ToldElsewhere
 
 LONGEST_WAIT = timedelta(days=1)
-"""For the other processes, as at the end of a folder whose long video one has. One that died is noticed at once."""
+"""Collective timeout: must outlast the slowest rank, such as one with a long video. A dead rank is detected at once."""
 
 LONGEST_SENTENCE = 2000
-"""Bytes of an error that the processes tell each other."""
+"""Maximum length of an exchanged error message, in bytes."""
 
 
 def initialise(device: str = "cpu") -> str:
-    """Joins the processes that torchrun started; returns the device of this one, of which each has its own GPU.
+    """Initialises the process group of torchrun; returns this process's device, with one GPU per process.
 
-    Sums go over NCCL where the tensors are on GPUs, over gloo where they are not. Raises InputError if the others do
-    not answer.
+    Collectives use NCCL for tensors on GPUs and gloo on the CPU. Raises InputError if the processes cannot connect.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return device
@@ -34,21 +33,22 @@ def initialise(device: str = "cpu") -> str:
         try:
             torch.cuda.set_device(device)
         except (RuntimeError, AssertionError):  # torch without CUDA asserts
-            raise InputError(f"there is no {device} for each process: start one process for every GPU.") from None
+            raise InputError(f"{device} does not exist: start at most one process per GPU.") from None
     if not dist.is_initialized():
         try:
             backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=LONGEST_WAIT)
         except RuntimeError as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise InputError(f"the processes of the run do not find each other ({reason}).") from None
+            raise InputError(f"the processes of the run cannot connect ({reason}): check torchrun's address.") from None
     return device
 
 
 def leave() -> None:
-    """Waits for the other processes to come to the end, and leaves them; gloo's threads abort one that just exits.
+    """Synchronises with the other processes and destroys the process group.
 
-    torchrun ends the others as soon as one of them has a status other than 0, so that all must have printed before.
+    Without this, gloo's threads abort a process at exit. Also, torchrun kills the others as soon as one exits with a
+    status other than 0, so all must have printed their messages first.
     """
     if dist.is_initialized():
         max_(0)
@@ -56,30 +56,30 @@ def leave() -> None:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Whether this is rank 0, which prints and writes."""
     return rank() == 0
 
 
 def tell(sentence: str) -> None:
-    """Prints a sentence beside progress bars, once for all processes."""
+    """Prints a message on rank 0 without disturbing progress bars."""
     if is_main():
         tqdm.write(sentence)
 
 
 def sum_(tensor: Tensor) -> Tensor:
-    """Sums a tensor over the processes, in place, and returns it; all must call it with the same shape and dtype.
+    """Sums a tensor over all processes in place and returns it; all must call it with the same shape and dtype.
 
-    Raises InputError if one of them has died.
+    Raises InputError if a process has died.
     """
     if world_size() > 1:
         with _noticing_deaths():
@@ -88,7 +88,7 @@ def sum_(tensor: Tensor) -> Tensor:
 
 
 def max_(value: int) -> int:
-    """The largest of the values that the processes give."""
+    """The maximum of the value over all processes."""
     if world_size() == 1:
         return value
     largest = torch.tensor(value)
@@ -99,10 +99,9 @@ def max_(value: int) -> int:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """An InputError of one process in the block is raised by all at its end, so that none waits for another.
+    """Propagates an InputError: if a process raises one in the block, all raise at its end, so that none deadlocks.
 
-    They get the sentence of the first in rank that has one; the first process is to print it, and those after it raise
-    it as ToldElsewhere.
+    All raise the message of the lowest failing rank: rank 0 as InputError, to be printed, the others as ToldElsewhere.
     """
     failure = None
     try:
@@ -116,22 +115,22 @@ def failing_together() -> Iterator[None]:
     sentences = torch.zeros(world_size(), LONGEST_SENTENCE, dtype=torch.uint8)
     encoded = str(failure or "").encode()[:LONGEST_SENTENCE]
     sentences[rank(), : len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else 0
-    told = (bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore") for row in sum_(sentences))
-    raise _error()(next(filter(None, told))) from failure
+    messages = (bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore") for row in sum_(sentences))
+    raise _error()(next(filter(None, messages))) from failure
 
 
 class GradientSum:
-    """The gradients of some parameters, summed over the passes of an update and over all processes.
+    """Sums gradients over the passes of an update and over all processes, overlapped with the backward pass.
 
-    The passes are summed in double and rounded once, so that it matters next to nothing which process makes which of
-    them. The sums are one flat buffer, which a gradient joins as soon as a pass has completed it. It is cut into
-    buckets in the order in which a backward pass completes them, the last layers first; each is summed over the
-    processes as soon as the last pass has completed it, while that pass goes on. The only pass of an only process is
-    summed with nothing: its gradients stay where autograd has put them.
+    Passes are summed in float64 and rounded once, so that the assignment of passes to processes has next to no effect.
+    The sums are one flat buffer; a hook adds a gradient as soon as a pass has computed it. The buffer is divided into
+    buckets in the order of the backward pass, last layers first. A bucket is all-reduced as soon as the last pass has
+    completed it, while that pass continues. With one process and one pass there is nothing to reduce; gradients stay
+    in `.grad`.
 
     Args:
-        parameters: those that require no gradient are left out.
-        bucket_size: about as many values are summed at a time.
+        parameters: parameters without requires_grad are left out.
+        bucket_size: approximate number of values per all-reduce.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], bucket_size: int = 2**22) -> None:
@@ -163,10 +162,10 @@ class GradientSum:
 
     @contextmanager
     def over(self, passes: int) -> Iterator[None]:
-        """This process makes that many backward passes in the block.
+        """Sums over the block, in which this process must run `passes` backward passes.
 
-        At its end the gradients are the sums over all passes of all processes, each of which must come there, by an
-        InputError if need be.
+        At its end every `.grad` is the sum over all passes of all processes. All processes must reach the end, which
+        they also do if an InputError is raised in the block.
         """
         for parameter in self._parameters:
             parameter.grad = None
@@ -204,7 +203,7 @@ class GradientSum:
 
     def _finish(self) -> None:
         if self._summing:
-            while len(self._works) < len(self._buckets):  # of parameters that not every pass reached
+            while len(self._works) < len(self._buckets):  # buckets with parameters that some pass did not reach
                 self._send_next()
             with _noticing_deaths():
                 for work in filter(None, self._works):
@@ -219,7 +218,7 @@ class GradientSum:
 
 
 def _part(flat: Tensor, start: int, parameter: nn.Parameter) -> Tensor:
-    """The part of a flat buffer that belongs to a parameter, laid out as it is."""
+    """The view of a flat buffer for a parameter, with the parameter's shape and strides."""
     return flat.as_strided(parameter.shape, parameter.stride(), start)
 
 
@@ -228,7 +227,7 @@ def _noticing_deaths() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _error()("another process of the run has died: go on with --resume auto.") from error
+        raise _error()("another process of the run has died: continue with --resume auto.") from error
 
 
 def _error() -> type[InputError]:

@@ -1,4 +1,4 @@
-"""Runs trained on drawn pictures, set side by side."""
+"""Comparison tables of runs trained on the demo set."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def folders(tmp_path_factory) -> list[Path]:
     lists = data / "ImageSets/Segmentation"
     init = draw_pretrained(folder)[IMAGENET]
     trial = {"width": 1 / 16, "max_iter": 2, "batch_size": 2, "iter_size": 1, "crop": 65, "display": 1}
-    found = []
+    outs = []
     for cell, seed in (("average2", 1), ("average2", 2), ("attention3_esupv", 1)):
         out = folder / f"{cell}_{seed}"
         recipe = find_recipe(f"voc12/{cell}").changed(**trial, num_classes=len(CLASSES))
@@ -40,19 +40,19 @@ def folders(tmp_path_factory) -> list[Path]:
         model, _ = load_model(out / "final.pth")
         result = evaluate(model, read_list(lists / "val.txt", data), crop=161, by_size="attention" in cell)
         (out / "val.json").write_text(json.dumps(result.summary(CLASSES)))
-        found.append(out)
-    return found
+        outs.append(out)
+    return outs
 
 
 def table(markdown: str, number: int) -> list[dict[str, str]]:
-    """The lines of one of the tables, by the titles of its columns."""
+    """The lines of a table, as dicts by column title."""
     titles, _, *lines = (
         [cell.strip() for cell in line.strip("|").split("|")] for line in markdown.split("\n\n")[number].splitlines()
     )
     return [dict(zip(titles, line, strict=True)) for line in lines]
 
 
-def test_rows_name_what_differs_and_hold_the_means_over_seeds(folders):
+def test_rows_show_differing_settings_and_means_over_seeds(folders):
     markdown = comparison([read_run(folder) for folder in folders])
     scores = [json.loads((folder / "val.json").read_text()) for folder in folders]
     losses = [json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["losses"] for folder in folders]
@@ -61,9 +61,9 @@ def test_rows_name_what_differs_and_hold_the_means_over_seeds(folders):
     assert list(average)[:4] == ["scales", "merge", "extra supervision", "mIoU"]
     assert list(average.values())[:3] == ["1, 0.5", "average", "no"]
     assert list(attention.values())[:3] == ["1, 0.75, 0.5", "attention", "yes"]
-    each = [100 * score["mean_iou"] for score in scores]
-    assert average["mIoU"] == f"{(each[0] + each[1]) / 2:.2f}"
-    assert average["of each run"] == f"{each[0]:.2f}, {each[1]:.2f}"
+    mean_ious = [100 * score["mean_iou"] for score in scores]
+    assert average["mIoU"] == f"{(mean_ious[0] + mean_ious[1]) / 2:.2f}"
+    assert average["of each run"] == f"{mean_ious[0]:.2f}, {mean_ious[1]:.2f}"
     assert attention["of each run"] == ""
     assert average["loss"] == f"{(losses[0]['loss'] + losses[1]['loss']) / 2:.3f}"
     assert attention["loss_res05"] == f"{losses[2]['loss_res05']:.3f}"
@@ -71,7 +71,7 @@ def test_rows_name_what_differs_and_hold_the_means_over_seeds(folders):
 
     by_class = table(markdown, 1)[1]
     assert by_class["disc"] == f"{100 * scores[2]['iou']['disc']:.1f}"
-    deviation = np.std(each[:2], ddof=1)
+    deviation = np.std(mean_ious[:2], ddof=1)
     assert markdown.endswith(f"(1 degrees of freedom): {deviation:.2f}.")
 
 
@@ -92,7 +92,7 @@ def test_scores_of_different_sets_are_not_compared(folders):
         comparison([fewer, *runs[1:]])
 
 
-def test_the_tool_prints_it_and_names_what_is_missing(folders, tmp_path):
+def test_tool_prints_the_tables_and_bad_score_files_are_named(folders, tmp_path):
     command = [sys.executable, TOOL, *folders]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -100,8 +100,8 @@ def test_the_tool_prints_it_and_names_what_is_missing(folders, tmp_path):
 
     copy = shutil.copytree(folders[0], tmp_path / "copy")
     (copy / "val.json").write_text("{")
-    with pytest.raises(InputError, match=r"copy.val.json is no JSON file"):
+    with pytest.raises(InputError, match=r"copy.val.json is not a JSON file"):
         read_run(copy)
     (copy / "val.json").unlink()
-    with pytest.raises(InputError, match=r"copy.val.json is missing: train the run, and score"):
+    with pytest.raises(InputError, match=r"copy.val.json is missing: train the run, then score"):
         read_run(copy)

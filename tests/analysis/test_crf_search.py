@@ -1,4 +1,4 @@
-"""Searching CRF parameters: a thin net on drawn pictures, through the tool."""
+"""CRF parameter search with a thin net on the demo set, run through the tool."""
 
 import json
 import subprocess
@@ -89,9 +89,9 @@ def test_the_tool_scores_every_combination(demo: Path, model_file: Path, tmp_pat
     without, refined = ConfusionMatrix(len(CLASSES)), ConfusionMatrix(len(CLASSES))
     for item in sample(read_list(listed, demo), 2, seed=10):
         image, truth = read_pair(item, len(CLASSES))
-        found = Segmenter(model, crop=161)(image, scores=True)
-        without.update(truth, found.labels)
-        refined.update(truth, refine(image[:, :, ::-1], found.scores, crf))
+        segmentation = Segmenter(model, crop=161)(image, scores=True)
+        without.update(truth, segmentation.labels)
+        refined.update(truth, refine(image[:, :, ::-1], segmentation.scores, crf))
     assert report["without"] == without.mean_iou
     assert report["scores"][1]["mean_iou"] == refined.mean_iou
 

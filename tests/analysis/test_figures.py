@@ -1,4 +1,4 @@
-"""The attention figures: their columns, what they show, and the file that the tool writes."""
+"""Attention figures: their columns, their content, and the file that the tool writes."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def items(demo):
 
 
 def titles_and_maps(figure, columns):
-    """Titles of the columns, and the floats that the first row shows."""
+    """Titles of the columns, and the float maps in the first row."""
     axes = figure.axes[:columns]
     shown = [axis.get_images()[0].get_array() for axis in axes]
     return [axis.get_title() for axis in axes], [values for values in shown if values.dtype != np.uint8]
@@ -95,8 +95,8 @@ def test_comparison_has_the_baseline_before_ours(demo):
     assert (np.stack(maps) == ours(rows[0].image).weights).all()
 
 
-def test_winner_shows_where_max_pooling_takes_its_maximum(demo):
-    """At every pixel one scale has weight 1, and its score for the class predicted is the merged one."""
+def test_winner_is_the_scale_of_the_maximum(demo):
+    """At every pixel exactly one scale has weight 1, and its score for the predicted class is the merged score."""
     ours, other = segmenter(), segmenter("max")
     rows = figure_rows(items(demo)[:1], "winner", ours, other)
     titles, maps = titles_and_maps(attention_figure(rows, (1, 0.5), CLASSES, "winner"), 6)
@@ -104,16 +104,16 @@ def test_winner_shows_where_max_pooling_takes_its_maximum(demo):
     assert titles == ["image", "ground truth", *scales]
     one_hot = np.stack(maps[:2])
     assert set(np.unique(one_hot)) == {0, 1} and (one_hot.sum(0) == 1).all()
-    found = inspect(other, rows[0].image, 8)
-    merged = found.scores.max(0).values
-    chosen = found.scale_scores.gather(1, found.scores.argmax(0).expand(2, 1, -1, -1))[:, 0]
+    inspection = inspect(other, rows[0].image, 8)
+    merged = inspection.scores.max(0).values
+    chosen = inspection.scale_scores.gather(1, inspection.scores.argmax(0).expand(2, 1, -1, -1))[:, 0]
     weights = torch.from_numpy(one_hot[:, ::8, ::8])
     torch.testing.assert_close((weights * chosen).sum(0), merged, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("recalibration", "limits"), [("multiply", (0, 1)), ("add", None)])
 def test_recalibration_of_the_most_frequent_classes(demo, recalibration, limits):
-    """Factors range from 0 to 1, biases evenly about 0."""
+    """Factors are shown from 0 to 1, biases symmetrically about 0."""
     net = segmenter(head=RefineHead(recalibration=recalibration))
     rows = figure_rows(items(demo)[:1], "recalibration", net)
     figure = attention_figure(rows, (1, 0.5), CLASSES, "recalibration")
@@ -144,7 +144,7 @@ def test_layouts_that_do_not_fit_the_nets_are_refused(demo):
         figure_rows(items(demo)[:1], "winner", segmenter("average"), segmenter("max"))
 
 
-def test_tool_writes_a_png_of_the_asked_images(tmp_path, demo):
+def test_tool_writes_a_png(tmp_path, demo):
     command = [sys.executable, TOOL, "--data-root", demo, "--crop", "65", "--layout", "winner", "--ids", "val_0001"]
     for option, merge in (("--model", "attention"), ("--baseline", "max")):
         net = segmenter(merge).model

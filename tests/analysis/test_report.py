@@ -1,4 +1,4 @@
-"""The report of a run: what it holds, and, in a headless Chromium, what it shows to mouse, touch and keyboard."""
+"""The report of a run: its data, and its reaction to mouse, touch and keyboard in a headless Chromium."""
 
 import base64
 import json
@@ -51,9 +51,9 @@ def data(tmp_path_factory):
 
 
 def random_net(kind: str) -> Net:
-    """With weights for which classes, scales and places differ, and no score is that of certainty.
+    """A net with random weights, scaled so that predictions vary by class, scale and position without saturation.
 
-    In the layout of a net that is loaded from a file, so that its sums are taken in the same order.
+    It has the memory format of a net loaded from a file, so that sums are computed in the same order.
     """
     torch.manual_seed(0)
     net = NETS[kind]()
@@ -66,7 +66,7 @@ def random_net(kind: str) -> Net:
 
 
 def make_run(folder: Path, data: Path, net: Net) -> Path:
-    """What a training leaves behind, without its time."""
+    """Writes the folder of a run without training."""
     recipe = find_recipe("voc12/attention3_esupv").changed(num_classes=len(CLASSES), test_crop=CROP, max_iter=40)
     recipe = recipe.config() | {"merge": net.merge, "published": PUBLISHED}
     run = {"data_root": str(data), "val_list": str(data / "ImageSets/Segmentation/val.txt")}
@@ -83,7 +83,7 @@ def make_run(folder: Path, data: Path, net: Net) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory, data):
-    """The page of a run of each net, by kind."""
+    """Report pages of one run per net, by kind."""
     folder = tmp_path_factory.mktemp("runs")
     return {kind: write_report(make_run(folder / kind, data, random_net(kind)), count=2) for kind in NETS}
 
@@ -93,7 +93,7 @@ def items_of(data):
 
 
 def data_of(page: Path) -> dict:
-    """The values in a page, its arrays as numpy's."""
+    """The data embedded in a page, with numpy arrays."""
     text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.DOTALL)[1]
 
     def unpack(value: dict):
@@ -105,13 +105,13 @@ def data_of(page: Path) -> dict:
 
 
 @pytest.mark.parametrize("kind", NETS)
-def test_arrays_are_the_nets_own_values_at_every_eighth_pixel(reports, data, kind):
-    """Fractions are rounded to 1/65535; the rest is exact."""
+def test_arrays_are_the_nets_values_at_every_eighth_pixel(reports, data, kind):
+    """Fractions are rounded to 1/65535; all other values are exact."""
     segmenter = Segmenter(random_net(kind), CLASSES, crop=CROP)
     for shown in data_of(reports[kind])["examples"]:
         image, truth = read_pair(items_of(data)[shown["id"]], len(CLASSES))
-        found = inspect(segmenter, image)
-        scores = found.scores.softmax(0).numpy()
+        inspection = inspect(segmenter, image)
+        scores = inspection.scores.softmax(0).numpy()
         assert shown["step"] == 8 and shown["size"] == list(truth.shape)
         assert (shown["truth"] == truth).all()
         assert (shown["labels"] == segmenter(image).labels).all()
@@ -119,21 +119,21 @@ def test_arrays_are_the_nets_own_values_at_every_eighth_pixel(reports, data, kin
         kept = np.take_along_axis(scores, shown["top_classes"].astype(int), 0)
         assert abs(shown["top_scores"] / 65535 - kept).max() <= 0.51 / 65535
         assert (np.diff(shown["top_scores"].astype(int), axis=0) <= 0).all()
-        alone = found.scale_scores.softmax(1).numpy()
+        alone = inspection.scale_scores.softmax(1).numpy()
         assert (shown["scale_classes"] == alone.argmax(1)).all()
         assert abs(shown["scale_scores"] / 65535 - alone.max(1)).max() <= 0.51 / 65535
-        if found.weights is None:
+        if inspection.weights is None:
             assert shown["weights"] is None
         else:
-            assert abs(shown["weights"] / 65535 - found.weights.numpy()).max() <= 0.51 / 65535
+            assert abs(shown["weights"] / 65535 - inspection.weights.numpy()).max() <= 0.51 / 65535
         assert (shown["winner"] is not None) == (kind == "max")
         if kind == "refine":
-            kept = np.take_along_axis(found.recalibration.numpy(), shown["top_classes"].astype(int), 0)
+            kept = np.take_along_axis(inspection.recalibration.numpy(), shown["top_classes"].astype(int), 0)
             assert (shown["recalibration"] == kept).all()
 
 
 def test_large_images_are_shrunk_and_their_grid_is_thinned(tmp_path):
-    """1300 pixels: a third of the size, and every third of the values at every eighth pixel."""
+    """A side of 1300 pixels is shrunk to a third, and the grid's step grows from 8 to 24 pixels."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (20, 1300, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "wide.png"), image)
@@ -153,7 +153,7 @@ def test_scores_are_those_of_the_evaluation_and_groups_are_ranked(reports, data)
     page = data_of(reports["attention"])
     assert page["confusion"]["counts"] == result.confusion.counts.tolist()
     groups = {
-        name: [each["iou"] for each in page["examples"] if each["group"] == name + " IoU"]
+        name: [shown["iou"] for shown in page["examples"] if shown["group"] == name + " IoU"]
         for name in ("lowest", "highest")
     }
     assert groups["lowest"] == sorted(groups["lowest"]) and groups["highest"] == sorted(groups["highest"], reverse=True)
@@ -166,13 +166,13 @@ def test_scores_are_those_of_the_evaluation_and_groups_are_ranked(reports, data)
     assert re.search(r'ring</th><td class="wide">.*?<b style="left:81.47%"></b>.*?<td>81.47</td>', text)
 
 
-def test_page_names_no_address_and_allows_none(reports):
+def test_page_has_no_external_addresses_and_its_policy_allows_none(reports):
     text = reports["attention"].read_text()
     assert "default-src 'none'; img-src data:;" in text
     assert not re.search(r"""(src|href|action)\s*=\s*["'](?!#|data:)|@import|url\((?!#)""", text)
 
 
-def test_newest_snapshot_of_an_unfinished_run(tmp_path, data):
+def test_unfinished_run_is_reported_from_its_newest_snapshot(tmp_path, data):
     folder = make_run(tmp_path / "run", data, random_net("attention"))
     finished = data_of(write_report(folder, ids=["val_0003"], count=0))["examples"]
     (folder / "final.pth").unlink()
@@ -187,7 +187,7 @@ def test_newest_snapshot_of_an_unfinished_run(tmp_path, data):
     assert (shown["top_scores"] == finished[0]["top_scores"]).all()
 
 
-def test_folder_of_no_run(tmp_path):
+def test_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"config\.json is missing: give the folder of a run"):
         write_report(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -195,16 +195,16 @@ def test_folder_of_no_run(tmp_path):
         write_report(tmp_path)
 
 
-def test_a_list_is_asked_for_where_the_run_names_none(tmp_path, data):
+def test_run_without_evaluation_list_needs_one(tmp_path, data):
     folder = make_run(tmp_path / "run", data, random_net("one scale"))
     config = json.loads((folder / "config.json").read_text())
     config["run"]["val_list"] = None
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"names no list to score on, .*list/val\.txt: give one by --list"):
+    with pytest.raises(InputError, match=r"names no evaluation list, .*list/val\.txt: give one with --list"):
         write_report(folder)
 
 
-def test_names_of_classes_cannot_become_markup(tmp_path, data):
+def test_class_names_are_escaped(tmp_path, data):
     folder = make_run(tmp_path / "run", data, random_net("one scale"))
     names = ["</script><b>", *CLASSES[1:]]
     net = random_net("one scale")
@@ -214,7 +214,7 @@ def test_names_of_classes_cannot_become_markup(tmp_path, data):
     assert page.read_text().count("</script>") == 2
 
 
-def test_tool_writes_where_it_is_told(tmp_path, data):
+def test_tool_writes_to_out(tmp_path, data):
     folder = make_run(tmp_path / "run", data, random_net("attention"))
     command = [sys.executable, TOOL, folder, "--device=cpu", "--out", tmp_path / "page.html", "--count", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -225,7 +225,7 @@ def test_tool_writes_where_it_is_told(tmp_path, data):
 
 @pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium. Set A2S_REQUIRE_BROWSER=1 to fail where there is none instead of skipping."""
+    """A headless Chromium; skips if there is none, or fails with A2S_REQUIRE_BROWSER=1."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -242,22 +242,22 @@ def browser():
 
 @pytest.fixture
 def opened(browser, reports):
-    """Opens the page of a net; afterwards, nothing may have been complained of or asked for over the network."""
-    contexts, troubles = [], []
+    """Opens the page of a net; at teardown, fails on console messages, page errors and network requests."""
+    contexts, problems = [], []
 
     def open_page(kind: str = "attention", **device):
         context = browser.new_context(offline=True, **device)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
         address = reports[kind].as_uri()
 
-        def asked(request) -> None:
+        def check_request(request) -> None:
             if request.url != address and not request.url.startswith(("data:", "blob:")):
-                troubles.append(request.url)
+                problems.append(request.url)
 
-        page.on("request", asked)
+        page.on("request", check_request)
         page.goto(address)
         page.wait_for_selector("#scores tbody tr")
         return page
@@ -265,18 +265,18 @@ def opened(browser, reports):
     yield open_page
     for context in contexts:
         context.close()
-    assert troubles == []
+    assert problems == []
 
 
 def read_out(page, table: str) -> list[list[str]]:
-    """The words of a table of the readout, without the bars."""
+    """The cells of a readout table, without the bars."""
     cells = "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
     rows = page.locator(f"#{table} tbody tr").evaluate_all(cells)
     return [[text for text in row if text] for row in rows]
 
 
 def expected(shown: dict, page: dict, x: int, y: int) -> tuple[list[list[str]], list[list[str]]]:
-    """The readout of pixel (x, y) of an example, from the arrays."""
+    """The expected readout of pixel (x, y) of an example, computed from the arrays."""
     row, column = (
         min(int(side / 8 + 0.5), count - 1) for side, count in zip((y, x), shown["top_classes"].shape[1:], strict=True)
     )
@@ -309,7 +309,7 @@ def hover(page, shown: dict, x: int, y: int) -> None:
 
 
 @pytest.mark.parametrize("kind", NETS)
-def test_hovering_reads_out_the_arrays(opened, reports, kind):
+def test_hovering_shows_the_arrays_values(opened, reports, kind):
     values = data_of(reports[kind])
     page = opened(kind)
     shown = values["examples"][0]
@@ -328,8 +328,8 @@ def test_hovering_reads_out_the_arrays(opened, reports, kind):
         assert page.locator("#truth").inner_text() == names[shown["truth"][y, x]]
 
 
-def test_another_image_and_every_layer(opened, reports):
-    """Weights, and what each scale alone says, are there to be chosen; each changes the picture."""
+def test_images_and_layers_can_be_chosen(opened, reports):
+    """The layers include the weights and the prediction of each scale; every layer gives another picture."""
     values = data_of(reports["attention"])
     page = opened()
     page.locator("#picker button").nth(2).click()
@@ -356,7 +356,7 @@ def picture_of(page) -> str:
 
 
 def test_slider_blends_from_the_image_to_the_labels(opened, reports):
-    """At 100 % a pixel has the colour of its label, at 0 % nothing of it."""
+    """At 100 % a pixel has the colour of its label; at 0 % the layer is invisible."""
     values = data_of(reports["attention"])
     shown = values["examples"][0]
     page = opened()
@@ -408,17 +408,17 @@ def test_confusion_matrix_by_mouse_and_keyboard(opened, reports):
     page.locator("#matrix").focus()
     page.keyboard.press("ArrowRight")
     share = 100 * counts[0][1] / sum(counts[0])
-    told = f"background is taken for disc on {share:.2f} % of its pixels: {counts[0][1]:,}."
-    assert page.locator("#matrix-readout").inner_text() == told
+    confused = f"background is classified as disc on {share:.2f} % of its pixels: {counts[0][1]:,}."
+    assert page.locator("#matrix-readout").inner_text() == confused
     page.locator("#matrix").scroll_into_view_if_needed()
     frame = page.locator("#matrix .frame").bounding_box()
     page.mouse.move(frame["x"] + 5, frame["y"] + 5)
-    found = f"background is found on {100 * counts[0][0] / sum(counts[0]):.2f} % of its pixels: {counts[0][0]:,}."
-    assert page.locator("#matrix-readout").inner_text() == found
+    correct = f"background is correct on {100 * counts[0][0] / sum(counts[0]):.2f} % of its pixels: {counts[0][0]:,}."
+    assert page.locator("#matrix-readout").inner_text() == correct
 
 
 def test_phone(opened, reports):
-    """Nothing is wider than a phone, and a tap does what hovering does."""
+    """The page fits the width of a phone, and a tap works like hovering."""
     values = data_of(reports["attention"])
     shown = values["examples"][0]
     page = opened(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)

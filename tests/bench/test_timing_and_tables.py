@@ -1,4 +1,4 @@
-"""What the benchmarks measure with, and the page that their results become. Nothing here is timed."""
+"""The benchmarks' timing helpers, and the pages made from their results. No test depends on measured times."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def test_paired_functions_run_in_every_round_over_all_input_sets() -> None:
     assert seen == {"a": {0, 1, 2}, "b": {0, 1, 2}}
 
 
-def test_peak_memory_is_results_and_what_was_held_on_the_way() -> None:
+def test_peak_memory_is_results_and_intermediates() -> None:
     def result_alone(_: int) -> torch.Tensor:
         return torch.empty(1 << 18)
 
@@ -38,8 +38,8 @@ def test_peak_memory_is_results_and_what_was_held_on_the_way() -> None:
     assert peak_memory(through_a_larger_one, CPU) == (1 << 22) + (1 << 20)
 
 
-def test_merging_holds_its_results_and_nothing_else() -> None:
-    """No resized score map, and on the CPU no tensor beside the results."""
+def test_merge_allocates_only_its_results() -> None:
+    """The merge stores no resized score map, and on the CPU no other intermediate."""
     from a2s_repro import ops
 
     scores, logits = [torch.randn(2, 21, side, side) for side in (65, 49, 33)], torch.randn(2, 3, 65, 65)
@@ -65,10 +65,10 @@ def test_kernel_results_become_a_table(tmp_path: Path) -> None:
     run = bench("--device", "cpu", *few, "--out", str(tmp_path))
     assert run.returncode == 0, run.stderr
     (file,) = tmp_path.glob("kernels-cpu-*.json")
-    found = json.loads(file.read_text())
-    assert {"date", "cpu", "torch", "csrc"} <= set(found["provenance"])
-    assert [row["pass"] for row in found["rows"]] == ["forward", "forward+backward"]
-    for row in found["rows"]:
+    measured = json.loads(file.read_text())
+    assert {"date", "cpu", "torch", "csrc"} <= set(measured["provenance"])
+    assert [row["pass"] for row in measured["rows"]] == ["forward", "forward+backward"]
+    for row in measured["rows"]:
         assert set(row["seconds"]) == {"fused", "eager"}
         assert row["peak_bytes"]["fused"] >= row["result_bytes"]
 
@@ -100,7 +100,7 @@ def test_charts_are_drawn_in_both_themes(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_pages_show_the_newest_results(tmp_path: Path) -> None:
-    """What `--write-docs` would write is what is committed."""
+    """The committed pages equal the output of `--write-docs`."""
     copies = [tmp_path / page.relative_to(ROOT) for page in PAGES]
     for page, copy in zip(PAGES, copies, strict=True):
         copy.parent.mkdir()
@@ -111,17 +111,17 @@ def test_the_pages_show_the_newest_results(tmp_path: Path) -> None:
 
 
 def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
-    """A thin net on small images: every version runs, and full-size figures of others are not put beside it."""
+    """A thin net on small images: every version runs, and the authors' full-size times are left out."""
     sizes = ("--width", "0.03125", "--crop", "65", "--test-crop", "65", "--threads", "1", "--quick", "--workers", "0")
     run = bench("--device", "cpu", *sizes, "--out", str(tmp_path), tool="bench_model")
     assert run.returncode == 0, run.stderr
     (file,) = tmp_path.glob("model-cpu-*.json")
-    found = json.loads(file.read_text())
+    measured = json.loads(file.read_text())
     versions = [("ours", "caffe"), ("ours", "bf16"), ("eager", "float32")]
-    rows = [(row["work"], row["version"], row["precision"]) for row in found["rows"]]
+    rows = [(row["work"], row["version"], row["precision"]) for row in measured["rows"]]
     assert rows == [(work, *version) for work in ("forward", "update") for version in versions]
-    assert all(row["seconds"]["median"] > 0 and row["authors_seconds"] is None for row in found["rows"])
-    assert found["loader"]["samples_per_second"]["median"] > 0
+    assert all(row["seconds"]["median"] > 0 and row["authors_seconds"] is None for row in measured["rows"])
+    assert measured["loader"]["samples_per_second"]["median"] > 0
 
     page = tmp_path / "performance.md"
     page.write_text("<!-- model-cpu -->\n<!-- end -->\n")
@@ -130,7 +130,7 @@ def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
 
 
 def test_results_of_convolutions_become_a_table(tmp_path: Path) -> None:
-    """Small maps of two layers: one by Winograd's algorithm, and fc6, whose hole is as wide as the map."""
+    """Small maps of two layers: one with Winograd's algorithm, and fc6, whose dilation is as large as the map."""
     run = bench(
         "--layers", "conv4_1", "fc6", "--crop", "97", "--seconds", "0", "--out", str(tmp_path), tool="bench_conv2d"
     )
@@ -147,7 +147,7 @@ def test_results_of_convolutions_become_a_table(tmp_path: Path) -> None:
 
 
 def test_the_eager_model_is_the_same_net() -> None:
-    """Maps and the gradient of conv1_1 of a thin net without dropout, in float64 but for float32 coordinates."""
+    """Compares maps and conv1_1's gradient of a thin net without dropout, in float64 with float32 coordinates."""
     sys.path.insert(0, str(ROOT / "tools"))
     import bench_model
 
@@ -182,7 +182,7 @@ def test_precisions_are_compared(tmp_path: Path) -> None:
     assert f"| 2 | {last['caffe']:.4f} | {last['bf16']:.4f} |" in page.read_text()
 
 
-def test_a_missing_page_a_size_of_0_and_a_missing_gpu_are_told(tmp_path: Path) -> None:
+def test_missing_page_size_0_and_missing_gpu_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="checkout"):
         write_docs([tmp_path / "none.md"], tmp_path)
     run = bench("--crop", "0", tool="bench_conv2d")

@@ -190,7 +190,7 @@ def test_a_net_without_scale_1_survives_too():
         (lambda state, meta: meta["model"].update(scales=["1"]), "does not fit ShareNet"),
         (lambda state, meta: meta["model"].update(num_classes=2**62), "does not fit ShareNet"),
         (lambda state, meta: meta.update(model=3), "names the net None"),
-        (lambda state, meta: meta.pop("model"), "one scale only"),
+        (lambda state, meta: meta.pop("model"), "only one scale"),
         (lambda state, meta: meta.update(classifier="fc7"), "two layers of the name fc7"),
         (lambda state, meta: meta.update(classifier=3), "layers that the net lacks: 3"),
     ],
@@ -257,7 +257,7 @@ def test_an_attention_head_on_one_scale_is_refused():
     net = read_caffemodel(SHARED)
     refused(
         without(net, *(layer.name for layer in net.layers if layer.name.endswith("_res05"))),
-        "the branch of one scale only",
+        "an attention head but only one scale",
     )
 
 
@@ -291,7 +291,7 @@ def test_two_classifiers_are_refused_until_one_is_skipped():
 
 def test_the_number_of_classes_is_checked_when_given():
     assert from_caffe(read_caffemodel(SINGLE), "net", num_classes=5)
-    refused(read_caffemodel(SINGLE), "a classifier of 5 outputs, but one of 21", num_classes=21)
+    refused(read_caffemodel(SINGLE), "5 outputs, but the classifier must have 21 outputs", num_classes=21)
     refused(without(read_caffemodel(SINGLE), "fc8_voc12"), "no classifier", num_classes=21)
 
 
@@ -418,8 +418,8 @@ def test_a_torchvision_net_needs_the_sub_sampling_too(tmp_path):
     "content, words",
     [
         (torchvision_state_dict() | {"features.1.running_mean": torch.ones(1)}, r"features\.1\.running_mean"),
-        ({"format": "a2s_repro.weights/1"}, "other things than tensors"),
-        (torch.ones(3), "other things than tensors"),
+        ({"format": "a2s_repro.weights/1"}, "values that are not tensors"),
+        (torch.ones(3), "values that are not tensors"),
     ],
 )
 def test_another_pth_file_is_refused(tmp_path, content, words):

@@ -245,7 +245,7 @@ def copied(tmp_path) -> Path:
 
 def test_missing_weights_are_named(files, copied):
     copied.with_suffix(".caffemodel").unlink()
-    with pytest.raises(InputError, match=rf"the weights of {copied}, {THEIRS.stem}\.caffemodel, are not beside it"):
+    with pytest.raises(InputError, match=rf"the weights of {copied} are missing: put {THEIRS.stem}\.caffemodel next"):
         trainer_of(files).take_over(copied)
 
 
@@ -269,7 +269,7 @@ def test_another_net_or_schedule_is_refused(files, changes, sentence):
 def test_histories_of_another_run_are_refused(files, copied):
     state = read_solverstate(copied)
     write_solverstate(copied, SolverState(20, 2, state.learned_net, state.history[:-2]))
-    with pytest.raises(InputError, match=r"the histories of .* do not fit the parameters of .*: they are of two runs"):
+    with pytest.raises(InputError, match=r"the histories of .* do not fit the parameters of .*: give two files"):
         trainer_of(files).take_over(copied)
 
 

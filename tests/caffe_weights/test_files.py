@@ -1,4 +1,4 @@
-"""Caffe's binary files: what Caffe wrote is read bit for bit, what we write others read, bad files are refused."""
+"""Caffe's binary files: Caffe's own files are read bit for bit, ours are readable by others, bad files are refused."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def blobs(net: Net) -> dict[str, list[np.ndarray]]:
 
 
 def content(net: Net) -> list[tuple]:
-    """All of a net in a form that compares bit for bit."""
+    """A net's content in a form that compares bit for bit."""
     return [
         (layer.name, layer.type, [(blob.dtype, blob.shape, blob.tobytes()) for blob in layer.blobs])
         for layer in net.layers
@@ -51,19 +51,19 @@ def test_both_containers_hold_the_same_weights():
         assert [blob.tobytes() for blob in new[name]] == [blob.tobytes() for blob in old[name]]
 
 
-def test_names_are_given_printable(tmp_path):
+def test_names_are_escaped_to_printable_text(tmp_path):
     (tmp_path / "net.caffemodel").write_bytes(
         NetParameter(layer=[{"name": "fc\n8é".encode() + b"\xff"}]).SerializeToString()
     )
     assert read_caffemodel(tmp_path / "net.caffemodel").layers[0].name == r"fc\n8é\xff"
 
 
-def test_shapes_are_as_the_file_says():
+def test_shapes_are_the_files_own():
     assert [blob.shape for blob in blobs(read_caffemodel(NEW))["fc8_voc12"]] == [(5, 64, 1, 1), (5,)]
     assert [blob.shape for blob in blobs(read_caffemodel(V1))["fc8_voc12"]] == [(5, 64, 1, 1), (1, 1, 1, 5)]
 
 
-def test_names_and_types_come_with_the_layers_that_have_no_blobs():
+def test_layers_without_blobs_have_names_and_types():
     new = [(layer.name, layer.type) for layer in read_caffemodel(NEW).layers]
     assert new[:4] == [
         ("data", "ImageSegData"),
@@ -76,7 +76,7 @@ def test_names_and_types_come_with_the_layers_that_have_no_blobs():
 
 
 @pytest.mark.parametrize("iteration", [10, 20])
-def test_snapshot_and_solverstate_are_what_the_solver_recorded(iteration):
+def test_snapshot_and_solverstate_equal_the_recorded_values(iteration):
     record = np.load(GOLDEN / "sgd/sgd.npz")
     weights = blobs(read_caffemodel(GOLDEN / f"sgd/sgd_iter_{iteration}.caffemodel"))
     for key in (key for key in record if key.startswith("w|")):
@@ -98,13 +98,13 @@ def test_solverstate_has_a_history_for_every_copy_of_a_shared_layer():
 
 
 @pytest.mark.parametrize("name", ["nets/iv_att2_esupv_B_iter_20", "sgd/sgd_iter_10", "sgd/sgd_iter_20"])
-def test_a_solverstate_is_written_byte_for_byte_as_caffe_wrote_it(tmp_path, name):
+def test_a_solverstate_round_trips_byte_for_byte(tmp_path, name):
     path = tmp_path / "copy.solverstate"
     write_solverstate(path, read_solverstate(GOLDEN / f"{name}.solverstate"))
     assert path.read_bytes() == (GOLDEN / f"{name}.solverstate").read_bytes()
 
 
-def test_a_history_that_caffe_cannot_hold_is_refused_and_nothing_is_written(tmp_path):
+def test_an_integer_history_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(CaffeFileError, match="history blob 0 is int64"):
         write_solverstate(tmp_path / "x.solverstate", SolverState(1, 0, "x.caffemodel", [np.zeros(3, np.int64)]))
     assert os.listdir(tmp_path) == []
@@ -126,7 +126,7 @@ def test_the_v1_format_round_trips(tmp_path):
     assert content(read_caffemodel(tmp_path / "copy.caffemodel")) == content(net)
 
 
-def test_v1_keeps_the_type_numbers_that_only_a_fork_defines(tmp_path):
+def test_v1_keeps_type_numbers_of_forks(tmp_path):
     net = Net("deeplab", [Layer("interp", "41", []), Layer("conv", "Convolution", [np.ones(1, np.float32)])])
     write_caffemodel(tmp_path / "net.caffemodel", net, v1=True)
     assert NetParameter.FromString((tmp_path / "net.caffemodel").read_bytes()).layers[0].type == 41
@@ -142,7 +142,7 @@ def test_any_shape_and_both_dtypes_round_trip(tmp_path, shape, dtype):
     assert (read.dtype, read.shape, read.tobytes()) == (array.dtype, array.shape, array.tobytes())
 
 
-def test_v1_fills_shapes_with_ones_from_the_left(tmp_path):
+def test_v1_pads_shapes_with_leading_ones(tmp_path):
     write_caffemodel(
         tmp_path / "net.caffemodel", small_net(np.ones((4, 6), np.float32), np.ones(4, np.float32)), v1=True
     )
@@ -160,7 +160,7 @@ def test_strided_and_big_endian_arrays_are_written_by_value(tmp_path):
 
 
 @pytest.mark.parametrize("field, dtype", [("data", np.float32), ("double_data", np.float64)])
-def test_values_written_one_by_one_or_in_chunks_are_read_too(tmp_path, field, dtype):
+def test_unpacked_and_chunked_values_are_read(tmp_path, field, dtype):
     values = np.random.default_rng(0).standard_normal(6).astype(dtype)
     shape = BlobProto(shape={"dim": [2, 3]}).SerializeToString()
     unpacked = shape + UnpackedBlobProto(**{field: values}).SerializeToString()
@@ -173,7 +173,7 @@ def test_values_written_one_by_one_or_in_chunks_are_read_too(tmp_path, field, dt
 
 @pytest.mark.skipif(not hasattr(cv2.dnn, "readNetFromCaffe"), reason=f"OpenCV {cv2.__version__} reads no Caffe nets")
 @pytest.mark.parametrize("v1", [False, True], ids=["new", "v1"])
-def test_opencv_reads_what_we_write(tmp_path, v1):
+def test_opencv_reads_our_files(tmp_path, v1):
     """OpenCV's importer is an independent reader of both containers."""
     first, second = read_caffemodel(V1).layers[0], read_caffemodel(V1).layers[2]
     net = Net("peer", [first, second])
@@ -215,7 +215,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("damaged, words", REFUSED.values(), ids=REFUSED)
-def test_a_damaged_or_foreign_file_is_one_sentence_that_names_it(tmp_path, damaged, words):
+def test_damaged_and_foreign_files_are_refused_by_name(tmp_path, damaged, words):
     path = tmp_path / "net.caffemodel"
     path.write_bytes(damaged)
     with pytest.raises(CaffeFileError) as error:
@@ -235,7 +235,7 @@ def test_a_caffemodel_is_no_solverstate():
     solverstate=st.booleans(),
 )
 def test_a_mutated_file_is_read_or_refused(tmp_path_factory, flips, keep, solverstate):
-    """No change of bytes and no truncation gives another error, a hang or a blob that does not fill its shape."""
+    """Changed bytes and truncation cause no other exception, no hang and no blob with too few values."""
     kind, read = ("solverstate", read_solverstate) if solverstate else ("caffemodel", read_caffemodel)
     damaged = bytearray((GOLDEN / f"sgd/sgd_iter_10.{kind}").read_bytes())
     for place, byte in flips:
@@ -243,10 +243,10 @@ def test_a_mutated_file_is_read_or_refused(tmp_path_factory, flips, keep, solver
     path = tmp_path_factory.getbasetemp() / f"mutated.{kind}"
     path.write_bytes(damaged[: int(keep * len(damaged))])
     try:
-        found = read(path)
+        result = read(path)
     except CaffeFileError:
         return
-    arrays = found.history if solverstate else [blob for layer in found.layers for blob in layer.blobs]
+    arrays = result.history if solverstate else [blob for layer in result.layers for blob in layer.blobs]
     assert all(np.isfinite(array).all() for array in arrays)
 
 
@@ -259,14 +259,14 @@ def test_a_mutated_file_is_read_or_refused(tmp_path_factory, flips, keep, solver
         (small_net(np.ones(3, np.float32), kind="Interp"), True, "no number for type 'Interp'"),
     ],
 )
-def test_what_the_format_cannot_hold_is_refused_and_nothing_is_written(tmp_path, net, v1, words):
+def test_unsupported_blobs_are_refused_and_nothing_is_written(tmp_path, net, v1, words):
     with pytest.raises(CaffeFileError, match=words):
         write_caffemodel(tmp_path / "net.caffemodel", net, v1=v1)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_disk_that_fills_up_leaves_the_old_file_untouched(tmp_path):
-    """The file-size limit of the process stands for the full disk: both end a write halfway."""
+def test_a_full_disk_leaves_the_old_file_unchanged(tmp_path):
+    """A file-size limit simulates the full disk: either way a write fails halfway."""
     path = tmp_path / "net.caffemodel"
     path.write_bytes(NEW.read_bytes())
     script = (

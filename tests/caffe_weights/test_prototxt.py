@@ -1,4 +1,4 @@
-"""The text format is what protobuf's own parser reads."""
+"""prototxt's output is readable by protobuf's own parser."""
 
 from google.protobuf import descriptor_pb2, text_format
 
@@ -6,7 +6,7 @@ from caffe_weights import Word, prototxt
 
 
 def test_the_fields_of_a_message_are_read_back():
-    """protobuf's own descriptions serve as the message: they have strings, numbers, enums, bools and nesting."""
+    """The message is a protobuf descriptor, which has strings, numbers, enums, bools and nesting."""
     text = prototxt(
         {
             "name": 'a "net"\n',

@@ -1,4 +1,4 @@
-"""The tables that show what a Caffe file holds."""
+"""The tables of a Caffe file's contents."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ def row(table: str, start: str) -> list[str]:
     return next(line.split() for line in table.splitlines() if line.split()[: len(start.split())] == start.split())
 
 
-def test_net_table_has_the_figures_of_every_blob(golden):
+def test_net_table_has_sum_and_norm_of_every_blob(golden):
     net = read_caffemodel(golden / "nets/iv_att2_esupv_B_iter_20.caffemodel")
     table = net_table(net)
     weight = next(layer for layer in net.layers if layer.name == "att_fc").blobs[0].astype(np.float64)
@@ -23,7 +23,7 @@ def test_net_table_has_the_figures_of_every_blob(golden):
     assert "107 layers, 34 with blobs" in table.splitlines()[0]
 
 
-def test_net_table_marks_copies_and_those_that_differ(golden):
+def test_net_table_marks_equal_and_differing_copies(golden):
     net = read_caffemodel(golden / "nets/iv_att2_esupv_B_iter_20.caffemodel")
     assert row(net_table(net), "fc8_voc12_res05")[-3:] == ["copy", "of", "fc8_voc12"]
     changed = [
@@ -40,7 +40,7 @@ def test_solverstate_table(golden):
     assert len(table.splitlines()) == 2 + 10
 
 
-def test_a_branch_is_known_by_its_exact_suffix():
+def test_a_stream_is_identified_by_its_exact_suffix():
     assert branch_of("fc8_voc12_res05") == ("fc8_voc12", 0.5)
     assert branch_of("conv1_1_res075") == ("conv1_1", 0.75)
     assert branch_of("fc6_res025") == ("fc6", 0.25)

@@ -1,4 +1,4 @@
-"""Starting from a weights file: by layer name, shapes must agree, as in Caffe."""
+"""Initialisation from a weights file as in Caffe: layers are matched by name, and shapes must agree."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ THIN = Widths().scaled(1 / 64)
 
 @pytest.fixture
 def source() -> ShareNet:
-    """A net with random weights everywhere."""
+    """A net with random weights in all layers."""
     net = ShareNet(5, (1, 0.5), widths=THIN)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter)
@@ -28,7 +28,7 @@ def saved(path, net, classifier="fc8_voc12", without=()):
     return path
 
 
-def test_everything_of_the_same_net_is_taken(source, tmp_path):
+def test_all_layers_of_the_same_net_are_loaded(source, tmp_path):
     net = ShareNet(5, (1, 0.5), widths=THIN)
     outcome = load_init(net, saved(tmp_path / "net.pth", source), "fc8_voc12")
     assert len(outcome.loaded) == 18 and not outcome.fresh and not outcome.ignored
@@ -47,7 +47,7 @@ def test_layers_that_an_init_file_lacks_keep_their_fillers(source, tmp_path):
 
 
 @pytest.mark.parametrize("theirs, called", [("fc8_coco", "fc8_coco"), ("fc8", "fc8 of another data set")])
-def test_a_classifier_of_another_name_starts_afresh(source, tmp_path, theirs, called):
+def test_a_classifier_of_another_name_keeps_its_filler(source, tmp_path, theirs, called):
     net = DeepLabLargeFOV(11, widths=THIN)
     outcome = load_init(net, saved(tmp_path / "other.pth", source, theirs), "fc8_voc12")
     assert outcome.fresh == ["fc8"]
@@ -55,13 +55,13 @@ def test_a_classifier_of_another_name_starts_afresh(source, tmp_path, theirs, ca
 
 
 def learning(net):
-    """The net as a solver leaves it: layers of rate 0 are frozen."""
+    """The net after a solver has frozen the layers with lr_mult 0."""
     CaffeSGD(parameter_groups(net), momentum=0.9, weight_decay=0, iter_size=1)
     return net
 
 
 def test_from_largefov_to_msc_to_msc_with_attention(source, tmp_path):
-    """By layer name, each step's new layers from their fillers."""
+    """Layers are matched by name at every step; new layers keep their fillers."""
     msc = learning(DeepLabMSc(5, widths=THIN))
     outcome = load_init(msc, saved(tmp_path / "largefov.pth", source, without=["att_"]), "fc8_voc12")
     assert outcome.fresh == list(SIDE_LAYERS) and len(outcome.loaded) == 16
@@ -73,10 +73,10 @@ def test_from_largefov_to_msc_to_msc_with_attention(source, tmp_path):
     assert torch.equal(attention.fc8.weight, source.fc8.weight)
 
 
-def test_a_frozen_classifier_must_be_there(source, tmp_path):
-    """A skip-net's does not learn: with its filler, or that of another data set, the net would be of no use."""
+def test_a_frozen_classifier_is_required(source, tmp_path):
+    """A skip-net's classifier is not trained, so neither its filler nor another data set's classifier is useful."""
     coco = saved(tmp_path / "coco.pth", source, "fc8_coco")
-    sentence = r"coco\.pth lacks layers that are not trained here: fc8_voc12; start a skip-net from a LargeFOV"
+    sentence = r"coco\.pth lacks layers that are frozen in this net: fc8_voc12; start a skip-net from a LargeFOV"
     with pytest.raises(InputError, match=sentence):
         load_init(learning(DeepLabMSc(5, widths=THIN)), coco, "fc8_voc12")
 
@@ -91,6 +91,6 @@ def test_a_frozen_classifier_must_be_there(source, tmp_path):
     ],
     ids=["missing trunk", "another number of classes", "another number of scales", "another width"],
 )
-def test_what_does_not_fit_is_refused_with_its_remedy(source, tmp_path, net, without, sentence):
+def test_mismatched_layers_are_refused_with_a_remedy(source, tmp_path, net, without, sentence):
     with pytest.raises(InputError, match=sentence):
         load_init(net, saved(tmp_path / "net.pth", source, without=without), "fc8_voc12")

@@ -1,4 +1,4 @@
-"""Weights files: what goes in comes out, in both forms, and a bad file is one clear sentence."""
+"""Weights files: both formats round-trip, and bad files are refused."""
 
 import os
 import resource
@@ -18,7 +18,7 @@ META = {
     "scales": [1, 0.5],
 }
 
-both_forms = pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+both_formats = pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 
 
 def some_weights() -> dict[str, torch.Tensor]:
@@ -27,34 +27,34 @@ def some_weights() -> dict[str, torch.Tensor]:
     return {"conv1_1.weight": weight, "conv1_1.bias": weight[:, 0, 0, 0], "fc8.weight": weight.double()}
 
 
-@both_forms
+@both_formats
 def test_round_trip_keeps_every_bit_and_the_meta(tmp_path, suffix):
     path = tmp_path / f"net{suffix}"
     save_weights(path, some_weights(), META)
-    found = load_weights(path)
-    assert found.meta == META
-    assert found.state_dict.keys() == some_weights().keys()
+    loaded = load_weights(path)
+    assert loaded.meta == META
+    assert loaded.state_dict.keys() == some_weights().keys()
     for name, expected in some_weights().items():
-        assert found.state_dict[name].dtype == expected.dtype
-        assert torch.equal(found.state_dict[name], expected)
+        assert loaded.state_dict[name].dtype == expected.dtype
+        assert torch.equal(loaded.state_dict[name], expected)
     assert os.listdir(tmp_path) == [path.name]
 
 
-@both_forms
-def test_a_view_does_not_drag_its_whole_storage_into_the_file(tmp_path, suffix):
+@both_formats
+def test_a_view_is_saved_without_its_whole_storage(tmp_path, suffix):
     path = tmp_path / f"net{suffix}"
     save_weights(path, {"fc8.bias": torch.zeros(1_000_000)[:10]}, {})
     assert path.stat().st_size < 10_000
 
 
-@both_forms
-def test_tuples_in_the_meta_come_back_as_lists_in_both_forms(tmp_path, suffix):
+@both_formats
+def test_tuples_in_the_meta_become_lists_in_both_formats(tmp_path, suffix):
     path = tmp_path / f"net{suffix}"
     save_weights(path, {}, {"scales": (1, 0.5)})
     assert load_weights(path).meta == {"scales": [1, 0.5]}
 
 
-@both_forms
+@both_formats
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
 def test_a_damaged_file_is_named(tmp_path, suffix, damage):
     path = tmp_path / f"net{suffix}"
@@ -78,16 +78,16 @@ def test_another_suffix_is_refused(tmp_path, use):
         use(tmp_path / "net.caffemodel")
 
 
-@both_forms
+@both_formats
 def test_a_missing_file_is_named(tmp_path, suffix):
     with pytest.raises(FileNotFoundError) as error:
         load_weights(tmp_path / f"absent{suffix}")
     assert error.value.filename == str(tmp_path / f"absent{suffix}")
 
 
-@both_forms
-def test_a_disk_that_fills_up_leaves_the_old_file_untouched(tmp_path, suffix):
-    """The file-size limit of the process stands for the full disk: both end a write halfway."""
+@both_formats
+def test_a_full_disk_leaves_the_old_file_unchanged(tmp_path, suffix):
+    """A file-size limit simulates the full disk: either way a write fails halfway."""
     path = tmp_path / f"net{suffix}"
     save_weights(path, some_weights(), META)
     before = path.read_bytes()

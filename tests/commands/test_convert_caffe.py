@@ -48,7 +48,7 @@ def test_inspect_shows_both_kinds_of_file():
 @pytest.mark.parametrize(
     "args, words",
     [
-        ([SHARED, "net.pth", "--num-classes", 21], "a classifier of 5 outputs, but one of 21 is asked for"),
+        ([SHARED, "net.pth", "--num-classes", 21], "5 outputs, but the classifier must have 21 outputs"),
         ([SHARED], "an output is needed"),
         ([GOLDEN / "INDEX.md", "net.pth"], "no binary Caffe file"),
         (["absent.caffemodel", "net.pth"], "absent.caffemodel: No such file"),

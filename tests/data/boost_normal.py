@@ -1,6 +1,6 @@
-"""Boost 1.74's normal_distribution<float> stated a second time: in double, rounded wherever boost keeps a float.
+"""Reference implementation of boost 1.74's normal_distribution<float>: in double, rounded wherever boost has a float.
 
-A product or a sum of two float32 that is computed in double and then rounded is the float32 one.
+The product or sum of two float32 values, computed in double and rounded, equals the float32 result.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 
 BLOCK = 2**20
 LONGEST_DRAW = 1000
-"""Words; a draw from the tail takes two or three on average."""
+"""Upper bound on the words of one draw; a draw from the tail takes two or three on average."""
 
 
 def rounded(value: float) -> float:
@@ -19,7 +19,7 @@ def rounded(value: float) -> float:
 
 
 def table(first: float, second: float, strips: int, density, inverse) -> tuple[list[float], list[float]]:
-    """Edges of strips of equal area under a density, and its heights there."""
+    """Edges of strips of equal area under a density, and the density at the edges."""
     edges = [first, second]
     while len(edges) < strips:
         edges.append(inverse(first * density(second) / edges[-1] + density(edges[-1])))
@@ -44,11 +44,11 @@ RISE_IN_FLOAT32 = [rounded(above - below) for below, above in itertools.pairwise
 
 
 class BoostNormal:
-    """The values that boost draws from mt19937(seed), and how many of them float32 tables would have decided otherwise.
+    """Boost's values drawn from mt19937(seed), with counts of the decisions that float32 tables would change.
 
     Attributes:
-        decided_by_edge: tries whose x lies between a strip's edge in double and the same edge in float32.
-        decided_by_rise: tries whose height in the strip depends on where the strip's rise is rounded.
+        decided_by_edge: number of tries with x between a strip's edge in double and in float32.
+        decided_by_rise: number of tries for which the rounding of the strip's rise decides.
     """
 
     def __init__(self, seed: int) -> None:
@@ -57,7 +57,7 @@ class BoostNormal:
         self.decided_by_edge = self.decided_by_rise = 0
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The values in order, float64 that hold float32, from one block of words after the other."""
+        """The values in order, block by block of words: float32 values in float64 arrays."""
         edge, edge_in_float32 = np.array(X), np.array(X, np.float32).astype(float)
         words = np.zeros(0, np.uint64)
         while True:
@@ -72,7 +72,7 @@ class BoostNormal:
             self._words, self._position = words.tolist(), 0
             for place in np.flatnonzero(~inside[:end]).tolist():
                 if place < self._position:
-                    continue  # a word of the try before
+                    continue  # a word of the previous try
                 self._position = place + 1
                 if strip[place] == 0:
                     is_value[place], x[place] = True, self._beyond(X[1])

@@ -1,4 +1,4 @@
-"""Small data sets laid out, packed and prepared as the published ones."""
+"""Helpers that build and pack small data sets in the published layouts, and run the tools."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def save_photograph(path: Path, shape: tuple[int, int]) -> None:
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """Packs the folder, under its name, into a .tar, .tgz, .tar.gz or .zip."""
+    """Packs a folder, including its name, into a .tar, .tgz, .tar.gz or .zip."""
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
             for path in sorted(folder.rglob("*")):

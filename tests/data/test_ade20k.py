@@ -1,4 +1,4 @@
-"""ADE20K from a small ADEChallengeData2016."""
+"""Preparation of ADE20K from a small ADEChallengeData2016."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ NAMES = ["wall", "building, edifice", *(f"object {number}" for number in range(3
 
 @pytest.fixture
 def source(tmp_path):
-    """ADEChallengeData2016, laid out as published."""
+    """A small ADEChallengeData2016 in the published layout."""
     folder = tmp_path / "ADEChallengeData2016"
     for split, ids in IDS.items():
         (folder / f"annotations/{split}").mkdir(parents=True)
@@ -51,7 +51,7 @@ def test_tool_prepares_from_the_archive(source, tmp_path):
     check_prepared(tmp_path / "made")
 
 
-def test_the_folder_serves_as_well_and_an_interrupted_run_is_completed(source, tmp_path):
+def test_folders_work_and_an_interrupted_run_resumes(source, tmp_path):
     made = tmp_path / "made"
     prepare_ade20k(source.parent, made, check_counts=False)
     check_prepared(made)
@@ -63,7 +63,7 @@ def test_the_folder_serves_as_well_and_an_interrupted_run_is_completed(source, t
     assert (made / "SegmentationClass/ADE_train_00000001.png").stat().st_mtime_ns == kept
 
 
-def test_lists_other_than_the_published_fail(source, tmp_path):
+def test_lists_that_differ_from_the_published_are_refused(source, tmp_path):
     with pytest.raises(InputError, match="train has 2 images, not 20210; val has 1 images, not 2000"):
         prepare_ade20k(source, tmp_path / "made")
     assert [listed.count for listed in LISTS.values()] == [20210, 2000]
@@ -92,6 +92,6 @@ def test_wrong_annotations_are_named(source, tmp_path, wrong, message):
         prepare_ade20k(source, tmp_path / "made", check_counts=False)
 
 
-def test_the_list_of_names_must_be_whole():
+def test_an_incomplete_list_of_names_is_refused():
     with pytest.raises(InputError, match=r"x does not list the objects 1\.\.150"):
         class_names(b"Idx\tName\n1\twall\n2\tbuilding\n", "x")

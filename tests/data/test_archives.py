@@ -1,4 +1,4 @@
-"""Archives of every kind and unpacked folders read alike, and what is wrong with a source told in one sentence."""
+"""Reading archives of every kind and unpacked folders, and the errors for bad sources."""
 
 import io
 import tarfile
@@ -16,7 +16,7 @@ UNWANTED = {"outer/inner/images/deeper/c.jpg": b"C", "outer/inner/README": b"", 
 
 
 def make(path: Path, content: dict[str, bytes]) -> Path:
-    """A folder, a tar or a zip, by the suffix of its name."""
+    """Makes a folder, a tar or a zip, depending on the suffix."""
     path.parent.mkdir(exist_ok=True)
     match path.suffix:
         case ".zip":
@@ -46,14 +46,14 @@ ARCHIVES = pytest.mark.parametrize("kind", ["set.zip", "set.tar", "set.tgz"])
 
 @KINDS
 @pytest.mark.parametrize("lacking", ["", "outer/", "outer/inner/"])
-def test_every_kind_gives_the_wanted_files_at_any_depth_of_the_published_folder(tmp_path, kind, lacking):
+def test_leading_folders_may_be_missing(tmp_path, kind, lacking):
     content = {name.removeprefix(lacking): data for name, data in (CONTENT | UNWANTED).items()}
     source = make(tmp_path / kind, content)
     assert read(source) == {"images/a.jpg": b"A", "images/b.jpg": b"B" * 70000, "ids.txt": b"a b"}
 
 
 @KINDS
-def test_files_tell_their_size_and_where_they_lie(tmp_path, kind):
+def test_files_have_size_name_and_path(tmp_path, kind):
     files = {file.path: file for file in source_files(make(tmp_path / kind, CONTENT), WANTED)}
     file = files[PurePosixPath("images/b.jpg")]
     assert file.size == 70000
@@ -62,12 +62,12 @@ def test_files_tell_their_size_and_where_they_lie(tmp_path, kind):
 
 
 @ARCHIVES
-def test_names_with_a_leading_dot_are_the_same(tmp_path, kind):
+def test_a_leading_dot_in_names_is_ignored(tmp_path, kind):
     assert len(read(make(tmp_path / kind, {f"./{name}": data for name, data in CONTENT.items()}))) == 3
 
 
 @KINDS
-def test_what_is_missing_is_named_with_where_it_is_published(tmp_path, kind):
+def test_missing_files_are_named_with_their_source(tmp_path, kind):
     source = make(tmp_path / kind, {"outer/inner/ids.txt": b"", "outer/inner/images/a.png": b""})
     with pytest.raises(InputError, match=r"holds no images/\*.jpg, which belongs to the set: .*https://example.org"):
         read(source)
@@ -84,13 +84,13 @@ def test_truncated_archives_are_named(tmp_path, kind, kept):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>", b"PK"])
-def test_files_that_are_no_archives_are_named(tmp_path, content):
+def test_files_that_are_not_archives_are_refused(tmp_path, content):
     (tmp_path / "set.zip").write_bytes(content)
     with pytest.raises(InputError, match=r"set.zip is damaged or no archive"):
         read(tmp_path / "set.zip")
 
 
-def test_a_wrong_checksum_is_found(tmp_path):
+def test_a_wrong_checksum_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         archive.writestr("images/a.jpg", b"first")
         archive.writestr("ids.txt", b"")
@@ -102,13 +102,13 @@ def test_a_wrong_checksum_is_found(tmp_path):
 
 @ARCHIVES
 @pytest.mark.parametrize("name", ["../escaped.jpg", "images/../../escaped.jpg", "/etc/escaped.jpg"])
-def test_names_that_lead_out_are_refused(tmp_path, kind, name):
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, kind, name):
     with pytest.raises(InputError, match=r"unsafe to unpack \('.*escaped.jpg' leads out of its folder\)"):
         read(make(tmp_path / kind, CONTENT | {name: b""}))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_under_a_wanted_name_are_refused(tmp_path, kind):
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
     member = tarfile.TarInfo("images/a.jpg")
     member.type, member.linkname = kind, "/etc/passwd"
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
@@ -134,6 +134,6 @@ def test_absurd_sizes_are_refused_before_reading(tmp_path):
         read(tmp_path / "set.tar")
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path):
+def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(InputError, match=r"absent does not exist: give the archive of the set, or the folder unpacked"):
         read(tmp_path / "absent")

@@ -1,4 +1,4 @@
-"""The random numbers of the authors' Caffe, number by number: all comparisons with the records are exact."""
+"""The random numbers of the authors' Caffe: all comparisons with recordings are exact."""
 
 import itertools
 import math
@@ -35,7 +35,7 @@ def recorded_data(golden):
 
 
 def stream_of(*words: int) -> WordStream:
-    """A stream whose next words are these: its state holds them as they are before mt19937's tempering."""
+    """A stream whose next words are `words`: its state holds them with mt19937's tempering inverted."""
 
     def untempered(y: int) -> int:
         y ^= y >> 18
@@ -66,7 +66,7 @@ def test_words(recorded):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seeds_that_boost_does_not_take_are_refused(seed):
+def test_seeds_out_of_boosts_range_are_refused(seed):
     with pytest.raises(InputError, match=f"seed {seed} is not possible with Caffe's streams"):
         WordStream(seed)
 
@@ -79,16 +79,16 @@ def test_dropout_masks(recorded):
 
 
 def test_a_word_equal_to_the_dropout_threshold_keeps():
-    keep = 1 - float(np.float32(0.3))  # the ratio is a float32, everything after it a double
+    keep = 1 - float(np.float32(0.3))  # the ratio is float32, later arithmetic is double
     threshold = math.floor(keep * MAX_WORD)
     assert threshold != math.floor(0.7 * MAX_WORD)
     stream = stream_of(threshold - 1, threshold, threshold + 1, 0, MAX_WORD)
     assert dropout_mask(stream, (5,), 0.3).tolist() == [True, True, False, True, False]
 
 
-def test_dropout_without_a_choice():
+def test_dropout_ratios_0_and_1():
     stream = stream_of(0, MAX_WORD, 17)
-    assert dropout_mask(stream, (2,), 0).all()  # draws a word for each
+    assert dropout_mask(stream, (2,), 0).all()  # draws a word per element
     assert not dropout_mask(stream, (2,), 1).any()  # draws none
     assert stream.word() == 17
 
@@ -102,11 +102,11 @@ def test_gaussian_filler(recorded):
 
 
 def test_gaussian_filler_with_its_tail(recorded):
-    """400000 values, of which 230 or so lie beyond the outermost strip."""
+    """Of 400000 values about 230 lie beyond the outermost strip."""
     values = ziggurat(WordStream(99), 400000, 1)
     assert (values[recorded["gauss_std1_seed99_tail_index"]] == recorded["gauss_std1_seed99_tail_value"]).all()
     sums = [values.sum(dtype=float), np.square(values.astype(float)).sum()]
-    assert sums == pytest.approx(recorded["gauss_std1_seed99_checksum"], rel=1e-12)  # sums in another order
+    assert sums == pytest.approx(recorded["gauss_std1_seed99_checksum"], rel=1e-12)  # summed in another order
 
 
 @pytest.mark.parametrize(
@@ -120,21 +120,21 @@ def test_gaussian_filler_with_its_tail(recorded):
         (135, 987261, (-1.4387236, 0.625245, -0.05750374)),
     ],
 )
-def test_gaussian_filler_where_float32_tables_leave_the_stream(seed, place, expected):
-    """Boost's values before, at and after the first place where a float32 edge or rise decides otherwise."""
+def test_gaussian_filler_where_float32_tables_would_differ(seed, place, expected):
+    """Boost's values before, at and after the first place where a float32 edge or rise would decide differently."""
     values = ziggurat(WordStream(seed), place + 2, 1)[place - 1 :]
     assert (values == np.array(expected, np.float32)).all()
 
 
-def test_a_place_below_the_tangent_is_a_value_even_if_it_is_not_below_the_curve():
-    """By their rounding, as boost decides in one try of 6e9; found in 3e10 of them."""
+def test_a_point_below_the_tangent_is_accepted_even_above_the_curve():
+    """Rounding makes boost accept such a point in one try of 6e9; this one was found in 3e10 tries."""
     stream = stream_of(4294946897, 2307333, 17)
     assert ziggurat(stream, 1, 1) == np.float32(1.88495815) and stream.word() == 17
 
 
 @pytest.mark.parametrize("count", [10**6, pytest.param(10**8, marks=pytest.mark.slow)])
-def test_gaussian_filler_against_the_rule_in_double(count):
-    """The slow scan meets both kinds of values that float32 tables get wrong, of which there are about 6 in 10^8."""
+def test_gaussian_filler_equals_the_rule_in_double(count):
+    """The slow scan includes both kinds of values that float32 tables get wrong, about 6 in 10^8."""
     boost, stream = BoostNormal(seed=1), WordStream(1)
     blocks, compared = boost.blocks(), 0
     while compared < count:
@@ -146,8 +146,8 @@ def test_gaussian_filler_against_the_rule_in_double(count):
         assert boost.decided_by_edge > 0 and boost.decided_by_rise > 0
 
 
-def test_a_filler_takes_no_word_too_many():
-    """So that a large tensor, which is drawn in blocks, and two small ones see the same values."""
+def test_a_filler_consumes_exactly_its_words():
+    """A large tensor, which is drawn in blocks, has the same values as consecutive small tensors."""
     whole, parts = WordStream(7), WordStream(7)
     values = ziggurat(whole, 1_100_000, 1)
     assert (values == np.concatenate([ziggurat(parts, count, 1) for count in (1, 99_999, 1_000_000)])).all()
@@ -155,17 +155,17 @@ def test_a_filler_takes_no_word_too_many():
 
 
 def test_a_uniform_number_that_rounds_to_1_is_redrawn():
-    """A word from strip 1 beyond the inner edge; the height of its place comes from the next word but the rounded."""
+    """A word in strip 1 beyond the inner edge, whose height is drawn from the next word that does not round to 1."""
     beyond = 0xFFFFFF << 8 | 1 << 1 | 1
-    below, above = 0, MAX_WORD - 128  # of the strip's heights
+    below, above = 0, MAX_WORD - 128  # heights in the strip
     edge = 3.4426198558966521 * (1 - 2**-24)
     stream = stream_of(beyond, MAX_WORD, below, 17)
     assert ziggurat(stream, 1, 1) == pytest.approx(edge, rel=1e-7) and stream.word() == 17
     stream = stream_of(beyond, MAX_WORD, above, 0, 17)
-    assert ziggurat(stream, 1, 1) == 0 and stream.word() == 17  # refused; the next try is word 0
+    assert ziggurat(stream, 1, 1) == 0 and stream.word() == 17  # rejected; the next try is word 0
 
 
-def test_box_muller_worked_by_hand():
+def test_box_muller_computed_by_hand():
     words = (0x40000000, 0x80000000, 0x20000000, 0xC0000000, MAX_WORD, 0x80000000, 0x80000000)
     halves = math.sqrt(2 * math.log(2)), math.sqrt(2 * math.log(4))
     expected = [
@@ -173,7 +173,7 @@ def test_box_muller_worked_by_hand():
         halves[0] * math.sin(math.pi / 2),
         halves[1] * math.cos(math.pi / 4),
         halves[1] * math.sin(math.pi / 4),
-        halves[0] * math.cos(math.pi),  # its partner is not asked for; the word that rounds to 1 was redrawn
+        halves[0] * math.cos(math.pi),  # its partner is not used; the word that rounds to 1 was redrawn
     ]
     stream = stream_of(*words, 17)
     values = box_muller(stream, 5, 0.5)
@@ -184,14 +184,14 @@ def test_box_muller_worked_by_hand():
 
 @pytest.mark.parametrize("name", GAUSSIANS)
 def test_gaussian_moments(name):
-    """Mean, variance, skewness, kurtosis of a million values, within five standard errors."""
+    """Mean, variance, skewness and kurtosis of a million values are within five standard errors."""
     values = GAUSSIANS[name](WordStream(3), 10**6, 2).astype(float) / 2
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert (values**power).mean() == pytest.approx(moment, abs=5e-3 * math.sqrt(variance)), power
 
 
 def test_uniform_int_redraws_beyond_its_last_bucket():
-    bucket = MAX_WORD // 3 + 1  # the remainder is 0, not 2, for 3 values: no wider bucket
+    bucket = MAX_WORD // 3 + 1  # MAX_WORD is divisible by 3, so no bucket is wider
     assert MAX_WORD % 3 == 0
     stream = stream_of(MAX_WORD, bucket - 2, bucket - 1, MAX_WORD - 1)
     assert [uniform_int(stream, 2) for _ in range(3)] == [0, 1, 2]
@@ -199,7 +199,7 @@ def test_uniform_int_redraws_beyond_its_last_bucket():
 
 
 def transformer_seeds(stream: WordStream):
-    """Of a net whose only draws are its data layer's."""
+    """Transformer seeds of a net in which only the data layer draws."""
     while True:
         yield stream.word()
 
@@ -219,7 +219,7 @@ def test_the_data_layers_order(recorded_data):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_data_layer(recorded_data, golden, workers):
-    """All 12 batches: which images, where cropped, whether mirrored; and the pixels of the first four."""
+    """Checks images, crop offsets and mirroring of all 12 batches, and the pixels of the first four."""
     items = read_list(golden / "data/files/list.txt", golden / "data/files")
     dataset = SegmentationDataset(items, num_classes=5, crop=65)
     words = WordStream(1701)
@@ -239,7 +239,7 @@ def test_the_data_layer(recorded_data, golden, workers):
             assert offsets == tuple(recorded_data[name][k, slot] for name in ("mirror", "h_off", "w_off"))
 
 
-def test_a_stream_that_starts_later_goes_on_the_same():
+def test_a_stream_that_starts_later_has_the_same_batches():
     seeds = WordStream(4).words(9).tolist()
     whole = CaffeStream(5, 3, 8, iter(seeds))
     late = CaffeStream(5, 3, 8, iter(seeds[6:]), first=6)

@@ -1,4 +1,4 @@
-"""The COCO subset from real JSON: polygons, run lengths, crowd regions."""
+"""Preparation of the COCO subset from JSON with polygons, run lengths and crowd regions."""
 
 import json
 
@@ -11,7 +11,7 @@ from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.errors import InputError
 from tests.data.sources import pack, run_tool, save_photograph
 
-# pycocotools 2.0.11 has not caught up with numpy 2
+# pycocotools 2.0.11 does not support numpy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 SHAPE = (4, 6)
@@ -31,7 +31,7 @@ def annotation(category, segmentation, area=1.0, crowd=0, image=9):
 
 
 def run_lengths(*counts):
-    """Column by column, background first."""
+    """Run lengths of a mask, column by column, background first."""
     return {"counts": list(counts), "size": list(SHAPE)}
 
 
@@ -59,13 +59,13 @@ LARGE_FIRST = np.array(
 
 @pytest.fixture
 def sources(tmp_path):
-    """(annotations folder, train2014, val2014), laid out as published; ids out of order as in the files."""
+    """(annotations folder, train2014, val2014) in the published layout; ids are unsorted, as in the published files."""
     folder = tmp_path / "annotations"
     folder.mkdir()
     for split, numbers in (("train", (30, 9)), ("val", (73,))):
         images = [IMAGE | {"id": i, "file_name": f"COCO_{split}2014_{i:012}.jpg"} for i in numbers]
-        annotations = [dict(each, image_id=numbers[-1]) for each in (PERSON, DOG, CROWD)]
-        annotations.insert(1, annotation(44, [box(0, 0, 6, 4)], image=12345))  # of an image of another file
+        annotations = [dict(value, image_id=numbers[-1]) for value in (PERSON, DOG, CROWD)]
+        annotations.insert(1, annotation(44, [box(0, 0, 6, 4)], image=12345))  # image not in this file
         categories = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}, {"id": 90, "name": "toothbrush"}]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / f"instances_{split}2014.json").write_text(json.dumps(content))
@@ -100,7 +100,7 @@ def test_tool_prepares_from_archives(sources, tmp_path):
     assert "made was painted with order file, crowd ignore, not order area, crowd ignore" in done.stderr
 
 
-def test_folders_serve_as_well_and_an_interrupted_run_is_completed(sources, tmp_path):
+def test_folders_work_and_an_interrupted_run_resumes(sources, tmp_path):
     made = tmp_path / "made"
     annotations, train, val = sources
     prepare_coco(annotations.parent, train, val.parent, made, check_counts=False)
@@ -113,7 +113,7 @@ def test_folders_serve_as_well_and_an_interrupted_run_is_completed(sources, tmp_
     assert (made / "SegmentationClass/COCO_val2014_000000000073.png").stat().st_mtime_ns == kept
 
 
-def test_large_objects_can_be_painted_first(sources, tmp_path):
+def test_order_by_area_paints_large_objects_first(sources, tmp_path):
     prepare_coco(*sources, tmp_path / "made", order="area", check_counts=False)
     check_prepared(tmp_path / "made", LARGE_FIRST)
 
@@ -136,7 +136,7 @@ def test_classes_are_named_by_category_id(sources, tmp_path):
     assert named == {0: "background", 1: "person", 18: "dog", 90: "toothbrush"}
 
 
-def test_lists_other_than_the_published_fail(sources, tmp_path):
+def test_lists_that_differ_from_the_published_are_refused(sources, tmp_path):
     with pytest.raises(InputError, match=r"train_small has 2 images, not 10000; val_small has 1 images, not 1500"):
         prepare_coco(*sources, tmp_path / "made")
     assert [listed.count for listed in LISTS.values()] == [10000, 1500]
@@ -151,7 +151,7 @@ def test_swapped_image_folders_are_named(sources, tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"images": [{"id": 1}], "annotations": [], "categories": []}']
 )
-def test_files_that_are_no_instance_annotations_are_named(sources, tmp_path, content):
+def test_bad_annotation_files_are_named(sources, tmp_path, content):
     (sources[0] / "instances_train2014.json").write_text(content)
     with pytest.raises(InputError, match=r"instances_train2014.json is damaged or not COCO's instance annotations"):
         prepare_coco(*sources, tmp_path / "made", check_counts=False)

@@ -1,4 +1,4 @@
-"""Caffe's ImageSegData stream, given its recorded draws, and our own stream and loader."""
+"""Caffe's ImageSegData stream with recorded draws, and this package's stream and loader."""
 
 import shutil
 import subprocess
@@ -42,7 +42,7 @@ def items(golden):
 
 
 class RecordedStream:
-    """The draws of the authors' Caffe. An offset that it recorded is its own remainder, so it serves as the word."""
+    """Recorded draws of the authors' Caffe; a recorded offset is smaller than the modulus, so it serves as the word."""
 
     def __init__(self, recorded):
         self.recorded = recorded
@@ -73,7 +73,7 @@ def test_test_phase_crops_the_centre(recorded, items):
         assert (transform(image, np.zeros(image.shape[:2], np.uint8), CROP, subtract_mean, None)[0] == expected).all()
 
 
-def test_an_item_without_label_is_ignored_everywhere(recorded, items):
+def test_an_item_without_label_has_only_ignored_pixels(recorded, items):
     for k, expected in enumerate(recorded["test_label_values"][:3]):
         image, label = read_pair(items[k]._replace(label=None), num_classes=5)
         assert label.shape == image.shape[:2]
@@ -81,7 +81,7 @@ def test_an_item_without_label_is_ignored_everywhere(recorded, items):
 
 
 @pytest.mark.parametrize("number", [1, 3, 4, 8])
-def test_jpeg_pixels_are_those_of_the_reference(recorded, items, number):
+def test_jpeg_pixels_equal_the_recorded_ones(recorded, items, number):
     assert (read_image(items[number].image) == recorded[f"decoded_bgr_{number}"]).all()
 
 
@@ -91,7 +91,7 @@ def test_mean_is_subtracted_in_float32(recorded):
 
 
 def test_torchvision_normalization():
-    """ImageNet's mean colour becomes 0, and a standard deviation more in one channel 1; channels come as R, G, B."""
+    """Channels are R, G, B; each is (x / 255 - mean) / std."""
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     image = np.random.default_rng(0).integers(256, size=(5, 4, 3), dtype=np.uint8)
     pixels = NORMALIZATIONS["torchvision"](image)
@@ -110,7 +110,7 @@ def test_each_normalization_pads_with_the_mean_colour(items):
         assert not sample.image[:, rows:].any() and not sample.image[:, :, columns:].any()
 
 
-def test_offset_words_are_taken_modulo_the_positions_after_padding():
+def test_offset_words_are_reduced_modulo_the_positions_after_padding():
     image = np.arange(10 * 4 * 3, dtype=np.uint8).reshape(10, 4, 3)  # higher and narrower than the crop
     label = np.arange(40, dtype=np.uint8).reshape(10, 4)
     word = 2**32 - 1  # odd: mirrored
@@ -122,7 +122,7 @@ def test_offset_words_are_taken_modulo_the_positions_after_padding():
     assert (pixels[:, :, :2] == 0).all()
 
 
-def test_stream_shows_every_item_once_an_epoch_in_a_new_order():
+def test_stream_draws_every_item_once_per_epoch_in_a_new_order():
     stream = RandomStream(num_items=7, batch_size=3, seed=5)
     indices = np.array([draw.index for k in range(7) for draw in stream.batch(k)]).reshape(3, 7)
     assert (np.sort(indices) == np.arange(7)).all()
@@ -148,14 +148,14 @@ def test_stream_words_fill_32_bits_and_mirror_half_of_the_samples():
     assert [draw.index for draw in RandomStream(4, 6, seed=0, shuffle=False).batch(1)] == [2, 3, 0, 1, 2, 3]
 
 
-def test_a_stream_with_words_for_scales_has_the_others_as_before():
-    """Snapshots of runs from before there was a fourth word must go on with the same samples."""
+def test_words_for_scales_do_not_change_the_other_words():
+    """Runs from before the fourth word existed must resume with the same samples."""
     draws = [RandomStream(7, 1, seed=5).batch(k)[0] for k in (0, 9)]
     assert [draw[1:4] for draw in draws] == [(568244433, 3325181635, 3342468483), (3478782642, 1255461823, 1674704598)]
     assert len({draw.scale for draw in draws}) == 2
 
 
-def test_rescaling_truncates_sides_and_takes_the_nearest_label():
+def test_rescaling_truncates_sides_and_uses_nearest_labels():
     image = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     label = np.arange(35, dtype=np.uint8).reshape(5, 7)
     small, small_label = rescale(image, label, 0.6)  # 3.0 x 4.2
@@ -163,7 +163,7 @@ def test_rescaling_truncates_sides_and_takes_the_nearest_label():
     assert (small_label == label[np.ix_([0, 1, 3], [0, 1, 3, 5])]).all()
     double, double_label = rescale(image, label, 2)
     assert (double_label == label.repeat(2, 0).repeat(2, 1)).all()
-    assert double[0, 1:3, 0].tolist() == [1, 2]  # a quarter and three quarters of the way from 0 to 3
+    assert double[0, 1:3, 0].tolist() == [1, 2]  # interpolated at 1/4 and 3/4 between 0 and 3
     assert rescale(image, label, 0.01)[1].shape == (1, 1)
 
 
@@ -186,7 +186,7 @@ def test_scale_augmentation_rescales_each_sample_before_the_crop(items, workers)
 
 
 def test_small_samples_are_enlarged_to_fill_the_crop(items):
-    """To crop / (shorter side - 1) at least, so that nothing is padded; larger factors stay."""
+    """The factor is at least crop / (shorter side - 1), so that nothing is padded; larger factors are unchanged."""
     shortest = min(min(read_image(item.image).shape[:2]) for item in items)
     crop = 2 * shortest
     dataset = SegmentationDataset(items, 5, crop, scale_range=(0.5, 1.5), fill_crop=True)
@@ -198,7 +198,7 @@ def test_small_samples_are_enlarged_to_fill_the_crop(items):
     assert torch.equal(small[draw].image, plain[draw].image)
 
 
-def test_factors_fill_the_range():
+def test_scale_factors_are_uniform_in_the_range():
     factors = np.array([scale_factor(draw, (0.6, 1.4)) for draw in RandomStream(10, 4000, seed=0).batch(0)])
     assert factors.min() >= 0.6 and factors.max() < 1.4
     counts = np.histogram(factors, 8, (0.6, 1.4))[0]
@@ -214,7 +214,7 @@ def test_impossible_scale_ranges_and_streams_without_scales_are_refused(items):
         dataset[Draw(0, 0, 0, 0)]
 
 
-def test_loader_starts_anywhere_and_leaves_the_global_random_state_alone(items):
+def test_loader_starts_at_any_batch_without_torchs_random_state(items):
     dataset = SegmentationDataset(items, num_classes=5, crop=33)
     stream = RandomStream(len(items), 4, seed=1)
     before = torch.get_rng_state()
@@ -246,7 +246,7 @@ def test_a_cache_that_would_fill_the_memory_is_refused(items):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_file_arrives_as_its_sentence(tmp_path, workers):
+def test_a_bad_file_raises_its_error_from_the_loader(tmp_path, workers):
     image, label = tmp_path / "x.jpg", tmp_path / "x.png"
     cv2.imwrite(str(image), np.zeros((20, 30, 3), np.uint8))
     Image.fromarray(np.full((20, 30), 7, np.uint8)).save(label)
@@ -258,7 +258,7 @@ def test_a_bad_file_arrives_as_its_sentence(tmp_path, workers):
 
 
 def test_workers_deliver_after_an_interrupt(golden):
-    """The main process decides what Ctrl-C means: the batches that it still asks for must come."""
+    """Only the main process handles Ctrl-C: workers continue to deliver batches."""
     script = f"""
 import os, signal
 from a2s_repro.data.image_seg import RandomStream, SegmentationDataset, loader

@@ -1,4 +1,4 @@
-"""Decoding: what Caffe would see, and a sentence for what must not be trained on."""
+"""Decoding of images and label maps as in Caffe, and errors for bad files."""
 
 import struct
 import zlib
@@ -21,7 +21,7 @@ def save(path, array, **options):
 
 
 def png(width, height, bit_depth, colour_type, rows=b""):
-    """A PNG file from its parts (https://www.w3.org/TR/png): Pillow writes neither small depths nor lies."""
+    """A PNG file built from chunks (https://www.w3.org/TR/png): Pillow cannot write small depths or false sizes."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -36,7 +36,7 @@ def photograph(path, **options):
     return save(path, cv2.resize(noise, (160, 120), interpolation=cv2.INTER_CUBIC), **options)
 
 
-def test_image_is_bgr_whatever_the_file_holds(tmp_path):
+def test_images_of_any_mode_are_read_as_bgr(tmp_path):
     rgb = np.array([[[10, 20, 30], [40, 50, 60]]], np.uint8)
     assert (read_image(save(tmp_path / "rgb.png", rgb)) == rgb[..., ::-1]).all()
     rgba = np.dstack([rgb, np.full((1, 2), 128, np.uint8)])
@@ -65,7 +65,7 @@ def test_truncated_images_are_named(tmp_path, suffix, kept):
         read_image(path)
 
 
-def test_truncation_shows_in_progressive_jpegs_and_not_in_trailing_bytes(tmp_path):
+def test_progressive_jpegs_and_trailing_bytes(tmp_path):
     path = photograph(tmp_path / "x.jpg", progressive=True)
     encoded, pixels = path.read_bytes(), read_image(path)
     path.write_bytes(encoded + b"\xff\xda appended by a camera")
@@ -77,7 +77,7 @@ def test_truncation_shows_in_progressive_jpegs_and_not_in_trailing_bytes(tmp_pat
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n"])
 @pytest.mark.parametrize("read", [read_image, lambda path: read_label(path, 5)])
-def test_files_that_are_no_images_are_named(tmp_path, read, content):
+def test_files_that_are_not_images_are_named(tmp_path, read, content):
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(InputError, match=r"x.png is not an image"):
         read(tmp_path / "x.png")
@@ -107,9 +107,9 @@ def test_colour_labels_are_refused_with_the_remedy(tmp_path, channels, mode):
         read_label(path, num_classes=5)
 
 
-def test_grey_labels_of_fewer_bits_are_refused_because_decoders_scale_them(tmp_path):
+def test_grey_labels_of_less_than_8_bits_are_refused(tmp_path):
     path = tmp_path / "label.png"
-    path.write_bytes(png(2, 1, 4, 0, rows=b"\x00\x0f"))  # the values 0 and 15, which would arrive as 0 and 255
+    path.write_bytes(png(2, 1, 4, 0, rows=b"\x00\x0f"))  # 0 and 15, which decoders scale to 0 and 255
     with pytest.raises(InputError, match=r"label.png is a 4-bit grey image"):
         read_label(path, num_classes=5)
 
@@ -120,7 +120,7 @@ def test_values_outside_the_classes_are_named(tmp_path):
         read_label(path, num_classes=3)
 
 
-def test_the_size_of_a_photograph_comes_from_its_header_if_the_rest_is_there(tmp_path):
+def test_jpeg_size_is_read_from_the_header_of_a_complete_file(tmp_path):
     path = photograph(tmp_path / "x.jpg")
     assert jpeg_size(path) == (120, 160)
     encoded = path.read_bytes()

@@ -1,4 +1,4 @@
-"""List files of both kinds, and every way in which they can be wrong."""
+"""List files in both formats, and the errors for bad ones."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from a2s_repro.errors import InputError
 
 @pytest.fixture
 def root(tmp_path):
-    """A VOC-layout tree; list files go beside it."""
+    """A data root in VOC's layout; list files are written to its parent folder."""
     for name in ("JPEGImages/a.jpg", "JPEGImages/b.png", "SegmentationClass/a.png", "SegmentationClass/b.png"):
         path = tmp_path / "voc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ def listed(root, text, **arguments):
     return read_list(list_file, root, **arguments)
 
 
-def test_two_columns_hang_off_the_root_with_or_without_slash(root):
+def test_two_columns_are_relative_to_the_root(root):
     expected = [
         Item("a", root / "JPEGImages/a.jpg", root / "SegmentationClass/a.png"),
         Item("b", root / "JPEGImages/b.png", root / "SegmentationClass/b.png"),
@@ -31,14 +31,14 @@ def test_two_columns_hang_off_the_root_with_or_without_slash(root):
     assert listed(root, lines) == expected
 
 
-def test_ids_find_the_image_and_the_label_folder(root):
+def test_ids_give_the_image_and_the_label_map(root):
     assert listed(root, "a\n\nb\n") == [
         Item("a", root / "JPEGImages/a.jpg", root / "SegmentationClass/a.png"),
         Item("b", root / "JPEGImages/b.png", root / "SegmentationClass/b.png"),
     ]
 
 
-def test_ids_prefer_the_augmented_labels_and_obey_label_dir(root):
+def test_ids_prefer_augmented_labels_unless_label_dir_is_given(root):
     (root / "SegmentationClassAug").mkdir()
     (root / "SegmentationClassAug/a.png").touch()
     assert listed(root, "a")[0].label == root / "SegmentationClassAug/a.png"
@@ -46,7 +46,7 @@ def test_ids_prefer_the_augmented_labels_and_obey_label_dir(root):
 
 
 @pytest.mark.parametrize("line", ["a", "/JPEGImages/a.jpg", "/JPEGImages/a.jpg /nowhere/a.png"])
-def test_without_labels_only_the_image_counts(root, line):
+def test_unlabelled_lists_ignore_the_label_column(root, line):
     assert listed(root, line, labelled=False) == [Item("a", root / "JPEGImages/a.jpg", None)]
 
 
@@ -77,14 +77,14 @@ def test_missing_list_root_or_text_is_named(root):
         read_list(root / "picture", root)
 
 
-def test_select_keeps_the_asked_order_and_names_unknown_ids(root):
+def test_select_keeps_the_order_of_the_ids_and_names_unknown_ones(root):
     items = listed(root, "a\nb\n")
     assert select(items, ["b", "a"]) == items[::-1]
     with pytest.raises(InputError, match="no image bb, c; the nearest to the first is b"):
         select(items, ["bb", "c"])
 
 
-def test_classes_come_in_order_and_once(tmp_path):
+def test_classes_are_read_in_order_and_duplicates_refused(tmp_path):
     (tmp_path / "classes.txt").write_text("background\ndining table\n\ncat\n")
     assert read_classes(tmp_path / "classes.txt") == ["background", "dining table", "cat"]
     (tmp_path / "classes.txt").write_text("cat\ndog\ncat\n")

@@ -1,4 +1,4 @@
-"""PASCAL-Person-Part from annotation files with the structs of PASCAL-Part, on a small VOC 2010."""
+"""Preparation of PASCAL-Person-Part from a small VOC 2010 and annotation files in PASCAL-Part's format."""
 
 import io
 
@@ -18,14 +18,14 @@ PART = [("part_name", "O"), ("mask", "O")]
 
 
 def mask(rows, columns, shape=SHAPE):
-    """1 in rows[0] .. rows[1] - 1 and columns[0] .. columns[1] - 1, as MATLAB's logical arrays arrive."""
+    """A mask with 1 in rows[0] .. rows[1] - 1, columns[0] .. columns[1] - 1; uint8, as scipy reads logical arrays."""
     area = np.zeros(shape, np.uint8)
     area[slice(*rows), slice(*columns)] = 1
     return area
 
 
 def annotation(*objects, shape=SHAPE):
-    """The bytes of a .mat file: `objects` are pairs of a class number and a list of (part name, mask)."""
+    """The bytes of an annotation file; `objects` are pairs of a class index and a list of (part name, mask)."""
     structs = np.empty((1, len(objects)), OBJECT)
     for struct, (number, parts) in zip(structs[0], objects, strict=True):
         listed = np.empty((1, len(parts)), PART)
@@ -33,7 +33,7 @@ def annotation(*objects, shape=SHAPE):
             part["part_name"], part["mask"] = name, area
         struct["class"], struct["class_ind"] = "person" if number == PERSON else "bicycle", number
         struct["bbox"], struct["mask"] = np.array([1.0, 1, 8, 6]), np.ones(shape, np.uint8)
-        struct["parts"] = listed if parts else np.zeros((0, 0))  # [] where no part is annotated
+        struct["parts"] = listed if parts else np.zeros((0, 0))  # [] without annotated parts
     file = io.BytesIO()
     savemat(file, {"anno": {"imname": "2008_000003", "objects": structs}})
     return file.getvalue()
@@ -41,8 +41,8 @@ def annotation(*objects, shape=SHAPE):
 
 PERSON_ON_BICYCLE = annotation(
     (PERSON, [("head", mask((0, 2), (0, 4))), ("neck", mask((2, 3), (0, 4))), ("torso", mask((2, 5), (1, 3)))]),
-    (2, [("fwheel", mask((4, 6), (0, 2)))]),  # over the torso's lower left
-    (PERSON, [("rfoot", mask((5, 6), (1, 8)))]),  # and over the wheel
+    (2, [("fwheel", mask((4, 6), (0, 2)))]),  # covers the torso's lower left
+    (PERSON, [("rfoot", mask((5, 6), (1, 8)))]),  # covers part of the wheel
 )
 EXPECTED = np.array(
     [
@@ -67,7 +67,7 @@ TRAIN, VAL = ["2010_000002", "2009_000001", "2008_000008"], ["2008_000003", "200
 
 @pytest.fixture
 def sources(tmp_path):
-    """(PASCAL-Part folder, VOC 2010 folder), laid out as published."""
+    """(PASCAL-Part folder, VOC 2010 folder) in the published layout."""
     parts, voc = tmp_path / "Annotations_Part", tmp_path / "VOCdevkit"
     parts.mkdir()
     for name, encoded in FILES.items():
@@ -103,7 +103,7 @@ def test_tool_prepares_from_archives(sources, tmp_path):
     check_prepared(tmp_path / "made")
 
 
-def test_folders_serve_as_well_and_an_interrupted_run_is_completed(sources, tmp_path):
+def test_folders_work_and_an_interrupted_run_resumes(sources, tmp_path):
     made = tmp_path / "made"
     prepare_person_part(*sources, made, check_counts=False)
     check_prepared(made)
@@ -115,7 +115,7 @@ def test_folders_serve_as_well_and_an_interrupted_run_is_completed(sources, tmp_
     assert (made / "SegmentationPart/2008_000008.png").stat().st_mtime_ns == kept
 
 
-def test_parts_are_painted_in_the_order_of_the_file_and_those_of_others_paint_background():
+def test_parts_are_painted_in_file_order_and_other_objects_parts_as_background():
     assert (part_labels(PERSON_ON_BICYCLE, "x") == EXPECTED).all()
 
 
@@ -141,7 +141,7 @@ def test_damaged_annotations_are_named(sources, tmp_path, encoded):
 
 
 def test_unknown_parts_and_masks_that_do_not_fit_are_named():
-    with pytest.raises(InputError, match="x has a person's part 'tail'"):
+    with pytest.raises(InputError, match="x has the unknown person part 'tail'"):
         part_labels(annotation((PERSON, [("tail", mask((0, 1), (0, 1)))])), "x")
     with pytest.raises(InputError, match="x has masks of different sizes"):
         part_labels(annotation((PERSON, [("head", mask((0, 1), (0, 1), (5, 8))), ("hair", mask((0, 1), (0, 1)))])), "x")
@@ -153,7 +153,7 @@ def test_labels_of_another_size_than_the_photograph_are_named(sources, tmp_path)
         prepare_person_part(*sources, tmp_path / "made", check_counts=False)
 
 
-def test_another_years_voc_is_refused(sources, tmp_path):
+def test_voc_of_another_year_is_refused(sources, tmp_path):
     (sources[1] / "VOC2010").rename(sources[1] / "VOC2012")
     with pytest.raises(InputError, match=r"VOCdevkit holds no ImageSets/Main/train.txt.* belongs to VOC 2010"):
         prepare_person_part(*sources, tmp_path / "made", check_counts=False)

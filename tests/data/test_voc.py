@@ -1,4 +1,4 @@
-"""prepare_voc on a small VOC and SBD: real .mat files, archives and subprocesses."""
+"""Preparation of VOC 2012 from a small VOC and SBD, with real .mat files, archives and subprocesses."""
 
 import hashlib
 
@@ -35,7 +35,7 @@ def save_mat(path, label):
 
 @pytest.fixture
 def sources(tmp_path):
-    """(VOC folder, SBD folder), laid out as published."""
+    """(VOC folder, SBD folder) in the published layout."""
     voc, sbd = tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "benchmark_RELEASE"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (voc / folder).mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_tool_prepares_from_archives(sources, tmp_path):
     assert len(list((tmp_path / "made/JPEGImages").iterdir())) == 5  # 2008_unlabelled is in no list
 
 
-def test_folders_are_linked_to_and_left_alone(sources, tmp_path):
+def test_folders_are_linked_and_unchanged(sources, tmp_path):
     voc, sbd = sources
     before = sorted(voc.rglob("*"))
     prepare_voc(voc.parent, sbd / "dataset", tmp_path / "made", check_counts=False)
@@ -113,7 +113,7 @@ def test_test_images_come_from_their_own_archive_without_labels(sources, tmp_pat
     assert not (made / "JPEGImages/2008_other_task.jpg").exists()
 
 
-def test_an_interrupted_run_is_completed(sources, tmp_path):
+def test_an_interrupted_run_resumes(sources, tmp_path):
     voc, sbd = pack(sources[0].parent, tmp_path / "VOCtrainval.tar"), sources[1]
     root = prepare_voc(voc, sbd, tmp_path / "made", check_counts=False).root
     kept = root / "SegmentationClassAug/2007_a.png"
@@ -127,7 +127,7 @@ def test_an_interrupted_run_is_completed(sources, tmp_path):
     assert (root / "JPEGImages/2007_b.jpg").stat().st_size > 2
 
 
-def test_lists_other_than_the_published_fail(sources, tmp_path):
+def test_lists_that_differ_from_the_published_are_refused(sources, tmp_path):
     with pytest.raises(InputError, match=r"train_aug has 4 images, not 10582; .*train has 2 images, not 1464"):
         prepare_voc(*sources, tmp_path / "made")
     assert not (tmp_path / "made/list").exists()
@@ -136,7 +136,7 @@ def test_lists_other_than_the_published_fail(sources, tmp_path):
         prepared.check("VOC 2012", LISTS)
 
 
-def test_missing_sources_say_where_they_are_published(sources, tmp_path):
+def test_missing_sources_are_named_with_their_url(sources, tmp_path):
     done = run_tool("prepare_voc", "--voc", tmp_path / "absent", "--sbd", sources[1])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -159,7 +159,7 @@ def test_swapped_folders_are_named(sources, tmp_path):
         prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
 
 
-def test_a_label_map_under_a_photographs_name_is_told(sources, tmp_path):
+def test_a_label_map_with_a_photographs_name_is_refused(sources, tmp_path):
     voc, sbd = sources
     (voc / "SegmentationClass/2007_a.png").rename(voc / "JPEGImages/2007_a.jpg")
     write_label_png(voc / "SegmentationClass/2007_a.png", own_label("2007_a"))
@@ -167,7 +167,7 @@ def test_a_label_map_under_a_photographs_name_is_told(sources, tmp_path):
         prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
 
 
-def test_object_numbers_are_no_class_labels(sources, tmp_path):
+def test_object_numbers_are_refused_as_labels(sources, tmp_path):
     voc, sbd = sources
     for name, objects in (("2007_a", [1, 2, 3]), ("2007_b", [1]), ("2007_c", [])):
         label = np.zeros(SHAPE, np.uint8)
@@ -178,7 +178,7 @@ def test_object_numbers_are_no_class_labels(sources, tmp_path):
     assert not (tmp_path / "made/SegmentationClassAug/2007_a.png").exists()
 
 
-def test_palette_colours_are_no_labels(sources, tmp_path):
+def test_colour_images_are_refused_as_labels(sources, tmp_path):
     voc, sbd = sources
     path = voc / "SegmentationClass/2007_b.png"
     Image.open(path).convert("RGB").save(path)
@@ -207,7 +207,7 @@ def test_damaged_mat_files_are_named(sources, tmp_path, workers):
 
 
 def test_palette_is_vocs():
-    """The colours that the VOC development kit's VOClabelcolormap gives."""
+    """Colours from VOClabelcolormap of the VOC development kit."""
     assert palette()[[0, 1, 2, 4, 8, 15, 20]].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 0, 128], [64, 0, 0], [192, 128, 128], [0, 64, 128]
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Attention weights by the size of objects, against objects painted by hand."""
+"""Attention weights by object size, checked on painted objects."""
 
 import json
 import subprocess
@@ -22,12 +22,12 @@ TOOL = TOOLS / "evaluate.py"
 
 
 def test_an_object_is_a_component_of_a_class():
-    """Two squares that meet in a corner are one object; another class, a gap or an ignored pixel make a new one."""
+    """Squares that touch at a corner are one object; another class, a gap or ignored pixels separate objects."""
     truth = np.full((40, 60), 255, np.uint8)
     truth[:10, :10] = truth[10:20, 10:20] = 3
     truth[:10, 10:20] = 1
     truth[:10, 30:40] = 3
-    truth[30:37, :9] = 3  # 63 pixels: less than a cell of the grid
+    truth[30:37, :9] = 3  # 63 pixels, less than a cell of the grid
     measured = AttentionBySize((1, 0.5))
     measured.update(truth, np.full((2, 40, 60), 0.5))
     assert measured.labels.tolist() == [1, 3, 3]
@@ -46,7 +46,7 @@ def test_an_objects_weight_is_the_mean_over_its_pixels():
 
 
 def drawn(areas, labels, weights) -> AttentionBySize:
-    """Measured on one image per object, a bar of that area."""
+    """Statistics of one image per object, each with a bar of the given area."""
     measured = AttentionBySize((1, 0.5))
     for area, label, weight in zip(areas, labels, weights, strict=True):
         truth = np.full((1, 2000), 255, np.uint8)
@@ -58,7 +58,7 @@ def drawn(areas, labels, weights) -> AttentionBySize:
 def test_correlations_are_spearmans():
     generator = np.random.default_rng(0)
     areas, labels = generator.integers(64, 200, 30), generator.integers(0, 2, 30)
-    weights = generator.integers(0, 9, 30) / 8  # with ties, which their sums over pixels keep exactly
+    weights = generator.integers(0, 9, 30) / 8  # eighths, whose means over pixels are exact, so ties remain ties
     measured = drawn(areas, labels, weights)
     expected = spearmanr(areas, weights).statistic
     np.testing.assert_allclose(measured.correlation, [expected, -expected], atol=1e-12)
@@ -67,14 +67,14 @@ def test_correlations_are_spearmans():
     np.testing.assert_allclose(measured.correlation_within_classes, [within, -within], atol=1e-12)
 
 
-def test_size_is_told_from_class():
+def test_size_is_separated_from_class():
     """Class 1 is small and has the small weights, but within each class weights fall with size."""
     measured = drawn([100, 110, 120, 1000, 1100, 1200], [1, 1, 1, 2, 2, 2], [0.3, 0.2, 0.1, 0.9, 0.8, 0.7])
     assert measured.correlation[0] > 0
     assert measured.correlation_within_classes[0] == pytest.approx(-1)
 
 
-def test_quartiles_go_from_small_to_large():
+def test_quartiles_are_ordered_by_area():
     areas = [400, 100, 300, 200, 800, 700, 600, 500]
     measured = drawn(areas, [1] * 8, [area / 1000 for area in areas])
     assert [(part["smallest"], part["largest"], part["objects"]) for part in measured.quartiles()] == [
@@ -89,7 +89,7 @@ def test_quartiles_go_from_small_to_large():
     assert lines[-2].split()[-2:] == ["+1.000", "-1.000"]
 
 
-def test_without_objects_or_variation_nothing_is_correlated():
+def test_correlation_is_0_without_objects_or_variation():
     measured = AttentionBySize((1, 0.5))
     assert (measured.quartiles(), measured.correlation.tolist()) == ([], [0, 0])
     even = drawn([100, 200], [1, 1], [0.5, 0.5])
@@ -107,9 +107,9 @@ def test_the_tool_measures_a_net_with_attention(tmp_path):
     command += ["--device", "cpu", "--crop", "161", "--attention-by-size", "--json", tmp_path / "val.json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "val.json").read_text())["attention"]["by_size"]
-    assert found["objects"] == sum(part["objects"] for part in found["quartiles"]) > 2
+    measured = json.loads((tmp_path / "val.json").read_text())["attention"]["by_size"]
+    assert measured["objects"] == sum(part["objects"] for part in measured["quartiles"]) > 2
     assert "the same within classes" in done.stdout
 
-    with pytest.raises(InputError, match="no attention whose weights"):
+    with pytest.raises(InputError, match="no attention weights to measure"):
         evaluate(DeepLabLargeFOV(len(CLASSES), widths=widths), read_list(val, data), crop=161, by_size=True)

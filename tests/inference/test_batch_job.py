@@ -1,4 +1,4 @@
-"""Segmenting folders and videos: what is found, written, skipped and reported, by the tool and by its parts."""
+"""Batch segmentation of folders and videos: sources, written files, resuming and problems."""
 
 import contextlib
 import json
@@ -116,7 +116,7 @@ def test_results_in_a_folder_are_not_segmented_again(run: Run, tmp_path: Path) -
     assert find_sources([tmp_path], tmp_path / "out") == [Source("a", tmp_path / "a.png")]
 
 
-def test_inputs_that_hold_nothing_are_refused(tmp_path: Path) -> None:
+def test_empty_and_missing_inputs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for given, sentence in (
         (tmp_path / "empty", "empty holds no image or video"),
@@ -127,13 +127,13 @@ def test_inputs_that_hold_nothing_are_refused(tmp_path: Path) -> None:
             find_sources([given])
 
 
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_files_with_one_result_name_are_refused(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg"), write_picture(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a.jpg and .*a.png would be written under one name, a:"):
         find_sources([tmp_path])
 
 
-def test_the_tool_segments_what_can_be_read_and_tells_of_the_rest(model_file: Path, tmp_path: Path) -> None:
+def test_the_tool_segments_readable_files_and_reports_the_others(model_file: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     write_picture(folder / "a.png"), write_picture(folder / "sub" / "b.jpg"), write_video(folder / "c.mp4", 3)
     (folder / "text.jpg").write_text("no picture\n")
@@ -156,23 +156,23 @@ def test_the_tool_segments_what_can_be_read_and_tells_of_the_rest(model_file: Pa
         f"{kind}{name}" for name in ("a", "sub/b") for kind in ("labels/", "overlays/", "attention/", "scores/")
     }
     suffixes = {"labels": ".png", "overlays": ".jpg", "attention": ".jpg", "scores": ".npz"}
-    expected = {name + suffixes[name.partition("/")[0]] for name in pictures}
-    assert files(out) == expected | {"attention/c.mp4", "legend.png", "segment.json"}
+    written = {name + suffixes[name.partition("/")[0]] for name in pictures}
+    assert files(out) == written | {"attention/c.mp4", "legend.png", "segment.json"}
 
     segmenter = load(model_file)
     segmenter.crop = 65
-    found = segmenter(folder / "a.png", scores=True, crf=CRF(iterations=1))
+    expected = segmenter(folder / "a.png", scores=True, crf=CRF(iterations=1))
     labels = Image.open(out / "labels/a.png")
     assert labels.mode == "P" and labels.getpalette() == palette().ravel().tolist()
-    assert np.array_equal(np.asarray(labels), found.labels)
+    assert np.array_equal(np.asarray(labels), expected.labels)
     with np.load(out / "scores/a.npz") as arrays:
         assert set(arrays) == {"scores", "weights"}
-        np.testing.assert_allclose(arrays["scores"], found.scores, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(arrays["weights"], found.weights, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(arrays["scores"], expected.scores, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(arrays["weights"], expected.weights, rtol=1e-5, atol=1e-5)
     assert len(read_video(out / "attention/c.mp4")) == 3
 
 
-def test_an_interrupted_run_goes_on_where_it_was(run: Run, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes(run: Run, tmp_path: Path) -> None:
     for seed in range(4):
         write_picture(tmp_path / "in" / f"{seed}.png", seed)
     assert run(tmp_path / "in", batch_size=3).done == 4
@@ -201,7 +201,7 @@ def test_results_that_cannot_be_written_end_the_run(run: Run, tmp_path: Path) ->
         run(tmp_path / "a.png")
 
 
-def test_a_video_has_a_frame_for_each_frame(run: Run, tmp_path: Path) -> None:
+def test_result_video_has_every_frame(run: Run, tmp_path: Path) -> None:
     video = write_video(tmp_path / "v.mp4", 5)
     outcome = run(video, results={"frames": True}, batch_size=2)
     assert (outcome.done, outcome.problems) == (1, [])
@@ -214,7 +214,7 @@ def test_a_video_has_a_frame_for_each_frame(run: Run, tmp_path: Path) -> None:
     assert run(video).skipped == 1
 
 
-def test_a_torn_video_is_segmented_as_far_as_it_goes_and_told(run: Run, tmp_path: Path) -> None:
+def test_a_truncated_video_is_segmented_partly_and_reported(run: Run, tmp_path: Path) -> None:
     whole, torn = tmp_path / "whole.avi", tmp_path / "torn.avi"
     writer = cv2.VideoWriter(str(whole), cv2.VideoWriter_fourcc(*"MJPG"), 10, (60, 40))
     for seed in range(10):
@@ -228,21 +228,21 @@ def test_a_torn_video_is_segmented_as_far_as_it_goes_and_told(run: Run, tmp_path
     assert outcome.problems == [f"{torn}: only {frames} of its 10 frames could be decoded."]
 
 
-def test_no_more_frames_than_asked_for(run: Run, tmp_path: Path) -> None:
+def test_max_frames_limits_a_video(run: Run, tmp_path: Path) -> None:
     outcome = run(write_video(tmp_path / "v.mp4", 5), max_frames=2)
     assert (outcome.done, outcome.problems) == (1, [])
     assert len(read_video(tmp_path / "out/overlays/v.mp4")) == 2
 
 
-def test_a_picture_too_long_for_an_overlay_is_told(run: Run, tmp_path: Path) -> None:
+def test_a_picture_too_long_for_an_overlay_is_reported(run: Run, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "long.png"), np.zeros((1, 65501, 3), np.uint8))
     assert run(tmp_path / "long.png").problems == [
-        "long: an overlay cannot be longer than 65500 pixels: segment it without."
+        "long: an overlay cannot be longer than 65500 pixels: leave out the overlays."
     ]
     assert run(tmp_path / "long.png", results={"overlays": False}).problems == []
 
 
-def test_a_video_of_odd_sides_keeps_all_its_pixels(tmp_path: Path) -> None:
+def test_a_video_with_odd_sides_is_padded_to_even_ones(tmp_path: Path) -> None:
     with video_file(tmp_path / "v.mp4", 12.5) as video:
         video.write(picture(33, 51))
     assert read_video(tmp_path / "v.mp4")[0].shape == (34, 52, 3)
@@ -259,7 +259,7 @@ def test_a_video_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path:
 def test_a_net_without_attention_has_no_panels(tmp_path: Path) -> None:
     segmenter = Segmenter(DeepLabLargeFOV(3, widths=Widths().scaled(1 / 32)), crop=65)
     work = Work(segmenter, Results(tmp_path / "out", attention=True))
-    with pytest.raises(InputError, match="no attention weights that could be drawn"):
+    with pytest.raises(InputError, match="no attention weights to draw"):
         work.run([Source("a", write_picture(tmp_path / "a.png"))])
 
 
@@ -283,14 +283,14 @@ def test_ctrl_c_leaves_whole_files_and_exit_status_130(model_file: Path, tmp_pat
         command(tmp_path / "in", "--model", model_file, "--out", out),
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
     )
     deadline = time.monotonic() + 60
     while not (out / "labels/003.png").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and told.endswith("interrupted.\n") and "Traceback" not in told
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr.endswith("interrupted.\n") and "Traceback" not in stderr
     labels = sorted(out.glob("labels/*"))
     assert 3 < len(labels) < 300
     for path in labels:
@@ -311,7 +311,7 @@ def test_two_processes_share_a_folder(model_file: Path, tmp_path: Path) -> None:
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode != 0  # torchrun's own status, for the text that is no picture
+    assert done.returncode != 0  # torchrun's status, because text.jpg is not an image
     assert done.stdout == f"{tmp_path / 'out'}: 5 segmented, 0 already there, 1 with problems.\n"
     assert done.stderr.count("text.jpg is not an image") == 1
     assert len(files(tmp_path / "out" / "labels")) == 5

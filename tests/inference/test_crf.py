@@ -1,4 +1,4 @@
-"""The dense CRF against what can be worked out without it."""
+"""The dense CRF against exact mean field and known properties."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +10,7 @@ from a2s_repro.inference.crf import CRF, PARAMETERS, dense_crf, refine
 
 
 def scene(height: int, width: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A dark and a bright half, and noisy scores that prefer class 0 in the one and class 1 in the other."""
+    """An image with a dark and a bright half, and noisy scores that favour class 0 in the dark half, else class 1."""
     random = np.random.default_rng(seed)
     half = np.arange(width) < width // 2
     image = np.where(half[:, None], 60, 90) + random.integers(-4, 5, (height, width, 3))
@@ -26,7 +26,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def exact_mean_field(image: np.ndarray, scores: np.ndarray, crf: CRF) -> np.ndarray:
-    """With every pair of pixels, in float64."""
+    """Mean field with exact Gaussian sums over all pairs of pixels, in float64."""
     position = np.indices(image.shape[:2]).reshape(2, -1).T
     colour = image.reshape(-1, 3).astype(float)
     kernels = []
@@ -49,8 +49,8 @@ def exact_mean_field(image: np.ndarray, scores: np.ndarray, crf: CRF) -> np.ndar
     [CRF(), CRF(iterations=1), CRF(bi_w=0), CRF(pos_w=0), CRF(bi_xy_std=8, bi_rgb_std=20), CRF(pos_xy_std=1.5, bi_w=1)],
     ids=str,
 )
-def test_the_lattice_is_near_the_exact_gaussians(crf: CRF) -> None:
-    """The lattice is piecewise linear: single marginals are off by up to 0.05, on average by less than 0.005."""
+def test_the_lattice_approximates_the_exact_gaussians(crf: CRF) -> None:
+    """The lattice is piecewise linear: single marginals differ by up to 0.05, on average by less than 0.005."""
     image, scores = scene(20, 16, 3)
     difference = np.abs(dense_crf(image, scores, **vars(crf)) - exact_mean_field(image, scores, crf))
     assert difference.max() < 0.06 and difference.mean() < 0.005
@@ -73,8 +73,8 @@ def test_marginals_are_probabilities_for_any_number_of_classes(classes: int) -> 
     assert marginals.sum(0) == pytest.approx(1, abs=1e-6)
 
 
-def test_no_iterations_give_the_softmax() -> None:
-    """Values below e^-20 of the largest become 0, as in the authors' fast_exp."""
+def test_zero_iterations_give_the_softmax() -> None:
+    """Values below e^-20 times the largest become 0, as in the authors' fast_exp."""
     image, scores = scene(9, 11, 21)
     scores *= 8
     assert dense_crf(image, scores, iterations=0) == pytest.approx(softmax(scores), abs=3e-7)
@@ -83,13 +83,13 @@ def test_no_iterations_give_the_softmax() -> None:
     assert np.array_equal(dense_crf(image, scores, iterations=0)[:, 0, 0], np.arange(21) == 3)
 
 
-def test_classes_are_alike() -> None:
+def test_classes_are_interchangeable() -> None:
     image, scores = scene(20, 16, 6)
     order = np.array([3, 0, 5, 1, 4, 2])
     assert dense_crf(image, scores[order]) == pytest.approx(dense_crf(image, scores)[order], abs=2e-6)
 
 
-def test_of_equal_marginals_the_first_class_wins() -> None:
+def test_a_tie_gives_the_first_class() -> None:
     image, _ = scene(4, 4, 1)
     assert not refine(image, np.zeros((5, 4, 4), np.float32), CRF()).any()
 
@@ -102,16 +102,16 @@ def test_huge_scores_stay_finite() -> None:
     assert np.isfinite(marginals).all() and marginals[0, 0, 0] == 1
 
 
-def test_pixels_that_fill_up_a_vector_of_four_leave_their_vertices() -> None:
-    """Krähenbühl and Koltun's program has a simplex at feature 0 when the pixels are no multiple of 4; the blur passes
-    through it. Their figures, by way of pydensecrf2; without that simplex the third pixel would have 0.2807."""
+def test_vertices_of_padding_pixels_take_part_in_the_blur() -> None:
+    """Krähenbühl and Koltun's program pads the pixels to a multiple of 4 with pixels at feature 0, and the blur passes
+    through their vertices. Expected values from pydensecrf2; without these vertices the third pixel has 0.2807."""
     image = np.array([[[11, 2, 3], [11, 4, 4], [4, 3, 9], [0, 4, 3], [2, 10, 8]]], np.uint8)
     scores = np.array([[[1.5, 2, -0.25, 2, -0.25]], [[-0.75, 1.5, 1.25, -1.25, -1.75]]], np.float32)
     theirs = [0.99433112, 0.96147889, 0.4959754, 0.99954247, 0.9902631]
     assert dense_crf(image, scores, iterations=1)[0, 0] == pytest.approx(theirs, abs=1e-6)
 
 
-def test_threads_do_not_change_a_bit() -> None:
+def test_results_are_bit_identical_for_any_number_of_threads() -> None:
     image, scores = scene(75, 91, 21)
     alone = dense_crf(image, scores, threads=1)
     for threads in (2, 5):
@@ -121,7 +121,7 @@ def test_threads_do_not_change_a_bit() -> None:
             assert np.array_equal(marginals, alone)
 
 
-def test_views_are_as_good_as_copies() -> None:
+def test_views_and_copies_give_the_same() -> None:
     image, scores = scene(20, 16, 3)
     flipped = dense_crf(image[:, ::-1, ::-1], scores[:, :, ::-1])
     copied = dense_crf(image[:, ::-1, ::-1].copy(), scores[:, :, ::-1].copy())
@@ -148,12 +148,12 @@ IMAGE, SCORES = scene(4, 5, 3)
         ({"threads": 0}, "threads is 0"),
     ],
 )
-def test_wrong_arguments_get_a_sentence(changes: dict, sentence: str) -> None:
+def test_wrong_arguments_are_refused(changes: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         dense_crf(**({"image": IMAGE, "scores": SCORES} | changes))
 
 
-def test_parameters_come_from_words() -> None:
+def test_parameters_are_parsed_from_words() -> None:
     assert CRF.parse([]) == CRF() == PARAMETERS["voc12_coco/attention3_esupv"]
     part = CRF.parse(["person_part/attention3_esupv", "iterations=5", "bi_w=2.5"])
     assert part == CRF(iterations=5, bi_w=2.5, bi_xy_std=19, bi_rgb_std=3)

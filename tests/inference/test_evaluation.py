@@ -1,4 +1,4 @@
-"""Scores against counts made by hand, segmentation against its steps, and the tool against the files it writes."""
+"""Scores against manual counts, segmentation against its single steps, and the tool against the files it writes."""
 
 import json
 import os
@@ -34,7 +34,7 @@ TOOL = TOOLS / "evaluate.py"
 
 
 def thin(model_class, *arguments):
-    """A narrow net whose weights are all random, so that its predictions vary over an image."""
+    """A thin net with random weights in all layers, so that its predictions vary over an image."""
     torch.manual_seed(0)
     model = model_class(len(CLASSES), *arguments, widths=Widths().scaled(1 / 32)).eval()
     for parameter in model.parameters():
@@ -65,8 +65,8 @@ def labels(*values):
     return np.array([values], np.uint8)
 
 
-def test_counts_are_summed_over_the_set_before_they_are_divided():
-    """Class 1 is 1 of 1 pixels right in one image and 1 of 4 in the other: 2/5 over the set, 5/8 by images."""
+def test_counts_are_summed_over_the_set_before_division():
+    """Class 1 has 1 of 1 pixels correct in one image and 1 of 4 in the other: 2/5 over the set, 5/8 by image."""
     scores = ConfusionMatrix(2)
     scores.update(labels(1, 0, 0, 0), labels(1, 0, 0, 0))
     scores.update(labels(1, 1, 1, 1), labels(1, 0, 0, 0))
@@ -78,7 +78,7 @@ def test_counts_are_summed_over_the_set_before_they_are_divided():
     assert scores.pixel_accuracy == 5 / 8
 
 
-def test_absent_classes_count_as_zero_and_ignored_pixels_not_at_all():
+def test_absent_classes_have_iou_0_and_ignored_pixels_are_excluded():
     scores = ConfusionMatrix(4)
     scores.update(labels(0, 255, 1, 255), labels(0, 1, 2, 3))
     assert scores.iou.tolist() == [1, 0, 0, 0]
@@ -92,12 +92,12 @@ def test_an_empty_set_scores_zero_without_a_warning():
 
 
 @pytest.mark.parametrize(("truth", "predicted"), [(labels(2), labels(0)), (labels(0), labels(2))])
-def test_labels_beyond_the_classes_are_not_scored(truth, predicted):
+def test_labels_beyond_the_classes_are_refused(truth, predicted):
     with pytest.raises(InputError, match="beyond the 2 classes"):
         ConfusionMatrix(2).update(truth, predicted)
 
 
-def test_attention_statistics_are_those_of_all_pixels_together():
+def test_attention_statistics_are_over_all_pixels():
     generator = torch.Generator().manual_seed(0)
     maps = [torch.rand(2, *size, generator=generator) for size in ((5, 7), (20, 3))]
     statistics = AttentionStatistics((1, 0.5))
@@ -122,17 +122,17 @@ def test_attention_statistics_resolve_a_spread_of_a_millionth():
 def test_segmentation_pads_at_the_bottom_and_right(height, width, padded):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     model = thin(ShareNet)
-    found = Segmenter(model, crop=65)(image)
+    segmentation = Segmenter(model, crop=65)(image)
 
-    framed = np.tile(MEAN_BGR, (*padded, 1))  # the mean colour is 0 once the mean is subtracted
+    framed = np.tile(MEAN_BGR, (*padded, 1))  # the mean colour becomes 0
     framed[:height, :width] = image
     with torch.no_grad():
         prediction = model(torch.from_numpy((framed - MEAN_BGR).transpose(2, 0, 1)[None]))
     scores = ops.interp(prediction.scores, padded)[0, :, :height, :width]
-    assert found.labels.dtype == np.uint8
-    assert (found.labels == scores.argmax(0).numpy()).all()
-    assert len(np.unique(found.labels)) > 1
-    weights = torch.from_numpy(found.weights)
+    assert segmentation.labels.dtype == np.uint8
+    assert (segmentation.labels == scores.argmax(0).numpy()).all()
+    assert len(np.unique(segmentation.labels)) > 1
+    weights = torch.from_numpy(segmentation.weights)
     torch.testing.assert_close(weights.sum(0), torch.ones(height, width))
     torch.testing.assert_close(weights, ops.interp(prediction.weights, padded)[0, :, :height, :width])
 
@@ -145,7 +145,7 @@ def test_a_net_without_attention_has_no_weights(items):
     assert result.summary(CLASSES)["attention"] is None
 
 
-def test_tool_scores_what_it_writes(demo, items, model_file, tmp_path):
+def test_tool_scores_agree_with_the_written_labels(demo, items, model_file, tmp_path):
     command = [sys.executable, TOOL, "--device=cpu", "--model", model_file, "--data-root", demo, "--crop", "161"]
     command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--out", tmp_path, "--json", tmp_path / "val.json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -178,7 +178,7 @@ def test_tool_scores_what_it_writes(demo, items, model_file, tmp_path):
     assert "attention weight at scale 0.5: mean" in done.stdout
 
 
-def test_scores_are_those_of_refined_labels(items):
+def test_the_crf_refines_the_scored_labels(items):
     model, crf = thin(ShareNet, (1, 0.5)), CRF(iterations=2)
     segmenter, expected = Segmenter(model, crop=161), ConfusionMatrix(len(CLASSES))
     for item in items:
@@ -188,13 +188,13 @@ def test_scores_are_those_of_refined_labels(items):
     assert (evaluate(model, items, crop=161).confusion.counts != expected.counts).any()
 
 
-def test_two_processes_count_what_one_counts(demo, items, model_file, tmp_path):
-    """Three images: one process has two, the other one."""
+def test_two_processes_give_the_scores_of_one(demo, items, model_file, tmp_path):
+    """Of three images one process evaluates two and the other one."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, TOOL, "--model", model_file, "--data-root", demo, "--crop", "161", "--attention-by-size"]
     command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--json", tmp_path / "val.json"]
     command += ["--short-sides", "60", "100", "--device", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # a sum depends on how it is split
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on the number of threads
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     model, meta = load_model(model_file)
@@ -221,7 +221,7 @@ def test_tool_segments_a_set_without_labels(demo, model_file, tmp_path):
     assert (tmp_path / "results/VOC2012/Segmentation/comp6_test_cls/val_0001.png").is_file()
 
 
-def test_models_that_do_not_load_say_why(model_file, tmp_path):
+def test_unusable_models_are_refused_with_the_reason(model_file, tmp_path):
     model, meta = load_model(model_file)
     path = tmp_path / "x.pth"
     save_weights(path, model.state_dict(), {"pool5a": False})
@@ -245,8 +245,8 @@ def test_class_names_come_from_file_meta_or_voc(tmp_path):
         class_names(3, {}, tmp_path / "classes.txt")
 
 
-def test_void_classes_count_in_no_mean():
-    """Output 1 is no class: predicting it is an error of class 2, and that is all."""
+def test_void_classes_are_excluded_from_means():
+    """Output 1 is not a class: predicting it only reduces the score of class 2."""
     scores = ConfusionMatrix(3, void_classes=(1,))
     scores.update(labels(0, 0, 2, 2), labels(0, 0, 1, 2))
     assert scores.iou.tolist() == [1, 0, 0.5]
@@ -256,18 +256,18 @@ def test_void_classes_count_in_no_mean():
     assert "void" not in result.table(["sky", "void", "road"])
 
 
-def test_scores_by_the_names_that_they_are_published_by():
+def test_scores_by_their_published_names():
     scores = ConfusionMatrix(2)
     scores.update(labels(0, 0, 1, 1), labels(0, 0, 0, 1))
     result = Result(1, scores, None)
     assert result.score("IoU upper arms", ["sky", "upper arms"]) == 50
     assert result.score("pixel accuracy", ["sky", "upper arms"]) == 75
     assert result.score("mIoU", ["sky", "upper arms"]) == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
-    with pytest.raises(InputError, match=r"'head' is none of the classes \(sky, upper arms\)"):
+    with pytest.raises(InputError, match=r"'head' is not one of the classes \(sky, upper arms\)"):
         result.score("IoU head", ["sky", "upper arms"])
 
 
-def test_outputs_named_void_count_in_no_mean(items):
+def test_outputs_named_void_are_excluded_from_means(items):
     model = thin(DeepLabLargeFOV)
     counting, voided = (
         evaluate(model, items[:1], crop=65, classes=names) for names in (CLASSES, (*CLASSES[:-1], "void"))

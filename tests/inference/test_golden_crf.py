@@ -9,7 +9,7 @@ import pytest
 from a2s_repro.inference.crf import CRF, dense_crf, refine
 
 MARGINAL = 2e-6
-"""Sums in another order, amplified by ten iterations (6e-7 was seen); the bar is 1e-3."""
+"""Tolerance for sums in another order, amplified by ten iterations; 6e-7 was measured, 1e-3 is required."""
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def record(golden: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def inputs(record: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The image, and the part of the saved score map that lies on it."""
+    """The image, and the recorded score map cropped to it."""
     image = record["image_rgb"]
     height, width = image.shape[:2]
     return image, record["score"][:, :height, :width]
@@ -32,7 +32,7 @@ def parameters(record: dict[str, np.ndarray], name: str) -> CRF:
 
 
 @pytest.mark.parametrize("name", ["voc", "default"])
-def test_the_map_is_the_authors(record: dict, inputs: tuple, name: str) -> None:
+def test_the_label_map_equals_the_authors(record: dict, inputs: tuple, name: str) -> None:
     assert np.array_equal(refine(*inputs, parameters(record, name)), record[f"{name}.map"])
 
 

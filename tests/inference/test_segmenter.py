@@ -1,4 +1,4 @@
-"""Segmenting images of any size, in any form of pixels, alone and in batches, whole and in tiles."""
+"""Segmenter: images of any size and pixel format, single and batched, whole and tiled."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def with_random_weights(model: DeepLab) -> DeepLab:
 
 
 def thin(model_class: type, *arguments, **options) -> DeepLab:
-    """A narrow net whose predictions vary over an image."""
+    """A thin net whose predictions vary over an image."""
     return with_random_weights(model_class(len(CLASSES), *arguments, widths=Widths().scaled(1 / 32), **options))
 
 
@@ -43,10 +43,10 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @contextmanager
 def sizes_seen(segmenter: Segmenter) -> Iterator[list[tuple[int, int]]]:
-    """The sizes of what the net runs on in the block."""
+    """Collects the sizes of the net's inputs within the block."""
     sizes: list[tuple[int, int]] = []
     hook = segmenter.model.conv1_1.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
-    segmenter.bytes_per_pixel  # noqa: B018  Found without running the net on pixels.
+    segmenter.bytes_per_pixel  # noqa: B018  computed on the meta device, before sizes are collected
     sizes.clear()
     yield sizes
     hook.remove()
@@ -57,21 +57,21 @@ def segmenter() -> Segmenter:
     return Segmenter(thin(ShareNet, (1, 0.5)), CLASSES, crop=65)
 
 
-def assert_same(one: Segmentation, other: Segmentation) -> None:
-    assert np.array_equal(one.labels, other.labels)
-    np.testing.assert_array_equal(one.weights, other.weights)
+def assert_same(first: Segmentation, second: Segmentation) -> None:
+    assert np.array_equal(first.labels, second.labels)
+    np.testing.assert_array_equal(first.weights, second.weights)
 
 
-def test_all_forms_of_the_same_pixels_give_the_same(segmenter: Segmenter, tmp_path: Path) -> None:
+def test_all_forms_of_the_same_pixels_give_the_same_result(segmenter: Segmenter, tmp_path: Path) -> None:
     bgr = picture(50, 70)
     rgb = np.ascontiguousarray(bgr[..., ::-1])
     cv2.imwrite(str(tmp_path / "x.png"), bgr)
-    found = segmenter(bgr)
-    assert found.labels.shape == (50, 70) and len(np.unique(found.labels)) > 1
+    expected = segmenter(bgr)
+    assert expected.labels.shape == (50, 70) and len(np.unique(expected.labels)) > 1
     forms = [segmenter(tmp_path / "x.png"), segmenter(str(tmp_path / "x.png"), order="rgb")]
     forms += [segmenter(rgb, order="rgb"), segmenter(torch.from_numpy(bgr).permute(2, 0, 1))]
     for form in forms:
-        assert_same(form, found)
+        assert_same(form, expected)
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3), (20, 30, 4)])
@@ -89,7 +89,7 @@ def test_grey_alpha_and_16_bits_are_read_as_from_a_file(shape: tuple, dtype: typ
 def test_a_cmyk_photograph_is_read(tmp_path: Path) -> None:
     rgb = np.full((20, 30, 3), (200, 100, 50), np.uint8)
     Image.fromarray(rgb).convert("CMYK").save(tmp_path / "x.jpg", quality=95)
-    assert np.abs(as_bgr(tmp_path / "x.jpg").astype(int) - rgb[..., ::-1]).max() < 8  # what the conversions lose
+    assert np.abs(as_bgr(tmp_path / "x.jpg").astype(int) - rgb[..., ::-1]).max() < 8  # loss of the conversions
 
 
 @pytest.mark.parametrize(
@@ -102,36 +102,36 @@ def test_a_cmyk_photograph_is_read(tmp_path: Path) -> None:
         (torch.zeros(3, 4, 5), r"\(3, 4, 5\) float32"),
     ],
 )
-def test_what_is_no_image_is_refused(pixels: np.ndarray | torch.Tensor, given: str) -> None:
+def test_invalid_pixels_are_refused(pixels: np.ndarray | torch.Tensor, given: str) -> None:
     with pytest.raises(InputError, match=f"an image is given as {given}; give uint8"):
         as_bgr(pixels)
     with pytest.raises(InputError, match="order is 'bgrr'"):
         as_bgr(np.zeros((4, 5), np.uint8), "bgrr")
 
 
-def test_a_batch_of_different_sizes_gives_each_as_alone(segmenter: Segmenter) -> None:
-    """Images of one padded size share a pass, in which convolutions may sum in another order."""
+def test_a_batch_gives_the_results_of_single_images(segmenter: Segmenter) -> None:
+    """Images of the same padded size share a pass, in which convolutions may sum in another order."""
     images = [picture(*size, seed) for seed, size in enumerate([(1, 1), (33, 100), (65, 65), (20, 97), (1, 65)])]
     together = segmenter(images, scores=True)
-    for image, found in zip(images, together, strict=True):
+    for image, batched in zip(images, together, strict=True):
         alone = segmenter(image, scores=True)
-        assert found.labels.shape == image.shape[:2]
-        assert found.weights.shape == (2, *image.shape[:2])
-        np.testing.assert_allclose(found.scores, alone.scores, rtol=1e-4, atol=1e-4 * np.abs(alone.scores).max())
+        assert batched.labels.shape == image.shape[:2]
+        assert batched.weights.shape == (2, *image.shape[:2])
+        np.testing.assert_allclose(batched.scores, alone.scores, rtol=1e-4, atol=1e-4 * np.abs(alone.scores).max())
     assert segmenter([]) == []
 
 
-def test_scores_are_given_when_asked_for() -> None:
+def test_scores_are_returned_on_request() -> None:
     head = RefineHead()
     segmenter = Segmenter(thin(ShareNet, (1, 0.5), head=head), crop=65)
     image = picture(40, 60)
-    labels_alone, found = segmenter(image), segmenter(image, scores=True)
+    labels_alone, complete = segmenter(image), segmenter(image, scores=True)
     assert labels_alone.scores is None and labels_alone.recalibration is None
-    assert_same(labels_alone, found)
-    assert found.scores.dtype == np.float32
-    assert np.array_equal(found.scores.argmax(0), found.labels)
-    assert found.recalibration.shape == found.scores.shape == (3, 40, 60)
-    assert 0 <= found.recalibration.min() < found.recalibration.max() <= 1
+    assert_same(labels_alone, complete)
+    assert complete.scores.dtype == np.float32
+    assert np.array_equal(complete.scores.argmax(0), complete.labels)
+    assert complete.recalibration.shape == complete.scores.shape == (3, 40, 60)
+    assert 0 <= complete.recalibration.min() < complete.recalibration.max() <= 1
 
 
 @pytest.mark.parametrize(("scales", "step"), [((1,), 8), ((1, 0.5), 16), ((1, 0.75, 0.5), 32)])
@@ -143,7 +143,7 @@ def test_images_are_padded_to_the_grid_of_the_scales(scales: tuple, step: int) -
     assert Segmenter(model, crop=1).padded_size(picture(1, 2)) == (1, 1 + step)
 
 
-def test_a_dense_crf_refines_the_labels_and_leaves_the_scores(segmenter: Segmenter) -> None:
+def test_a_dense_crf_refines_the_labels_but_not_the_scores(segmenter: Segmenter) -> None:
     image, crf = picture(40, 60), CRF(iterations=2)
     plain, refined = segmenter(image, scores=True), segmenter(image, scores=True, crf=crf)
     assert np.array_equal(refined.labels, refine(image[..., ::-1], plain.scores, crf))
@@ -154,61 +154,61 @@ def test_a_dense_crf_refines_the_labels_and_leaves_the_scores(segmenter: Segment
 def test_softmax_is_averaged_over_short_sides() -> None:
     model = thin(ShareNet, (1, 0.5)).eval()
     image = picture(40, 60)
-    found = Segmenter(model, short_sides=(30, 50))(image, scores=True)
+    segmentation = Segmenter(model, short_sides=(30, 50))(image, scores=True)
     mean = 0
-    for rows, columns in ((33, 49), (65, 81)):  # from 30 x 45 and 50 x 75, up to 16k + 1
+    for rows, columns in ((33, 49), (65, 81)):  # 30 x 45 and 50 x 75, rounded up to 16k + 1
         resized = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
         with torch.no_grad():
             scores = model(torch.from_numpy(subtract_mean(resized))[None]).scores
         mean = mean + ops.interp(scores, (40, 60)).softmax(1)[0] / 2
-    np.testing.assert_allclose(np.exp(found.scores), mean, atol=1e-6)
-    assert np.array_equal(found.labels, mean.argmax(0))
-    np.testing.assert_allclose(found.weights.sum(0), 1, atol=1e-6)
+    np.testing.assert_allclose(np.exp(segmentation.scores), mean, atol=1e-6)
+    assert np.array_equal(segmentation.labels, mean.argmax(0))
+    np.testing.assert_allclose(segmentation.weights.sum(0), 1, atol=1e-6)
 
 
 def test_the_longer_side_of_a_resized_image_is_at_most_1000() -> None:
     segmenter = Segmenter(thin(DeepLabLargeFOV), short_sides=(100,))
     with sizes_seen(segmenter) as sizes:
         assert segmenter(picture(9, 120)).labels.shape == (9, 120)
-    assert sizes == [(81, 1001)]  # 75 x 1000, up to 8k + 1
+    assert sizes == [(81, 1001)]  # 75 x 1000, rounded up to 8k + 1
 
 
 def test_memory_is_estimated_from_the_largest_layer() -> None:
-    """conv1_2: 64 channels in and as many out, of 4 bytes, twice."""
+    """The largest layer is conv1_2 with 64 input and 64 output channels of 4 bytes; the estimate doubles them."""
     assert Segmenter(DeepLabLargeFOV(21)).bytes_per_pixel == 2 * (64 + 64) * 4
 
 
 def test_an_image_too_large_for_the_memory_runs_in_tiles() -> None:
-    """A cell sees 209 pixels to each side, and a pixel is between cells 8 apart: tiling changes none that is farther
-    than that from the inner ends of tiles."""
-    image, model, seen = picture(449, 961), thin(DeepLabLargeFOV), 209 + 8
+    """The receptive field of a cell reaches 209 pixels, and pixels are interpolated between cells 8 pixels apart, so
+    tiling changes only pixels within 217 pixels of an inner tile edge."""
+    image, model, reach = picture(449, 961), thin(DeepLabLargeFOV), 209 + 8
     whole = Segmenter(model, crop=65)
     tiled = Segmenter(model, crop=65, memory=whole.bytes_per_pixel * 641 * 641 / 1e9)
     with sizes_seen(tiled) as sizes:
-        found = tiled(image, scores=True)
+        segmentation = tiled(image, scores=True)
     assert sizes == [(449, 641), (449, 641)]  # from columns 0 and 320
     expected = whole(image, scores=True)
-    for columns in (np.s_[: 641 - seen], np.s_[320 + seen :]):
-        here, there = found.scores[..., columns], expected.scores[..., columns]
-        np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5 * np.abs(there).max())
-        assert (found.labels[..., columns] == expected.labels[..., columns]).mean() > 0.9999
-    assert (found.labels == expected.labels).mean() > 0.9
+    for columns in (np.s_[: 641 - reach], np.s_[320 + reach :]):
+        tiled_scores, whole_scores = segmentation.scores[..., columns], expected.scores[..., columns]
+        np.testing.assert_allclose(tiled_scores, whole_scores, rtol=1e-4, atol=1e-5 * np.abs(whole_scores).max())
+        assert (segmentation.labels[..., columns] == expected.labels[..., columns]).mean() > 0.9999
+    assert (segmentation.labels == expected.labels).mean() > 0.9
 
 
-def test_a_model_file_becomes_a_segmenter(segmenter: Segmenter, tmp_path: Path) -> None:
+def test_load_returns_a_segmenter(segmenter: Segmenter, tmp_path: Path) -> None:
     meta = {"model": segmenter.model.config(), "pool5a": False, "classes": CLASSES}
     save_weights(tmp_path / "x.safetensors", segmenter.model.state_dict(), meta)
     loaded = a2s_repro.load(tmp_path / "x.safetensors")
     assert loaded.classes == CLASSES and loaded.crop == 513 and loaded.meta["model"] == meta["model"]
     image = picture(20, 30)
     loaded.crop = segmenter.crop
-    segmenter.model.to(memory_format=torch.channels_last)  # as a loaded one is; other kernels would round elsewhere
+    segmenter.model.to(memory_format=torch.channels_last)  # as in a loaded net, for equal rounding
     assert_same(loaded(image), segmenter(image))
 
 
 @pytest.mark.filterwarnings("ignore:this processor has no units")
 def test_bfloat16_gives_nearly_the_same_in_float32_maps(segmenter: Segmenter) -> None:
-    """Scores within 5 % of the largest (2.9 % seen): they pass through 17 layers, each of which rounds to 8 bits."""
+    """Scores agree within 5 % of the largest (2.9 % measured), because each of 17 layers rounds to 8 bits."""
     image = picture(60, 90)
     exact = segmenter(image, scores=True)
     rounded = dataclasses.replace(segmenter, precision="bf16")(image, scores=True)
@@ -217,7 +217,7 @@ def test_bfloat16_gives_nearly_the_same_in_float32_maps(segmenter: Segmenter) ->
     assert 0 < deviation < 0.05
 
 
-def test_options_that_make_no_sense_are_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     model = thin(DeepLabLargeFOV)
     for options, sentence in (
         ({"crop": 0}, "crop is 0"),

@@ -1,4 +1,4 @@
-"""Tiles: where they lie, and that putting their maps together gives the whole image's."""
+"""Tiles: their positions, and the assembly of their maps to those of the whole image."""
 
 import itertools
 
@@ -15,14 +15,14 @@ def test_tiles_cover_a_side_and_overlap_by_a_quarter(tile_steps: int, more_steps
     tile, side = tile_steps * step + 1, (tile_steps + more_steps) * step + 1
     tiles = spans(side, tile, step)
     assert tiles[0].begin == 0 and tiles[-1].end == side and tiles[-1].start + tile == side
-    assert all(each.start % step == 0 for each in tiles)
-    for each in tiles:
-        assert each.start <= each.begin < each.end <= each.start + tile
-    for one, other in itertools.pairwise(tiles):
-        assert one.end == other.begin
-        assert one.start + tile - other.start >= tile / 4
-        centres = one.start + tile / 2, other.start + tile / 2
-        assert abs(one.end - sum(centres) / 2) <= 1
+    assert all(span.start % step == 0 for span in tiles)
+    for span in tiles:
+        assert span.start <= span.begin < span.end <= span.start + tile
+    for first, second in itertools.pairwise(tiles):
+        assert first.end == second.begin
+        assert first.start + tile - second.start >= tile / 4
+        centres = first.start + tile / 2, second.start + tile / 2
+        assert abs(first.end - sum(centres) / 2) <= 1
 
 
 def test_a_tile_as_long_as_the_side_is_the_only_one() -> None:
@@ -30,8 +30,8 @@ def test_a_tile_as_long_as_the_side_is_the_only_one() -> None:
 
 
 @pytest.mark.parametrize("size", [(129, 641), (385, 161), (129, 129)])
-def test_maps_on_grids_of_their_own_are_put_together_without_a_seam(size: tuple[int, int]) -> None:
-    """Nets that see one pixel for each cell: every 8th of the image as scores, every 4th as weights, all as factors."""
+def test_maps_on_different_grids_are_assembled_without_a_seam(size: tuple[int, int]) -> None:
+    """The net samples single pixels: every 8th pixel as scores, every 4th as weights, every one as recalibration."""
     image = torch.rand(2, 3, *size)
 
     def net(part: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -105,7 +105,7 @@ def test_a_killed_process_ends_the_run_and_others_go_on_with_it(single, files, t
     assert finish(processes) == [2, -signal.SIGKILL]
     (sentence,) = said(run)[1:]
     assert sentence.startswith("error: ")
-    assert "another process of the run has died: go on with --resume auto." in sentence
+    assert "another process of the run has died: continue with --resume auto." in sentence
 
     again = dataclasses.replace(run, resume="auto")
     assert finish(start(SIX, again, 3)) == [0, 0, 0], said(run)

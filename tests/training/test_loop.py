@@ -270,7 +270,7 @@ def test_a_finished_run_can_be_made_longer(run, files):
         ({"init": None}, "cannot start without --init"),
         ({"device": "cuda:7"}, "device cuda:7 cannot be used"),
         ({"precision": "fp8"}, "precision 'fp8' is not known; it is one of caffe, tf32, bf16"),
-        ({"cuda_graph": True}, "CUDA graphs are of GPUs, but the device is cpu: do without --cuda-graph"),
+        ({"cuda_graph": True}, "CUDA graphs need a GPU, but the device is cpu: leave out --cuda-graph"),
         ({"compile": True, "caffe_streams": "ziggurat"}, "a compiled net cannot take its masks from Caffe's streams"),
     ],
 )

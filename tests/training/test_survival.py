@@ -153,7 +153,7 @@ def test_a_damaged_snapshot_is_refused_by_name_and_the_one_before_it_used(run, f
 def test_where_no_snapshot_is_whole_nothing_is_overwritten(run):
     train(RECIPE.changed(max_iter=1), run)
     newest_snapshot(run.out).write_bytes(b"torn")
-    with pytest.raises(InputError, match=r"no snapshot in .* is whole: remove them and log\.jsonl to start anew"):
+    with pytest.raises(InputError, match=r"all snapshots in .* are damaged: remove them and log\.jsonl to restart"):
         train(RECIPE, dataclasses.replace(run, resume="auto"))
 
 

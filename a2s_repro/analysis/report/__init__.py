@@ -1,4 +1,4 @@
-"""A run as one HTML file: curves, scores, confusions, and images whose attention can be explored pixel by pixel."""
+"""Report of a run as one HTML file: curves, scores, confusions, and images with attention explorable by pixel."""
 
 from a2s_repro.analysis.report.report import write_report
 

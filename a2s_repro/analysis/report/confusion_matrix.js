@@ -1,4 +1,4 @@
-const WIDEST_MATRIX = 480; // pixels, unless there are so many classes that it is scrolled
+const WIDEST_MATRIX = 480; // pixels; with many classes the matrix is wider and scrolls
 const SMALLEST_CELL = 17;
 const LARGEST_CELL = 32;
 const LEAST_RATE = 0.0005; // cells below it stay empty
@@ -27,7 +27,7 @@ class ConfusionMatrix {
     element("matrix-scroller").append(this.svg);
   }
 
-  /** Where row or column `index` begins. */
+  /** Start of row or column `index` in pixels. */
   start(index) {
     return this.margin + this.cell * index;
   }
@@ -72,7 +72,7 @@ class ConfusionMatrix {
     this.chosen.setAttribute("y", this.start(row));
     this.chosen.setAttribute("visibility", "visible");
     const share = `${(100 * this.rate(row, column)).toFixed(2)} % of its pixels`;
-    const verdict = row === column ? "is found" : `is taken for ${this.names[column]}`;
+    const verdict = row === column ? "is correct" : `is classified as ${this.names[column]}`;
     const pixels = page.confusion.counts[row][column].toLocaleString("en");
     element("matrix-readout").textContent = `${this.names[row]} ${verdict} on ${share}: ${pixels}.`;
   }

@@ -1,4 +1,4 @@
-"""What the page can show of one image: its picture, labels, and what the net computes at points of a coarse grid."""
+"""Data of one image for the page: picture, labels, and the net's values at the points of a coarse grid."""
 
 import base64
 import math
@@ -15,32 +15,32 @@ from a2s_repro.data.lists import Item
 from a2s_repro.inference.segmenter import Segmenter
 
 TOP = 5
-"""Classes of which a point has the scores: those with the highest ones."""
+"""Number of classes stored per point: those with the highest scores."""
 LONGEST_SIDE = 640
-"""Larger pictures are shrunk to it, and the grid's step grows with them."""
+"""Longest side of a picture in pixels; larger ones are shrunk, and the grid's step grows accordingly."""
 GRID = 8
 FRACTION = 65535
-"""Stands for 1 in the 16-bit integers that hold fractions."""
+"""Integer that represents 1 in uint16 fractions."""
 JPEG_QUALITY = 85
 
 
 class Example(NamedTuple):
-    """An image (H, W) as it is put into the page.
+    """An image (H, W) and its maps, as stored in the page.
 
-    The maps of the grid (h, w) hold the values at the pixels (y * step, x * step); K classes are kept of each point,
+    The maps of the grid (h, w) hold the values at the pixels (y * step, x * step); K classes are stored per point,
     highest score first. Scores are softmax probabilities; fractions are integers in units of 1 / FRACTION.
     """
 
     id: str
     iou: float | None
-    """Mean over the classes that occur or are predicted; None where nothing is labelled."""
+    """Mean IoU over the classes that occur or are predicted; None for an unlabelled image."""
     size: tuple[int, int]
     """(H, W)."""
     step: int
     picture: np.ndarray
     """(H', W', 3) uint8 BGR, the image or a smaller copy."""
     truth: np.ndarray
-    """(H', W') uint8, 255 where nothing is known."""
+    """(H', W') uint8 ground truth, 255 where not labelled."""
     labels: np.ndarray
     """(H', W') uint8, the prediction."""
     top_classes: np.ndarray
@@ -48,18 +48,18 @@ class Example(NamedTuple):
     top_scores: np.ndarray
     """(K, h, w) uint16 fractions."""
     scale_classes: np.ndarray
-    """(S, h, w) uint8, what each scale alone would predict."""
+    """(S, h, w) uint8, the prediction of each scale alone."""
     scale_scores: np.ndarray
-    """(S, h, w) uint16 fractions, how sure it is."""
+    """(S, h, w) uint16 fractions, the scores of these predictions."""
     weights: np.ndarray | None
     """(S, h, w) uint16 fractions, attention weights."""
     winner: np.ndarray | None
-    """(h, w) uint8, the index of the scale that a net that merges by max takes the prediction from."""
+    """(h, w) uint8, index of the winning scale in a net that merges by max."""
     recalibration: np.ndarray | None
-    """(K, h, w) float32, of the kept classes."""
+    """(K, h, w) float32 recalibration of the stored classes."""
 
     def plain(self) -> dict[str, Any]:
-        """Values for JSON: arrays as `packed`, the picture as the address of an embedded JPEG."""
+        """Plain values for JSON: arrays in the form of `packed`, the picture as the data URL of a JPEG."""
         quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         jpeg = cv2.imencode(".jpg", self.picture, quality)[1].tobytes()
         fields = self._asdict() | {"picture": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()}
@@ -67,14 +67,14 @@ class Example(NamedTuple):
 
 
 def example(segmenter: Segmenter, item: Item, iou: float | None) -> Example:
-    """Segments and inspects an image, of which the `iou` is known."""
+    """Segments and inspects an image whose `iou` has been computed."""
     model = segmenter.model
     image, truth = read_pair(item, model.num_classes)
     stride = math.ceil(max(image.shape[:2]) / LONGEST_SIDE)
-    found = inspect(segmenter, image, GRID)
-    found = Inspection(*(maps if maps is None else maps[..., ::stride, ::stride] for maps in found))
-    scores, classes = found.scores.softmax(0).topk(min(TOP, model.num_classes), 0)
-    scale_scores, scale_classes = found.scale_scores.softmax(1).max(1)
+    inspection = inspect(segmenter, image, GRID)
+    inspection = Inspection(*(maps if maps is None else maps[..., ::stride, ::stride] for maps in inspection))
+    scores, classes = inspection.scores.softmax(0).topk(min(TOP, model.num_classes), 0)
+    scale_scores, scale_classes = inspection.scale_scores.softmax(1).max(1)
     return Example(
         id=item.id,
         iou=iou,
@@ -87,14 +87,14 @@ def example(segmenter: Segmenter, item: Item, iou: float | None) -> Example:
         top_scores=_fractions(scores),
         scale_classes=_bytes(scale_classes),
         scale_scores=_fractions(scale_scores),
-        weights=None if found.weights is None else _fractions(found.weights),
-        winner=_bytes(found.winner) if model.merge == "max" else None,
-        recalibration=None if found.recalibration is None else found.recalibration.gather(0, classes).numpy(),
+        weights=None if inspection.weights is None else _fractions(inspection.weights),
+        winner=_bytes(inspection.winner) if model.merge == "max" else None,
+        recalibration=None if inspection.recalibration is None else inspection.recalibration.gather(0, classes).numpy(),
     )
 
 
 def packed(array: np.ndarray) -> dict[str, Any]:
-    """An array as plain values: {"shape", "dtype", "data"}, data being its bytes, little-endian, zlib and base64."""
+    """An array as plain values {"shape", "dtype", "data"}; data is base64 of zlib of its little-endian bytes."""
     data = zlib.compress(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes(), 9)
     return {"shape": list(array.shape), "dtype": array.dtype.name, "data": base64.b64encode(data).decode()}
 

@@ -1,4 +1,4 @@
-const LONGEST_STAGE = 1280; // pixels of the canvas, so that small pictures are not blurred twice
+const LONGEST_STAGE = 1280; // pixels of the canvas; small pictures are enlarged once, here, and not again by CSS
 const THUMBNAIL = 210;
 
 const fraction = (value) => (value / page.fraction).toFixed(3);
@@ -12,7 +12,7 @@ async function loaded(example) {
   return { ...Object.fromEntries(fields), picture };
 }
 
-/** A row of the readout: name, a bar if `withBar`, and as many values. */
+/** A row of the readout: name, a bar if `withBar`, and `values` cells. */
 function row(withBar, values) {
   const bar = () => make("td", { class: "wide" }, make("span", { class: "bar" }, make("i")));
   const cells = Array.from({ length: values }, () => make("td"));
@@ -58,7 +58,7 @@ class Explorer {
   async show(index) {
     this.shown = index;
     const example = await loaded(page.examples[index]);
-    if (this.shown !== index) return; // another was chosen meanwhile
+    if (this.shown !== index) return; // another example was chosen while this one loaded
     this.example = example;
     for (const button of element("picker").querySelectorAll("button")) {
       button.setAttribute("aria-pressed", Number(button.dataset.index) === index);
@@ -67,7 +67,7 @@ class Explorer {
     const zoom = Math.max(1, LONGEST_STAGE / Math.max(width, height));
     this.picture.width = Math.round(width * zoom);
     this.picture.height = Math.round(height * zoom);
-    element("stage").style.maxWidth = `calc(75vh * ${width / height})`; // so that all of a tall picture is seen at once
+    element("stage").style.maxWidth = `calc(75vh * ${width / height})`; // keeps a tall picture within the window
     this.layers = layersOf(example);
     if (!this.layer) this.layerName = "prediction";
     this.offerLayers();
@@ -96,7 +96,7 @@ class Explorer {
     }
   }
 
-  /** The picture with the chosen layer over it, as much as the slider says. */
+  /** Draws the picture and, with the slider's opacity, the chosen layer over it. */
   draw() {
     const context = this.picture.getContext("2d");
     context.imageSmoothingEnabled = true;
@@ -111,7 +111,7 @@ class Explorer {
     element("key").replaceChildren(...this.layer.key);
   }
 
-  /** Makes the rows of the readout, which `goTo` fills. */
+  /** Creates the rows of the readout; `goTo` fills them. */
   tabulate() {
     const { top_classes, weights, winner, recalibration, step } = this.example;
     const scores = element("scores"), scales = element("scales");
@@ -121,12 +121,12 @@ class Explorer {
     scales.hidden = page.scales.length === 1;
     const values = 2 + Boolean(weights) + Boolean(winner);
     scales.tBodies[0].replaceChildren(...page.scales.map(() => row(Boolean(weights), values)));
-    const titles = ["", ...(weights ? ["weight", ""] : []), "alone says", "score", ...(winner ? [""] : [])];
+    const titles = ["", ...(weights ? ["weight", ""] : []), "alone", "score", ...(winner ? [""] : [])];
     scales.tHead.replaceChildren(make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title))));
-    scales.caption.textContent = `${weights ? "Attention weights, and what" : "What"} each scale alone says`;
+    scales.caption.textContent = `${weights ? "Attention weights and prediction" : "Prediction"} of each scale alone`;
     const sampled = weights ? "Scores and weights" : "Scores";
     element("sampling").textContent =
-      `${sampled} are those of every ${step}th pixel, at the square; labels are those of the pixel itself.`;
+      `${sampled} are stored for every ${step}th pixel and shown for the square; labels are exact for the pixel.`;
   }
 
   point(event) {
@@ -148,7 +148,7 @@ class Explorer {
     element("spoken").textContent = [element("where").innerText, ...scales].join(". ");
   }
 
-  /** Reads out the pixel (x, y) of the image and the point of the grid that is nearest to it. */
+  /** Shows the values of pixel (x, y) of the image and of the nearest point of the grid. */
   goTo(x, y) {
     const { size, step, labels, truth, top_classes } = this.example;
     this.x = within(x, size[1]);
@@ -184,7 +184,7 @@ class Explorer {
     });
   }
 
-  /** Fills the tables; at(stack, index) is the value of map `index` at the point. */
+  /** Fills the tables; at(stack, index) returns the value of map `index` at the point. */
   readOut(at) {
     const { top_classes, top_scores, scale_classes, scale_scores, weights, winner, recalibration } = this.example;
     [...element("scores").tBodies[0].rows].forEach((tr, index) => {

@@ -2,13 +2,13 @@ const rgb = (label) => page.colours[label];
 const scaleName = (index) => `scale ${page.scales[index]}`;
 const ramp = (level) => page.ramp.slice(3 * level, 3 * level + 3); // level: 0 to 255
 
-/** Map `index` of a stack (n, h, w), or the one map (h, w). */
+/** Map `index` of a stack (n, h, w), or the map itself if it is (h, w). */
 function mapOf({ shape, values }, index = 0) {
   const [height, width] = shape.slice(-2);
   return { width, height, values: values.subarray(index * height * width, (index + 1) * height * width) };
 }
 
-/** The map with its last row and column repeated: the image may end up to a step beyond the last points. */
+/** The map with its last row and column repeated, because the image can extend up to a step beyond the last points. */
 function extended({ width, height, values }) {
   const [wide, high] = [width + 1, height + 1];
   const repeated = values.constructor.from({ length: wide * high }, (_, index) => {
@@ -18,7 +18,7 @@ function extended({ width, height, values }) {
   return { width: wide, height: high, values: repeated };
 }
 
-/** A canvas of a map's size; paint(value, index) gives [r, g, b]. */
+/** A canvas of a map's size; paint(value, index) returns [r, g, b]. */
 function painted({ width, height, values }, paint) {
   const canvas = make("canvas", { width, height });
   const image = new ImageData(width, height);
@@ -38,8 +38,8 @@ function swatch(colour) {
 }
 
 /**
- * What can lie over the picture: {name, canvas, key, onGrid, smooth}. The canvas is of the picture's pixels, or of the
- * points of the grid, smooth where the values between them are interpolated; the key explains its colours.
+ * The layers that can be drawn over the picture: {name, canvas, key, onGrid, smooth}. A canvas has the picture's pixels
+ * or, with onGrid, the points of the grid; smooth interpolates between the points. The key explains the colours.
  */
 function layersOf(example) {
   const { labels, truth, weights, winner, scale_classes, recalibration } = example;
@@ -62,7 +62,7 @@ function layersOf(example) {
   ];
 }
 
-/** An entry of a key. */
+/** An entry of a colour key. */
 function named(colour, name) {
   return make("span", {}, swatch(colour), name);
 }
@@ -101,7 +101,7 @@ function recalibrationLayer(map) {
   return { name: "recalibration of the highest class", ...valueLayer(map, range, names) };
 }
 
-/** Draws a layer over the whole of a canvas; the points of the grid lie in the middle of what they colour. */
+/** Draws a layer over the whole canvas; a point of the grid lies in the centre of its coloured square. */
 function drawLayer(context, example, { canvas, onGrid, smooth }) {
   const { width, height } = context.canvas;
   context.imageSmoothingEnabled = Boolean(smooth);

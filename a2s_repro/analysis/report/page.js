@@ -7,12 +7,12 @@ const className = (label) => (label === page.ignore ? "not labelled" : page.clas
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const within = (value, count) => Math.min(Math.max(value, 0), count - 1);
 
-/** A new element with attributes and children, which may be text. */
+/** A new HTML element with attributes and children; children may be text. */
 function make(tag, attributes = {}, ...children) {
   return filled(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG. */
+/** A new SVG element with attributes and children. */
 function shape(tag, attributes = {}, ...children) {
   return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }

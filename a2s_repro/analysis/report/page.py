@@ -1,4 +1,4 @@
-"""The page: its template filled with tables, curves, and the data of what moves in it."""
+"""Renders the page: fills the template with tables, curves, and the data of its interactive parts."""
 
 import base64
 import hashlib
@@ -24,14 +24,14 @@ from a2s_repro.recipes import RECIPES
 
 STYLE = "page.css"
 SCRIPTS = ("page.js", "layers.js", "explorer.js", "confusion_matrix.js")
-"""In the order in which they run."""
+"""Scripts in the order of execution."""
 WORST = 12
-"""Confusions that are listed."""
+"""Number of confusions listed."""
 POINTS = 600
-"""Most points of a curve: of a longer log every second, third ... line is drawn."""
+"""Maximum number of points of a curve; a longer log is thinned to every second, third ... line."""
 COLOUR_MAP = "viridis"
 _INK = "#010203"
-"""Stands for the colour of the text around it in what matplotlib draws."""
+"""Placeholder in matplotlib's SVG for the page's text colour (currentColor)."""
 _CURVE_STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -43,7 +43,7 @@ _CURVE_STYLE = {
 
 
 def render(run: RunFolder, list_file: Path, result: Result, examples: Sequence[tuple[str, Example]]) -> str:
-    """The whole page as HTML; `examples` come with the names of the groups that they are shown in."""
+    """The whole page as HTML; `examples` are pairs of the name of a group and an example."""
     folder = files("a2s_repro.analysis.report")
     style, *scripts = ((folder / name).read_text(encoding="utf-8") for name in (STYLE, *SCRIPTS))
     script = "\n".join(scripts)
@@ -98,7 +98,7 @@ def _tiles(run: RunFolder, list_file: Path, result: Result) -> str:
     scores = result.confusion
 
     def paper(metric: str) -> str:
-        """What the paper reports, by its tables."""
+        """The paper's numbers for a metric, with their tables."""
         published = run.config["recipe"]["published"]
         return "; ".join(f"paper ({table}): {value}" for table, name, value in published if name == metric)
 
@@ -122,7 +122,7 @@ def _tiles(run: RunFolder, list_file: Path, result: Result) -> str:
 
 
 def _class_table(run: RunFolder, result: Result) -> str:
-    """A bar per class and one of the mean, with the paper's number as a mark where it has one."""
+    """A table with a bar per class and for the mean; a mark shows the paper's number if there is one."""
     published = {metric: value for _, metric, value in run.config["recipe"]["published"] if not isinstance(value, str)}
 
     def row(kind: str, name: str, iou: float, accuracy: float, metric: str) -> str:
@@ -141,11 +141,11 @@ def _class_table(run: RunFolder, result: Result) -> str:
     note = "The mark on a bar is the paper's number." if published else "The paper has no number for these settings."
     table = _table(["", "", "IoU %", "paper %", "accuracy %"], lines)
     kind = "published" if published else "unpublished"
-    return f'<p>Over all pixels of the set, as PASCAL VOC scores. {note}</p><div class="{kind}">{table}</div>'
+    return f'<p>Computed over all pixels of the set, as in PASCAL VOC. {note}</p><div class="{kind}">{table}</div>'
 
 
 def _confusion_table(run: RunFolder, result: Result) -> str:
-    """The wrong pairs of most pixels."""
+    """A table of the most frequent confusions, by pixels."""
     counts = result.confusion.counts[np.ix_(result.confusion.classes, result.confusion.classes)]
     names = [_name(run, label) for label in result.confusion.classes]
     wrong = counts * ~np.eye(len(counts), dtype=bool)
@@ -156,11 +156,11 @@ def _confusion_table(run: RunFolder, result: Result) -> str:
             shares = (pixels / wrong.sum(), pixels / counts[truth].sum())
             cells = "".join(f"<td>{100 * share:.1f}</td>" for share in shares)
             lines.append(f'<tr><th scope="row">{names[truth]}</th><th>{names[predicted]}</th>{cells}</tr>')
-    return _table(["ground truth", "taken for", "% of all errors", "% of the class"], lines)
+    return _table(["ground truth", "predicted", "% of all errors", "% of the class"], lines)
 
 
 def _curves(log: Sequence[dict[str, Any]]) -> str:
-    """Losses and rate over the iterations."""
+    """Curves of the losses and the learning rate over the iterations."""
     if not log:
         return "<p>The run has no log.</p>"
     log = log[:: -(-len(log) // POINTS)]
@@ -205,9 +205,9 @@ def _settings(run: RunFolder) -> str:
 
 def _footer(run: RunFolder, list_file: Path, result: Result, size: int) -> str:
     return (
-        f"{escape(run.weights.name)} on the {result.images} images of {escape(str(list_file))}. Scores and attention "
-        f"weights of the explorer are those at every 8th pixel (of images above 640 pixels every 16th, 24th ...), "
-        f"rounded to 1/{FRACTION}; they and the pictures are {size / 2**20:.1f} MB of this page, which loads nothing."
+        f"{escape(run.weights.name)} on the {result.images} images of {escape(str(list_file))}. The explorer stores "
+        f"scores and attention weights of every 8th pixel (for images above 640 pixels every 16th, 24th ...), "
+        f"rounded to 1/{FRACTION}. These and the pictures take {size / 2**20:.1f} MB. The page loads no other files."
     )
 
 
@@ -217,7 +217,7 @@ def _table(titles: Sequence[str], rows: Iterable[str]) -> str:
 
 
 def _name(run: RunFolder, label: int) -> str:
-    """A class's colour and name."""
+    """A class's colour and name as HTML."""
     red, green, blue = palette()[label]
     swatch = f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>'
     return swatch + escape(run.segmenter.classes[label])

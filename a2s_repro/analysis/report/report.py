@@ -1,4 +1,4 @@
-"""Scores a run's net on a list of images, and puts all that is known of the run into a page."""
+"""Scores a run's net on a list of images and writes the report page."""
 
 import dataclasses
 import os
@@ -30,16 +30,16 @@ def write_report(
     count: int = 6,
     device: str = "cpu",
 ) -> Path:
-    """Writes the page of a run, `out` or report.html in its folder, and returns its path.
+    """Writes the page of a run to `out` (default: report.html in the run's folder) and returns its path.
 
-    What is left out is the run's own: `data_root`, the list (the one that the run was to be evaluated on, else its
-    recipe's) and `crop`, the least side that images are padded to. The explorer has the images `ids`, and the `count`
-    with the lowest and the `count` with the highest IoU. All under a progress bar.
+    Defaults come from the run: `data_root`, the list (the run's evaluation list, else its recipe's) and `crop`, the
+    minimum side to which images are padded. The explorer shows the images `ids`, the `count` images with the lowest IoU
+    and the `count` with the highest. Shows a progress bar.
 
-    Raises InputError for a folder that is no run's, one without weights yet, and bad files of the data set.
+    Raises InputError if the folder is not a run's or has no weights yet, and for bad files of the data set.
     """
     if count < 0:
-        raise InputError(f"count is {count}: give how many of the best and worst images to show.")
+        raise InputError(f"count is {count}: give a number of best and worst images of at least 0.")
     run = read_run_folder(folder, device)
     settings, recipe = run.config["run"], run.config["recipe"]
     segmenter = dataclasses.replace(run.segmenter, crop=recipe["test_crop"] if crop is None else crop)
@@ -47,7 +47,7 @@ def write_report(
     named = list_file or settings["val_list"]
     list_file = Path(named or root / recipe["evaluation_set"])
     if not named and not list_file.exists():
-        raise InputError(f"{run.path} names no list to score on, and there is no {list_file}: give one by --list.")
+        raise InputError(f"{run.path} names no evaluation list, and there is no {list_file}: give one with --list.")
     items = read_list(list_file, root, label_dir=label_dir)
     chosen = [items.index(item) for item in select(items, list(ids))]
 
@@ -65,7 +65,7 @@ def write_report(
 
 
 def _score(segmenter: Segmenter, items: Sequence[Item]) -> tuple[Result, list[float | None]]:
-    """Scores of the set, and the IoU of each image as `Example.iou`."""
+    """Scores of the set, and the IoU of each image, as defined by `Example.iou`."""
     classes = len(segmenter.classes)
     void = [label for label, name in enumerate(segmenter.classes) if name == VOID]
     total = ConfusionMatrix(classes, void)
@@ -73,20 +73,20 @@ def _score(segmenter: Segmenter, items: Sequence[Item]) -> tuple[Result, list[fl
     ious = []
     for item in tqdm(items, desc="evaluating", unit="image"):
         image, truth = read_pair(item, classes)
-        found = segmenter(image)
+        segmentation = segmenter(image)
         own = ConfusionMatrix(classes, void)
-        own.update(truth, found.labels)
+        own.update(truth, segmentation.labels)
         total.counts += own.counts
         occurring = own.classes[(own.counts.sum(0) + own.counts.sum(1))[own.classes] > 0]
         ious.append(float(own.iou[occurring].mean()) if len(occurring) else None)
-        if found.weights is not None:
+        if segmentation.weights is not None:
             attention = attention or AttentionStatistics(segmenter.model.scales)
-            attention.update(found.weights)
+            attention.update(segmentation.weights)
     return Result(len(items), total, attention), ious
 
 
 def _extremes(ious: Sequence[float | None], count: int) -> dict[str, list[int]]:
-    """Indices of the images with the lowest and the highest IoU; none is in both groups."""
+    """Indices of the images with the lowest and the highest IoU; the groups are disjoint."""
     ranked = sorted((index for index, iou in enumerate(ious) if iou is not None), key=lambda index: ious[index])
     worst = ranked[: min(count, (len(ranked) + 1) // 2)]
     best = ranked[len(worst) :][::-1][:count]

@@ -1,4 +1,4 @@
-"""What a training run left in its folder."""
+"""Reads the folder of a training run."""
 
 import json
 import os
@@ -16,22 +16,22 @@ from a2s_repro.training.run_log import read_log
 
 
 class RunFolder(NamedTuple):
-    """A run, finished or not."""
+    """A finished or unfinished run."""
 
     path: Path
     config: dict[str, Any]
-    """config.json, as `run_log.write_config` wrote it."""
+    """Content of config.json, written by `run_log.write_config`."""
     log: list[dict[str, Any]]
-    """The lines of log.jsonl, as `run_log.RunLog` wrote them."""
+    """Lines of log.jsonl, written by `run_log.RunLog`."""
     weights: Path
-    """What the net was read from: final.pth, or the newest whole snapshot of a run that has none."""
+    """Source of the weights: final.pth, or the newest intact snapshot of an unfinished run."""
     segmenter: Segmenter
 
 
 def read_run_folder(path: str | os.PathLike, device: str = "cpu") -> RunFolder:
-    """Reads a run and makes its net, ready to segment.
+    """Reads a run and builds a segmenter with its net.
 
-    Raises InputError, naming the file, where the folder is no run's, a file is damaged or there are no weights yet.
+    Raises InputError naming the file if the folder is not a run's, a file is damaged, or there are no weights yet.
     """
     path = Path(path)
     config, log = _read_config(path / "config.json"), read_log(path) if (path / "log.jsonl").exists() else []
@@ -40,9 +40,7 @@ def read_run_folder(path: str | os.PathLike, device: str = "cpu") -> RunFolder:
         return RunFolder(path, config, log, final, load(final, device))
     newest = load_newest(path)
     if newest is None:
-        raise InputError(
-            f"{path} holds neither final.pth nor a snapshot yet: train it for longer, or lower --snapshot."
-        )
+        raise InputError(f"{path} holds neither final.pth nor a snapshot yet: continue training, or lower --snapshot.")
     weights, snapshot, _ = newest
     model = build_model(config["model"])
     try:
@@ -57,9 +55,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: give the folder of a run, the --out of its training.") from None
+        raise InputError(f"{path} is missing: give the folder of a run (its --out).") from None
     except ValueError:
-        raise InputError(f"{path} is no JSON file: give the folder of another run.") from None
+        raise InputError(f"{path} is not a JSON file: give the folder of another run.") from None
     if not isinstance(config, dict) or not {"recipe", "model", "classes", "run"} <= config.keys():
-        raise InputError(f"{path} does not describe a training run: give the --out of a training.")
+        raise InputError(f"{path} does not describe a training run: give the folder of a run (its --out).")
     return config
