@@ -1,4 +1,4 @@
-"""Shared by all tests: the golden figures, and the forms in which every operator runs."""
+"""Shared fixtures: golden recordings, and the backends of the operators."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 from a2s_repro import ops
 from tests.paths import GOLDEN
 
-# The processes that run the tests share the machine's cores; what they start takes over their share.
+# xdist workers share the machine's cores; their subprocesses inherit the setting.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 torch.set_num_threads(THREADS)
@@ -26,7 +26,7 @@ if torch.cuda.is_available():
 
 @pytest.fixture(params=BACKENDS)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once per form of the operators; gives the device to put tensors on."""
+    """Runs the test once per backend of the operators; yields the device for tensors."""
     backend, device = request.param
     with ops.use_backend(backend):
         yield device
@@ -34,13 +34,13 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Folder of the figures recorded from the authors' Caffe; its INDEX.md says what each is."""
+    """Folder of recordings from the authors' Caffe; its INDEX.md describes them."""
     return GOLDEN
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """How a convolution's sums are split, and so rounded, depends on the number of threads."""
+    """Runs the test on one thread, because the rounding of convolutions depends on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,8 +1,8 @@
-"""Where things lie in the checkout."""
+"""Paths in the checkout."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
 GOLDEN = ROOT / "tests" / "golden"
-"""Figures recorded from the authors' Caffe; its INDEX.md describes them."""
+"""Recordings from the authors' Caffe; INDEX.md describes them."""

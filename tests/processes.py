@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, forked from a server that has imported the package: they start at once."""
+"""Training runs in separate processes, forked quickly from a server that has already imported the package."""
 
 import multiprocessing
 import os
@@ -37,7 +37,7 @@ RECIPE = Recipe(
 
 
 def make_files(root: Path, num_train: int = 8) -> dict[str, Path]:
-    """A small data set and thin initial weights, as the options of a run."""
+    """Options of a run: a small data set and thin initial weights."""
     make_demo_data(root, num_train=num_train, num_val=2)
     weights = from_caffe(random_init(Widths().scaled(WIDTH), seed=0), "init").weights
     save_weights(root / "init.pth", weights.state_dict, weights.meta)
@@ -52,9 +52,9 @@ def make_files(root: Path, num_train: int = 8) -> dict[str, Path]:
 
 
 def start(recipe: Recipe, run: Run, ranks: int = 1, task: Callable = train) -> list[multiprocessing.Process]:
-    """Starts `task(recipe, run)` in that many processes with the environment that torchrun gives them.
+    """Starts `task(recipe, run)` in `ranks` processes with torchrun's environment.
 
-    stdout and stderr of them all go to `run.out`.txt. They end with the status of the tools.
+    stdout and stderr of all go to `run.out`.txt. They exit with the status of the tools.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.processes"])
@@ -68,7 +68,7 @@ def start(recipe: Recipe, run: Run, ranks: int = 1, task: Callable = train) -> l
 
 
 def finish(processes: list[multiprocessing.Process]) -> list[int]:
-    """Waits for processes to end; their exit codes, minus the number of the signal for those that were killed."""
+    """Joins processes and returns their exit codes; minus the signal's number for a killed process."""
     for process in processes:
         process.join(120)
     return [process.exitcode for process in processes]
@@ -79,7 +79,7 @@ def _body(task: Callable, recipe: Recipe, run: Run, rank: int, ranks: int, port:
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # decoding processes as everywhere
+    multiprocessing.set_start_method("fork", force=True)  # the default for the loader's workers
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}

@@ -1,4 +1,4 @@
-"""Building, loading and starting: what works without native libraries, and the one sentence for each obstacle."""
+"""Building and loading: operation without native libraries, and the errors for failed builds."""
 
 import json
 import os
@@ -43,14 +43,14 @@ print(ops.segment(prediction.scores, (33, 33)).shape)
 """
 
 
-def test_without_native_libraries_the_references_run_with_one_warning(unbuilt: Path) -> None:
+def test_without_native_libraries_references_run_with_one_warning(unbuilt: Path) -> None:
     done = run(sys.executable, "-c", PROGRAM, PYTHONPATH=str(unbuilt), A2S_REQUIRE_NATIVE="0", PWD=str(unbuilt))
     assert done.returncode == 0, done.stderr
     assert "torch.Size([1, 33, 33])" in done.stdout
     assert done.stderr.count("pure-torch operators") == 1 and "make setup" in done.stderr
 
 
-def test_require_native_makes_that_an_import_error(unbuilt: Path) -> None:
+def test_require_native_makes_missing_libraries_an_import_error(unbuilt: Path) -> None:
     done = run(sys.executable, "-c", PROGRAM, PYTHONPATH=str(unbuilt), A2S_REQUIRE_NATIVE="1", PWD=str(unbuilt))
     assert done.returncode != 0
     assert "ImportError: a2s_repro: A2S_REQUIRE_NATIVE=1, but" in done.stderr
@@ -65,7 +65,7 @@ def test_a_library_that_does_not_load_is_named(unbuilt: Path) -> None:
     assert "liba2s_ops.so does not load" in done.stdout and "nothing" in done.stdout
 
 
-def test_a_tool_run_before_installation_answers_make_setup(tmp_path: Path) -> None:
+def test_a_tool_run_before_installation_suggests_make_setup(tmp_path: Path) -> None:
     for module in ("a2s_repro", "torch"):
         (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError(name={module!r})")
     done = run(sys.executable, "tools/convert_caffe.py", "--help", PYTHONPATH=str(tmp_path))
@@ -93,12 +93,12 @@ def test_a_wrong_architecture_is_refused(tmp_path: Path) -> None:
     assert done.returncode != 0 and "'Hopper' is no architecture" in " ".join(done.stderr.split())
 
 
-def test_no_compiler_is_said_in_one_sentence() -> None:
+def test_a_missing_compiler_is_reported_in_one_sentence() -> None:
     done = run(sys.executable, "setup.py", "build_ext", CXX="no-such-compiler", A2S_REQUIRE_NATIVE="1")
     assert done.returncode != 0 and "no C++ compiler 'no-such-compiler'" in done.stderr
 
 
-def test_info_tells_what_was_built_and_loaded() -> None:
+def test_info_lists_built_and_loaded_libraries() -> None:
     done = run(sys.executable, "-m", "a2s_repro.info")
     assert done.returncode == 0, done.stderr
     for fact in ("torch", "built cxx", "built cuda", "built torch abi target", "loaded native operators for"):
@@ -144,7 +144,7 @@ def test_the_sources_hash_changes_with_names_and_bytes(tmp_path: Path) -> None:
     assert len(set(hashes)) == 3 and all(len(value) == 16 for value in hashes)
 
 
-def test_figures_from_a_gpu_are_fresh_stale_or_absent(tmp_path: Path) -> None:
+def test_gpu_figures_are_fresh_stale_or_missing(tmp_path: Path) -> None:
     for folder in ("a2s_repro", "caffe_weights", "csrc", "tools"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("lib", "__pycache__"))
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
@@ -176,6 +176,6 @@ def test_the_gpu_report_lists_its_steps_and_needs_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("[!_]*.py")), ids=lambda path: path.stem)
-def test_tools_say_that_nothing_is_installed(tool: Path) -> None:
+def test_tools_report_missing_packages(tool: Path) -> None:
     done = run(sys.executable, "-S", tool, "--help")  # without site-packages
     assert done.returncode != 0 and "is not installed" in done.stderr and "run `make setup`" in done.stderr

@@ -1,7 +1,7 @@
-"""Nets that leave: what they compute elsewhere, and what their files say about them. docs/export.md's snippets are run.
+"""Exported nets: their results in other programs, and their descriptions. The snippets of docs/export.md are run.
 
-Sums in another order moved scores by up to 3e-5 of the largest (onnxruntime, random nets of Attention to Refine); 1e-4
-is allowed. Attention that is nearly one-hot amplifies rounding: a random net of such gave 1.3e-4.
+The tolerance is 1e-4 of the largest score. Sums in another order change scores by up to 3e-5 (onnxruntime, random nets
+of Attention to Refine). Almost one-hot attention amplifies rounding: 1.3e-4 was measured for such a random net.
 """
 
 import json
@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, net: DeepLab) -> Path:
 
 @pytest.fixture
 def here(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the model, as the current one: the documents' snippets name files without a folder."""
+    """Makes the model's folder the current one, because the documents' snippets use bare file names."""
     monkeypatch.chdir(model.parent)
     return model.parent
 
@@ -68,23 +68,23 @@ def assert_alike(net: DeepLab, outputs: dict[str, torch.Tensor], image: torch.Te
         assert (outputs[name] - values).abs().max() <= (0 if name == "labels" else TOLERANCE * unit), name
 
 
-def test_onnx_runs_any_batch_and_size_and_describes_itself(here, net):
+def test_onnx_runs_any_batch_and_size_and_has_a_description(here, net):
     exported = export("model.pth", "model.onnx")
     assert exported.files == [Path("model.onnx")] and exported.deviation < TOLERANCE
     picture = np.random.default_rng(0).integers(0, 256, (33, 50, 3), np.uint8)
-    found = {"picture": picture}
-    exec(snippets("docs/export.md", "ONNX")[0], found)
+    names = {"picture": picture}
+    exec(snippets("docs/export.md", "ONNX")[0], names)
 
     padded = np.zeros((3, 33, 65), np.float32)
     padded[:, :, :50] = NORMALIZATIONS["caffe"](picture[:, :, ::-1])
     expected = expected_labels(net, torch.from_numpy(padded)[None])[0, :, :50].numpy()
-    assert np.array_equal(found["labels"], expected)
-    assert len(found["names"]) > 1 and set(found["names"]) <= set(VOC_CLASSES)
+    assert np.array_equal(names["labels"], expected)
+    assert len(names["names"]) > 1 and set(names["names"]) <= set(VOC_CLASSES)
 
-    about = found["about"]
+    about = names["about"]
     assert about["classes"] == list(VOC_CLASSES) and about["recipe"] == RECIPE and about["net"] == net.config()
     assert about["grid_step"] == 16 and about["scales"] == [1, 0.5]
-    session = found["session"]
+    session = names["session"]
     assert session.get_inputs()[0].shape == ["batch", 3, "16*rows + 1", "16*columns + 1"]
     for batch, *size in SIZES:
         image = image_of(tuple(size), batch)
@@ -103,7 +103,7 @@ torch.save({{"labels": labels, "scores": scores, "classes": classes}}, "outputs.
 """
 
 
-def test_the_tool_writes_a_program_that_needs_pytorch_alone(here, net):
+def test_the_tool_writes_a_program_that_needs_only_pytorch(here, net):
     command = [sys.executable, ROOT / "tools" / "export.py", "model.pth", "model.pt2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def test_the_tool_writes_a_program_that_needs_pytorch_alone(here, net):
     assert outputs["classes"] == list(VOC_CLASSES)
 
 
-def test_a_native_program_keeps_the_fused_operators_and_every_bit(net):
+def test_a_native_program_keeps_the_fused_operators_and_is_bit_identical(net):
     native = program(net, native=True)
     used = {str(node.target) for node in native.graph.nodes}
     assert {"a2s.interp_shift_add.default", "a2s.scale_merge.default", "a2s.segment.default"} <= used
@@ -129,14 +129,14 @@ def test_a_native_program_keeps_the_fused_operators_and_every_bit(net):
         run(image_of((33, 40)))
 
 
-def test_safetensors_say_what_they_are(here, net):
+def test_safetensors_hold_the_meta(here, net):
     assert export("model.pth", "model.safetensors").files == [Path("model.safetensors")]
-    found = {}
-    exec(snippets("docs/export.md", "safetensors")[0], found)
-    assert found["classes"] == list(VOC_CLASSES)
-    assert found["meta"]["model"] == net.config() and found["meta"]["recipe"] == RECIPE
+    names = {}
+    exec(snippets("docs/export.md", "safetensors")[0], names)
+    assert names["classes"] == list(VOC_CLASSES)
+    assert names["meta"]["model"] == net.config() and names["meta"]["recipe"] == RECIPE
     for name, tensor in net.state_dict().items():
-        assert np.array_equal(found["tensors"][name], tensor.numpy())
+        assert np.array_equal(names["tensors"][name], tensor.numpy())
 
 
 @opencv4
@@ -146,9 +146,9 @@ def test_opencv_runs_the_caffe_files(here, net):
         "model_deploy.prototxt",
     ]
     image = image_of((33, 65))
-    found = {"image": image.numpy()}
-    exec(snippets("docs/export.md", "OpenCV")[0], found)
-    assert np.array_equal(found["scores"].argmax(1), expected_labels(net, image).numpy())
+    names = {"image": image.numpy()}
+    exec(snippets("docs/export.md", "OpenCV")[0], names)
+    assert np.array_equal(names["scores"].argmax(1), expected_labels(net, image).numpy())
 
 
 @pytest.mark.parametrize("name", IMAGE)
@@ -161,7 +161,7 @@ def test_the_described_normalization_is_the_one_in_use(name):
     assert IMAGE.keys() == NORMALIZATIONS.keys()
 
 
-def test_deviation_sees_wrong_scores_labels_and_weights(net):
+def test_deviation_detects_wrong_scores_labels_and_weights(net):
     ours = Deployed(net)
 
     def spoilt(name, change):
@@ -174,7 +174,7 @@ def test_deviation_sees_wrong_scores_labels_and_weights(net):
     assert np.isnan(spoilt("scores", lambda scores: scores * np.nan))
 
 
-def test_what_computes_something_else_is_not_written(tmp_path):
+def test_a_deviating_net_is_not_written(tmp_path):
     net = net_of("largefov")
     net.fc8.weight.data[0] = np.nan
     with pytest.raises(InputError, match=r"model\.pt2 is not written.* deviates from the net by nan"):
@@ -191,7 +191,7 @@ def test_what_computes_something_else_is_not_written(tmp_path):
         ("model.pt2", {"device": "nowhere"}, "nowhere cannot be used"),
     ],
 )
-def test_what_cannot_be_written_is_refused(here, output, options, message):
+def test_impossible_exports_are_refused(here, output, options, message):
     before = sorted(os.listdir())
     with pytest.raises(InputError, match=message):
         export("model.pth", output, **options)
@@ -209,7 +209,7 @@ OF_ATTENTION_TO_REFINE = {
 
 
 def net_of_attention_to_refine(name: str) -> Net:
-    """A net whose attention differs from place to place, but is far from one-hot, which would amplify rounding."""
+    """A net whose attention varies over the image but is far from one-hot, which would amplify rounding."""
     net = OF_ATTENTION_TO_REFINE[name]()
     generator = torch.Generator().manual_seed(0)
     for parameter_name, parameter in net.named_parameters():
@@ -235,7 +235,7 @@ def test_caffe_has_no_layers_for_attention_to_refine(tmp_path, name):
         *OF_ATTENTION_TO_REFINE,
     ],
 )
-def test_every_kind_of_net_leaves(tmp_path, name, suffix):
+def test_every_kind_of_net_is_exported(tmp_path, name, suffix):
     net = net_of_attention_to_refine(name) if name in OF_ATTENTION_TO_REFINE else net_of(name)
     output = tmp_path / f"net{suffix}"
     assert export(saved(tmp_path, net), output).deviation < TOLERANCE

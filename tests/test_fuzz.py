@@ -1,4 +1,4 @@
-"""Whatever is in a file, reading it ends: in the thing itself or in a sentence, in little memory, at once."""
+"""Fuzzing: every mutated file is read or refused with a one-line error, in bounded memory and time."""
 
 import random
 import signal
@@ -26,10 +26,10 @@ from caffe_weights import write_solverstate as write_state
 from tests.data.sources import pack
 
 SECONDS = 10
-"""Longer than any read takes on a slow machine."""
+"""Time limit of a read, generous for slow machines."""
 
 SLACK = 2**25
-"""Bytes: what decoders and allocators take for themselves, and the pixels that a small picture may truly have."""
+"""Allowed memory in bytes for decoders, allocators and the pixels of a small image."""
 
 PUBLISHED = Published("shapes", "https://example.org", "shapes", ("JPEGImages/*.jpg",))
 
@@ -60,7 +60,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> Path:
-    """A folder with a sound file of every kind, and the data set that the list is of."""
+    """A folder with an intact file of every kind, and the data set of the list."""
     folder = tmp_path_factory.mktemp("sound")
     shapes = make_demo_data(folder / "shapes", num_train=2, num_val=1)
     for name in ("archive.tar", "archive.tgz", "archive.zip"):
@@ -97,7 +97,7 @@ def sound(tmp_path_factory) -> Path:
 
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
-    """One to four changes: bytes set, flipped, dropped, doubled, moved, or made a large number; or the end cut off."""
+    """Applies one to four changes: bytes set, flipped, dropped, doubled, moved, made a large number, or truncation."""
     damaged = bytearray(content)
     for _ in range(draw.randint(1, 4)):
         at = draw.randrange(len(damaged) + 1) if draw.random() < 0.7 else draw.randrange(min(len(damaged), 64) + 1)
@@ -123,7 +123,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 
 def repacked(content: bytes, path: Path, draw: random.Random) -> None:
-    """Writes a file of torch.save whose pickle is damaged and whose checksums are right."""
+    """Writes a torch.save archive with a damaged pickle and correct checksums."""
     path.write_bytes(content)
     with zipfile.ZipFile(path) as archive:
         parts = [(part, archive.read(part)) for part in archive.infolist()]
@@ -134,7 +134,7 @@ def repacked(content: bytes, path: Path, draw: random.Random) -> None:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Fails what takes longer than SECONDS."""
+    """Fails if the block takes longer than SECONDS."""
 
     def late(*_: object) -> None:
         pytest.fail(f"no end after {SECONDS} seconds")
@@ -149,14 +149,14 @@ def at_once() -> Iterator[None]:
 
 
 def memory(field: str) -> int:
-    """Bytes of this process, by /proc: VmRSS, what it holds, or VmHWM, the most since `forget_peak`."""
+    """Memory of this process in bytes from /proc: VmRSS, the current, or VmHWM, the peak since the last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def read(reader: Callable[[Path], object], path: Path) -> int:
-    """Reads a file or is refused by a sentence of one line; how many bytes of memory that took at most."""
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    """Reads a file or checks that the error is one line; returns the peak memory in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = memory("VmRSS")
     with at_once():
         try:
@@ -194,8 +194,8 @@ def test_a_damaged_pickle_with_right_checksums_is_read_or_refused(sound, tmp_pat
         assert read(READERS[name], tmp_path / name) < allowed, seed
 
 
-def test_a_small_picture_of_many_pixels_is_refused_before_it_is_decoded(sound, tmp_path):
-    """The header's size is changed, with its checksum: 8000 x 8000 pixels in a few kilobytes."""
+def test_a_small_file_with_many_pixels_is_refused_before_decoding(sound, tmp_path):
+    """The size in the header is changed, with its checksum, to 8000 x 8000 pixels in a few kilobytes."""
     content = bytearray((sound / "image.jpg").read_bytes())
     frame = content.index(b"\xff\xc0")
     content[frame + 5 : frame + 9] = np.array([8000, 8000], ">u2").tobytes()
@@ -205,8 +205,8 @@ def test_a_small_picture_of_many_pixels_is_refused_before_it_is_decoded(sound, t
         read_image(path)
 
 
-def test_parts_that_would_become_larger_than_the_file_are_refused(sound, tmp_path):
-    """A compressed file of torch's: a part of zeros becomes a thousand times its size."""
+def test_archive_entries_larger_than_the_file_are_refused(sound, tmp_path):
+    """A compressed torch archive, in which an entry of zeros expands a thousandfold."""
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(sound / "weights.pth") as archive, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for part in archive.infolist():
@@ -217,7 +217,7 @@ def test_parts_that_would_become_larger_than_the_file_are_refused(sound, tmp_pat
 
 
 def test_nothing_in_a_file_is_executed(tmp_path):
-    """A pickle that calls os.system leaves no trace, in whatever it is wrapped."""
+    """A pickle that calls os.system has no effect, in any container."""
 
     class Call:
         def __reduce__(self):

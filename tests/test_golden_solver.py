@@ -1,8 +1,8 @@
-"""20 updates of a small smooth net, weight by weight and history by history, against the authors' Caffe.
+"""20 updates of a small smooth net against the authors' Caffe, all weights and histories.
 
-Layers c1 and c1_res05 share their data but have multipliers of their own; s1 and s2 share data and multipliers, so that
-two slots or one will do for them. The weight of `solo` has lr_mult 0. All in float64: then what is left is Caffe's
-float32 rounding.
+Layers c1 and c1_res05 share their data but have different multipliers. s1 and s2 share data and multipliers, so two
+slots are equivalent to one. The weight of `solo` has lr_mult 0. Computed in float64, so that only Caffe's float32
+rounding remains.
 """
 
 import json
@@ -26,13 +26,13 @@ INFO = json.loads(str(RECORD["info_json"]))
 OWNER = {"c1_res05": "c1", "s2": "s1"}
 
 DEVIATION = 2e-6
-"""Relative L2 of a tensor: 20 float32 updates (5e-7 was seen)."""
+"""Tolerance for 20 float32 updates, as relative L2 norm of a tensor; 5e-7 was measured."""
 
 
 class Net:
     """The recorded net, its solver, and the images in their order.
 
-    one_slot: layers whose copies have one slot together, decayed once for each.
+    one_slot: layers whose copies share one slot, decayed once per copy.
     """
 
     def __init__(self, weights: str = "init.caffemodel", one_slot: tuple[str, ...] = (), **settings: float) -> None:
@@ -98,7 +98,7 @@ def relative_l2(ours: Tensor, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(ours.detach().numpy() - theirs) / np.linalg.norm(theirs))
 
 
-def test_every_update_gives_the_recorded_weights_and_the_history_of_every_copy():
+def test_every_update_gives_the_recorded_weights_and_histories():
     net = Net()
     for iteration, losses in enumerate(net.train(range(20))):
         assert losses == pytest.approx(RECORD["losses"][iteration][:, [0, 4]], abs=5e-6)
@@ -120,7 +120,7 @@ def test_copies_of_equal_multipliers_need_one_slot():
 
 
 def test_resuming_from_caffes_files_continues_the_histories_and_the_schedule():
-    """The recorded run was restored after iteration 10; its data layer then starts again at image 0."""
+    """The recorded run was restored after iteration 10, where its data layer restarts at image 0."""
     net = Net("sgd_iter_10.caffemodel")
     state = read_solverstate(FOLDER / "sgd_iter_10.solverstate")
     for name, history in zip(INFO["params"], state.history, strict=True):
@@ -130,7 +130,7 @@ def test_resuming_from_caffes_files_continues_the_histories_and_the_schedule():
     net.check_weights(recorded("resumed_w"))
 
 
-def test_clipping_measures_and_scales_the_owners_gradients_alone():
+def test_clipping_measures_and_scales_only_the_owners_gradients():
     net = Net(clip_gradients=2.5)
     for _ in net.train(range(20)):
         pass

@@ -1,4 +1,4 @@
-"""Cells of a table are trained after what they start from, scored, and written beside the published numbers."""
+"""Reproduction: recipes are trained in order, scored, and reported next to the published numbers."""
 
 import json
 import shlex
@@ -28,20 +28,20 @@ def files(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def done(files, tmp_path_factory) -> Reproduction:
-    """One cell of Table 3, which starts from another."""
+    """A reproduced cell of Table 3 that starts from another recipe."""
     reproduction = Reproduction(**files, out=tmp_path_factory.mktemp("done"), changes=TRIAL, workers=0)
     assert reproduction.reproduce([MSC])
     return reproduction
 
 
-def test_the_cells_of_a_table_are_found_with_or_without_their_group():
+def test_cells_are_named_with_or_without_their_group():
     assert cells("a2s:3") == recipes_of("a2s:3")
     assert cells("a2s:3", ["max2", "voc12/msc_largefov"]) == [find_recipe("voc12/max2"), MSC]
     with pytest.raises(InputError, match="a2s:3 has no cell 'max5'; its cells are voc12/largefov, "):
         cells("a2s:3", ["max5"])
 
 
-def test_a_recipe_is_trained_once_and_after_its_start():
+def test_a_recipe_is_trained_once_and_after_the_one_it_starts_from():
     asked = [find_recipe(f"voc12_coco/{name}") for name in ("max2", "msc_largefov", "largefov")]
     names = [recipe.name for recipe in trainings(asked)]
     assert sorted(names) == ["coco_subset/largefov", *(f"voc12_coco/{x}" for x in ("largefov", "max2", "msc_largefov"))]
@@ -49,7 +49,7 @@ def test_a_recipe_is_trained_once_and_after_its_start():
     assert names.index("voc12_coco/largefov") < names.index("voc12_coco/msc_largefov")
 
 
-def test_results_stand_beside_the_papers(done):
+def test_results_are_listed_next_to_the_papers_numbers(done):
     rows = {(row["recipe"], row["metric"]): row for row in json.loads((done.out / "RESULTS.json").read_text())}
     assert {recipe for recipe, _ in rows} == {recipe.name for recipe in recipes_of("a2s:3")}
 
@@ -67,14 +67,14 @@ def test_results_stand_beside_the_papers(done):
     assert markdown.count("| not run |") == len(rows)
 
 
-def test_the_trunk_is_the_one_that_the_chain_trained(done):
+def test_a_recipe_starts_from_the_trained_weights_of_its_chain(done):
     nets = [load_weights(done.out / f"voc12/{name}/final.pth").state_dict for name in ("largefov", "msc_largefov")]
     assert torch.equal(nets[0]["fc7.weight"], nets[1]["fc7.weight"])
     assert not torch.equal(nets[0]["fc7.weight"], load_weights(done.pretrained["imagenet"]).state_dict["fc7.weight"])
 
 
-def test_what_is_done_is_not_done_again(done):
-    """Nor lost: the results of an earlier call are in those of the next."""
+def test_finished_recipes_are_not_repeated(done):
+    """Results of an earlier call are also listed by the next."""
     files = [done.out / name / file for name in ("voc12/largefov", MSC.name) for file in ("final.pth", "log.jsonl")]
     before = [file.stat().st_mtime_ns for file in files]
     assert done.reproduce([find_recipe("voc12/largefov")])
@@ -83,14 +83,14 @@ def test_what_is_done_is_not_done_again(done):
     assert ours["voc12/largefov"] is not None and ours["voc12/msc_largefov"] is not None
 
 
-def test_a_folder_holds_runs_of_one_kind(done, files):
-    """Else a net would be trained from a start that was made otherwise."""
+def test_runs_with_other_settings_in_the_folder_are_refused(done, files):
+    """Otherwise a net would start from weights trained with other settings."""
     longer = Reproduction(**files, out=done.out, changes=TRIAL | {"max_iter": 4}, workers=0)
     with pytest.raises(InputError, match=r"voc12/largefov: .*holds a run with max_iter 2 instead of 4: give another"):
         longer.reproduce([MSC])
 
 
-def test_the_printed_commands_do_the_same(done, files, tmp_path):
+def test_the_printed_commands_are_equivalent(done, files, tmp_path):
     largefov = find_recipe("voc12/largefov")
     done.reproduce([largefov])
     changes = [f"--{name.replace('_', '-')}={value}" for name, value in TRIAL.items()]
@@ -116,8 +116,8 @@ def test_an_error_names_its_recipe(files, tmp_path):
         reproduction.reproduce([MSC])
 
 
-def test_what_is_missing_is_known_before_the_first_training(files, tmp_path):
-    """Table 5 trains on COCO first; VOC comes only then."""
+def test_missing_files_are_reported_before_the_first_training(files, tmp_path):
+    """Table 5 trains on COCO before VOC."""
     best = find_recipe("voc12_coco/attention3_esupv")
     shutil.copytree(files["data_root"], tmp_path / "data", symlinks=True)
     (tmp_path / "data/voc12/list/val.txt").unlink()
@@ -141,7 +141,7 @@ def test_hidden_labels_are_segmented_for_the_server_and_not_scored(files, tmp_pa
     assert len(list((tmp_path / "runs" / folder).glob("*.png"))) == 1
 
 
-def test_the_smoke_run_names_what_fails(tmp_path, capsys):
+def test_the_smoke_run_names_failed_recipes(tmp_path, capsys):
     broken = find_recipe("voc12/max2").changed(merge="maximum")
     assert smoke(tmp_path, [find_recipe("person_part/attention3_esupv"), broken]) == ["voc12/max2"]
     assert "voc12/max2 failed:" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The rooms of the package: which may import which, and what may stand at the root."""
+"""The order of imports between the subpackages (rooms), and the files at the package's root."""
 
 import ast
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ ORDER = (
     ("reproduction", "analysis"),
     ("commands",),
 )
-"""From the ground floor up: a room imports from floors below its own. `lib` holds the compiled libraries."""
+"""Floors from the ground up: a room imports only from lower floors. `lib` holds the compiled libraries."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in FLOOR)
@@ -35,7 +35,7 @@ def room(module: str) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The modules of this package that a file imports, wherever in the file."""
+    """The modules of this package that a file imports, at any level of the file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -50,14 +50,14 @@ def imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_room_imports_from_lower_floors_alone(path: Path):
+def test_a_room_imports_only_from_lower_floors(path: Path):
     own = path.relative_to(PACKAGE).with_suffix("").parts[0]
     for module in imports(path):
         if room(module) not in (own, "lib", "__version__"):
             assert FLOOR[room(module)] < FLOOR[own], f"{module} is imported"
 
 
-def test_the_root_holds_what_everything_stands_on():
+def test_the_root_holds_few_files():
     assert {path.stem for path in PACKAGE.glob("*.py")} <= {
         *("__init__", "__main__", "errors", "files", "info", "solver", "export", "reproduction"),
     }
@@ -80,7 +80,7 @@ def test_caffe_weights_stands_alone():
         assert "a2s_repro" not in text and "import torch" not in text, path
 
 
-def test_models_and_data_meet_in_training_alone():
+def test_only_training_imports_both_models_and_data():
     for path in (PACKAGE / "models").rglob("*.py"):
         assert not any(room(module) == "data" for module in imports(path)), path
     for path in (PACKAGE / "data").rglob("*.py"):

@@ -1,4 +1,4 @@
-"""Both update rules against hand arithmetic, the parameter groups of the nets, and the learning-rate policies."""
+"""Both update rules against manual arithmetic, the nets' parameter groups, and the learning-rate policies."""
 
 from copy import deepcopy
 
@@ -14,7 +14,7 @@ THIN = Widths().scaled(1 / 64)
 
 
 def updates(gradients: list[float], rates: list[float], **group) -> list[float]:
-    """The values a weight of 1 takes under these gradients and rates."""
+    """The values of a weight, initially 1, under these gradients and learning rates, with Caffe's rule."""
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     solver = CaffeSGD([{"params": [weight], **group}], momentum=0.9, weight_decay=group.get("weight_decay", 0))
     values = []
@@ -31,8 +31,8 @@ def test_the_rate_is_inside_the_history():
     assert updates([1, 1], [0.1, 0.01]) == pytest.approx([0.9, 0.9 - (0.9 * 0.1 + 0.01)])
 
 
-def test_the_layout_of_weights_and_gradients_changes_nothing() -> None:
-    """Up to the rounding of a sum of three terms."""
+def test_the_memory_layout_of_weights_and_gradients_is_irrelevant() -> None:
+    """Results agree up to the rounding of a sum of three terms."""
     torch.manual_seed(0)
     start, gradients = torch.randn(4, 5, 3, 3), torch.randn(3, 4, 5, 3, 3)
     results = []
@@ -52,7 +52,7 @@ def test_the_layout_of_weights_and_gradients_changes_nothing() -> None:
 
 
 def torch_updates(gradients: list[float], rates: list[float], **settings) -> list[float]:
-    """The same with PyTorch's rule."""
+    """The values of a weight, initially 1, under these gradients and learning rates, with PyTorch's rule."""
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     group = {"params": [weight], "lr_mult": 1, "decay_mult": 1, "branches": 1}
     keywords = {name: settings.pop(name) for name in ("weight_decay", "iter_size") if name in settings}
@@ -67,7 +67,7 @@ def torch_updates(gradients: list[float], rates: list[float], **settings) -> lis
 
 
 def test_torchs_rate_is_outside_the_history():
-    """After the rate drops, the history too moves the weight at the new rate: 0.01 * (0.9 * 1 + 1)."""
+    """After the rate drops, the history also moves the weight at the new rate: 0.01 * (0.9 * 1 + 1)."""
     assert torch_updates([1, 1], [0.1, 0.01]) == pytest.approx([0.9, 0.9 - 0.01 * 1.9])
     assert torch_updates([1, 1], [0.1, 0.01]) != pytest.approx(updates([1, 1], [0.1, 0.01]))
 
@@ -79,7 +79,7 @@ def test_torchs_multipliers_decay_and_iter_size():
 
 
 def test_torchs_rule_is_torch_optim_sgd():
-    """Encoder and decoder as two of its groups, at rates 1:10, over a poly schedule."""
+    """Encoder and decoder are two groups with rates 1:10, over a poly schedule."""
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
@@ -94,17 +94,17 @@ def test_torchs_rule_is_torch_optim_sgd():
         solver.set_lr(rate(iteration))
         for group, mult in zip(sgd.param_groups, (1, 10), strict=True):
             group["lr"] = mult * rate(iteration)
-        for each, passes, optimizer in ((ours, 2, solver), (theirs, 1, sgd)):
+        for module, passes, optimizer in ((ours, 2, solver), (theirs, 1, sgd)):
             optimizer.zero_grad()
             for _ in range(passes):
-                each(torch.ones(1, 3)).square().sum().backward()
+                module(torch.ones(1, 3)).square().sum().backward()
             optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(("branches", "value"), [(1, 0.995), (3, 0.985)])
 def test_a_shared_weight_decays_once_per_branch(branches, value):
-    """The authors' Caffe, rate 0.1 and decay 0.05 without gradient: 0.985 for three sharing copies, else 0.995."""
+    """As in the authors' Caffe, at rate 0.1, decay 0.05 and gradient 0: 0.985 for three sharing copies, else 0.995."""
     assert updates([0], [0.1], branches=branches, weight_decay=0.05) == pytest.approx([value])
 
 
@@ -130,7 +130,7 @@ def test_lr_mult_zero_freezes(rule):
 
 
 @pytest.mark.parametrize("rule", [CaffeSGD, TorchSGD])
-def test_the_state_survives_a_round_trip(rule):
+def test_the_state_round_trips(rule):
     def solver_of(weight):
         solver = rule([{"params": [weight], "lr_mult": 10, "decay_mult": 1, "branches": 1}])
         solver.set_lr(0.01)
@@ -178,7 +178,7 @@ def test_groups_of_the_main_net():
     assert {"conv1_1.weight", "fc7.weight"} < groups[1, 1, 3]
 
 
-def test_a_layer_can_be_given_another_multiplier():
+def test_a_layer_can_have_another_multiplier():
     groups = parameter_groups(ShareNet(5, widths=THIN), lr_mult={"fc8": 0})
     (frozen,) = (group for group in groups if group["lr_mult"] == 0)
     assert [tuple(parameter.shape) for parameter in frozen["params"]] == [(5, 16, 1, 1), (5,)]
@@ -197,7 +197,7 @@ def test_uniform_layers_have_one_rule_for_all_their_parameters():
     assert {id(parameter) for parameter in decoder["params"]} == {id(parameter) for parameter in fresh}
 
 
-def test_decay_once_counts_a_shared_weight_once():
+def test_shared_decay_once_decays_a_shared_weight_once():
     assert {group["branches"] for group in parameter_groups(ShareNet(5, widths=THIN), "once")} == {1}
     with pytest.raises(InputError, match="shared_decay 'twice' is not known"):
         parameter_groups(ShareNet(5, widths=THIN), "twice")
@@ -214,13 +214,14 @@ def test_a_slot_for_every_copy_trains_the_same_net_as_one_slot(merge, shared_dec
     copied = deepcopy(net)
     copied.copy_per_branch()
     solvers = [
-        CaffeSGD(parameter_groups(each, shared_decay), lr=0.01, weight_decay=0.5, iter_size=2) for each in (net, copied)
+        CaffeSGD(parameter_groups(model, shared_decay), lr=0.01, weight_decay=0.5, iter_size=2)
+        for model in (net, copied)
     ]
     for _ in range(3):
         image = torch.randn(1, 3, 33, 33, dtype=torch.float64)
-        for each, solver in zip((net, copied), solvers, strict=True):
+        for model, solver in zip((net, copied), solvers, strict=True):
             solver.zero_grad()
-            each(image).scores.square().sum().backward()
+            model(image).scores.square().sum().backward()
             solver.step()
     one, per_copy = solvers
     for name, parameter in copied.named_parameters():
@@ -241,7 +242,7 @@ def test_copies_follow_the_net_into_training_and_evaluation():
     assert net.train().copies[1].drop7.training
 
 
-def test_slots_that_cannot_be_told_apart_are_refused():
+def test_indistinguishable_slots_are_refused():
     weight = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(InputError, match="groups of their own"):
         CaffeSGD([{"params": [weight, torch.nn.Parameter(weight.data)]}])
@@ -262,7 +263,7 @@ def test_rates_are_float32_of_double_powers_of_float32_parameters():
     assert base_lr != 0.0012
 
 
-def test_the_other_policies():
+def test_fixed_multistep_and_poly_policies():
     assert LearningRate(0.01, "fixed")(5000) == pytest.approx(0.01, rel=1e-7)
     multistep = LearningRate(0.01, "multistep", gamma=0.5, stepvalues=(3, 5))
     assert [multistep(i) for i in (2, 3, 4, 5)] == pytest.approx([0.01, 0.005, 0.005, 0.0025], rel=1e-6)

@@ -1,4 +1,4 @@
-"""Caffe nets become state dicts and come back: bit for bit, in the authors' order, and never by a wrong guess."""
+"""Conversion between Caffe nets and state dicts: bit for bit, in the authors' layer order; bad files are refused."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SINGLE = GOLDEN / "nets/init_single.caffemodel"
 V1 = GOLDEN / "caffemodel/legacy_v1.caffemodel"
 SHARED = GOLDEN / "nets/iv_att2_esupv_B_iter_20.caffemodel"
 THIN = replace(Widths().scaled(1 / 32), refine=512)
-"""Of no Caffe file is `refine`, so that it comes back as the default."""
+"""Thin widths; `refine` keeps its default, because Caffe files do not hold it."""
 
 
 def blobs(net: Net) -> dict[str, list[bytes]]:
@@ -46,7 +46,7 @@ def without(net: Net, *names: str) -> Net:
 
 
 def trained(model: DeepLabLargeFOV, classifier: str = "fc8_voc12") -> Weights:
-    """Weights of a model as training leaves them: none zero, and the model in the meta."""
+    """Weights of a model as after training: no zeros, and the model in the meta."""
     torch.manual_seed(0)
     state_dict = {key: torch.randn_like(tensor) for key, tensor in model.state_dict().items()}
     config = model.config()
@@ -103,7 +103,7 @@ def test_double_blobs_become_float32():
     doubled = Net(
         net.name, [replace(layer, blobs=[blob.astype(float) for blob in layer.blobs]) for layer in net.layers]
     )
-    single, double = (from_caffe(each, "net").weights.state_dict for each in (net, doubled))
+    single, double = (from_caffe(source, "net").weights.state_dict for source in (net, doubled))
     assert all(double[key].dtype == torch.float32 and torch.equal(double[key], single[key]) for key in single)
 
 
@@ -116,7 +116,7 @@ def test_state_dicts_do_not_alias_the_file():
 # And back
 
 
-def test_a_snapshot_comes_back_in_its_own_order_and_bits():
+def test_a_snapshot_round_trips_in_order_and_bit_for_bit():
     original = read_caffemodel(SHARED)
     back = to_caffe(convert_file(SHARED).weights)
     assert list(blobs(back).items()) == list(blobs(original).items())
@@ -135,7 +135,7 @@ def test_a_snapshot_comes_back_in_its_own_order_and_bits():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_order_of_copies_is_the_authors(name, classifier, net):
-    """Their nets list the parameters of all copies in the order in which a snapshot stores them."""
+    """The authors' nets list the parameters of all copies in the order of a snapshot."""
     info = json.loads(str(np.load(GOLDEN / f"nets/net_{name}.npz")["info_json"]))
     written = to_caffe(trained(net, classifier))
     assert [f"{layer.name}/{i}" for layer in written.layers for i in range(len(layer.blobs))] == info["params"]
@@ -143,8 +143,8 @@ def test_the_order_of_copies_is_the_authors(name, classifier, net):
 
 @pytest.mark.parametrize("pool5a", [False, True])
 @pytest.mark.parametrize("merge", ["attention", "average", "max"])
-def test_a_trained_net_survives_the_way_through_caffe(merge, pool5a):
-    widths = replace(THIN, att_conv1=512, ms=128)  # the defaults: only files with such layers tell their widths
+def test_a_trained_net_round_trips_through_caffe(merge, pool5a):
+    widths = replace(THIN, att_conv1=512, ms=128)  # the defaults, because files without these layers give no widths
     weights = trained(ShareNet(7, (1, 0.75, 0.25), merge, pool5a=pool5a, widths=widths), "fc8_voc10_part")
     back = from_caffe(to_caffe(weights), "net.caffemodel").weights
     assert back.meta["model"] == weights.meta["model"] and back.meta["classifier"] == "fc8_voc10_part"
@@ -163,7 +163,7 @@ def test_a_trained_net_survives_the_way_through_caffe(merge, pool5a):
     ],
     ids=["msc", "msc-average", "msc-attention", "fc6-1-layer", "fc8-1x1", "fc7-3-layers"],
 )
-def test_skip_nets_and_all_heads_survive_too(net, tmp_path):
+def test_skip_nets_and_all_heads_round_trip(net, tmp_path):
     weights = trained(net)
     write_caffemodel(tmp_path / "net.caffemodel", to_caffe(weights))
     back = convert_file(tmp_path / "net.caffemodel").weights
@@ -171,7 +171,7 @@ def test_skip_nets_and_all_heads_survive_too(net, tmp_path):
     assert all(torch.equal(back.state_dict[key], tensor) for key, tensor in weights.state_dict.items())
 
 
-def test_a_net_without_scale_1_survives_too():
+def test_a_net_without_scale_1_round_trips():
     weights = trained(ShareNet(5, (0.75, 0.5), widths=replace(THIN, ms=128)))
     net = to_caffe(weights)
     assert [layer.name for layer in net.layers][:1] == ["conv1_1_res05"]
@@ -195,7 +195,7 @@ def test_a_net_without_scale_1_survives_too():
         (lambda state, meta: meta.update(classifier=3), "layers that the net lacks: 3"),
     ],
 )
-def test_damaged_weights_do_not_become_a_caffemodel(damage, words):
+def test_damaged_weights_are_not_exported(damage, words):
     weights = trained(ShareNet(5, widths=THIN))
     damage(weights.state_dict, weights.meta)
     with pytest.raises(InputError) as error:
@@ -203,7 +203,7 @@ def test_damaged_weights_do_not_become_a_caffemodel(damage, words):
     assert words in str(error.value)
 
 
-def test_foreign_weights_do_not_become_a_caffemodel():
+def test_foreign_weights_are_not_exported():
     with pytest.raises(InputError, match="do not have: layer4\\.weight"):
         to_caffe(Weights({"layer4.weight": torch.zeros(1)}, {"pool5a": False}))
 
@@ -241,7 +241,7 @@ def test_half_an_attention_head_is_refused_unless_allowed():
     assert "att_conv1.weight" in weights.state_dict and "model" not in weights.meta
 
 
-def test_side_branches_in_part_are_refused():
+def test_incomplete_side_branches_are_refused():
     net = to_caffe(trained(DeepLabMSc(5, widths=THIN)), "net")
     refused(without(net, "pool1_conv", "data_ms"), "lacks layers of the net: data_ms, pool1_conv")
 
@@ -277,7 +277,7 @@ def test_skipping_fc8_drops_the_classifier_and_its_copies():
     assert "att_fc.weight" in conversion.weights.state_dict
 
 
-def test_skipping_a_layer_that_is_not_there_is_refused():
+def test_skipping_a_missing_layer_is_refused():
     refused(read_caffemodel(SINGLE), "no layer fc9", skip=["fc9"])
 
 
@@ -321,7 +321,7 @@ def test_shapes_that_do_not_chain_are_refused_by_name(layer, index, change, word
 
 
 def full_net(fc6: tuple[int, ...]) -> Net:
-    """A trunk of the full widths, without fc7, and with another fc6."""
+    """A trunk of full width with the given fc6 and without fc7."""
     shapes = {key: tensor.shape for key, tensor in DeepLabLargeFOV(1).state_dict().items() if key.startswith("conv")}
     shapes |= {"fc6.weight": fc6, "fc6.bias": fc6[:1]}
     layers = [key.removesuffix(".weight") for key in shapes if key.endswith(".weight")]
@@ -335,7 +335,7 @@ def full_net(fc6: tuple[int, ...]) -> Net:
 
 
 def test_on_the_full_trunk_only_largefovs_fc6_is_accepted():
-    """A net of other widths is a thin one; this one is DeepLab's, with another head."""
+    """Other widths mean a thin net; another fc6 on the full widths means another DeepLab variant."""
     refused(full_net((512, 512, 3, 3)), "layer fc6 of net.caffemodel is 512x512x3x3", allow_missing=True)
     refused(full_net((1024, 512, 4, 4)), "LargeFOV's is 1024x512x3x3", allow_missing=True)
     assert from_caffe(full_net((1024, 512, 3, 3)), "net", allow_missing=True).missing == ["fc7"]
@@ -343,7 +343,7 @@ def test_on_the_full_trunk_only_largefovs_fc6_is_accepted():
 
 # From the plain VGG-16
 
-C, O6, O7 = 3, 8, 12  # channels into fc6, outputs of fc6 and of fc7
+C, O6, O7 = 3, 8, 12  # input channels of fc6, outputs of fc6 and of fc7
 
 
 def plain_vgg16(form: str) -> Net:
@@ -359,7 +359,7 @@ def plain_vgg16(form: str) -> Net:
 
 
 @pytest.mark.parametrize("form", ["convolution", "inner product", "v1"])
-def test_subsampling_takes_every_fourth_output_and_every_third_tap(form):
+def test_subsampling_keeps_every_fourth_output_and_every_third_tap(form):
     net = plain_vgg16(form)
     (weight6, bias6), (weight7, bias7) = (layer.blobs for layer in net.layers[:2])
     fc6, fc7 = subsampled(net, "vgg16").layers
@@ -389,9 +389,9 @@ def torchvision_state_dict(width: int = 4) -> dict[str, torch.Tensor]:
     return state_dict
 
 
-def test_torchvisions_vgg16_sees_the_same_picture(tmp_path):
-    """conv1_1 on BGR less Caffe's mean equals torchvision's on its own normalisation, up to float32's rounding of the
-    folded weights (1e-6 of the largest response), wherever no padding is seen."""
+def test_torchvisions_vgg16_gives_the_same_responses(tmp_path):
+    """conv1_1 on BGR minus Caffe's mean equals torchvision's conv1_1 on its own normalisation, without padding, up to
+    float32 rounding of the folded weights (1e-6 of the largest response)."""
     state_dict = torchvision_state_dict()
     torch.save(state_dict, tmp_path / "vgg16.pth")
     ours = convert_file(tmp_path / "vgg16.pth", subsample=True).weights.state_dict
@@ -399,16 +399,16 @@ def test_torchvisions_vgg16_sees_the_same_picture(tmp_path):
     assert ours["fc6.weight"].shape == (4, 4, 3, 3) and ours["fc7.weight"].shape == (4, 4, 1, 1)
 
     rgb = torch.randint(0, 256, (1, 3, 12, 12)).double()
-    mean, std = (torch.tensor(each).double().view(1, 3, 1, 1) for each in (TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB))
+    mean, std = (torch.tensor(rgb).double().view(1, 3, 1, 1) for rgb in (TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB))
     theirs = F.conv2d(
         (rgb / 255 - mean) / std, state_dict["features.0.weight"].double(), state_dict["features.0.bias"].double()
     )
     bgr = rgb.flip(1) - torch.from_numpy(MEAN_BGR).double().view(1, 3, 1, 1)
-    found = F.conv2d(bgr, ours["conv1_1.weight"].double(), ours["conv1_1.bias"].double())
-    assert (found - theirs).abs().max() < 1e-6 * theirs.abs().max()
+    converted = F.conv2d(bgr, ours["conv1_1.weight"].double(), ours["conv1_1.bias"].double())
+    assert (converted - theirs).abs().max() < 1e-6 * theirs.abs().max()
 
 
-def test_a_torchvision_net_needs_the_sub_sampling_too(tmp_path):
+def test_a_torchvision_net_needs_subsampling(tmp_path):
     torch.save(torchvision_state_dict(), tmp_path / "vgg16.pth")
     with pytest.raises(InputError, match=r"fc6 of vgg16\.pth .* --subsample"):
         convert_file(tmp_path / "vgg16.pth")
@@ -422,7 +422,7 @@ def test_a_torchvision_net_needs_the_sub_sampling_too(tmp_path):
         (torch.ones(3), "values that are not tensors"),
     ],
 )
-def test_another_pth_file_is_refused(tmp_path, content, words):
+def test_other_pth_files_are_refused(tmp_path, content, words):
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(InputError, match=rf"net\.pth is no state dict of torchvision's vgg16.*{words}"):
         convert_file(tmp_path / "net.pth")
@@ -431,7 +431,7 @@ def test_another_pth_file_is_refused(tmp_path, content, words):
 # Random weights
 
 
-def test_random_init_is_a_trunk_whose_features_are_of_order_one():
+def test_random_init_gives_features_of_order_one():
     widths = Widths().scaled(1 / 8)
     weights = from_caffe(random_init(widths, seed=0), "init.caffemodel").weights
     model = DeepLabLargeFOV(5, widths=widths).eval()
@@ -443,6 +443,6 @@ def test_random_init_is_a_trunk_whose_features_are_of_order_one():
     assert 0.1 < features.square().mean().sqrt() < 10
 
 
-def test_random_init_depends_on_the_seed_alone():
+def test_random_init_depends_only_on_the_seed():
     first, again, other = (blobs(random_init(THIN, seed)) for seed in (1, 1, 2))
     assert first == again and first != other

@@ -1,7 +1,7 @@
-"""OpenCV's importer and layers, a Caffe that is not ours, run the nets that we export.
+"""OpenCV, an independent implementation of Caffe's layers, runs the exported nets.
 
-The figures are held to 1e-5 of the largest value: float32 sums in another order gave up to 2e-6 on the score maps and
-6e-6 on the attention weights. OpenCV's Winograd convolutions, which round more coarsely (1.3e-5), are off.
+The tolerance is 1e-5 of the largest value: float32 sums in another order differ by up to 2e-6 on score maps and 6e-6 on
+attention weights. OpenCV's Winograd convolutions are off, because their rounding errors are larger (1.3e-5).
 """
 
 import re
@@ -52,13 +52,13 @@ NETS = {
 
 
 def net_of(name: str, widths: Widths = THIN) -> DeepLab:
-    """A net whose features are of order 1, and whose scores and attention differ from place to place."""
+    """A net with features of order 1, and with scores and attention that vary over the image."""
     net = NETS[name](widths=widths)
     net.load_state_dict(from_caffe(random_init(widths, seed=0), "init").weights.state_dict, strict=False)
     generator = torch.Generator().manual_seed(1)
     for layer in net.new_layers:
         weight = net.get_submodule(layer).weight
-        gain = 0.3 if layer == "att_fc" else 2  # a softmax that is nearly one-hot would hide mistakes
+        gain = 0.3 if layer == "att_fc" else 2  # an almost one-hot softmax would hide errors
         weight.data.normal_(std=gain * weight[0].numel() ** -0.5, generator=generator)
     return net.eval()
 
@@ -116,8 +116,8 @@ def test_the_full_net(tmp_path, name):
     compare(*export(tmp_path, net, (321, 321)), net, image_of((321, 321)))
 
 
-def test_the_merges_tell_apart():
-    """What the comparison rests on: another merge of the same maps is another figure by far."""
+def test_different_merges_give_clearly_different_results():
+    """So the comparison can detect a wrong merge."""
     image = image_of((65, 65))
     with torch.inference_mode():
         maps = [net_of(name)(image).scores for name in ("attention3", "average3", "max3", "largefov")]
@@ -126,7 +126,7 @@ def test_the_merges_tell_apart():
 
 
 @opencv4
-def test_the_tool_writes_the_prototxt_beside_the_weights(tmp_path):
+def test_the_tool_writes_the_prototxt_next_to_the_weights(tmp_path):
     net = net_of("average2")
     save_weights(tmp_path / "net.pth", net.state_dict(), weights_of(net).meta)
     command = [sys.executable, TOOL, "net.pth", "net.caffemodel", "--to-caffe", "--deploy-size", "65", "81"]
@@ -138,7 +138,7 @@ def test_the_tool_writes_the_prototxt_beside_the_weights(tmp_path):
 
 @pytest.mark.parametrize("name", ["iv_att2_esupv", "v_att3_esupv", "vi_msc", "viii_msc_att3_esupv"])
 def test_layers_have_the_names_of_the_authors_test_nets(name):
-    """But for the data layer, the argmax and dropout, which are left out, and the weights once per class."""
+    """Exceptions: data, argmax and dropout layers are omitted, and the weights are concatenated once per class."""
     recording = read_recording(GOLDEN / "nets", name)
     texts = (
         deploy_prototxt(recording.net(torch.float32), recording.classifier, (129, 129)),

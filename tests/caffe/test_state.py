@@ -1,4 +1,4 @@
-"""A run goes on from Caffe's files, and Caffe can go on from ours: weights, a history per copy, iteration and step."""
+"""Runs resume from Caffe's files and Caffe's from ours: weights, a history per copy, iteration and step."""
 
 import os
 import subprocess
@@ -49,12 +49,12 @@ RECIPE = Recipe(
     stepsize=8,
     max_iter=24,
 )
-"""The settings of the recorded run, but for the dropout and the data."""
+"""Settings of the recorded run, except dropout and data."""
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    """The recorded stream's images and thin initial weights, as the options of a run."""
+    """Options of a run: the recorded stream's images and thin initial weights."""
     init = tmp_path_factory.mktemp("init") / "init.pth"
     weights = from_caffe(random_init(Widths().scaled(1 / 16), seed=0), "init").weights
     save_weights(init, weights.state_dict, weights.meta)
@@ -69,7 +69,7 @@ def trainer_of(files: dict[str, Path], recipe: Recipe = RECIPE, caffe_streams: s
 
 
 def blobs(net: Net) -> list[tuple]:
-    """Name, type and blobs of the layers with weights, in order, in a form that compares bit for bit."""
+    """Name, type and blobs of all layers with weights, in order, in a form that compares bit for bit."""
     return [
         (layer.name, layer.type, [(blob.dtype, blob.shape, blob.tobytes()) for blob in layer.blobs])
         for layer in net.layers
@@ -78,14 +78,14 @@ def blobs(net: Net) -> list[tuple]:
 
 
 def exported(trainer: Trainer, folder: Path, v1: bool = False) -> Path:
-    """The `.solverstate` of a trainer's snapshot."""
+    """Exports a trainer's snapshot; returns the `.solverstate`."""
     save_snapshot(folder / "snapshot.pth", trainer.snapshot())
     _, state, _ = export(folder / "snapshot.pth", folder / "run.caffemodel", v1=v1, deploy_size=(65, 65))
     return state
 
 
-def test_caffes_own_run_comes_back_bit_for_bit(files, tmp_path):
-    """Weights, the order of layers and copies, a history per copy, iteration, step: through a snapshot of ours."""
+def test_caffes_run_round_trips_bit_for_bit(files, tmp_path):
+    """Weights, order of layers and copies, a history per copy, iteration and step pass through a snapshot of ours."""
     trainer = trainer_of(files)
     trainer.take_over(THEIRS)
     assert trainer.iteration == 20
@@ -99,7 +99,7 @@ def test_caffes_own_run_comes_back_bit_for_bit(files, tmp_path):
 
 
 @pytest.mark.parametrize("v1", [False, True], ids=["new", "v1"])
-def test_the_files_that_are_written_can_be_taken_over_again(files, tmp_path, v1):
+def test_written_files_can_be_taken_over_again(files, tmp_path, v1):
     first, second = trainer_of(files), trainer_of(files)
     first.take_over(THEIRS)
     second.take_over(exported(first, tmp_path, v1))
@@ -113,9 +113,9 @@ def test_the_files_that_are_written_can_be_taken_over_again(files, tmp_path, v1)
 
 
 @pytest.mark.parametrize("merge, skip_net", [("attention", False), ("average", False), ("attention", True)])
-def test_a_run_with_one_slot_goes_on_the_same_with_a_slot_per_copy(tmp_path, merge, skip_net):
-    """The history in the owner's blob and zeros in the copies' are the same solver; frozen layers have zeros too. In
-    float64, from the float32 values that the files hold, so that only float64's rounding is left."""
+def test_one_slot_and_a_slot_per_copy_give_the_same_updates(tmp_path, merge, skip_net):
+    """One history in the owner's blob with zeros in the copies' is equivalent to one slot; frozen layers have zeros,
+    too. Both runs are float64 and start from the float32 values of the files, so only float64 rounding remains."""
     recipe = Recipe("one_slot", num_classes=5, scales=(1, 0.75, 0.5), merge=merge, width=1 / 16, base_lr=0.01)
     recipe = recipe.changed(skip_net=skip_net)
     generator = torch.Generator().manual_seed(0)
@@ -175,7 +175,7 @@ def options(files: dict[str, Path], out: Path, **more) -> Run:
 
 
 @pytest.mark.parametrize("caffe_streams", [None, "ziggurat"])
-def test_data_and_random_streams_begin_anew_as_in_caffe(files, caffe_streams):
+def test_data_and_random_streams_restart_as_in_caffe(files, caffe_streams):
     fresh, resumed = (trainer_of(files, caffe_streams=caffe_streams) for _ in range(2))
     resumed.take_over(THEIRS)
     streams = fresh.batches(0), resumed.batches(0)
@@ -197,7 +197,7 @@ def test_a_run_from_caffes_files_can_itself_be_resumed_bit_for_bit(files, tmp_pa
     assert load_snapshot(snapshot_path(tmp_path / "part", 24)).start == 20
 
 
-def test_a_run_of_ours_is_written_for_caffe_and_taken_over_again(files, tmp_path, monkeypatch):
+def test_our_run_is_exported_to_caffe_and_taken_over_again(files, tmp_path, monkeypatch):
     recipe = RECIPE.changed(max_iter=3, stepsize=3)
     train(recipe, options(files, tmp_path / "first"))
     monkeypatch.chdir(tmp_path)
@@ -211,7 +211,7 @@ def test_a_run_of_ours_is_written_for_caffe_and_taken_over_again(files, tmp_path
     assert outcome.iterations == 5 and newest_snapshot("second") == snapshot_path("second", 5)
 
 
-def test_the_tools_go_there_and_back(files, tmp_path):
+def test_the_tools_convert_in_both_directions(files, tmp_path):
     def run(tool: str, *arguments: object) -> str:
         command = [sys.executable, TOOLS / tool, *map(str, arguments)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -236,7 +236,7 @@ def test_the_tools_go_there_and_back(files, tmp_path):
 
 @pytest.fixture
 def copied(tmp_path) -> Path:
-    """Caffe's files in a folder of their own."""
+    """A copy of Caffe's files in a separate folder."""
     (tmp_path / "run").mkdir()
     for suffix in (".caffemodel", ".solverstate"):
         (tmp_path / "run" / f"{THEIRS.stem}{suffix}").write_bytes(THEIRS.with_suffix(suffix).read_bytes())
@@ -279,7 +279,7 @@ def test_a_folder_with_a_run_is_not_taken_over(files, tmp_path):
         train(RECIPE, options(files, tmp_path, resume=str(THEIRS)))
 
 
-def test_a_run_that_decays_once_has_no_counterpart(files, tmp_path):
+def test_a_run_with_shared_decay_once_is_not_exported(files, tmp_path):
     save_snapshot(tmp_path / "snapshot.pth", trainer_of(files, RECIPE.changed(shared_decay="once")).snapshot())
     with pytest.raises(InputError, match=r"snapshot\.pth is of a run with shared_decay once"):
         export(tmp_path / "snapshot.pth", tmp_path / "run.caffemodel")

@@ -1,7 +1,7 @@
-"""Runs on Caffe's random numbers: one from a seed against the authors' Caffe end to end, and resuming our own.
+"""Runs on Caffe's random numbers: a run from a seed against the authors' Caffe end to end, and resumed runs.
 
 The recorded run: attention over scales 1 and 0.5 with extra supervision, random_seed 1701, ten updates of two passes.
-Draws are compared exactly. Losses, gradients and weights are float32 in both programs, summed in other orders.
+Draws are compared exactly. Losses, gradients and weights are float32 in both programs, with sums in another order.
 """
 
 import json
@@ -59,7 +59,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def recorded(golden):
-    """The recorded arrays; `losses` holds those of LOSSES, (iteration, pass, loss)."""
+    """The recorded arrays; `losses` is (iteration, pass, loss), in the order of LOSSES."""
     arrays = dict(np.load(golden / "e2e" / "run.npz"))
     tops = json.loads(str(arrays["info_json"]))["tops"]
     return arrays | {"losses": arrays["losses"][:, :, [tops.index(name) for name in LOSSES]].astype(float)}
@@ -67,7 +67,7 @@ def recorded(golden):
 
 @pytest.fixture(scope="module")
 def files(golden, tmp_path_factory) -> dict[str, Path]:
-    """The recorded run's images and initial weights, as the options of a run."""
+    """Options of a run: the recorded run's images and initial weights."""
     init = tmp_path_factory.mktemp("init") / "init.pth"
     weights = from_caffe(read_caffemodel(golden / "nets" / "init_single.caffemodel"), "init").weights
     save_weights(init, weights.state_dict, weights.meta)
@@ -95,7 +95,7 @@ def test_fillers(trainer, recorded):
 
 
 def test_images_mirrors_and_crops(trainer, recorded):
-    """All taken ahead of the forward passes, between which the dropout layers draw."""
+    """The batches are all drawn before the forward passes, whose dropout layers draw from the same generator."""
     stream = trainer.caffe.data()
     for k in range(20):
         for slot, draw in enumerate(stream.batch(k)):
@@ -107,7 +107,7 @@ def test_images_mirrors_and_crops(trainer, recorded):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ten_updates(trainer, files, recorded, workers, record_property):
-    """Where no unit flips, losses are within 6e-7, gradients 1e-6 and weights 6e-7; the gates leave room for one."""
+    """Without a flip, losses agree within 6e-7, gradients 1e-6 and weights 6e-7; the gates allow for one flip."""
     load_init(trainer.model, files["init"], RECIPE.classifier)
     parameters = {caffe_name(name): parameter for name, parameter in trainer.model.named_parameters()}
     batches = trainer.batches(workers)
@@ -118,7 +118,7 @@ def test_ten_updates(trainer, files, recorded, workers, record_property):
         worst["loss"] = max(worst["loss"], np.abs(ours - recorded["losses"][iteration].mean(0)).max())
         if iteration == 0:
             for name, parameter in parameters.items():
-                theirs = recorded.get(f"grad|{name}")  # of tensors up to 5000 values
+                theirs = recorded.get(f"grad|{name}")  # recorded for tensors of up to 5000 values
                 if theirs is not None:
                     deviation = np.abs(parameter.grad.numpy() - theirs).max() / np.abs(theirs).max()
                     worst["gradient"] = max(worst["gradient"], deviation)
@@ -133,8 +133,8 @@ def test_ten_updates(trainer, files, recorded, workers, record_property):
     assert trainer.caffe.words.word() == recorded["next_global_word"]
 
 
-def test_the_tool_displays_what_caffe_displayed(files, recorded, golden, tmp_path):
-    """The smoothed losses of caffe's log, which has six digits of them, and of all iterations in the record."""
+def test_the_tool_displays_caffes_losses(files, recorded, golden, tmp_path):
+    """Compares the smoothed losses with Caffe's log (six digits) and with the record of all iterations."""
     settings = {
         **{name.replace("_", "-"): path for name, path in files.items()},
         **{"out": tmp_path / "run", "device": "cpu", "seed": SEED, "num-classes": 5, "classifier": RECIPE.classifier},
@@ -160,7 +160,7 @@ def run_of(files, out: Path, **options) -> Run:
     return Run(out=out, seed=SEED, **{**files, "caffe_streams": "ziggurat", "workers": 0, **options})
 
 
-def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(files, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(files, tmp_path):
     recipe = RECIPE.changed(max_iter=5)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(recipe, run_of(files, whole))
@@ -171,7 +171,7 @@ def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(files, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_run_does_not_change_its_streams_midway(files, tmp_path):
+def test_a_run_cannot_change_its_streams_when_resumed(files, tmp_path):
     train(RECIPE.changed(max_iter=1), run_of(files, tmp_path))
     with pytest.raises(InputError, match="run with caffe_streams ziggurat instead of None"):
         train(RECIPE, run_of(files, tmp_path, resume="auto", caffe_streams=None))
@@ -186,14 +186,15 @@ def test_a_run_does_not_change_its_streams_midway(files, tmp_path):
         ({"seed": 2**32}, "seed 4294967296 is not possible with Caffe's streams: it must be from 0 to 4294967295"),
     ],
 )
-def test_streams_that_do_not_exist_are_refused(files, tmp_path, options, sentence):
+def test_invalid_streams_are_refused(files, tmp_path, options, sentence):
     with pytest.raises(InputError, match=sentence):
         train(RECIPE, Run(out=tmp_path / "run", **{**files, "caffe_streams": "ziggurat", **options}))
     assert not (tmp_path / "run").exists()
 
 
 def test_the_order_of_draws_at_three_scales():
-    """fc8's three copies, of which the first stays, before the attention head; a pass's words before the next seed."""
+    """fc8's three copies, the first of which is kept, draw before the attention head; a pass draws before the next
+    seed."""
     net = ShareNet(3, (1, 0.75, 0.5), widths=Widths().scaled(1 / 64)).train()
     streams, words = CaffeStreams(net, num_items=4, batch_size=2, crop=65, seed=5), WordStream(5)
     words.skip(3)
@@ -233,8 +234,8 @@ TRAINING_NETS = [path.stem for path in sorted((GOLDEN / "nets").glob("*.prototxt
 
 @pytest.mark.parametrize("name", TRAINING_NETS)
 def test_layers_draw_in_the_order_of_the_authors_files(name):
-    """All fillers and dropouts of the recorded training nets, in the order of their prototxt: of a skip-net with three
-    scales 50 fillers, the copies' and the frozen classifier's among them, and 37 dropouts."""
+    """Fillers and dropouts of the recorded training nets draw in the order of their prototxt. A skip-net with three
+    scales has 50 fillers, including those of copies and of the frozen classifier, and 37 dropouts."""
     layers = (GOLDEN / "nets" / f"{name}.prototxt").read_text().split("\nlayer {")[1:]
     recording = read_recording(GOLDEN / "nets", name)
     net = build_model(recording.config | {"dropout": 0.5})
@@ -262,7 +263,7 @@ def test_layers_draw_in_the_order_of_the_authors_files(name):
 
 
 def layer_name(layer: str) -> str:
-    """Of a layer in a prototxt: its own, not a parameter's."""
+    """Name of a layer in a prototxt, not that of a parameter."""
     return re.search(r'^  name: "(\w+)"', layer, re.MULTILINE)[1]
 
 

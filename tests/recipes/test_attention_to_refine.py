@@ -1,4 +1,4 @@
-"""The recipes of Attention to Refine: the paper's numbers and settings, and thin nets of them trained and scored."""
+"""The recipes of Attention to Refine: the paper's numbers and settings; thin nets are trained and scored."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def run_of(recipe: Recipe, drawn: Path, out: Path, **settings) -> Run:
 
 
 def test_the_numbers_are_the_papers():
-    """Tables 1, 2 and 3, and Section 2.2 on additive biases."""
+    """Tables 1, 2 and 3, and Section 2.2 for additive biases."""
     numbers = {
         "a2r:1": {"largefov": 61.40, "max2": 63.88, "average2": 64.07, "attention2_esupv": 64.74, "refine": 67.98},
         "a2r:2": {"attention2_esupv": 64.74, "multi_stage": 65.80, "multi_stage_dilation": 66.83, "refine": 67.98},
@@ -53,19 +53,19 @@ def test_the_numbers_are_the_papers():
         },
     }
     for table, expected in numbers.items():
-        found: dict[str, list] = {}
+        numbers: dict[str, list] = {}
         for recipe in recipes_of(table):
             values = [number.value for number in recipe.published if number.table == table]
-            found[recipe.name.partition("/")[2]] = values[0] if len(values) == 1 else tuple(values)
-        assert found == expected
+            numbers[recipe.name.partition("/")[2]] = values[0] if len(values) == 1 else tuple(values)
+        assert numbers == expected
     assert [number.metric for number in find_recipe("a2r_ade20k/psp").published] == ["mIoU", "pixel accuracy"]
     assert [recipe.name for recipe in recipes_of("a2r:text")] == ["a2r_voc12/refine_bias"]
     assert find_recipe("a2r_voc12/refine_other_reading").published == ()
 
 
 @pytest.mark.parametrize("recipe", BOTH, ids=lambda recipe: recipe.name)
-def test_what_section_3_says_of_all_trainings(recipe):
-    """Two scales, 1 and 0.5; poly with power 0.9, each iteration; the decoder at ten times the encoder's rate."""
+def test_settings_of_section_3(recipe):
+    """Scales 1 and 0.5; poly with power 0.9 at every iteration; ten times the encoder's rate in the decoder."""
     assert recipe.scales == ((1,) if recipe.merge is None else (1, 0.5))
     rate = recipe.learning_rate()
     for part in (0, 0.25, 0.5):
@@ -84,8 +84,8 @@ def test_what_section_3_says_of_all_trainings(recipe):
     assert {group["weight_decay"] for group in solver.param_groups} == {recipe.weight_decay}
 
 
-def test_the_rows_of_the_ablation_differ_in_the_head_alone():
-    """Table 2: multi-stage, diverse dilations, the extra branch; Section 2.2: biases in its place."""
+def test_the_rows_of_the_ablation_differ_only_in_the_head():
+    """Table 2: multi-stage, diverse dilations, the recalibrating branch; Section 2.2: additive biases."""
     rows = {
         "multi_stage": RefineHead(dilations=(1, 1), recalibration=None),
         "multi_stage_dilation": RefineHead(dilations=(2, 12), recalibration=None),
@@ -102,7 +102,7 @@ def test_the_rows_of_the_ablation_differ_in_the_head_alone():
 
 
 def test_the_protocol_of_ade20k():
-    """100 epochs of the 20210 training images in whole batches of 16; crops of 384 on grids of 16k + 1."""
+    """100 epochs of the 20210 training images in full batches of 16; crops of 384, rounded up to 16k + 1."""
     for recipe in ADE20K:
         assert (recipe.num_classes, recipe.dataset, recipe.backbone) == (150, "ade20k", "resnet34")
         assert recipe.max_iter == 126300 and recipe.batch_size * recipe.iter_size == 16
@@ -111,7 +111,7 @@ def test_the_protocol_of_ade20k():
         assert recipe.evaluation() == {"crop": 1, "crf": None, "short_sides": (300, 400, 500, 600)}
 
 
-def test_what_the_paper_leaves_open_is_marked_as_ours():
+def test_settings_that_the_paper_leaves_open_are_marked_as_ours():
     for recipe in BOTH:
         assert {"solver", "uniform_layers", "shared_decay", "max_iter", "batch_size", "iter_size"} <= set(recipe.ours)
         assert ("extra_supervision" in recipe.ours) == (recipe.merge in ("max", "average"))
@@ -119,8 +119,8 @@ def test_what_the_paper_leaves_open_is_marked_as_ours():
         assert {"crop", "init", "short_sides", "scale_augmentation"} <= set(recipe.ours) or recipe in VOC12
 
 
-def test_they_train_and_are_scored(tmp_path):
-    """Both backbones and decoders, the two heads, multiplied and added; the whole way to RESULTS.md."""
+def test_recipes_train_and_are_scored(tmp_path):
+    """Covers both backbones, decoders and heads, and both kinds of recalibration, up to RESULTS.md."""
     names = ("a2r_voc12/refine", "a2r_voc12/refine_bias", "a2r_ade20k/attention", "a2r_ade20k/refine_psp")
     assert smoke(tmp_path, [find_recipe(name) for name in names]) == []
     rows = json.loads((tmp_path / "runs/RESULTS.json").read_text())
@@ -131,8 +131,8 @@ def test_they_train_and_are_scored(tmp_path):
     assert "| a2r_ade20k/refine_psp | pixel accuracy | 79.29 |" in (tmp_path / "runs/RESULTS.md").read_text()
 
 
-def test_a_resumed_resnet_goes_on_bit_for_bit(drawn, tmp_path):
-    """With PyTorch's solver, and with the running statistics of the batch norms."""
+def test_a_resumed_resnet_is_bit_identical(drawn, tmp_path):
+    """Includes PyTorch's solver and the running statistics of batch norm."""
     recipe = thin("a2r_ade20k/refine_psp", max_iter=4, num_classes=6)
     whole = train(recipe, run_of(recipe, drawn, tmp_path / "whole"))
 
@@ -179,7 +179,7 @@ def test_fields_of_the_other_head_are_refused():
         recipe.changed_head(kernel=1)
 
 
-def test_caffes_streams_and_states_are_for_caffes_nets(drawn, tmp_path):
+def test_caffes_streams_and_states_need_caffes_nets(drawn, tmp_path):
     recipe = thin("a2r_ade20k/resnet34")
     with pytest.raises(InputError, match="is no net of Caffe's: leave out --caffe-streams"):
         train(recipe, run_of(recipe, drawn, tmp_path / "run", caffe_streams="ziggurat"))

@@ -1,8 +1,9 @@
-"""Every recipe of Attention to Scale against the authors' own settings, as their solvers and training nets have them.
+"""Every recipe of Attention to Scale against the settings in the authors' solvers and training nets.
 
-Columns: the recipe; their net in the experiment of its data set, where `noup:X` is vgg128_noup_pool3_20M_largewinX;
-images a pass x passes; scales; whether the net has the side branches of MSc-LargeFOV, and pool5a; merge; features,
-filters and kernel of att_conv1; number of losses; lr_mult of fc8 (weight/bias).
+Columns: the recipe; the authors' net in the experiment of its data set, where `noup:X` stands for
+vgg128_noup_pool3_20M_largewinX; images per pass x passes; scales; whether the net has the side branches of
+MSc-LargeFOV, and pool5a; merge; features, filters and kernel of att_conv1; number of losses; lr_mult of fc8
+(weight/bias).
 """
 
 import pytest
@@ -144,7 +145,7 @@ def test_the_schedule_is_the_same_for_all(recipe):
     assert recipe.num_classes == {"voc12": 21, "person_part": 7, "coco_subset": 91}[recipe.dataset]
 
 
-def test_what_the_authors_left_no_settings_for_is_marked_as_ours():
+def test_settings_that_the_authors_lack_are_marked_as_ours():
     rest = [recipe for recipe in A2S.values() if recipe.name not in {row[0] for row in ROWS}]
     assert {recipe.name.partition("/")[0] for recipe in rest} == {
         "voc12",

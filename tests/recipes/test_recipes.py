@@ -1,4 +1,4 @@
-"""Every published number has a recipe, a changed recipe does not carry it, and the chains of recipes can be trained."""
+"""Every published number has a recipe, changed recipes lose their numbers, and chains of recipes are trainable."""
 
 from collections import Counter
 
@@ -44,7 +44,7 @@ def test_the_recipes_of_a_table():
         recipes_of("a2s:8")
 
 
-def test_a_recipe_comes_after_the_one_that_it_starts_from():
+def test_a_recipe_comes_after_the_one_it_starts_from():
     before = {"imagenet", "resnet34"}
     for name, recipe in RECIPES.items():
         assert recipe.init in before, name
@@ -102,12 +102,12 @@ def test_a_description_marks_what_is_ours():
     assert {"iter_size           3   (ours)", "max_iter            6000"} <= set(lines)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_the_error_for_an_unknown_name_gives_the_nearest():
     with pytest.raises(InputError, match="no recipe 'voc12/attention_3_esup'; the nearest are voc12/attention3_esupv"):
         find_recipe("voc12/attention_3_esup")
 
 
-def test_an_unknown_field_is_answered_with_the_nearest():
+def test_the_error_for_an_unknown_field_gives_the_nearest():
     with pytest.raises(InputError, match="no field 'bach_size'; the nearest are batch_size"):
         find_recipe("voc12/max2").changed(bach_size=3)
 
@@ -119,7 +119,7 @@ def test_a_changed_recipe_loses_the_published_number():
     assert recipe.published[0].value == 64.81
 
 
-def test_another_number_of_classes_is_another_data_set():
+def test_another_number_of_classes_means_another_data_set():
     recipe = find_recipe("coco_subset/max2")
     assert recipe.changed(crop=129).classifier == "fc8_coco"
     assert recipe.changed(num_classes=11).classifier == "fc8"
@@ -127,11 +127,11 @@ def test_another_number_of_classes_is_another_data_set():
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_recipe_survives_as_plain_values(recipe):
+def test_a_recipe_round_trips_as_plain_values(recipe):
     assert Recipe.of_config(recipe.config()) == recipe
 
 
-def test_settings_of_a_run_made_before_there_were_skip_nets_are_read():
+def test_settings_of_runs_before_skip_nets_existed_are_read():
     config = {"published_miou": 64.81, "name": "voc12/max2", "scales": [1, 0.5], "merge": "max", "batch_size": 10}
     recipe = Recipe.of_config(config)
     assert (recipe.name, recipe.scales, recipe.batch_size, recipe.skip_net) == ("voc12/max2", (1, 0.5), 10, False)

@@ -1,9 +1,9 @@
-"""Thin nets against what the authors' Caffe computed for them: one scale and several, all merges, skip-nets.
+"""Thin nets against recordings of the authors' Caffe: one and several scales, all merges, skip-nets.
 
-Each record holds every blob of the first forward pass, the gradients of the first iteration, and two runs of 20 SGD
-iterations (A and B, at two rates with two drops each). A run in float32 may flip a ReLU or a max-pool unit that is
-near a tie on another convolution kernel, so the runs are held tightly in float64, where none flips; Interp's
-coordinates are float32 in both. The gates are `a2s_repro.replay.gates.GATES`.
+A record holds every blob of the first forward pass, the gradients of the first iteration, and two runs of 20 SGD
+iterations (A and B, at two learning rates with two drops each). In float32, another convolution kernel may flip a ReLU
+or max-pool unit near a tie; in float64 none flips, so the tight gates apply there. Interp's coordinates are float32 in
+both. The gates are `a2s_repro.replay.gates.GATES`.
 """
 
 import json
@@ -53,7 +53,7 @@ def learning(name: str) -> set[str]:
 
 @pytest.fixture(params=["reference", "native"])
 def backend(request):
-    """Runs the test on the operators' references and on the native ones."""
+    """Runs the test with the reference and with the native operators."""
     if request.param == "native" and "cpu" not in _native.loaded_devices():
         pytest.skip("the native operators are not built")
     with ops.use_backend(request.param):
@@ -62,12 +62,12 @@ def backend(request):
 
 @pytest.fixture
 def check(record_property) -> Callable[[list[Comparison]], None]:
-    """Asserts that all comparisons passed; the worst of each kind is kept with the test's report."""
+    """Asserts that all comparisons passed; records the worst of each kind in the test's report."""
 
     def check(comparisons: list[Comparison]) -> None:
         for kind in {comparison.kind for comparison in comparisons}:
-            found = max((c for c in comparisons if c.kind == kind), key=lambda c: c.deviation)
-            record_property(kind, f"{found.deviation:.1e} ({found.name})")
+            worst = max((c for c in comparisons if c.kind == kind), key=lambda c: c.deviation)
+            record_property(kind, f"{worst.deviation:.1e} ({worst.name})")
         assert comparisons
         assert not [comparison for comparison in comparisons if not comparison.passed]
 
@@ -76,7 +76,7 @@ def check(record_property) -> Callable[[list[Comparison]], None]:
 
 @over_nets
 def test_every_slot_has_the_recorded_rule(name):
-    """The replays below take lr_mult from the record; here the net's own rules are held to it."""
+    """The other replays use lr_mult from the record; this test compares the net's own rules with it."""
     info = json.loads(str(np.load(GOLDEN / f"nets/net_{name}.npz")["info_json"]))
     recorded: dict[str, list[tuple[float, float]]] = {}
     for key, lr_mult, decay_mult in zip(info["params"], info["lr_mult"], info["decay_mult"], strict=True):
@@ -108,8 +108,8 @@ def test_the_images_and_labels_at_each_scale_are_exact():
 @over_dtypes
 @over_nets
 def test_the_gradients_of_the_first_iteration(name, dtype, device, check):
-    """Of iv those of every sharing copy. iii in float32 is not held to anything on kernels that flip a unit of its
-    second pass: a max-pool window (pool5[1, 26, 0, 7]) has two values 1.2e-6 apart."""
+    """For iv the gradients of every sharing copy are compared. iii in float32 has no gate on kernels that flip a unit
+    of its second pass: a max-pool window (pool5[1, 26, 0, 7]) has two values 1.2e-6 apart."""
     compared = compare_gradients(record(name), dtype, device)
     if (name, dtype) != ("iii_max3_esupv", torch.float32) and device == "cpu":
         assert all(comparison.gate for comparison in compared)
@@ -122,8 +122,8 @@ def test_the_gradients_of_the_first_iteration(name, dtype, device, check):
 @pytest.mark.parametrize("run", ["A", "B"])
 @over_nets
 def test_twenty_iterations_in_float64(name, run, backend, check):
-    """Losses and accuracies of every iteration, the weights after the last, and the histories after run B: those of iv
-    copy by copy."""
+    """Compares losses and accuracies of every iteration, the final weights, and the histories after run B, for iv per
+    copy."""
     compared, _ = compare_run(record(name), run, torch.float64, "cpu")
     kinds = {comparison.kind for comparison in compared}
     assert kinds == {"loss", "accuracy", "weight"} | ({"history"} if run == "B" else set())
@@ -134,11 +134,11 @@ def test_twenty_iterations_in_float64(name, run, backend, check):
 @pytest.mark.parametrize("run", ["A", "B"])
 @over_nets
 def test_twenty_iterations_in_float32(name, run, check):
-    """Held tightly where AVX2 and AVX-512 kernels flip no unit that matters; a flip moves a loss by up to 5e-3. The
-    trunk of skip-nets is frozen, and none of their side branches' units flips.
+    """The tight gates apply to nets in which AVX2 and AVX-512 kernels flip no relevant unit; a flip changes a loss by
+    up to 5e-3. The trunk of skip-nets is frozen, and no unit of their side branches flips.
 
-    Run B of ii is loose because of conv5_1[1, 11, 2, 5] in iteration 3: -5.4e-5 among values up to 350 in float64,
-    it comes out as +3.9e-5 of one thread's AVX-512 kernels, and the loss is then off by 8e-5.
+    Run B of ii has wide gates because of conv5_1[1, 11, 2, 5] in iteration 3. Among values of up to 350 it is -5.4e-5
+    in float64 and +3.9e-5 with AVX-512 kernels on one thread, which changes the loss by 8e-5.
     """
     compared, _ = compare_run(record(name), run, torch.float32, "cpu")
     check(compared)
@@ -149,8 +149,8 @@ def test_twenty_iterations_in_float32(name, run, check):
 
 @over_dtypes
 @over_nets
-def test_with_every_3x3_convolution_by_winograds_algorithm(name, dtype, check, monkeypatch):
-    """The gates hold as they do for direct convolutions, which nets so thin take by themselves."""
+def test_with_winograd_for_every_3x3_convolution(name, dtype, check, monkeypatch):
+    """The gates of direct convolutions, the default for nets this thin, also hold for Winograd's algorithm."""
     if "cpu" not in _native.loaded_devices():
         pytest.skip("the native operators are not built")
     taken = []
@@ -174,9 +174,10 @@ def test_with_every_3x3_convolution_by_winograds_algorithm(name, dtype, check, m
 @over_dtypes
 @pytest.mark.parametrize("name", ["iv_att2_esupv", "v_att3_esupv", "vi_msc_test", "viii_msc_att3_esupv"])
 def test_the_test_phase(name, dtype, device, check):
-    """An image lower and wider than the crop: zeros below, centre crop across, scores enlarged by 8, argmax.
+    """The image is lower and wider than the crop: zero padding below, centre crop across, scores enlarged by 8, argmax.
 
-    Skip-nets sum and merge at the size of the image, with side branches of stride 1: of the large maps five rows.
+    Skip-nets sum and merge at the size of the image, with side branches of stride 1; five rows of their large maps are
+    recorded.
     """
     compared = compare_test_phase(record(name), dtype, device)
     assert {comparison.name for comparison in compared} == record(name).test.keys() - {"rows"}

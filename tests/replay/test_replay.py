@@ -1,4 +1,4 @@
-"""Replaying recorded runs: the end-to-end run from its seed, what counts as a failure, records of our own, the tool."""
+"""Replay of recorded runs: the end-to-end run from its seed, failures, own recordings, and the tool."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def failed(report: Report) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def small_copy(tmp_path_factory):
-    """The single-scale record, cut to its first two iterations and without what these do not give."""
+    """The single-scale record reduced to its first two iterations, without final weights and histories."""
     folder = tmp_path_factory.mktemp("nets")
     for name in ("data.npz", "blobs_shared.npz", "init_single.caffemodel"):
         shutil.copy(GOLDEN / "nets" / name, folder)
@@ -52,7 +52,7 @@ def small_copy(tmp_path_factory):
 
 
 def altered(folder: Path, to: Path, **changes: np.ndarray | None) -> Path:
-    """A copy of the small record with other arrays; None leaves one out."""
+    """A copy of the small record with changed arrays; None removes an array."""
     shutil.copytree(folder, to)
     arrays = dict(np.load(to / "net_small.npz")) | changes
     np.savez(to / "net_small.npz", **{key: value for key, value in arrays.items() if value is not None})
@@ -61,7 +61,7 @@ def altered(folder: Path, to: Path, **changes: np.ndarray | None) -> Path:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_end_to_end_run_follows_from_its_seed(dtype):
-    """Fillers, order, crops, mirrors, masks and the next word exactly; losses within 1e-5 (float64), 5e-5 (float32)."""
+    """Fillers, order, crops, mirrors, masks and the next word are equal; losses agree within 1e-5 (float32: 5e-5)."""
     report = replay(read_recording(GOLDEN / "e2e"), dtype)
     assert not failed(report)
     assert {c.kind for c in report.comparisons} == {"stream", "gradient", "loss", "accuracy", "weight"}
@@ -76,7 +76,7 @@ def test_another_seed_is_another_run():
 
 
 def test_the_first_unit_that_flips_is_named():
-    """The channel of the ReLU input nearest below 0 is raised just enough that this unit becomes positive."""
+    """The bias of the ReLU input closest below 0 is raised just enough to make that unit positive."""
     recording = read_recording(GOLDEN / "nets", "iii_max3_esupv")
     net = recording.net(torch.float64)
     image = recording.batch(0, 1)[0].double()
@@ -100,12 +100,12 @@ def test_the_first_unit_that_flips_is_named():
     assert flip.margin == pytest.approx(margin)
 
 
-def test_a_recorded_blob_that_is_not_compared_is_a_failure(small_copy, tmp_path):
+def test_an_unknown_recorded_blob_is_a_failure(small_copy, tmp_path):
     folder = altered(small_copy, tmp_path / "more", **{"blob|fc9": np.ones((2, 5, 9, 9), np.float32)})
     assert failed(replay(read_recording(folder, "small"))) == [("blob", "fc9")]
 
 
-def test_a_value_that_is_off_fails_and_comes_first(small_copy, tmp_path):
+def test_a_wrong_value_fails_and_is_listed_first(small_copy, tmp_path):
     losses = np.load(small_copy / "net_small.npz")["losses_B"].copy()
     losses[1, 0, 0] += 1e-3
     recording = read_recording(altered(small_copy, tmp_path / "off", losses_B=losses), "small")
@@ -136,7 +136,7 @@ def test_nan_never_passes(deviation, gate, passed):
     ],
     ids=str,
 )
-def test_a_record_of_ours_replays(tmp_path, merge, scales, net):
+def test_our_own_record_replays(tmp_path, merge, scales, net):
     widths = Widths().scaled(1 / 32)
     weights = from_caffe(random_init(widths, seed=3), "init").weights.state_dict
     recipe = Recipe(
@@ -172,9 +172,9 @@ def test_the_tool_prints_a_table_or_json(small_copy):
     assert table.returncode == 0, table.stderr
     assert table.stdout.splitlines()[0].split()[:3] == ["result", "kind", "run"]
     assert "\ni_single" not in table.stdout and table.stdout.splitlines()[-1].startswith("small in float64: passed")
-    found = json.loads(run_tool(small_copy, "--json", "--dtype", "float32").stdout)
-    assert found["passed"] and found["dtype"] == "float32"
-    assert {"kind", "name", "absolute", "relative", "gate", "passed"} <= found["comparisons"][0].keys()
+    report = json.loads(run_tool(small_copy, "--json", "--dtype", "float32").stdout)
+    assert report["passed"] and report["dtype"] == "float32"
+    assert {"kind", "name", "absolute", "relative", "gate", "passed"} <= report["comparisons"][0].keys()
 
 
 def test_the_tool_fails_with_status_1(small_copy):
@@ -208,13 +208,13 @@ def test_the_tool_records(tmp_path):
         (["--device", "cuda:99"], "device cuda:99 cannot be used"),
     ],
 )
-def test_what_cannot_be_replayed_is_one_sentence(args, words):
+def test_bad_arguments_are_refused(args, words):
     done = run_tool(GOLDEN / "nets", *args)
     assert done.returncode == 2 and words in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_a_record_that_lacks_a_part_is_one_sentence(small_copy, tmp_path):
+def test_an_incomplete_record_is_refused(small_copy, tmp_path):
     with pytest.raises(InputError, match="lacks 'losses_A'"):
         read_recording(altered(small_copy, tmp_path / "lacking", losses_A=None), "small")
     (tmp_path / "net_x.npz").write_bytes(b"no archive")

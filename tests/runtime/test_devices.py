@@ -1,4 +1,4 @@
-"""Memory that a process keeps."""
+"""Memory retained by a process."""
 
 import os
 import subprocess
@@ -25,9 +25,9 @@ print(before, faults(5))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_freed_memory_is_kept_for_the_next_tensor():
-    """64 MB are 16384 pages, or 32 of 2 MB; kept, they are there already. In pages of 2 MB, as the tools run."""
+    """A new tensor of 64 MB causes 16384 page faults, or 32 with 2 MB pages as in the tools; retained memory none."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     environment["THP_MEM_ALLOC_ENABLE"] = "1"
     run = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
