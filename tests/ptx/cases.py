@@ -1,81 +1,119 @@
-"""Arguments for the operators' CUDA implementations, by name, sizes, dtype and layout."""
+"""An operator at given sizes, dtype and layout, written as a command line, and the calls of CUDA code that it makes."""
 
+import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-OPERATORS = (
-    "interp",
-    "interp_concat",
-    "interp_shift_add",
-    "scale_merge",
-    "scale_average",
-    "scale_max",
-    "segment",
-    "scale_softmax",
-)
+OPERATORS = ["interp", "interp_concat", "interp_shift_add", "scale_merge", "scale_average", "scale_max"]
+OPERATORS += ["scale_softmax", "segment"]
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 TAPS = 9
 """Planes of interp_shift_add for each channel of its result."""
 
+MapSize = tuple[int, int, int, int]
 
-def arguments(
-    operator: str,
-    maps: Sequence[tuple[int, int, int, int]],
-    size: tuple[int, int] | None = None,
-    dtype: torch.dtype = torch.float32,
-    layout: str = "nchw",
-    backward: bool = False,
-    recalibrated: bool = False,
-    weights_size: tuple[int, int] | None = None,
-) -> tuple[str, list[Any]]:
-    """Name and arguments of an operator of torch.ops.a2s.
 
-    Args:
-        maps: (N, C, H, W) of the inputs; of interp_shift_add, of its result's channels and the planes' grid.
-        size: of the result; default: that of the first map.
-        weights_size: grid of scale_merge's logits, where it is not `size`.
-        backward: the operator's `*_backward`, with a gradient of the result's size.
-    """
-    size = size or maps[0][2:]
-    generator = torch.Generator().manual_seed(0)
+@dataclass
+class Case:
+    op: str
+    maps: list[MapSize]
+    """(N, C, H, W) of the inputs; interp_shift_add: C is that of its result, H and W those of the planes."""
+    size: tuple[int, int]
+    """Of the result."""
+    dtype: str = "float32"
+    layout: str = "nchw"
+    backward: bool = False
+    recalibrated: bool = False
+    weights_size: tuple[int, int] | None = None
+    """Grid of scale_merge's logits, where it is not `size`."""
 
-    def random(n: int, c: int, h: int, w: int) -> Tensor:
-        return torch.randn(n, c, h, w, generator=generator).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    def random(self, n: int, c: int, h: int, w: int) -> Tensor:
+        """Random numbers, over and over: large maps of new ones would take longer than a sample of their blocks."""
+        some = torch.randn(10007, generator=torch.Generator().manual_seed(0)).to(DTYPES[self.dtype])
+        result = torch.empty(n, c, h, w, dtype=some.dtype, memory_format=LAYOUTS[self.layout])
+        result.as_strided((result.numel(),), (1,)).copy_(some.repeat(-(-result.numel() // 10007))[: result.numel()])
+        return result
 
-    n, c = maps[0][:2]
-    if operator == "interp_shift_add":
-        base = random(n, c, *size)
-        return (
-            ("interp_shift_add_backward", [base, *maps[0][2:]])
-            if backward
-            else (operator, [random(n, TAPS * c, *maps[0][2:]), base])
-        )
-    if operator == "interp" and backward:
-        return "interp_backward", [random(n, c, *size), *maps[0][2:]]
-    scores = [random(*shape) for shape in maps]
-    if operator in ("interp", "segment"):
-        return operator, [scores[0], *size]
-    if operator == "interp_concat":
-        return operator, [scores, *size]
-    if operator == "scale_softmax":
-        return ("scale_softmax_backward", [scores[0], scores[0].softmax(1)]) if backward else (operator, scores)
-    grad = random(n, c, *size) if backward else None
-    if operator == "scale_average":
-        return (
-            ("scale_average_backward", [grad, scores, 1 / len(maps)])
-            if backward
-            else (operator, [scores, *size, 1 / len(maps)])
-        )
-    if operator == "scale_max":
-        winner = torch.randint(len(maps), (n, c, *size), generator=generator, dtype=torch.uint8)
-        winner = winner.contiguous(memory_format=LAYOUTS[layout])
-        return ("scale_max_backward", [grad, winner, scores]) if backward else (operator, [scores, *size])
-    logits = random(n, len(maps), *(weights_size or size))
-    recalibration = random(n, c, *size) if recalibrated else None
-    if not backward:
-        return operator, [scores, logits, *size, recalibration]
-    weights = random(n, len(maps), *size).softmax(1).contiguous(memory_format=LAYOUTS[layout])
-    return "scale_merge_backward", [grad, None, scores, logits, weights, recalibration]
+    def calls(self) -> list[tuple[str, list[Any]]]:
+        """Operators of torch.ops.a2s and their arguments."""
+        n, c = self.maps[0][:2]
+        grid, size = self.maps[0][2:], self.size
+        if self.op == "interp_concat":
+            c = sum(shape[1] for shape in self.maps)
+        grad = self.random(n, c, *size) if self.backward else None
+        if self.op == "interp_shift_add":
+            if self.backward:
+                return [("interp_shift_add_backward", [grad, *grid])]
+            return [("interp_shift_add", [self.random(n, TAPS * c, *grid), self.random(n, c, *size)])]
+        if self.op in ("interp", "interp_concat") and self.backward:
+            parts = grad.split([shape[1] for shape in self.maps], dim=1)
+            return [("interp_backward", [part, *shape[2:]]) for part, shape in zip(parts, self.maps, strict=True)]
+        scores = [self.random(*shape) for shape in self.maps]
+        scales = len(scores)
+        if self.op in ("interp", "segment"):
+            return [(self.op, [scores[0], *size])]
+        if self.op == "interp_concat":
+            return [(self.op, [scores, *size])]
+        if self.op == "scale_softmax":
+            return [("scale_softmax_backward", [grad, scores[0].softmax(1)]) if self.backward else (self.op, scores)]
+        if self.op == "scale_average":
+            backward = "scale_average_backward", [grad, scores, 1 / scales]
+            return [backward if self.backward else (self.op, [scores, *size, 1 / scales])]
+        if self.op == "scale_max":
+            winner = (self.random(n, c, *size).float().abs() * 7).remainder(scales).byte()
+            return [("scale_max_backward", [grad, winner, scores]) if self.backward else (self.op, [scores, *size])]
+        logits = self.random(n, scales, *(self.weights_size or size))
+        recalibration = self.random(n, c, *size) if self.recalibrated else None
+        if not self.backward:
+            return [(self.op, [scores, logits, *size, recalibration])]
+        weights = self.random(n, scales, *size).softmax(1)
+        return [("scale_merge_backward", [grad, None, scores, logits, weights, recalibration])]
+
+
+def map_size(text: str) -> MapSize:
+    """NxCxS or NxCxHxW."""
+    try:
+        sides = [int(side) for side in text.split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (3, 4) or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no map: write it NxCxS or NxCxHxW")
+    return (*sides, sides[-1])[:4]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options that make up a case."""
+    parser.add_argument("--op", choices=OPERATORS)
+    parser.add_argument("--maps", nargs="+", type=map_size, metavar="NxCxS", help="inputs; or NxCxHxW")
+    parser.add_argument(
+        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the result (default: the first map's)"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--layout", choices=LAYOUTS, default="nchw")
+    parser.add_argument("--backward", action="store_true", help="the adjoint instead")
+    parser.add_argument("--recalibrated", action="store_true", help="scale_merge with a recalibration")
+    parser.add_argument("--weights-size", nargs=2, type=int, metavar=("H", "W"), help="grid of scale_merge's logits")
+
+
+def case_of(options: argparse.Namespace) -> Case:
+    return Case(
+        options.op,
+        options.maps,
+        tuple(options.size or options.maps[0][2:]),
+        options.dtype,
+        options.layout,
+        options.backward,
+        options.recalibrated,
+        tuple(options.weights_size) if options.weights_size else None,
+    )
+
+
+def parse_case(words: Sequence[str]) -> Case:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return case_of(parser.parse_args(words))

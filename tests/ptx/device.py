@@ -8,7 +8,7 @@ import ctypes
 import functools
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +106,17 @@ class Device:
         self.call: Call | None = None
         self.last: Call | None = None
 
+    @contextmanager
+    def counted(self, sample: Callable[[Launch], Sequence[int] | None]) -> Iterator[None]:
+        """Within the block, launches are counted, on the blocks that `sample` chooses (None: all), and the order of
+        accesses to shared memory and what threads write is not checked, which takes long."""
+        before = self.counting, self.checked, self.sample
+        self.counting, self.checked, self.sample = True, False, sample
+        try:
+            yield
+        finally:
+            self.counting, self.checked, self.sample = before
+
     def program(self, name: str) -> Program:
         if name not in self.programs:
             module = next((module for module in self.modules if name in module), None)
@@ -185,6 +196,11 @@ def tensors_of(values: Any) -> list[Tensor]:
     if isinstance(values, (list, tuple)):
         return [tensor for value in values for tensor in tensors_of(value)]
     return []
+
+
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    """An argument for a host function that takes device memory."""
+    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def describe(tensor: Tensor) -> str:

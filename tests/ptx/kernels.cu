@@ -127,6 +127,14 @@ __global__ void dynamic_transpose(const float* x, float* y) {
   y[first + row * side + column] = tile[column * side + row];
 }
 
+// Each of a warp's lanes writes and reads a word `stride` words from its neighbour's.
+__global__ void strided_shared(float* y, int stride) {
+  __shared__ float values[32 * 33];
+  values[threadIdx.x * stride] = threadIdx.x;
+  __syncwarp();
+  y[threadIdx.x] = values[(threadIdx.x ^ 1) * stride];
+}
+
 // ---- faults
 
 __global__ void misaligned(const float* x, float* y) {
@@ -264,6 +272,8 @@ HOST run_warp_exchange(const int* x, int* y) { warp_exchange<<<1, 64>>>(x, y); }
 HOST run_dynamic_transpose(const float* x, float* y) {
   dynamic_transpose<<<dim3(1, 2, 3), dim3(12, 12), 12 * 12 * sizeof(float)>>>(x, y);
 }
+
+HOST run_strided_shared(float* y, int stride) { strided_shared<<<1, 32>>>(y, stride); }
 
 HOST run_misaligned(const float* x, float* y) { misaligned<<<1, 32>>>(x, y); }
 HOST run_copy(const float* x, float* y, int n) { copy<<<(n + 31) / 32, 32>>>(x, y, n); }

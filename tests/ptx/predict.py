@@ -10,6 +10,7 @@ once, every byte of the results written once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -45,11 +46,24 @@ class LaunchCost:
     dram_bytes: float
     shared_wavefronts: float
     passes: float
-    load_widths: list[int]
-    store_widths: list[int]
+    load_lanes: float
+    """Lanes that loaded something, summed over loads."""
+    loaded_bytes: float
+    store_lanes: float
+    shared_bytes: int
     registers: int
     stack: int
     occupancy: float
+    ptxas_seconds: float
+
+    @property
+    def load_width(self) -> float:
+        """Bytes that a lane loads at once, on average."""
+        return self.loaded_bytes / max(1, self.load_lanes)
+
+    @property
+    def store_width(self) -> float:
+        return self.stored_bytes / max(1, self.store_lanes)
 
     @property
     def crowding(self) -> float:
@@ -108,9 +122,34 @@ class Prediction:
         return SECTOR * sum(x.store_sectors for x in self.launches) / max(1, sum(x.stored_bytes for x in self.launches))
 
     @property
+    def load_width(self) -> float:
+        """Bytes that a lane loads at once, on average."""
+        return sum(x.loaded_bytes for x in self.launches) / max(1, sum(x.load_lanes for x in self.launches))
+
+    @property
+    def store_width(self) -> float:
+        return sum(x.stored_bytes for x in self.launches) / max(1, sum(x.store_lanes for x in self.launches))
+
+    @property
     def occupancy(self) -> float:
         """Of the launch with the least."""
         return min((launch.occupancy for launch in self.launches), default=0.0)
+
+    @property
+    def share(self) -> float:
+        """Of copy bandwidth, that the prediction allows."""
+        return self.floor_us / self.predicted_us if self.launches else 1.0
+
+    def summary(self) -> dict[str, Any]:
+        names = ["floor_us", "predicted_us", "share", "instructions_per_output", "load_sectors_per_byte"]
+        names += ["store_sectors_per_byte", "load_width", "store_width", "occupancy"]
+        return {
+            **{name: round(getattr(self, name), 3) for name in names},
+            "launches": len(self.launches),
+            "bounds": [launch.bound for launch in self.launches],
+            "registers": [launch.registers for launch in self.launches],
+            "spills": sum(launch.stack for launch in self.launches),
+        }
 
 
 def predict(device: Device, call: Call, arguments: Sequence[Tensor], results: Sequence[Tensor]) -> Prediction:
@@ -162,11 +201,14 @@ def cost_of(device: Device, ran: Ran) -> LaunchCost:
         dram_bytes=dram,
         shared_wavefronts=wavefronts,
         passes=passes,
-        load_widths=sorted({a.width for a in loads}),
-        store_widths=sorted({a.width for a in stores}),
+        load_lanes=sum(a.bytes / a.width for a in loads) * scale,
+        loaded_bytes=sum(a.bytes for a in loads) * scale,
+        store_lanes=sum(a.bytes / a.width for a in stores) * scale,
+        shared_bytes=launch.shared_bytes,
         registers=made.registers,
         stack=made.stack,
         occupancy=occupancy(made.registers, launch.threads_per_block, launch.shared_bytes),
+        ptxas_seconds=made.seconds,
     )
 
 

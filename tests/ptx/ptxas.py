@@ -2,14 +2,15 @@
 
 import json
 import re
-import subprocess
-import time
+import struct
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.ptx.build import ARCHITECTURE, digest, nvcc
+from tests.ptx.build import ARCHITECTURE, digest, nvcc, run
 
 REGISTERS_PER_SM, WARPS_PER_SM, BLOCKS_PER_SM, SHARED_PER_SM = 65536, 64, 32, 228 * 1024
+NOP = 0x918
 USED = re.compile(r"Used (\d+) registers")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
@@ -19,22 +20,38 @@ class Assembled:
     registers: int
     stack: int
     """Bytes of stack frame and of spills."""
+    instructions: int
+    """Of the machine, in the kernel's code."""
     seconds: float
-    """That ptxas took."""
+    """CPU time that ptxas took."""
 
 
 def assembled(ptx: Path, kernel: str) -> Assembled:
     """Runs ptxas on one kernel of a PTX file; the answer is kept beside the file."""
     kept = ptx.parent / f"ptxas-{digest(kernel)}.json"
     if not kept.exists():
-        ptxas = Path(nvcc()).with_name("ptxas")
-        start = time.perf_counter()
-        command = [str(ptxas), "-v", f"-arch=sm_{ARCHITECTURE}", "-O3", "-e", kernel, str(ptx), "-o", "/dev/null"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds = time.perf_counter() - start
-        frames = [sum(map(int, frame)) for frame in FRAME.findall(done.stderr)]
-        kept.write_text(json.dumps(asdict(Assembled(int(USED.search(done.stderr)[1]), max(frames), round(seconds, 2)))))
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+            ptxas = str(Path(nvcc()).with_name("ptxas"))
+            command = [ptxas, "-v", f"-arch=sm_{ARCHITECTURE}", "-O3", "-e", kernel, str(ptx), "-o", cubin.name]
+            text, seconds = run(command)
+            instructions = machine_instructions(Path(cubin.name).read_bytes(), kernel)
+        stack = max(sum(map(int, frame)) for frame in FRAME.findall(text))
+        facts = Assembled(int(USED.search(text)[1]), stack, instructions, round(seconds, 2))
+        kept.write_text(json.dumps(asdict(facts)))
     return Assembled(**json.loads(kept.read_text()))
+
+
+def machine_instructions(cubin: bytes, kernel: str) -> int:
+    """Instructions of 16 bytes in a kernel's section of an ELF file, without the NOPs that fill it up."""
+    (sections,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, sections + i * size) for i in range(count)]
+    for name, _, _, _, offset, length in headers:
+        start = headers[names][4] + name
+        if cubin[start : cubin.index(b"\0", start)] == f".text.{kernel}".encode():
+            opcodes = [struct.unpack_from("<H", cubin, offset + i)[0] & 0xFFF for i in range(0, length, 16)]
+            return sum(opcode != NOP for opcode in opcodes)
+    raise ValueError(f"{kernel} is not in the cubin")
 
 
 def occupancy(registers: int, threads: int, shared_bytes: int) -> float:

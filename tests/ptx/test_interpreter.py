@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ptx.device import Device
+from tests.ptx.device import Device, pointer
 from tests.ptx.memory import Fault
 
 
 def launch(kernels: Device, name: str, inputs: Sequence[Tensor], results: Sequence[Tensor], *numbers: int) -> None:
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in [*inputs, *results]]
     with kernels.calling(inputs, results):
-        getattr(kernels.library, f"run_{name}")(*pointers, *map(ctypes.c_int, numbers))
+        getattr(kernels.library, f"run_{name}")(*map(pointer, [*inputs, *results]), *map(ctypes.c_int, numbers))
 
 
 def computed(kernels: Device, name: str, inputs: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -266,6 +265,6 @@ def test_shuffles_without_all_lanes(kernels: Device) -> None:
 def test_results_must_be_complete(kernels: Device) -> None:
     result = room(64)
     with kernels.calling([values(40)], [result]) as call:
-        kernels.library.run_copy(ctypes.c_void_p(values(40).data_ptr()), ctypes.c_void_p(result.data_ptr()), 0)
+        kernels.library.run_copy(pointer(values(40)), pointer(result), 0)
     with pytest.raises(Fault, match="64 elements of result 0 float32 64 were never written"):
         call.memory.check_complete(result, "copy")
