@@ -18,14 +18,14 @@ SHARED_DECAY = ("per_branch", "once")
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The rate of each update; call it with the 0-based iteration.
+    """Learning-rate schedule; call it with the 0-based iteration to get the rate of the update.
 
     fixed: base_lr. step: base_lr * gamma^(iteration div stepsize). multistep: base_lr * gamma^(stepvalues passed).
-    poly: base_lr * (1 - iteration/max_iter)^power. Parameters and result are rounded to float32 and the power is taken
-    in double, as Caffe's solver does.
+    poly: base_lr * (1 - iteration/max_iter)^power. As in Caffe's solver, parameters and result are rounded to float32,
+    and the power is computed in double.
 
     Raises:
-        InputError: an unknown policy, or a schedule that is not possible.
+        InputError: an unknown policy, or an impossible schedule.
     """
 
     base_lr: float = 1e-3
@@ -56,7 +56,7 @@ class LearningRate:
         return float(np.float32(base_lr * factor))
 
     def drops(self, iteration: int) -> int:
-        """How many times the rate was multiplied by gamma until then (Caffe's current_step)."""
+        """Number of multiplications by gamma up to the iteration (Caffe's current_step)."""
         if self.policy == "step":
             return iteration // self.stepsize
         return bisect_right(self.stepvalues, iteration) if self.policy == "multistep" else 0
@@ -70,26 +70,25 @@ class CaffeSGD(torch.optim.Optimizer):
         h = momentum * h + rate * (g + decay * w)
         w = w - h
 
-    torch.optim.SGD multiplies the history by the rate instead. Both agree as long as the rate stays the same; after a
-    change, Caffe's history keeps the rates that its gradients were added with.
+    torch.optim.SGD multiplies the history by the rate instead. Both agree while the rate is constant. After a change,
+    Caffe's history still contains earlier gradients at their earlier rates.
 
-    In the authors' Caffe every sharing copy of a weight has a slot of its own: gradient, history, lr_mult, decay_mult.
-    All slots read the weight as it was before the update, and their updates add up. Here a slot is a parameter, and the
-    copies of a weight are parameters that share its storage, each in a group of its own. Copies with equal multipliers
-    can share one slot, because the rule is linear: one parameter whose gradient is the sum of theirs, decayed
-    `branches` times.
+    In the authors' Caffe every sharing copy of a weight has its own slot: gradient, history, lr_mult, decay_mult. All
+    slots read the weight before the update, and their updates add up. Here a slot is a parameter, and the copies of a
+    weight are parameters that share its storage, in separate groups. Copies with equal multipliers can share one slot,
+    because the rule is linear: one parameter whose gradient is the sum of theirs, decayed `branches` times.
 
     Args:
-        groups: as `parameter_groups` makes them: dicts with `params` and optionally `lr_mult`, `decay_mult`,
-            `branches` (1 each) and `owner` (True; False for a group of copies). lr_mult 0 freezes a group: no gradient,
+        groups: result of `parameter_groups`: dicts with `params` and optionally `lr_mult`, `decay_mult`, `branches`
+            (default 1) and `owner` (default True; False for a group of copies). lr_mult 0 freezes a group: no gradient,
             no history, no decay.
-        lr: rate of the next update; set it before each by `set_lr`.
+        lr: rate of the next update; set it before each update with `set_lr`.
         iter_size: number of backward passes summed in a gradient; g is the gradient divided by it.
-        clip_gradients: longest norm of the owners' gradients together, before the division by iter_size; longer ones
-            are scaled down to it. As in Caffe, the copies' gradients are neither counted nor scaled.
+        clip_gradients: maximum total norm of the owners' gradients, before the division by iter_size; larger gradients
+            are scaled down. As in Caffe, the copies' gradients are neither counted nor scaled.
 
     Raises:
-        InputError: a setting that is not possible; clipping gradients that `branches` copies have in common.
+        InputError: an impossible setting, or clip_gradients with a slot shared by several copies.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class CaffeSGD(torch.optim.Optimizer):
         if clip_gradients is not None and not clip_gradients > 0:
             raise InputError(f"clip_gradients is {clip_gradients}; the longest gradient must be positive.")
         if iter_size < 1:
-            raise InputError(f"iter_size is {iter_size}; an update takes at least one pass.")
+            raise InputError(f"iter_size is {iter_size}; it must be at least 1.")
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -122,9 +121,9 @@ class CaffeSGD(torch.optim.Optimizer):
         self.clip_gradients = clip_gradients
         for group in self.param_groups:
             if clip_gradients is not None and group["branches"] > 1:
-                raise InputError("clip_gradients applies to the owners' gradients alone: give every copy a slot.")
+                raise InputError("clip_gradients applies only to the owners' gradients: give every copy a slot.")
             if len({parameter.data_ptr() for parameter in group["params"]}) < len(group["params"]):
-                raise InputError("parameters that share their storage need groups of their own.")
+                raise InputError("parameters that share storage need separate groups.")
         _freeze(self.param_groups)
 
     def set_lr(self, lr: float) -> None:
@@ -154,7 +153,7 @@ class CaffeSGD(torch.optim.Optimizer):
                 history = self._history(weight)
                 history.mul_(group["momentum"]).add_(gradient.add(weight, alpha=decay), alpha=rate)
                 updates.append((weight, history))
-        for weight, history in updates:  # after all histories are made, because copies share the weight's storage
+        for weight, history in updates:  # after all histories are updated, because copies share the weight's storage
             weight.sub_(history)
         return loss
 
@@ -179,8 +178,8 @@ class TorchSGD(torch.optim.SGD):
         v = momentum * v + g / iter_size + branches * weight_decay * decay_mult * w;  w = w - lr * lr_mult * v
 
     Args:
-        groups: as `parameter_groups` makes them for a net without copies. lr_mult 0 freezes a group.
-        iter_size: how many backward passes are summed in a gradient.
+        groups: result of `parameter_groups` for a net without copies. lr_mult 0 freezes a group.
+        iter_size: number of backward passes summed in a gradient.
     """
 
     def __init__(
@@ -200,7 +199,7 @@ class TorchSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-        """Updates every parameter that has a gradient; the gradients are left divided by iter_size."""
+        """Updates every parameter that has a gradient; divides the gradients by iter_size in place."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -214,7 +213,7 @@ class TorchSGD(torch.optim.SGD):
 
 
 def _freeze(groups: Iterable[dict[str, Any]]) -> None:
-    """No gradient is computed for groups of lr_mult 0."""
+    """Disables gradients for groups with lr_mult 0."""
     for group in groups:
         if group["lr_mult"] == 0:
             for parameter in group["params"]:
@@ -227,13 +226,15 @@ def parameter_groups(
     lr_mult: Mapping[str, float] | None = None,
     uniform_layers: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups for a solver from `model.parameter_rules(lr_mult)`: every parameter in exactly one, equal rules together.
+    """Parameter groups for a solver from `model.parameter_rules(lr_mult)`, one group per distinct rule.
 
-    A net whose branches have copies (`ShareNet.copy_per_branch`) gets a slot for each, otherwise one slot for all.
+    In a net with copies (`ShareNet.copy_per_branch`) every copy has its own slot, otherwise the streams share one.
 
-    shared_decay: "per_branch" decays a parameter once for each branch that shares it, as the authors' Caffe does;
-    "once" is DeepLab v2's and today's Caffe's way. lr_mult: multipliers for layers that differ from the net's rule.
-    uniform_layers: whether all of a layer's parameters, biases and batch norms' too, learn and decay as its weights.
+    Args:
+        shared_decay: "per_branch" decays a shared parameter once for each stream, as in the authors' Caffe; "once"
+            decays it once, as in DeepLab v2 and today's Caffe.
+        lr_mult: learning-rate multipliers of layers that deviate from the net's rule.
+        uniform_layers: whether biases and batch norms have the learning rate and decay of their layer's weights.
 
     Raises:
         InputError: another value of shared_decay.

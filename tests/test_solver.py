@@ -244,7 +244,7 @@ def test_copies_follow_the_net_into_training_and_evaluation():
 
 def test_indistinguishable_slots_are_refused():
     weight = torch.nn.Parameter(torch.ones(2))
-    with pytest.raises(InputError, match="groups of their own"):
+    with pytest.raises(InputError, match="need separate groups"):
         CaffeSGD([{"params": [weight, torch.nn.Parameter(weight.data)]}])
     with pytest.raises(InputError, match="give every copy a slot"):
         CaffeSGD([{"params": [weight], "branches": 2}], clip_gradients=1.0)

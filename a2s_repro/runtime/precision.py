@@ -1,4 +1,4 @@
-"""The arithmetic that a net computes in."""
+"""Arithmetic precision of a net."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ PRECISIONS = ("caffe", "tf32", "bf16")
 
 @contextmanager
 def float32_products(mode: str) -> Iterator[None]:
-    """Within the block, a GPU's float32 products and convolutions are exact ("ieee") or in TensorFloat-32 ("tf32").
+    """Within the block, a GPU's float32 matrix products and convolutions are exact ("ieee") or TensorFloat-32 ("tf32").
 
     By default torch runs convolutions in TensorFloat-32, with 10 bits of mantissa; Caffe never does.
 
-    torch has two interfaces to these settings, `fp32_precision` and `allow_tf32`, and refuses to read the older one
-    where the newer one has set products and convolutions apart from it. Inductor and other libraries still read the
-    older one, so it is the one that is set: torch then keeps both in step. Both are restored.
+    torch has two interfaces to these settings, `fp32_precision` and `allow_tf32`. Reading the older `allow_tf32` raises
+    if the newer interface has set products and convolutions differently. Inductor and other libraries still read the
+    older one, so this function sets the older one, and torch updates the newer one accordingly. Both are restored.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     flags = [(backend, _allow_tf32(backend)) for backend in (matmul, cudnn)]
@@ -39,7 +39,7 @@ def float32_products(mode: str) -> Iterator[None]:
 
 
 def _allow_tf32(backend: Any) -> bool | None:
-    """The older setting of a backend; None where the newer one contradicts it and torch refuses to read it."""
+    """The older setting of a backend, or None if torch raises because the newer setting contradicts it."""
     try:
         return backend.allow_tf32
     except RuntimeError:
@@ -52,12 +52,12 @@ def products_of(precision: str) -> AbstractContextManager[None]:
 
 
 def autocast_of(precision: str, device: torch.device) -> torch.autocast:
-    """What runs a net in one of PRECISIONS, beside `products_of` it."""
+    """The autocast context for one of PRECISIONS, to use together with `products_of`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises InputError for what is none of PRECISIONS; warns of bf16 on a processor that takes longer for it."""
+    """Raises InputError for an unknown precision; warns about bf16 on a processor where it is slower than float32."""
     if precision not in PRECISIONS:
         raise InputError(f"precision '{precision}' is not known; it is one of {', '.join(PRECISIONS)}.")
     if precision == "bf16" and device.type == "cpu" and not _multiplies_bfloat16():
@@ -68,7 +68,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether a CPU multiplies bfloat16 faster than float32. Without AMX, Intel's do not (docs/performance.md)."""
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that is supported
+    """Whether bfloat16 products are faster than float32 on this CPU; not on Intel without AMX (docs/performance.md)."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # missing in some supported versions of torch
     vectors = has.get("avx512_bf16") and not has["cpu_name"].startswith("Intel")
     return has.get("architecture") != "x86_64" or bool(has["amx_bf16"] or vectors)

@@ -1,4 +1,4 @@
-"""TensorFloat-32 through both of torch's interfaces, and the processors on which `bf16` is warned of."""
+"""TensorFloat-32 through both of torch's interfaces, and the warning about slow `bf16`."""
 
 import warnings
 
@@ -17,19 +17,19 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_bf16_is_warned_of_where_it_takes_longer(name, monkeypatch):
+def test_slow_bf16_causes_a_warning(name, monkeypatch):
     capabilities = {"architecture": "x86_64"} | PROCESSORS[name]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_precision("bf16", CPU)
-    assert bool(told) == (name in ("Intel without", "older"))
-    if told:
-        assert "precision caffe takes less time" in str(told[0].message)
+    assert bool(caught) == (name in ("Intel without", "older"))
+    if caught:
+        assert "precision caffe takes less time" in str(caught[0].message)
 
 
-def test_nothing_else_is_warned_of(monkeypatch):
-    """Nor anything where torch does not tell what a processor has."""
+def test_nothing_else_causes_a_warning(monkeypatch):
+    """This includes versions of torch without get_capabilities."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_precision("caffe", CPU)
@@ -39,7 +39,7 @@ def test_nothing_else_is_warned_of(monkeypatch):
 
 
 def tf32_settings() -> dict[str, object]:
-    """What the readers of both interfaces see. The older ones raise where the newer one contradicts them."""
+    """The settings read through both interfaces; reading the older one raises if the newer one contradicts it."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=torch.backends.cudnn.allow_tf32):
         pass
     return {
@@ -52,7 +52,7 @@ def tf32_settings() -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("mode", "allowed"), [("ieee", False), ("tf32", True)])
-def test_all_readers_see_the_same_and_the_settings_come_back(mode, allowed):
+def test_both_interfaces_agree_and_settings_are_restored(mode, allowed):
     before = tf32_settings()
     with float32_products(mode):
         assert tf32_settings() == {
@@ -65,8 +65,8 @@ def test_all_readers_see_the_same_and_the_settings_come_back(mode, allowed):
     assert tf32_settings() == before
 
 
-def test_settings_made_by_the_newer_interface_come_back():
-    """They contradict each other in the older interface's eyes, so that reading it raises; that is no obstacle."""
+def test_settings_of_the_newer_interface_are_restored():
+    """These settings contradict the older interface, so that reading it raises."""
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     with float32_products("ieee"):  # restores torch's own settings after the test
         matmul.fp32_precision, convolution.fp32_precision = "tf32", "ieee"
