@@ -100,20 +100,20 @@ class Counts:
         self._pending = len(starts)
 
     def on_shared(self, site: int, address: np.ndarray, size: int, lanes: np.ndarray, store: bool) -> None:
-        """Wavefronts: passes over the 32 banks that a warp's access needs."""
+        """32 banks of 4 bytes: a pass serves one word of each. Lanes that access 8 or 16 bytes take turns: half or a
+        quarter of a warp at a time."""
         warp = lanes // 32
         access = self.accesses.setdefault(site, Access(size, store))
         access.requests += int((warp[1:] != warp[:-1]).sum()) + 1
         access.bytes += size * len(lanes)
-        for word in range(0, size, 4):
-            words = (address + word) // 4
-            distinct = np.unique(warp << 32 | words)
-            bank = (distinct >> 32) * 32 + (distinct & 31)
-            _, per_bank = np.unique(bank, return_counts=True)
-            which = np.unique(bank) // 32
-            self.shared_wavefronts += int(
-                np.maximum.reduceat(per_bank, np.flatnonzero(np.concatenate([[True], which[1:] != which[:-1]]))).sum()
-            )
+        words = -(-size // 4)
+        turn = np.repeat(lanes * words // 32, words)
+        word = (address[:, None] // 4 + np.arange(words)).ravel()
+        distinct = np.unique(turn << 32 | word)
+        banks, words_of_bank = np.unique((distinct >> 32) * 32 + (distinct & 31), return_counts=True)
+        turns = banks // 32
+        firsts = np.flatnonzero(np.concatenate([[True], turns[1:] != turns[:-1]]))
+        self.shared_wavefronts += int(np.maximum.reduceat(words_of_bank, firsts).sum())
 
     def by_opcode(self) -> dict[str, int]:
         """Warp instructions by opcode."""

@@ -135,6 +135,15 @@ __global__ void strided_shared(float* y, int stride) {
   y[threadIdx.x] = values[(threadIdx.x ^ 1) * stride];
 }
 
+// The same of 16 bytes.
+__global__ void strided_packs(float4* y, int stride) {
+  __shared__ float4 values[32 * 3];
+  const float v = threadIdx.x;
+  values[threadIdx.x * stride] = make_float4(v, v, v, v);
+  __syncwarp();
+  y[threadIdx.x] = values[(threadIdx.x ^ 1) * stride];
+}
+
 // ---- faults
 
 __global__ void misaligned(const float* x, float* y) {
@@ -274,6 +283,8 @@ HOST run_dynamic_transpose(const float* x, float* y) {
 }
 
 HOST run_strided_shared(float* y, int stride) { strided_shared<<<1, 32>>>(y, stride); }
+
+HOST run_strided_packs(float4* y, int stride) { strided_packs<<<1, 32>>>(y, stride); }
 
 HOST run_misaligned(const float* x, float* y) { misaligned<<<1, 32>>>(x, y); }
 HOST run_copy(const float* x, float* y, int n) { copy<<<(n + 31) / 32, 32>>>(x, y, n); }

@@ -53,6 +53,15 @@ def test_bank_conflicts(kernels: Device, stride: int, passes: int) -> None:
     assert kernels.last.launches[0].launch.counts.shared_wavefronts == 2 * passes
 
 
+@pytest.mark.parametrize(("stride", "passes"), [(1, 4), (2, 8), (3, 4)])
+def test_bank_conflicts_of_packs(kernels: Device, stride: int, passes: int) -> None:
+    """A quarter of a warp at a time: 128 bytes."""
+    y = torch.empty(32, 4)
+    with kernels.counted(lambda launch: None), kernels.calling([], [y]):
+        kernels.library.run_strided_packs(pointer(y), stride)
+    assert kernels.last.launches[0].launch.counts.shared_wavefronts == 2 * passes
+
+
 @pytest.mark.parametrize(
     ("registers", "threads", "shared", "expected"),
     [(32, 256, 0, 1.0), (56, 256, 0, 0.5), (64, 256, 0, 0.5), (84, 256, 0, 0.25), (32, 128, 32 << 10, 0.375)],
