@@ -12,14 +12,14 @@ EXCEPTIONS = {
     "_modules": "a share-net's copies are made of its layers",
     "_parameters": "a share-net's copies have parameters of their own",
 }
-"""Underscored names in use, each with its reason."""
+"""Underscored names in use, with reasons."""
 
 PRIVATE_OF_MODULES = {"_parameters", "_buffers", "_modules", "_forward_hooks"}
-"""Attributes in which torch.nn.Module keeps its parts."""
+"""Attributes in which torch.nn.Module stores its parts."""
 
 
 def torch_names(tree: ast.AST) -> Iterator[str]:
-    """The dotted names of a file that begin in torch, spelled in full."""
+    """The fully qualified names in a file that begin with torch."""
     roots = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -42,7 +42,7 @@ def torch_names(tree: ast.AST) -> Iterator[str]:
 
 
 def private_names(source: str) -> set[str]:
-    """The underscored names of torch that a file uses."""
+    """Underscored torch names used in a file."""
     tree = ast.parse(source)
     attributes = {
         node.attr

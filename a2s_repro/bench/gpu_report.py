@@ -1,8 +1,7 @@
-"""First contact with a GPU: correctness, figures and sanitizers in one go, each step within a deadline of its own.
+"""GPU report: correctness, benchmarks and sanitizers in one run, with a time limit for every step.
 
-A report is a file of JSON lines, each written when it is known: the provenance, then for every step a line when it
-starts and one when it ends, and between them the rows that the step measured. What a step has measured stays, however
-the step or the whole report ends.
+A report is a file of JSON lines, each written immediately: the provenance, then for every step a line at its start and
+one at its end, with the measured rows between them. Rows remain in the report even if the step or the report fails.
 """
 
 import csv
@@ -27,9 +26,9 @@ from a2s_repro.bench.provenance import sources_hash
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGET = 540
-"""Seconds for the whole report."""
+"""Time limit of the whole report in seconds."""
 LEAST = 10
-"""Seconds below which no step is started."""
+"""Minimum remaining time to start a step, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +37,19 @@ class Step:
 
     name: str
     limit: int
-    """Seconds after which it is killed."""
+    """Time limit in seconds, after which the step is killed."""
     command: tuple[str, ...]
     needless_if: tuple[str, ...] = ()
-    """Command whose success makes the step needless."""
+    """Command whose success makes the step unnecessary."""
 
     def line(self) -> str:
         return shlex.join("python" if part == sys.executable else part for part in self.command)
 
 
 Execute = Callable[[Sequence[str], float], tuple[str, int | None]]
-"""Runs a command for at most that many seconds: its output and exit status, None if it was killed at the limit."""
+"""Function that runs a command with a time limit in seconds; returns output and exit status (None if killed)."""
 
-# The libraries that lie here, wherever they were built, run on this GPU.
+# Checks that the existing libraries run on this GPU.
 PROBE = """
 import torch
 from a2s_repro import ops
@@ -60,7 +59,7 @@ x = torch.randn(1, 3, 9, 9)
 assert torch.allclose(ops.interp(x.cuda(), (17, 17)).cpu(), ops.interp(x, (17, 17)), atol=1e-5)
 """
 
-# Each operator forward and backward at the sizes of inference: 8 images, 21 classes, scales 1, 0.75 and 0.5.
+# Runs every operator forward and backward at the sizes of inference: 8 images, 21 classes, scales 1, 0.75 and 0.5.
 OPERATORS_ONCE = """
 import torch
 from a2s_repro import ops
@@ -93,11 +92,11 @@ METRICS = (
     "launch__registers_per_thread",
 )
 OURS = ("--kernel-name", "kns=a2s")
-"""Option of compute-sanitizer: kernels whose mangled name holds our namespace."""
+"""Option of compute-sanitizer that selects kernels in the namespace a2s by their mangled names."""
 
 
 def steps(report: Path) -> tuple[Step, ...]:
-    """The steps in the order of their worth: correctness, ten operators, the whole net, sanitizers, all else."""
+    """The steps in order of importance: correctness, ten operators, the whole net, sanitizers, the rest."""
 
     def python(*arguments: object) -> tuple[str, ...]:
         return (sys.executable, *map(str, arguments))
@@ -116,7 +115,7 @@ def steps(report: Path) -> tuple[Step, ...]:
         Step("tests", 120, python("-m", "pytest", "-q", "-m", "cuda", "--continue-on-collection-errors")),
         Step("ten operators", 60, bench("bench_kernels", "--cases", "ten", "--no-compile", "--seconds", 45)),
         Step("whole net", 90, bench("bench_model", "--quick")),
-        # initcheck watches every kernel, or what another kernel has written would pass for uninitialised.
+        # initcheck must observe all kernels; otherwise memory written by other kernels appears uninitialised.
         sanitizer("memcheck", 60, "equals or layouts or strides", "--report-api-errors", "no", *OURS),
         sanitizer("racecheck", 45, "equals", *OURS),
         sanitizer("initcheck", 60, "equals"),
@@ -126,7 +125,7 @@ def steps(report: Path) -> tuple[Step, ...]:
 
 
 def write_line(report: Path, line: dict[str, Any]) -> None:
-    """Appends one JSON line to the report, onto the disk."""
+    """Appends one JSON line to the report and flushes it to disk."""
     with open(report, "a") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
@@ -141,10 +140,10 @@ def run_steps(
     budget: float = BUDGET,
     on_result: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> bool:
-    """Runs steps within `budget` seconds in all and writes each to the report; whether all of them passed.
+    """Runs steps within `budget` seconds in total and writes them to the report; returns whether all passed.
 
-    A step that fails, or whose output cannot be understood, costs no other. One that too little time is left for is
-    left out, and the report names it.
+    A failed step, or one with unparsable output, does not affect the others. Steps without enough remaining time are
+    skipped and listed in the report.
     """
     start, outcomes = clock(), []
     for step in todo:
@@ -157,7 +156,7 @@ def run_steps(
             began = clock()
             try:
                 result |= perform(step, min(step.limit, left), execute)
-            except Exception as error:  # the report goes on, whatever an output holds
+            except Exception as error:  # unparsable output must not end the report
                 result["outcome"] = f"its output was not understood: {type(error).__name__}: {error}"
             result["seconds"] = round(clock() - began, 1)
         write_line(report, result)
@@ -167,7 +166,7 @@ def run_steps(
 
 
 def perform(step: Step, limit: float, execute: Execute) -> dict[str, Any]:
-    """Runs a step; `outcome` is "passed", with a reason where it did not run, or one sentence on what went wrong."""
+    """Runs a step; `outcome` is "passed", with a reason if it was not needed, or one sentence about the failure."""
     if shutil.which(step.command[0]) is None:
         return {"outcome": f"{step.command[0]} is not on PATH: install it with the CUDA toolkit."}
     if step.needless_if and execute(step.needless_if, limit)[1] == 0:
@@ -189,7 +188,7 @@ def perform(step: Step, limit: float, execute: Execute) -> dict[str, Any]:
 
 
 def execute(command: Sequence[str], seconds: float) -> tuple[str, int | None]:
-    """Runs a command in the checkout, stdout with stderr; at the limit it and all that it started are killed."""
+    """Runs a command in the checkout, with stderr in stdout; at the limit its whole process group is killed."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "A2S_CUDA": "ON",
@@ -197,7 +196,7 @@ def execute(command: Sequence[str], seconds: float) -> tuple[str, int | None]:
         "TORCH_CUDA_ARCH_LIST": "{}.{}".format(*torch.cuda.get_device_capability()),
     }
     if command[0] == "compute-sanitizer":
-        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # each tensor an allocation with bounds of its own
+        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # gives every tensor its own allocation
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -217,7 +216,7 @@ def execute(command: Sequence[str], seconds: float) -> tuple[str, int | None]:
 
 
 def sanitizer_outcome(output: str) -> str:
-    """Judges a report of compute-sanitizer by the kernels that it names."""
+    """The outcome of compute-sanitizer, from the kernels in its report."""
     if "ERROR SUMMARY" not in output and "RACECHECK SUMMARY" not in output:
         return "compute-sanitizer printed no summary; the report holds the end of its output"
     reports = re.findall(r"^=+.*\bat .*a2s::", output, re.MULTILINE)
@@ -227,7 +226,7 @@ def sanitizer_outcome(output: str) -> str:
 
 
 def ncu_kernels(output: str) -> list[dict[str, str]]:
-    """One row for each launch: the kernel's name and, with their units, its metrics."""
+    """One row per launch: the kernel's name and its metrics with units."""
     lines = output.splitlines()
     header = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     launches: dict[str, dict[str, str]] = {}
@@ -238,7 +237,7 @@ def ncu_kernels(output: str) -> list[dict[str, str]]:
 
 
 def freshness(results: Path = RESULTS) -> str:
-    """One line on the newest figures from a GPU in `results`, by the hash of csrc/ that they carry."""
+    """One line about the newest GPU figures in `results`: current or stale by their hash of csrc/, or missing."""
     firsts = [path.read_text() for path in results.glob("*.json")]
     firsts += [path.read_text().partition("\n")[0] for path in results.glob("*.jsonl")]
     measured = [json.loads(text).get("provenance", {}) for text in firsts if text]

@@ -1,4 +1,4 @@
-"""The report of a GPU keeps to its time and loses nothing: rehearsed with a clock and commands that are not real."""
+"""The GPU report keeps its time limits and loses no results: tested with a simulated clock and simulated commands."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ NCU = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n"0","a2s::
 
 
 class Machine:
-    """A clock, and commands that take the seconds and end as they are told."""
+    """A simulated clock, and commands with the given durations and results."""
 
     def __init__(self, **behaviour: tuple[float, str, int] | Callable) -> None:
         self.now, self.behaviour, self.ran = 0.0, behaviour, []
@@ -41,7 +41,7 @@ def outcomes(path: Path) -> dict[str, str]:
     return {line["step"]: line["outcome"] for line in lines(path)}
 
 
-def test_a_step_that_fails_hangs_or_prints_rubbish_costs_no_other(tmp_path, monkeypatch):
+def test_a_bad_step_does_not_affect_the_others(tmp_path, monkeypatch):
     report = tmp_path / "report.jsonl"
     machine = Machine(a=(1, "", 1), b=(10_000, "half of it", 0), d=(5, "", 0))
     monkeypatch.setattr("a2s_repro.bench.gpu_report.shutil.which", lambda name: name)
@@ -56,7 +56,7 @@ def test_a_step_that_fails_hangs_or_prints_rubbish_costs_no_other(tmp_path, monk
     assert ended["d"] == "passed"
 
 
-def test_steps_share_the_budget_and_the_last_are_left_out(tmp_path):
+def test_steps_share_the_budget_and_the_last_are_skipped(tmp_path):
     report = tmp_path / "report.jsonl"
     machine = Machine(a=(90, "", 0), b=(90, "", 0), c=(90, "", 0))
     assert not run_steps([step("a"), step("b"), step("c")], report, machine.execute, machine.clock, budget=185)
@@ -64,7 +64,7 @@ def test_steps_share_the_budget_and_the_last_are_left_out(tmp_path):
     assert machine.now <= 185
 
 
-def test_the_last_step_gets_what_is_left_of_the_budget(tmp_path):
+def test_the_last_step_gets_the_rest_of_the_budget(tmp_path):
     report = tmp_path / "report.jsonl"
     machine = Machine(a=(90, "", 0), b=(90, "", 0))
     run_steps([step("a"), step("b")], report, machine.execute, machine.clock, budget=120)
@@ -73,15 +73,15 @@ def test_the_last_step_gets_what_is_left_of_the_budget(tmp_path):
 
 
 @pytest.mark.parametrize(("probe", "ran"), [(0, ["probe"]), (1, ["probe", "build"])])
-def test_libraries_that_run_here_are_not_built_again(tmp_path, probe, ran):
+def test_working_libraries_are_not_rebuilt(tmp_path, probe, ran):
     report = tmp_path / "report.jsonl"
     machine = Machine(probe=(3, "", probe), build=(60, "", 0))
     assert run_steps([step("build", needless_if="probe")], report, machine.execute, machine.clock)
     assert machine.ran == ran
 
 
-def test_lines_are_written_as_they_are_known(tmp_path):
-    """A report that is killed in a step has what was measured until then, and the step's name."""
+def test_lines_are_written_immediately(tmp_path):
+    """A report killed during a step holds all earlier measurements and the step's name."""
     report = tmp_path / "report.jsonl"
     seen = []
 
@@ -110,14 +110,14 @@ def test_metrics_of_a_kernel():
     assert ncu_kernels(f"==PROF== Connected\n{NCU}") == [{"kernel": "a2s::interp", "dram__bytes.sum": "42 byte"}]
 
 
-def test_correctness_comes_first_and_the_ten_operators_next():
+def test_correctness_runs_first_and_the_ten_operators_next():
     names = [step.name for step in steps(Path("report.jsonl"))]
     assert names[:4] == ["build", "tests", "ten operators", "whole net"]
     assert sum(step.limit for step in steps(Path("report.jsonl"))[:4]) < BUDGET
     assert set(names[4:]) == {"memcheck", "racecheck", "initcheck", "all operators", "ncu"}
 
 
-def test_figures_of_a_report_are_fresh_or_stale(tmp_path):
+def test_figures_of_a_report_are_current_or_stale(tmp_path):
     assert "none in benchmarks/results/" in freshness(tmp_path)
     facts = {"gpu": "NVIDIA Test", "date": "2026-01-02T03:04:05Z", "csrc": "0" * 16}
     (tmp_path / "report.jsonl").write_text(json.dumps({"provenance": facts}) + "\n" + json.dumps({"step": "a"}) + "\n")

@@ -1,4 +1,4 @@
-"""A folder in which the documents' snippets find the files that they name."""
+"""A folder with the files that the documents' snippets use."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from a2s_repro.models import ShareNet, Widths
 
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader has: model.pth, init.pth, street.jpg and the data set data/; the nets are thin and random."""
+    """A reader's folder: model.pth, init.pth, street.jpg and the data set data/; the nets are thin and random."""
     folder = tmp_path_factory.mktemp("reader")
     widths = Widths().scaled(1 / 32)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A user's program, as a type checker sees it: `make lint` checks it and nothing runs it."""
+"""A user's program for the type checker: `make lint` checks it, and it is never run."""
 
 from pathlib import Path
 from typing import Any, assert_type

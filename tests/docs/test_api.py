@@ -1,4 +1,4 @@
-"""docs/api.md: every snippet runs as it stands and does what its comments say."""
+"""docs/api.md: every snippet runs unchanged, and its comments are true."""
 
 import torch
 
@@ -33,7 +33,7 @@ def test_weights_files(reader, monkeypatch):
     assert (reader / "model.safetensors").exists() and len(weights.meta["classes"]) == 6
 
 
-def test_fine_tuning_changes_every_layer_that_learns(reader, monkeypatch):
+def test_fine_tuning_changes_every_trainable_layer(reader, monkeypatch):
     monkeypatch.chdir(reader)
     names = run("Fine-tuning")
     before, after = (torch.load(f"{name}.pth", weights_only=True)["state_dict"] for name in ("model", "tuned"))

@@ -1,4 +1,4 @@
-"""Every link of the documents leads somewhere, and every test that they name exists."""
+"""The documents' links resolve, and the tests that they name exist."""
 
 import ast
 import re
@@ -43,7 +43,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert not set(PAGES) - reached
 
 
-def test_pages_that_the_sources_name_exist() -> None:
+def test_pages_named_in_the_sources_exist() -> None:
     missing = {
         f"{name(path)}: {mention}"
         for path in SOURCES
@@ -58,8 +58,8 @@ def functions(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_tests_that_a_page_names_exist(page: Path) -> None:
-    """`tests/FILE.py`, `tests/FILE.py::NAME`, and `::NAME` of the file named before it."""
+def test_tests_named_on_a_page_exist(page: Path) -> None:
+    """References are `tests/FILE.py`, `tests/FILE.py::NAME`, or `::NAME`, which refers to the file named before."""
     missing, file = [], None
     for path, test in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", page.read_text()):
         if not path and not test:

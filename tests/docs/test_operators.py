@@ -1,4 +1,4 @@
-"""docs/operators.md: both halves of every snippet compute the same, and the example trains."""
+"""docs/operators.md: both halves of every snippet are equivalent, and the example trains."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def inputs() -> dict[str, Tensor | list[Tensor] | tuple[int, int]]:
 
 
 def run(source: str) -> dict:
-    """What the source leaves behind, its functions' inputs aside."""
+    """The names defined by the source, without the inputs."""
     given = {"torch": torch, "F": F, "ops": ops, "resized": resized, **inputs()}
     names = dict(given)
     exec(source, names)
@@ -51,7 +51,7 @@ def run(source: str) -> dict:
 
 @pytest.mark.parametrize("snippet", EQUIVALENTS)
 def test_both_halves_of_a_snippet_are_equivalent(snippet: str) -> None:
-    """To 1e-5: F.interpolate rounds coordinates in its own way."""
+    """The tolerance is 1e-5, because F.interpolate rounds coordinates differently."""
     first, second = map(run, snippet.split(MARK))
     assert first and first.keys() <= second.keys()
     for name, value in first.items():
@@ -63,7 +63,7 @@ def test_every_operator_has_an_equivalent() -> None:
     assert not [name for name in ops.__all__ if name != "use_backend" and f"ops.{name}(" not in text]
 
 
-def test_the_helper_that_the_document_defines_is_the_one_in_use() -> None:
+def test_the_helper_in_the_document_is_the_one_used_here() -> None:
     names = {"F": F}
     exec(snippets("docs/operators.md", "Equivalents")[0], names)
     x = inputs()["x"]
@@ -78,7 +78,7 @@ def run_example(backend: str) -> dict:
     return names
 
 
-def test_the_example_trains_somebody_elses_net() -> None:
+def test_the_example_trains_a_user_defined_net() -> None:
     native, reference = run_example("native"), run_example("reference")
     assert native["merged"].shape == (2, 21, 9, 11) and native["weights"].shape == (2, 2, 9, 11)
     assert native["predicted"].shape == (2, 65, 81) and native["predicted"].dtype == torch.uint8

@@ -1,4 +1,4 @@
-"""README: its size, its snippets, and its figure of speed."""
+"""README: its size, its snippets, and its speed figure."""
 
 import json
 import re
@@ -17,7 +17,7 @@ def test_it_is_short():
     assert len(README.encode()) <= 7000
 
 
-def test_make_targets_that_it_names_exist():
+def test_named_make_targets_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"setup", "test", "demo", "smoke"} <= set(re.findall(r"\bmake ([\w-]+)", README)) <= targets
 
