@@ -3,7 +3,6 @@ run_densecrf_grid_search.sh."""
 
 import itertools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.evaluation import ConfusionMatrix
 from a2s_repro.inference.segmenter import Segmenter
+from a2s_repro.runtime.pools import threads
 
 GRID = {
     "bi_w": (5, 10),
@@ -102,7 +102,7 @@ def search(
     void = [label for label, name in enumerate(classes) if name == VOID]
     without, *refined = (ConfusionMatrix(model.num_classes, void) for _ in range(len(crfs) + 1))
     with (
-        ThreadPoolExecutor(workers) as pool,
+        threads(workers) as pool,
         tqdm(total=len(items) * len(crfs), desc="refining", unit="CRF") as progress,
     ):
         for item in items:

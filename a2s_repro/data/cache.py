@@ -1,6 +1,5 @@
 """In-memory cache of a list's decoded images and label maps."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tqdm import tqdm
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
+from a2s_repro.runtime import pools
 from a2s_repro.runtime.distributed import is_main
 
 LEFT = 0.25
@@ -25,7 +25,7 @@ def decode_all(
     """
     pairs = []
     with (
-        ThreadPoolExecutor(threads) as pool,
+        pools.threads(threads) as pool,
         tqdm(total=len(items), desc="decoding", unit="image", disable=not is_main()) as bar,
     ):
         for pair in pool.map(partial(read_pair, num_classes=num_classes), items):

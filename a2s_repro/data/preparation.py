@@ -5,10 +5,8 @@ classes.txt, and for every list NAME the authors' two files, list/NAME.txt (imag
 """
 
 import hashlib
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ from a2s_repro.data.images import jpeg_size, read_label, write_label
 from a2s_repro.data.lists import read_lines, write_lines
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
+from a2s_repro.runtime.pools import processes
 
 IMAGES = "JPEGImages"
 
@@ -188,8 +187,7 @@ def _map(function: Callable, arguments: Iterable, workers: int) -> Iterator[Any]
     if workers < 1:
         yield from map(function, arguments)
         return
-    ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool:
+    with processes(workers) as pool:
         pending = deque()
         for argument in arguments:
             pending.append(pool.submit(function, argument))

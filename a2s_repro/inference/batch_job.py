@@ -6,7 +6,7 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from a2s_repro.inference.segmenter import Segmentation, Segmenter
 from a2s_repro.inference.sources import Source
 from a2s_repro.inference.video import FrameReader, video_file
 from a2s_repro.runtime import distributed
+from a2s_repro.runtime.pools import threads
 
 Read = tuple[str, np.ndarray]
 """Name and pixels, (H, W, 3) uint8 BGR, of a picture."""
@@ -158,7 +159,11 @@ class Work:
                     outcome.problems.append(str(error))
                     bar.update()
 
-        with self._threads() as readers, self._threads() as finishers, _bar("images", "image", len(sources)) as bar:
+        with (
+            threads(self.workers) as readers,
+            threads(self.workers) as finishers,
+            _bar("images", "image", len(sources)) as bar,
+        ):
             for (name, *_), writing in ahead(self._write, self._segmented(readable()), finishers, self.workers):
                 try:
                     writing.result()
@@ -192,8 +197,8 @@ class Work:
 
         interrupted = False
         with (
-            ThreadPoolExecutor(1) as decoder,
-            self._threads() as finishers,
+            threads(1) as decoder,
+            threads(self.workers) as finishers,
             video_file(self.results.video(source.name), reader.fps) as video,
         ):
             try:
@@ -233,12 +238,9 @@ class Work:
     def _refined(self, image: np.ndarray, segmentation: Segmentation) -> Segmentation:
         return segmentation if self.crf is None else segmentation.refined(image, self.crf, threads=1)
 
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.workers)
-
 
 def ahead(
-    function: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, depth: int
+    function: Callable[[T], R], items: Iterable[T], pool: Executor, depth: int
 ) -> Iterator[tuple[T, "Future[R]"]]:
     """Pairs of an item and the future of `function(item)`, in order; at most `depth` further items are submitted."""
     pending: deque[tuple[T, Future[R]]] = deque()
