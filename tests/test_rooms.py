@@ -20,7 +20,8 @@ ORDER = (
     ("inference",),
     ("recipes", "bench"),
     ("caffe",),
-    ("replay", "training", "export"),
+    ("training", "export"),
+    ("replay",),
     ("reproduction", "analysis"),
     ("commands",),
 )

@@ -29,7 +29,7 @@ GATES_AFTER_A_FLIP = dict.fromkeys(GATES) | {"loss": 5e-3}
 """Gates after a flip. A flip near a tie is no error, but all later values differ, so only losses are checked."""
 
 ABSOLUTE = ("loss", "accuracy")
-L2 = ("weight", "history")
+L2 = ("weight", "bias", "history")
 
 
 def gates_of(dtype: torch.dtype, flipped: bool = False) -> dict[str, float | None]:

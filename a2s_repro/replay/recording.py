@@ -8,7 +8,8 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,19 @@ def read_recording(folder: str | os.PathLike, case: str | None = None) -> Record
         InputError: no such case, or a part of the record is missing; names it.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give the folder of a recorded run.")
-    try:
+    with reading(folder):
         if case is None and (folder / "run.npz").exists():
             return _read_end_to_end(folder)
         return _read_net(folder, case)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Raises InputError, naming the missing part, for the errors that a damaged or incomplete record causes in the block."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give the folder of a recorded run.")
+    try:
+        yield
     except InputError:
         raise
     except KeyError as error:
@@ -160,7 +168,7 @@ def _read_net(folder: Path, case: str | None) -> Recording:
             raise InputError(f"{folder} holds no recorded run: neither net_NAME.npz nor run.npz.")
         what = f"no case '{case}'" if case else "several cases"
         raise InputError(f"{folder} holds {what}: give --case, one of {', '.join(known)}.")
-    arrays = _load(folder / f"net_{case}.npz")
+    arrays = load_arrays(folder / f"net_{case}.npz")
     info = json.loads(str(arrays["info_json"]))
     if case.endswith("_test") and "cfg" not in info:
         net = _read_net(folder, case.removesuffix("_test"))
@@ -171,7 +179,7 @@ def _read_net(folder: Path, case: str | None) -> Recording:
         raise InputError(f"{case} was recorded with dropout, but only an end-to-end record holds the dropout masks.")
     classifier = f"fc8_{cfg['exp']}"
     config = _config(info, arrays)
-    data = _load(folder / "data.npz")
+    data = load_arrays(folder / "data.npz")
     order = arrays["order"]
 
     def batch(iteration: int, pass_: int) -> tuple[Tensor, Tensor]:
@@ -180,7 +188,7 @@ def _read_net(folder: Path, case: str | None) -> Recording:
         return torch.from_numpy(pixels), torch.from_numpy(data["labels"][indices])
 
     initial = _blobs_of_file(folder / "init_single.caffemodel") | _under(arrays, "head")
-    shared = _load(folder / "blobs_shared.npz") if info["shared_blobs"] else {}
+    shared = load_arrays(folder / "blobs_shared.npz") if info["shared_blobs"] else {}
     return Recording(
         name=case,
         config=config,
@@ -251,7 +259,7 @@ def _read_run(folder: Path, arrays: Arrays, info: Mapping, run: str) -> Recorded
 
 
 def _read_end_to_end(folder: Path) -> Recording:
-    arrays = _load(folder / "run.npz")
+    arrays = load_arrays(folder / "run.npz")
     info = json.loads(str(arrays["info_json"]))
     prototxt = (folder / "train.prototxt").read_text()
     final = _under(arrays, "final")
@@ -321,11 +329,11 @@ def _read_end_to_end(folder: Path) -> Recording:
 
 def _lr_mult(info: Mapping) -> dict[str, float]:
     """The learning-rate multiplier of every layer's weight, if recorded."""
-    slots = zip(map(_slot, info["params"]), info.get("lr_mult", ()), strict=False)
+    slots = zip(map(slot, info["params"]), info.get("lr_mult", ()), strict=False)
     return {layer: mult for (layer, _, kind), mult in slots if kind == "weight"}
 
 
-def _load(path: Path) -> Arrays:
+def load_arrays(path: Path) -> Arrays:
     if not path.exists():
         raise InputError(f"{path} is missing: a recorded run needs it.")
     with np.load(path) as archive:
@@ -348,7 +356,7 @@ def _under(arrays: Arrays, prefix: str) -> Arrays:
     return {key.removeprefix(f"{prefix}|"): value for key, value in arrays.items() if key.startswith(f"{prefix}|")}
 
 
-def _slot(key: str) -> tuple[str, float, str]:
+def slot(key: str) -> tuple[str, float, str]:
     """`fc8_voc12_res05/0` -> (`fc8`, 0.5, `weight`)."""
     name, index = key.split("/")
     layer, scale = branch_of(name)
@@ -357,19 +365,19 @@ def _slot(key: str) -> tuple[str, float, str]:
 
 def _by_parameter(blobs: Arrays) -> Arrays:
     """Blobs by parameter name; copies of a parameter are identical."""
-    slots = {key: _slot(key) for key in blobs}
+    slots = {key: slot(key) for key in blobs}
     return {f"{layer}.{kind}": blobs[key] for key, (layer, _, kind) in slots.items()}
 
 
 def _by_copy(blobs: Arrays) -> Arrays:
-    return {copy_name(*_slot(key)): value for key, value in blobs.items()}
+    return {copy_name(*slot(key)): value for key, value in blobs.items()}
 
 
 def _summed(blobs: Arrays) -> Arrays:
     """Blobs by parameter name, summed over copies."""
     total: Arrays = {}
     for key, value in blobs.items():
-        layer, _, kind = _slot(key)
+        layer, _, kind = slot(key)
         name = f"{layer}.{kind}"
         total[name] = total[name] + value if name in total else value
     return total
