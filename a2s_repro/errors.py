@@ -10,3 +10,8 @@ class InputError(ValueError):
 
 class ToldElsewhere(InputError):
     """An InputError of which another process of the run tells the user."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without its full stop; the error's type where the message is empty."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

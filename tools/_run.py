@@ -27,9 +27,9 @@ def _excepthook(kind: type[BaseException], *details: Any) -> None:
 sys.excepthook = _excepthook
 
 try:
-    from a2s_repro.errors import InputError, ToldElsewhere
+    from a2s_repro.errors import InputError, ToldElsewhere, first_line
     from a2s_repro.runtime import distributed
-    from a2s_repro.runtime.devices import keep_freed_memory
+    from a2s_repro.runtime.devices import is_out_of_memory, keep_freed_memory
     from caffe_weights import CaffeFileError
 except ImportError as missing:
     sys.exit(
@@ -60,6 +60,11 @@ def run(main: Callable[[], int | None]) -> None:
     except OSError as error:
         status = 2
         _tell(f"error: {error.filename or 'file'}: {error.strerror or error}.")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        status = 2
+        _tell(f"error: there is too little memory ({first_line(error)}).")
     except KeyboardInterrupt:
         status = 130
         print("interrupted.", file=sys.stderr)

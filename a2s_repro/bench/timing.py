@@ -1,5 +1,6 @@
 """Paired measurement of speed and memory: functions alternate in one process, on inputs outside the caches."""
 
+import contextlib
 import os
 import statistics
 import time
@@ -124,11 +125,11 @@ def loader_rates(
     stream = RandomStream(len(items), batch_size, seed)
     rates = []
     for _ in trange(repeats, desc="loader", leave=False):
-        loaded = loader(dataset, stream, 0, batches + 1, workers)
-        next(loaded)
-        start = time.perf_counter()
-        for _ in loaded:
-            pass
+        with contextlib.closing(loader(dataset, stream, 0, batches + 1, workers)) as loaded:
+            next(loaded)
+            start = time.perf_counter()
+            for _ in loaded:
+                pass
         rates.append(batches * batch_size / (time.perf_counter() - start))
     return rates
 

@@ -4,9 +4,11 @@ The data of a training run is a pure function of (list, seed, batch number), so 
 number. Caffe's own draws are in `a2s_repro.data.caffe_rng`.
 """
 
+import contextlib
+import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from a2s_repro.data.cache import decode_all
 from a2s_repro.data.images import IGNORE_LABEL, read_pair
 from a2s_repro.data.lists import Item
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, first_line
 
 MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
 """The ImageNet mean that the authors' Caffe nets subtract (transform_param.mean_value)."""
@@ -210,11 +212,14 @@ def loader(
     workers: int,
     pin_memory: bool = False,
     step: int = 1,
-) -> Iterator[Sample]:
+) -> Generator[Sample, None, None]:
     """Yields `num_batches` batches of a stream, `start`, `start + step`, ..., as Samples with a batch axis.
 
-    Workers decode ahead; with 0 workers this process decodes. torch's global random state is not used. A bad file or a
-    killed worker raises InputError here, when its batch is due.
+    Workers decode ahead; with 0 workers this process decodes. torch's global random state is not used. Closing the
+    generator (`contextlib.closing`) ends the workers.
+
+    Raises:
+        InputError: a bad file or a killed worker, when the batch is due.
     """
     batches = DataLoader(
         _Reporting(dataset),
@@ -227,25 +232,43 @@ def loader(
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),
     )
-    on_death = signal.getsignal(signal.SIGCHLD)
-    decoded = iter(batches)
-    if threading.current_thread() is threading.main_thread():
-        # DataLoader's SIGCHLD handler raises at any point of the program, even within an update. Without the handler,
-        # fetching the next batch raises.
-        signal.signal(signal.SIGCHLD, on_death)
-    for k in range(num_batches):
+    with _iterating(batches) as decoded:
+        for k in range(num_batches):
+            try:
+                batch = next(decoded)
+            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:  # batches arrive by a socket
+                images = ", ".join(dataset.items[draw.index].id for draw in stream.batch(start + step * k))
+                raise InputError(
+                    f"the images {images} were not read because a decoding process ended ({first_line(error)}); if "
+                    "memory was short, give fewer --workers."
+                ) from error
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+@contextlib.contextmanager
+def _iterating(batches: DataLoader) -> Iterator[Iterator[Sample | InputError]]:
+    """The loader's iterator, whose workers are killed at the end of the block.
+
+    The interpreter joins them at exit, and they ignore SIGTERM. DataLoader stops them when its iterator is deleted, but
+    the traceback of an error can keep the iterator alive.
+    """
+    on_death, others = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
+    workers = []
+    try:
         try:
-            batch = next(decoded)
-        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:  # batches arrive over a socket
-            images = ", ".join(dataset.items[draw.index].id for draw in stream.batch(start + step * k))
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-            raise InputError(
-                f"the images {images} were not read because a decoding process ended ({reason}); if memory was short, "
-                "give fewer --workers."
-            ) from error
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+            decoded = iter(batches)
+        finally:
+            workers = [child for child in multiprocessing.active_children() if child not in others]
+        if threading.current_thread() is threading.main_thread():
+            # DataLoader's SIGCHLD handler raises at any point of the program, even within an update. Without the
+            # handler, fetching the next batch raises.
+            signal.signal(signal.SIGCHLD, on_death)
+        yield decoded
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
 class _Reporting(Dataset):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from a2s_repro.errors import InputError, ToldElsewhere
+from a2s_repro.errors import InputError, ToldElsewhere, first_line
 
 LONGEST_WAIT = timedelta(days=1)
 """Collective timeout: must outlast the slowest rank, such as one with a long video. A dead rank is detected at once."""
@@ -99,24 +99,43 @@ def max_(value: int) -> int:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Propagates an InputError: if a process raises one in the block, all raise at its end, so that none deadlocks.
+    """Propagates an exception: if a process raises one in the block, all raise at its end, so that none deadlocks.
 
     All raise the message of the lowest failing rank: rank 0 as InputError, to be printed, the others as ToldElsewhere.
+    An exception other than InputError stays what it is in its own process. KeyboardInterrupt and SystemExit are not
+    propagated.
     """
     failure = None
     try:
         yield
-    except InputError as error:
+    except Exception as error:
         if world_size() == 1:
             raise
         failure = error
+    try:
+        message = _common_message(failure)
+    finally:
+        if failure is not None and not isinstance(failure, InputError):
+            raise failure
+    if message:
+        raise _error()(message) from failure
+
+
+def _common_message(failure: Exception | None) -> str:
+    """The message of the lowest failing rank; empty if none failed. All processes must call it."""
     if not max_(failure is not None):
-        return
+        return ""
     sentences = torch.zeros(world_size(), LONGEST_SENTENCE, dtype=torch.uint8)
-    encoded = str(failure or "").encode()[:LONGEST_SENTENCE]
+    encoded = _message(failure).encode()[:LONGEST_SENTENCE] if failure else b""
     sentences[rank(), : len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else 0
     messages = (bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore") for row in sum_(sentences))
-    raise _error()(next(filter(None, messages))) from failure
+    return next(filter(None, messages))
+
+
+def _message(failure: Exception) -> str:
+    if isinstance(failure, InputError):
+        return str(failure)
+    return f"process {rank()} ended with {type(failure).__name__} ({first_line(failure)})."
 
 
 class GradientSum:
@@ -165,7 +184,7 @@ class GradientSum:
         """Sums over the block, in which this process must run `passes` backward passes.
 
         At its end every `.grad` is the sum over all passes of all processes. All processes must reach the end, which
-        they also do if an InputError is raised in the block.
+        they also do if an Exception is raised in the block.
         """
         for parameter in self._parameters:
             parameter.grad = None
@@ -176,8 +195,9 @@ class GradientSum:
             self._works = []
         try:
             yield
-        except InputError:
-            self._finish()
+        except Exception:
+            if world_size() > 1:  # whose other processes wait for these sums
+                self._finish()
             raise
         self._finish()
 

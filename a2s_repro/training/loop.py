@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from a2s_repro.runtime.distributed import failing_together, is_main, tell, world
 from a2s_repro.runtime.precision import check_precision, products_of
 from a2s_repro.training.run_log import RunLog, write_config
 from a2s_repro.training.signals import deferred_signals
-from a2s_repro.training.trainer import Trainer
+from a2s_repro.training.trainer import Trainer, fitting
 
 CAFFE_SUFFIX = ".solverstate"
 
@@ -86,12 +87,15 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     As one of several processes that torchrun started, it makes its share of every update's passes; the first one writes
     and prints. A snapshot that cannot be written is told, and the next one tried.
 
+    Whatever else ends a run that is under way, the state before the failed update is saved first, and the decoding
+    processes end with it.
+
     Raises:
-        InputError: settings, files or labels that do not fit, each in a sentence; a loss that is no number any more. A
-            run that is under way saves its state first.
+        InputError: settings, files or labels that do not fit, each in a sentence; too little memory; a loss that is no
+            number any more.
     """
     device = usable_device(distributed.initialise(run.device))
-    with failing_together():
+    with failing_together(), fitting(recipe):
         check_precision(run.precision, device)
         if run.keep is not None and run.keep < 1:
             raise InputError(f"keeping {run.keep} snapshots is not possible: a run goes on from at least one.")
@@ -149,27 +153,25 @@ def _interrupted(trainer: Trainer, run: Run) -> int:
         tqdm(
             total=recipe.max_iter, initial=trainer.iteration, unit="it", desc=run.out.name, disable=not is_main()
         ) as bar,
+        closing(trainer.batches(run.workers)) as batches,
     ):
-        batches = trainer.batches(run.workers)
         since, shown = time.monotonic(), trainer.iteration - 1
         while trainer.iteration < recipe.max_iter:
             iteration = trainer.iteration
             last = iteration + 1 == recipe.max_iter
-            try:
+            with _state_saved_on_failure(trainer, run):
                 if interrupted := stop.agreed():
                     break
                 trainer.backward(batches)
-            except InputError as error:
-                raise type(error)(f"iteration {iteration}: {error} {_saved_before_failure(trainer, run)}") from None
-            if log and (iteration % recipe.display == 0 or last):
-                seconds = time.monotonic() - since
-                images_per_second = (iteration - shown) * recipe.batch_size * recipe.iter_size / seconds
-                since, shown = time.monotonic(), iteration
-                losses, lr = trainer.smoothed(), trainer.rate(iteration)
-                log.write(iteration, losses, lr, images_per_second, seconds, peak_memory(trainer.device))
-                terms = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-                bar.set_postfix_str(f"{terms}, lr {lr:.1e}, {images_per_second:.1f} images/s", refresh=False)
-            trainer.update()
+                if log and (iteration % recipe.display == 0 or last):
+                    seconds = time.monotonic() - since
+                    images_per_second = (iteration - shown) * recipe.batch_size * recipe.iter_size / seconds
+                    since, shown = time.monotonic(), iteration
+                    losses, lr = trainer.smoothed(), trainer.rate(iteration)
+                    log.write(iteration, losses, lr, images_per_second, seconds, peak_memory(trainer.device))
+                    terms = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
+                    bar.set_postfix_str(f"{terms}, lr {lr:.1e}, {images_per_second:.1f} images/s", refresh=False)
+                trainer.update()
             bar.update()
             if trainer.iteration % recipe.snapshot == 0 or last:
                 _snapshot(trainer, run, must=last)
@@ -191,18 +193,37 @@ def _snapshot(trainer: Trainer, run: Run, must: bool) -> None:
                 tell(f"{error} Training goes on, and the next snapshot is tried.")
 
 
-def _saved_before_failure(trainer: Trainer, run: Run) -> str:
-    """Saves the state before an update that failed, and returns a sentence on that."""
+@contextmanager
+def _state_saved_on_failure(trainer: Trainer, run: Run) -> Iterator[None]:
+    """Saves the state before an update if the block, which makes it, ends by an exception of any kind."""
+    iteration = trainer.iteration
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"iteration {iteration}: {error} {_save_after_failure(trainer, run)}") from None
+    except BaseException as error:
+        saved = _save_after_failure(trainer, run, together=isinstance(error, Exception))
+        tell(f"iteration {iteration} was ended by {type(error).__name__}. {saved}")
+        raise
+
+
+def _save_after_failure(trainer: Trainer, run: Run, together: bool = True) -> str:
+    """Saves the state before an update that failed, and returns a sentence on that.
+
+    together: whether the other processes come here too, which then wait until it is saved.
+    """
     path = snapshot_path(run.out, trainer.iteration)
     try:
+        trainer.undo()
         if is_main():
             save_snapshot(path, trainer.snapshot(), run.keep)
         return f"The state before it is in {path}."
     except InputError:
         return "Earlier snapshots are untouched."
     finally:
-        with suppress(InputError):  # the others wait here until it is saved
-            distributed.max_(0)
+        if together:
+            with suppress(InputError):
+                distributed.max_(0)
 
 
 def _start(trainer: Trainer, run: Run) -> str:

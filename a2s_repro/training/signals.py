@@ -25,14 +25,19 @@ class StopRequest:
 
 @contextmanager
 def deferred_signals() -> Iterator[StopRequest]:
-    """Within the block the first Ctrl-C (SIGINT) or SIGTERM is only noted; a second one acts as usual."""
+    """Within the block the first Ctrl-C (SIGINT) or SIGTERM is only noted.
+
+    The second one raises KeyboardInterrupt or SystemExit (status 143); further ones act as outside of the block.
+    """
     request = StopRequest()
 
     def note(number: int, _: Any) -> None:
+        if request.signal:
+            restore()
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         request.signal = number
-        restore()
         if distributed.is_main():  # written past Python's buffers, which the signal may have interrupted
-            os.write(STDERR, b"\nfinishing this update to write a snapshot; once more ends at once.\n")
+            os.write(STDERR, b"\nfinishing this update to write a snapshot; once more drops it.\n")
 
     def restore() -> None:
         for number, handler in before.items():

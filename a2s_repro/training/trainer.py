@@ -3,7 +3,8 @@
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from a2s_repro.models.base import check_image
 from a2s_repro.models.losses import training_loss
 from a2s_repro.recipes import Recipe
 from a2s_repro.runtime.compilation import compiled
+from a2s_repro.runtime.devices import fitting_in_memory
 from a2s_repro.runtime.distributed import GradientSum, failing_together, rank, sum_, world_size
 from a2s_repro.runtime.precision import autocast_of
 from a2s_repro.training.batch_norm import RunningStatistics
@@ -36,7 +38,8 @@ NO_EFFECT_ON_TRAINING = (
 class Trainer:
     """A net, its solver and its place in the data.
 
-    An update is `trainer.backward(batches)` and then `trainer.update()`. Several processes make one update together.
+    An update is `trainer.backward(batches)` and then `trainer.update()`; after an exception in either, `undo()` goes
+    back to the state before. Several processes make one update together.
     Raises InputError if the passes of an update cannot be dealt out evenly, the crop is off the net's grids, or the net
     cannot be compiled as `compile` and `cuda_graph` ask for.
     """
@@ -82,6 +85,8 @@ class Trainer:
         self.forward = compiled(self.model, device, compile, cuda_graph)
         self.iteration = self.start = 0
         self.recent: deque[dict[str, float]] = deque(maxlen=recipe.average_loss)
+        self._before: tuple | None = None
+        self._half_updated = False
         ids = hashlib.sha256("\n".join(item.id for item in items).encode())
         self.config = {
             "seed": seed,
@@ -93,8 +98,11 @@ class Trainer:
         for name in NO_EFFECT_ON_TRAINING + (("max_iter",) if recipe.lr_policy != "poly" else ()):
             del self.config[name]
 
-    def batches(self, workers: int) -> Iterator[Sample]:
-        """The batches of the remaining iterations that this process will see: every world_size-th, from `rank`."""
+    def batches(self, workers: int) -> Generator[Sample, None, None]:
+        """The batches of the remaining iterations that this process will see: every world_size-th, from `rank`.
+
+        Its workers end when it is closed.
+        """
         passes = self.recipe.iter_size
         stream, start = self.stream, (self.iteration - self.start) * passes
         if self.caffe:
@@ -112,34 +120,28 @@ class Trainer:
         """iter_size forward and backward passes; their mean losses join the recent ones.
 
         Raises:
-            InputError: a file that cannot be read, a process that died, a loss that is infinite or not a number, naming
-                the images; nothing was updated, and `snapshot` gives the state before.
+            InputError: a file that cannot be read, a process that died, too little memory, a loss that is infinite or
+                not a number, naming the images.
         """
-        before = self.caffe and self.caffe.state(), [buffer.clone() for buffer in self.model.buffers()]
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        self._before = self.caffe and self.caffe.state(), buffers, list(self.recent)
         first = (self.iteration - self.start) * self.recipe.iter_size
         mine = self.recipe.iter_size // world_size()
         losses: list[dict[str, Tensor]] = []
         images: list[str] = []
-        try:
-            self.statistics.begin()
-            with self.gradients.over(mine), failing_together():
-                for number in range(first, first + self.recipe.iter_size):
-                    if number % world_size() == rank():
-                        batch = next(batches)
-                        images.append(", ".join(self.items[i].id for i in batch.index.tolist()))
-                        losses.append(self.backward_pass(batch, number))
-                        self.statistics.made_pass()
-                    else:
-                        self._skip_pass()
-                values = torch.stack([torch.stack(list(row.values())) for row in losses]).double().cpu()
-                _check_finite(values, list(losses[0]), images)
-            self.statistics.finish()
-        except InputError:
-            if self.caffe:
-                self.caffe.restore(before[0])
-            for buffer, value in zip(self.model.buffers(), before[1], strict=True):
-                buffer.copy_(value)
-            raise
+        self.statistics.begin()
+        with failing_together(), fitting(self.recipe), self.gradients.over(mine):
+            for number in range(first, first + self.recipe.iter_size):
+                if number % world_size() == rank():
+                    batch = next(batches)
+                    images.append(", ".join(self.items[i].id for i in batch.index.tolist()))
+                    losses.append(self.backward_pass(batch, number))
+                    self.statistics.made_pass()
+                else:
+                    self._skip_pass()
+            values = torch.stack([torch.stack(list(row.values())) for row in losses]).double().cpu()
+            _check_finite(values, list(losses[0]), images)
+        self.statistics.finish()
         means = (sum_(values.sum(0)) / self.recipe.iter_size).tolist()
         self.recent.append(dict(zip(losses[0], means, strict=True)))
 
@@ -168,13 +170,35 @@ class Trainer:
         return {name: sum(losses[name] for losses in self.recent) / len(self.recent) for name in self.recent[-1]}
 
     def update(self) -> None:
-        """Applies the gradients at the rate of this iteration."""
+        """Applies the gradients at the rate of this iteration. Raises InputError if memory is short."""
         self.solver.set_lr(self.rate(self.iteration))
-        self.solver.step()
+        self._half_updated = True
+        with fitting(self.recipe):
+            self.solver.step()
+        self._half_updated, self._before = False, None
         self.iteration += 1
 
+    def undo(self) -> None:
+        """Goes back to where `backward` began, if `update` has not come to its end."""
+        if self._before is None:
+            return
+        place, buffers, recent = self._before
+        if self.caffe:
+            self.caffe.restore(place)
+        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        self.recent.clear()
+        self.recent.extend(recent)
+        self._before = None
+
     def snapshot(self) -> Snapshot:
-        """The state to go on from. Raises InputError if the last update left weights that are no numbers."""
+        """The state to go on from.
+
+        Raises:
+            InputError: the last update left weights that are no numbers, or did not come to its end.
+        """
+        if self._half_updated:
+            raise InputError(f"iteration {self.iteration}: the update was cut short (earlier snapshots are untouched).")
         broken = [name for name, tensor in self.model.state_dict().items() if not tensor.isfinite().all()]
         if broken:
             raise InputError(
@@ -234,6 +258,15 @@ class Trainer:
         if isinstance(self.model, ShareNet):
             self.model.copy_per_branch()
         self.solver = self.recipe.optimizer(self.model)
+
+
+def fitting(recipe: Recipe) -> AbstractContextManager[None]:
+    """Turns a lack of memory in the block into an InputError that names the settings which decide on it."""
+    batch, crop, width = recipe.batch_size, recipe.crop, recipe.width
+    return fitting_in_memory(
+        f"a batch of {batch} crops of {crop}x{crop} pixels in a net of width {width:g}",
+        "lower --batch-size and raise --iter-size, or lower --crop or --width",
+    )
 
 
 def _check_finite(values: Tensor, names: list[str], images: list[str]) -> None:

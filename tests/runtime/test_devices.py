@@ -1,10 +1,17 @@
-"""Memory retained by a process."""
+"""Memory that a process keeps, and memory that it lacks."""
 
+import errno
 import os
 import subprocess
 import sys
+import weakref
 
+import numpy as np
 import pytest
+import torch
+
+from a2s_repro.errors import InputError
+from a2s_repro.runtime.devices import fitting_in_memory
 
 FAULTS = """
 import resource
@@ -34,3 +41,41 @@ def test_freed_memory_is_kept_for_the_next_tensor():
     before, after = map(int, run.stdout.split())
     assert before >= 5 * 32
     assert after < before / 10
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: torch.empty(2**50),  # the CPU's allocator
+        lambda: np.empty(2**50),
+        lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+        lambda: fail(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+        lambda: fail(OSError(errno.ENOMEM, "Cannot allocate memory")),  # a process that cannot be forked
+    ],
+    ids=["torch", "numpy", "CUDA", "cuBLAS", "fork"],
+)
+def test_a_lack_of_memory_is_one_sentence_and_frees_what_was_held(act):
+    class Maps:
+        pass
+
+    def block():
+        maps = Maps()
+        held.append(weakref.ref(maps))
+        act()
+
+    held = []
+    with pytest.raises(InputError) as caught, fitting_in_memory("a batch of 30", "lower --batch-size"):
+        block()
+    assert str(caught.value) == "a batch of 30 needs more memory than there is: lower --batch-size."
+    assert held[0]() is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), FileNotFoundError("x"), KeyboardInterrupt()])
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)) as caught, fitting_in_memory("a batch", "lower it"):
+        raise error
+    assert caught.value is error
