@@ -139,7 +139,7 @@ def read_recording(folder: str | os.PathLike, case: str | None = None) -> Record
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Raises InputError, naming the missing part, for the errors that a damaged or incomplete record causes in the block."""
+    """Raises InputError, naming the missing part, where the block meets a damaged or incomplete record."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the folder of a recorded run.")
     try:
