@@ -56,11 +56,11 @@ sanitize: setup
 # Checks that no CUDA kernel spills registers, on both shipped architectures.
 ptxas:
 	$(MAKE) setup A2S_CUDA=ON
-	$(PY) tools/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/csrc/*/*.ptxas --arch sm_80 sm_90
+	$(PY) tools/dev/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/csrc/*/*.ptxas --arch sm_80 sm_90
 
 # Works without installing: `make gpu-report PYTHON=python3` builds in the checkout with that torch, without downloads.
 gpu-report:
-	PYTHONPATH=$(CURDIR) $(if $(wildcard $(PY)),$(PY),$(PYTHON)) tools/gpu_report.py
+	PYTHONPATH=$(CURDIR) $(if $(wildcard $(PY)),$(PY),$(PYTHON)) tools/dev/gpu_report.py
 
 clean:
 	rm -rf build a2s_repro/lib a2s_repro.egg-info
@@ -77,6 +77,6 @@ demo: setup
 	  --train-list $(DEMO_LIST)/train.txt --classes $(DEMO)/data/classes.txt \
 	  --scales 1 0.5 --width 0.125 --crop 129 --batch-size 8 --iter-size 1 --lr-policy poly --base-lr 4e-3 --max-iter 2300
 	$(PY) tools/evaluate.py --model $(DEMO)/run/final.pth --data-root $(DEMO)/data --list $(DEMO_LIST)/val.txt \
-	  --crop 257 --out $(DEMO) --json $(DEMO)/val.json
+	  --pad-to 257 --out $(DEMO) --json $(DEMO)/val.json
 	$(PY) tools/show_attention.py --model $(DEMO)/run/final.pth --data-root $(DEMO)/data --list $(DEMO_LIST)/val.txt \
-	  --crop 257 --out $(DEMO)/attention.png
+	  --pad-to 257 --out $(DEMO)/attention.png

@@ -37,7 +37,7 @@ class _Moved(ModuleType):
         return getattr(import_module(self.now), name)
 
 
-for _name, _now in {"crf": "a2s_repro.inference.crf", "devices": "a2s_repro.runtime.devices"}.items():
+for _name, _now in {"crf": "a2s_repro.inference.crf", "devices": "a2s_repro.runtime.memory"}.items():
     _module = _Moved(f"{__name__}.{_name}")
     _module.now = _now
     globals()[_name] = sys.modules[_module.__name__] = _module

@@ -75,9 +75,7 @@ class Reproduction:
             root = self.data_root / recipe.dataset
             with _naming(recipe):
                 if not root.is_dir():
-                    raise InputError(
-                        f"{root} is missing: prepare the data set (docs/datasets.md), or give --data-root."
-                    )
+                    raise InputError(f"{root} is missing: prepare the data set (docs/datasets.md), or give --datasets.")
                 if recipe.init in PRETRAINED and not recipe.start(self.out, self.pretrained).is_file():
                     file = recipe.start(self.out, self.pretrained)
                     raise InputError(f"{file} is missing: get the weights of {recipe.init} (docs/reproducing.md).")
@@ -149,6 +147,7 @@ class Reproduction:
             lines.append(f"{command} {_options(settings)}")
             if recipe in recipes:
                 evaluation = recipe.changed(**self.changes).evaluation()
+                evaluation["pad_to"] = evaluation.pop("crop")
                 settings = {
                     "model": run.out / "final.pth",
                     "data_root": run.data_root,
@@ -158,7 +157,7 @@ class Reproduction:
                     **({"out": run.out} if recipe.hidden_labels else {"json": run.out / "scores.json"}),
                 }
                 no_labels = " --no-labels" if recipe.hidden_labels else ""
-                lines.append(f"python tools/evaluate.py {_options(settings)}{no_labels}")
+                lines.append(f"a2s evaluate {_options(settings)}{no_labels}")
         return lines
 
     def results(self, recipes: Iterable[Recipe]) -> list[dict[str, Any]]:
@@ -259,7 +258,7 @@ _COLUMNS = (
 
 
 def _markdown(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["# Results", "", "Written by tools/reproduce.py. Scores are in per cent; time and memory are of training."]
+    lines = ["# Results", "", "Written by `a2s reproduce`. Scores are in per cent; time and memory are of training."]
     for table in dict.fromkeys(row["table"] for row in rows):
         lines += ["", f"## {table}", "", f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
         lines += [f"| {' | '.join(_spelled(row))} |" for row in rows if row["table"] == table]

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import torch
 
 from a2s_repro.caffe.conversion import from_caffe, random_init
 from a2s_repro.checkpoint.weights import save_weights
+from a2s_repro.commands.run import run as run_command
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.models import Widths
 from a2s_repro.recipes import Recipe
 from a2s_repro.training import Run, train
-from tests.paths import TOOLS
 
 WIDTH = 1 / 32
 
@@ -54,7 +53,7 @@ def make_files(root: Path, num_train: int = 8) -> dict[str, Path]:
 def start(recipe: Recipe, run: Run, ranks: int = 1, task: Callable = train) -> list[multiprocessing.Process]:
     """Starts `task(recipe, run)` in `ranks` processes with torchrun's environment.
 
-    stdout and stderr of all go to `run.out`.txt. They exit with the status of the tools.
+    stdout and stderr of all go to `run.out`.txt. They exit with the status of the commands.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.processes"])
@@ -83,11 +82,9 @@ def _body(task: Callable, recipe: Recipe, run: Run, rank: int, ranks: int, port:
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
-    sys.path.insert(0, str(TOOLS))
-    from _run import run as run_tool
 
     def main() -> int:
         outcome = task(recipe, run)
         return 128 + outcome.interrupted if outcome.interrupted else 0
 
-    run_tool(main)
+    run_command(main)

@@ -65,13 +65,6 @@ def test_a_library_that_does_not_load_is_named(unbuilt: Path) -> None:
     assert "liba2s_ops.so does not load" in done.stdout and "nothing" in done.stdout
 
 
-def test_a_tool_run_before_installation_suggests_make_setup(tmp_path: Path) -> None:
-    for module in ("a2s_repro", "torch"):
-        (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError(name={module!r})")
-    done = run(sys.executable, "tools/convert_caffe.py", "--help", PYTHONPATH=str(tmp_path))
-    assert done.returncode != 0 and "run `make setup`" in done.stderr and "Traceback" not in done.stderr
-
-
 def configure(tmp_path: Path, *settings: str, **environment: str) -> subprocess.CompletedProcess:
     return run(
         *("cmake", "-S", ROOT, "-B", tmp_path / "build", "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
@@ -126,11 +119,11 @@ def test_a_kernel_with_a_stack_frame_is_named(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     report = tmp_path / "report.txt"
     report.write_text(built.stdout + built.stderr)
-    done = run(sys.executable, "tools/check_ptxas.py", report, "--arch", "sm_80")
+    done = run(sys.executable, "tools/dev/check_ptxas.py", report, "--arch", "sm_80")
     assert done.returncode == 1
     assert "256 bytes stack frame" in done.stdout and "on_the_stack" in done.stdout
     assert "in_registers" not in done.stdout and "sm_80: 2 kernels" in done.stdout
-    done = run(sys.executable, "tools/check_ptxas.py", report, "--arch", "sm_80", "sm_90")
+    done = run(sys.executable, "tools/dev/check_ptxas.py", report, "--arch", "sm_80", "sm_90")
     assert done.returncode == 2 and "no kernel for sm_90" in done.stderr
 
 
@@ -150,7 +143,7 @@ def test_gpu_figures_are_fresh_stale_or_missing(tmp_path: Path) -> None:
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
 
     def check() -> str:
-        done = run(sys.executable, "tools/gpu_report.py", "--check", PYTHONPATH=str(tmp_path), PWD=str(tmp_path))
+        done = run(sys.executable, "tools/dev/gpu_report.py", "--check", PYTHONPATH=str(tmp_path), PWD=str(tmp_path))
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -164,18 +157,12 @@ def test_gpu_figures_are_fresh_stale_or_missing(tmp_path: Path) -> None:
 
 
 def test_the_gpu_report_lists_its_steps_and_needs_a_gpu() -> None:
-    listed = run(sys.executable, "tools/gpu_report.py", "--dry-run")
+    listed = run(sys.executable, "tools/dev/gpu_report.py", "--dry-run")
     assert listed.returncode == 0, listed.stderr
     assert [line.split(" at most")[0].strip() for line in listed.stdout.splitlines() if " at most" in line] == [
         *("build", "tests", "ten operators", "whole net", "memcheck", "racecheck", "initcheck"),
         *("all operators", "ncu", "all"),
     ]
     assert int(listed.stdout.split()[-2]) <= 540
-    refused = run(sys.executable, "tools/gpu_report.py", CUDA_VISIBLE_DEVICES="")
+    refused = run(sys.executable, "tools/dev/gpu_report.py", CUDA_VISIBLE_DEVICES="")
     assert refused.returncode == 2 and "sees no GPU: run `make gpu-report" in refused.stderr
-
-
-@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("[!_]*.py")), ids=lambda path: path.stem)
-def test_tools_report_missing_packages(tool: Path) -> None:
-    done = run(sys.executable, "-S", tool, "--help")  # without site-packages
-    assert done.returncode != 0 and "is not installed" in done.stderr and "run `make setup`" in done.stderr

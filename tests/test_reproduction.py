@@ -12,7 +12,7 @@ import torch
 
 from a2s_repro.checkpoint.weights import load_weights
 from a2s_repro.errors import InputError
-from a2s_repro.recipes import PUBLISHED, find_recipe, recipes_of
+from a2s_repro.recipes import find_recipe, recipes_of
 from a2s_repro.reproduction import Reproduction, cells, draw_data_sets, draw_pretrained, smoke, trainings
 from tests.paths import ROOT
 
@@ -95,13 +95,13 @@ def test_the_printed_commands_are_equivalent(done, files, tmp_path):
     done.reproduce([largefov])
     changes = [f"--{name.replace('_', '-')}={value}" for name, value in TRIAL.items()]
     tool = [sys.executable, ROOT / "tools/reproduce.py", "--table=a2s:3", "--cell=largefov", "--dry-run", *changes]
-    folders = [f"--data-root={files['data_root']}", f"--init={files['pretrained']['imagenet']}", f"--out={tmp_path}"]
+    folders = [f"--datasets={files['data_root']}", f"--init={files['pretrained']['imagenet']}", f"--out={tmp_path}"]
     machine = ["--device=cpu", "--workers=0"]
     printed = subprocess.run([*tool, *folders, *machine], capture_output=True, text=True, check=True).stdout
-    assert printed.count("train_voc.py") == printed.count("evaluate.py") == 1
+    assert printed.count("a2s train") == printed.count("a2s evaluate") == 1
     for line in printed.splitlines():
-        _, script, *options = shlex.split(line)
-        subprocess.run([sys.executable, ROOT / script, *options], cwd=tmp_path, check=True, capture_output=True)
+        command = [sys.executable, "-m", "a2s_repro", *shlex.split(line)[1:]]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
 
     ours, theirs = (load_weights(out / largefov.name / "final.pth").state_dict for out in (tmp_path, done.out))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -149,10 +149,3 @@ def test_the_smoke_run_names_failed_recipes(tmp_path, capsys):
     assert sum(row["ours"] is not None for row in rows) == 8
     with pytest.raises(InputError, match="holds a smoke run already: remove it, or give another --out"):
         smoke(tmp_path)
-
-
-def test_the_recipes_tool_lists_every_number():
-    tool = [sys.executable, ROOT / "tools/recipes.py", "list"]
-    listed = subprocess.run(tool, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(listed) == sum(map(len, PUBLISHED.values()))
-    assert "voc12/attention3_esupv                     a2s:3         mIoU            69.08" in listed

@@ -29,7 +29,7 @@ class TrainedRun(NamedTuple):
 
 
 def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
-    """Reads a run's config.json, log.jsonl and `scores`, the file that tools/evaluate.py --json wrote.
+    """Reads a run's config.json, log.jsonl and `scores`, the file that `a2s evaluate --json` wrote.
 
     Raises InputError naming the file if one is missing or damaged.
     """
@@ -150,6 +150,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: train the run, then score its final.pth by evaluate.py --json.") from None
+        raise InputError(
+            f"{path} is missing: train the run, then score its final.pth by `a2s evaluate --json`."
+        ) from None
     except ValueError:
         raise InputError(f"{path} is not a JSON file: write it again.") from None

@@ -100,5 +100,5 @@ def _remedy(layer: str, model: DeepLab) -> str:
     if layer == "fc8":
         return "give the matching --num-classes, or another --classifier name to initialise it with its filler."
     if layer in model.new_layers:
-        return f"drop the layer when converting (tools/convert_caffe.py --skip {layer})."
+        return f"drop the layer when converting (`a2s convert --skip {layer}`)."
     return "give the --width that the file was made with."

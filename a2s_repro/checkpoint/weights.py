@@ -70,7 +70,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
     if weights is None:
         raise InputError(
             f"{path} is not a weights file of this program (format {FORMAT!r}): "
-            "make one with tools/convert_caffe.py or by training."
+            "make one with `a2s convert` or by training."
         )
     if not _is_sound(weights):
         raise InputError(f"{path} does not hold named tensors and their meta: the file is damaged.")

@@ -1,6 +1,6 @@
 """The dense CRF of Krähenbühl and Koltun (NIPS 2011), which aligns score maps with edges of the image.
 
-Parameters and protocol are the authors'. Tools: `evaluate.py --crf` and `crf_search.py`.
+Parameters and protocol are the authors'. Commands: `a2s evaluate --crf` and `a2s crf-search`.
 """
 
 import dataclasses

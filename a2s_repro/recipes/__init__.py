@@ -16,7 +16,7 @@ def find_recipe(name: str) -> Recipe:
     """The recipe of that name. Raises InputError with the nearest names if there is none."""
     if name not in RECIPES:
         raise InputError(
-            f"there is no recipe '{name}'; the nearest are {nearest(name, RECIPES)}; tools/recipes.py list has all."
+            f"there is no recipe '{name}'; the nearest are {nearest(name, RECIPES)}; `a2s recipes` lists all."
         )
     return RECIPES[name]
 

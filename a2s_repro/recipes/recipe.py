@@ -213,7 +213,7 @@ class Recipe:
         """
         start = str(self.start(out, pretrained))
         files = ("--data-root", f"{data_root}/{self.dataset}", "--init", start, "--out", f"{out}/{self.name}")
-        return shlex.join(("python", "tools/train_voc.py", "--recipe", self.name, *files))
+        return shlex.join(("a2s", "train", "--recipe", self.name, *files))
 
     def description(self) -> str:
         """The published numbers, all settings and the training command, as text."""

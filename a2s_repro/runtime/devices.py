@@ -1,6 +1,5 @@
 """Devices and their memory."""
 
-import ctypes
 import errno
 import resource
 import traceback
@@ -55,16 +54,3 @@ def fitting_in_memory(what: str, remedy: str) -> Iterator[None]:
             raise
         traceback.clear_frames(error.__traceback__)
         raise InputError(f"{what} needs more memory than there is: {remedy}.") from error
-
-
-def keep_freed_memory() -> None:
-    """Configures malloc to keep freed memory in the process for later allocations.
-
-    A net allocates maps of the same sizes repeatedly. By default glibc returns large blocks to the kernel, which clears
-    every page before reuse: 3 to 11 % of the time of an update or a segmentation (docs/training.md, "Speed"). Peak
-    memory is unchanged. Does nothing if the C library has no `mallopt`.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, -1)  # never

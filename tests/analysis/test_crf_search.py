@@ -69,9 +69,9 @@ def test_the_table_stars_the_best() -> None:
 
 def test_the_tool_scores_every_combination(demo: Path, model_file: Path, tmp_path: Path) -> None:
     listed = demo / "ImageSets/Segmentation/val.txt"
-    command = [sys.executable, TOOL, "--model", model_file, "--data-root", demo, "--list", listed, "--crop", "161"]
+    command = [sys.executable, TOOL, "--model", model_file, "--data-root", demo, "--list", listed, "--pad-to", "161"]
     command += ["--device", "cpu"]
-    command += ["--bi-w", "4", "--bi-xy-std", "20", "49", "--bi-rgb-std", "5", "--iterations", "3", "--images", "2"]
+    command += ["--bi-w", "4", "--bi-xy-std", "20", "49", "--bi-rgb-std", "5", "--crf-iterations", "3", "--count", "2"]
     done = subprocess.run(
         [*map(str, command), "--workers", "2", "--json", str(tmp_path / "search.json")],
         capture_output=True,

@@ -145,7 +145,7 @@ def test_layouts_that_do_not_fit_the_nets_are_refused(demo):
 
 
 def test_tool_writes_a_png(tmp_path, demo):
-    command = [sys.executable, TOOL, "--data-root", demo, "--crop", "65", "--layout", "winner", "--ids", "val_0001"]
+    command = [sys.executable, TOOL, "--data-root", demo, "--pad-to", "65", "--layout", "winner", "--ids", "val_0001"]
     for option, merge in (("--model", "attention"), ("--baseline", "max")):
         net = segmenter(merge).model
         save_weights(tmp_path / f"{merge}.pth", net.state_dict(), {"model": net.config(), "pool5a": False})

@@ -56,7 +56,7 @@ def test_spread_gives_median_and_quartiles() -> None:
 
 
 def bench(*arguments: str, tool: str = "bench_kernels") -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *arguments]
+    command = [sys.executable, str(ROOT / "tools" / "dev" / f"{tool}.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -148,7 +148,7 @@ def test_results_of_convolutions_become_a_table(tmp_path: Path) -> None:
 
 def test_the_eager_model_is_the_same_net() -> None:
     """Compares maps and conv1_1's gradient of a thin net without dropout, in float64 with float32 coordinates."""
-    sys.path.insert(0, str(ROOT / "tools"))
+    sys.path.insert(0, str(ROOT / "tools" / "dev"))
     import bench_model
 
     from a2s_repro.models import ShareNet, Widths
@@ -186,7 +186,7 @@ def test_missing_page_size_0_and_missing_gpu_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="checkout"):
         write_docs([tmp_path / "none.md"], tmp_path)
     run = bench("--crop", "0", tool="bench_conv2d")
-    assert run.returncode == 2 and run.stderr.endswith("argument --crop: 0 is no whole number from 1 on\n")
+    assert run.returncode == 2 and run.stderr.endswith("argument --crop: 0 is not a positive whole number\n")
     if not torch.cuda.is_available():
         run = bench("--device", "cuda")
         assert run.returncode == 2

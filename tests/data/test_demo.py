@@ -16,7 +16,7 @@ from tests.paths import TOOLS
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo") / "shapes"
-    command = [sys.executable, TOOLS / "make_demo_data.py", root, "--train", "6", "--val", "3"]
+    command = [sys.executable, TOOLS / "make_demo_data.py", root, "--num-train", "6", "--num-val", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return root
@@ -67,7 +67,7 @@ def test_an_empty_split_is_refused(tmp_path):
 
 
 def test_bench_loader_reports_a_rate(demo):
-    command = [sys.executable, TOOLS / "bench_loader.py", "--data-root", demo]
+    command = [sys.executable, TOOLS / "dev" / "bench_loader.py", "--data-root", demo]
     command += ["--list", demo / "ImageSets/Segmentation/train.txt", "--num-classes", str(len(CLASSES)), "--crop", "65"]
     command += ["--batch-size", "2", "--batches", "2", "--repeats", "3", "--workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

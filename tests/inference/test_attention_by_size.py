@@ -104,7 +104,7 @@ def test_the_tool_measures_a_net_with_attention(tmp_path):
     save_weights(tmp_path / "final.pth", model.state_dict(), {"model": model.config(), "classes": list(CLASSES)})
     val = data / "ImageSets/Segmentation/val.txt"
     command = [sys.executable, TOOL, "--model", tmp_path / "final.pth", "--data-root", data, "--list", val]
-    command += ["--device", "cpu", "--crop", "161", "--attention-by-size", "--json", tmp_path / "val.json"]
+    command += ["--device", "cpu", "--pad-to", "161", "--attention-by-size", "--json", tmp_path / "val.json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "val.json").read_text())["attention"]["by_size"]

@@ -88,7 +88,7 @@ def files(folder: Path) -> set[str]:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(TOOL), *map(str, arguments), "--crop", "65", "--device", "cpu"]
+    return [sys.executable, str(TOOL), *map(str, arguments), "--pad-to", "65", "--device", "cpu"]
 
 
 def test_inputs_are_files_folders_patterns_and_cameras(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_net_without_attention_has_no_weights(items):
 
 
 def test_tool_scores_agree_with_the_written_labels(demo, items, model_file, tmp_path):
-    command = [sys.executable, TOOL, "--device=cpu", "--model", model_file, "--data-root", demo, "--crop", "161"]
+    command = [sys.executable, TOOL, "--device=cpu", "--model", model_file, "--data-root", demo, "--pad-to", "161"]
     command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--out", tmp_path, "--json", tmp_path / "val.json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -191,7 +191,7 @@ def test_the_crf_refines_the_scored_labels(items):
 def test_two_processes_give_the_scores_of_one(demo, items, model_file, tmp_path):
     """Of three images one process evaluates two and the other one."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, TOOL, "--model", model_file, "--data-root", demo, "--crop", "161", "--attention-by-size"]
+    command = [*launcher, TOOL, "--model", model_file, "--data-root", demo, "--pad-to", "161", "--attention-by-size"]
     command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--json", tmp_path / "val.json"]
     command += ["--short-sides", "60", "100", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on the number of threads
@@ -214,7 +214,7 @@ def test_two_processes_give_the_scores_of_one(demo, items, model_file, tmp_path)
 def test_tool_segments_a_set_without_labels(demo, model_file, tmp_path):
     (tmp_path / "test.txt").write_text("val_0001\n")
     command = [sys.executable, TOOL, "--model", model_file, "--data-root", demo, "--list", tmp_path / "test.txt"]
-    command += ["--device", "cpu", "--no-labels", "--crop", "65", "--out", tmp_path]
+    command += ["--device", "cpu", "--no-labels", "--pad-to", "65", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "mIoU" not in done.stdout

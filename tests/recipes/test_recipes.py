@@ -87,7 +87,7 @@ def test_the_net_of_a_recipe():
 
 def test_the_command_of_a_recipe_starts_from_its_chain():
     assert find_recipe("voc12/max2").command() == (
-        "python tools/train_voc.py --recipe voc12/max2 --data-root data/voc12 --init init.pth --out runs/voc12/max2"
+        "a2s train --recipe voc12/max2 --data-root data/voc12 --init init.pth --out runs/voc12/max2"
     )
     command = find_recipe("voc12/max2").command("/data", "out", {"imagenet": "vgg.pth"})
     assert "--data-root /data/voc12 --init vgg.pth --out out/voc12/max2" in command

@@ -193,7 +193,7 @@ def test_the_tool_records(tmp_path):
     (root / "list.txt").write_text("/a.png /a_label.png\n")
     done = run_tool(
         tmp_path / "out", "--record", "--case", "ours", "--init", init, "--data-root", root, "--train-list",
-        root / "list.txt", "--width", 1 / 32, "--crop", 65, "--iterations", 1, "--batch-size", 1, "--iter-size", 1,
+        root / "list.txt", "--width", 1 / 32, "--crop", 65, "--max-iter", 1, "--batch-size", 1, "--iter-size", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"wrote {tmp_path / 'out/net_ours.npz'}\n")

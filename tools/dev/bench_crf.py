@@ -4,9 +4,6 @@ memory that each needs on top of its inputs in a process of its own. Without pyd
 The picture and the scores are drawn unless --image is given; drawn scores are smooth, as a net's are.
 """
 
-from _run import run
-from _options import positive
-
 import argparse
 import json
 import multiprocessing
@@ -22,6 +19,8 @@ import numpy as np
 from tqdm import trange
 
 from a2s_repro.bench.provenance import provenance
+from a2s_repro.commands.options import positive
+from a2s_repro.commands.run import run
 from a2s_repro.data.images import read_image
 from a2s_repro.files import replacing
 from a2s_repro.inference.crf import dense_crf
@@ -80,14 +79,20 @@ def memory(field: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  python tools/bench_crf.py --image photo.jpg --json benchmarks/results/crf.json",
+        epilog="example:\n  python tools/dev/bench_crf.py --image photo.jpg --json benchmarks/results/crf.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--image", help="a photograph, resized to the size below")
-    parser.add_argument("--height", type=positive, default=375, help="(default %(default)s)")
-    parser.add_argument("--width", type=positive, default=500, help="(default %(default)s)")
-    parser.add_argument("--classes", type=positive, default=21, help="(default %(default)s)")
-    parser.add_argument("--iterations", type=int, default=10, help="of mean field inference (default %(default)s)")
+    parser.add_argument("--image-height", dest="height", type=positive, default=375, help="(default %(default)s)")
+    parser.add_argument("--image-width", dest="width", type=positive, default=500, help="(default %(default)s)")
+    parser.add_argument("--num-classes", dest="classes", type=positive, default=21, help="(default %(default)s)")
+    parser.add_argument(
+        "--crf-iterations",
+        dest="iterations",
+        type=int,
+        default=10,
+        help="of mean field inference (default %(default)s)",
+    )
     parser.add_argument(
         "--threads", type=positive, default=os.cpu_count(), help="of ours (here by default %(default)s)"
     )

@@ -5,9 +5,6 @@ crops of 129 and batches of 8. From random weights it learns little in a few hun
 Losses are averaged over 10 iterations, as the log has them; the mIoU is that of other pictures.
 """
 
-from _run import run
-from _options import add_device_option, add_results_options, keep_results
-
 import argparse
 import tempfile
 from pathlib import Path
@@ -15,6 +12,8 @@ from pathlib import Path
 from a2s_repro.bench.provenance import provenance
 from a2s_repro.caffe.conversion import from_caffe, random_init
 from a2s_repro.checkpoint.weights import save_weights
+from a2s_repro.commands.options import add_device_option
+from a2s_repro.commands.run import run
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.models import Widths
 from a2s_repro.recipes import find_recipe
@@ -23,12 +22,15 @@ from a2s_repro.runtime.precision import PRECISIONS
 from a2s_repro.training import Run, train
 from a2s_repro.training.run_log import read_log
 
+from _options import add_results_options, keep_results
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n  make demo\n"
-        "  python tools/bench_precision.py --init demo/run/final.pth --seed 1 --out benchmarks/results --write-docs",
+        "  python tools/dev/bench_precision.py --init demo/run/final.pth --seed 1 \\\n"
+        "      --out benchmarks/results --write-docs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_device_option(parser)

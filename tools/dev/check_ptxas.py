@@ -1,12 +1,10 @@
 """Holds a CUDA build to kernels that keep everything in registers: no spills, no stack, for every architecture.
 
-    python tools/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/csrc/*/*.ptxas --arch sm_80 sm_90
+    python tools/dev/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/csrc/*/*.ptxas --arch sm_80 sm_90
 
 Reads what `nvcc -Xptxas=-v` said of each object, which the build keeps beside it. Exit status 1 and the kernel's name
 where one spills or has a stack frame.
 """
-
-from _run import run
 
 import argparse
 import re
@@ -15,6 +13,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+from a2s_repro.commands.run import run
 from a2s_repro.errors import InputError
 
 KERNEL = re.compile(r"Compiling entry function '(?P<kernel>\S+)' for '(?P<arch>\w+)'")

@@ -16,7 +16,7 @@ from a2s_repro.runtime.devices import fitting_in_memory
 FAULTS = """
 import resource
 import torch
-from a2s_repro.runtime.devices import keep_freed_memory
+from a2s_repro.runtime.memory import keep_freed_memory
 
 def faults(times):
     start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -34,7 +34,7 @@ print(before, faults(5))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_freed_memory_is_kept_for_the_next_tensor():
-    """A new tensor of 64 MB causes 16384 page faults, or 32 with 2 MB pages as in the tools; retained memory none."""
+    """A new tensor of 64 MB causes 16384 page faults, or 32 with 2 MB pages as in the commands; kept memory none."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     environment["THP_MEM_ALLOC_ENABLE"] = "1"
     run = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)

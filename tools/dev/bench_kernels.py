@@ -5,9 +5,6 @@ merging and segmenting also beside torch.compile of that. Runs are paired in one
 cache still holds. On a GPU, `device` is the time of captured CUDA graphs, without the host's part.
 """
 
-from _run import run
-from _options import add_device_option, add_results_options, keep_results
-
 import argparse
 import dataclasses
 import math
@@ -24,7 +21,11 @@ from a2s_repro import ops
 from a2s_repro.bench.gpu_report import write_line
 from a2s_repro.bench.provenance import provenance
 from a2s_repro.bench.timing import copy_bandwidth, graph_time, paired, peak_memory, rotation, spread, warm_memory
+from a2s_repro.commands.options import add_device_option
+from a2s_repro.commands.run import run
 from a2s_repro.runtime.devices import usable_device
+
+from _options import add_results_options, keep_results
 
 GRIDS = {41: (41, 31, 21), 65: (65, 49, 33), 129: (129, 97, 65), 513: (513, 385, 257)}
 """The score maps' sides at scales 1, 0.75 and 0.5, by the merged map's."""
@@ -246,7 +247,7 @@ def chosen(arguments: argparse.Namespace) -> list[tuple[Case, bool, str, str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  python tools/bench_kernels.py --device cuda --out benchmarks/results --write-docs",
+        epilog="example:\n  python tools/dev/bench_kernels.py --device cuda --out benchmarks/results --write-docs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_device_option(parser)

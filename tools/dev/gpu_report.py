@@ -1,17 +1,15 @@
 """Everything that needs a GPU, in one go: build, tests, figures, compute-sanitizer, Nsight Compute.
 
     make gpu-report
-    python tools/gpu_report.py --only build memcheck
-    python tools/gpu_report.py --dry-run          what would run, for how long at most
-    python tools/gpu_report.py --check            whether the figures in benchmarks/results/ are of this csrc/
+    python tools/dev/gpu_report.py --only build memcheck
+    python tools/dev/gpu_report.py --dry-run          what would run, for how long at most
+    python tools/dev/gpu_report.py --check            whether the figures in benchmarks/results/ are of this csrc/
 
 Needs nvcc and a Python with a CUDA torch and pytest; nothing is downloaded, and libraries that were built elsewhere are
 used if they run here. Every step has a limit, all together stay within nine minutes, and a step that fails does not
 stop the others. Writes benchmarks/results/DATE_GPU_report.jsonl, a line as soon as it is known. Exit status 1 where a
 step failed.
 """
-
-from _run import run
 
 import argparse
 import re
@@ -22,6 +20,7 @@ import torch
 
 from a2s_repro.bench.gpu_report import BUDGET, RESULTS, execute, freshness, run_steps, steps, write_line
 from a2s_repro.bench.provenance import provenance
+from a2s_repro.commands.run import run
 from a2s_repro.errors import InputError
 
 

@@ -3,13 +3,12 @@
 A run's first batch, which waits for the workers to start, is not counted.
 """
 
-from _run import run
-from _options import positive
-
 import argparse
 import statistics
 
 from a2s_repro.bench.timing import loader_rates
+from a2s_repro.commands.options import positive
+from a2s_repro.commands.run import run
 from a2s_repro.data.lists import read_list
 
 
@@ -17,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n"
-        "  python tools/bench_loader.py --data-root data/VOC2012 --list data/VOC2012/list/train_aug.txt --workers 4",
+        "  python tools/dev/bench_loader.py --data-root data/voc12 --list data/voc12/list/train_aug.txt --workers 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data-root", required=True)
@@ -26,7 +25,7 @@ def main() -> None:
     parser.add_argument("--crop", type=positive, default=321, help="(default %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=10, help="(default %(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="0 decodes in the main process (default %(default)s)")
-    parser.add_argument("--cache", action="store_true", help="decode everything beforehand, as train_voc.py --cache")
+    parser.add_argument("--cache", action="store_true", help="decode everything beforehand, as `a2s train --cache`")
     parser.add_argument("--batches", type=positive, default=50, help="counted batches a repeat (default %(default)s)")
     parser.add_argument("--repeats", type=positive, default=5, help="(default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")

@@ -5,9 +5,6 @@ and concatenated (`ops.interp_concat`), then the convolution. Both run in turns 
 docs/attention_head.md has the derivation and what was measured.
 """
 
-from _run import run
-from _options import positive
-
 import argparse
 
 import torch
@@ -16,6 +13,8 @@ from torch import Tensor
 
 from a2s_repro import ops
 from a2s_repro.bench.timing import paired, peak_memory, spread
+from a2s_repro.commands.options import positive
+from a2s_repro.commands.run import run
 from a2s_repro.models.share_net import GRID_STEP, RESAMPLING
 from a2s_repro.runtime.devices import usable_device
 
@@ -30,7 +29,7 @@ FORMS = {"concatenated": concatenated, "fused": ops.interp_concat_conv2d}
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  python tools/bench_attention_head.py --crop 513 --scales 1 0.75 0.5 --batch-size 1",
+        epilog="example:\n  python tools/dev/bench_attention_head.py --crop 513 --scales 1 0.75 0.5 --batch-size 1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--crop", type=positive, default=321, help="side of the image (default %(default)s)")

@@ -7,9 +7,6 @@ the CPU an update is of one image, as the authors' Caffe was measured; on a GPU 
 images, and images are segmented 8 at a time.
 """
 
-from _run import run
-from _options import add_device_option, add_results_options, keep_results, positive
-
 import argparse
 import tempfile
 from collections.abc import Callable
@@ -24,6 +21,8 @@ from a2s_repro import ops
 from a2s_repro.bench.gpu_report import write_line
 from a2s_repro.bench.provenance import provenance
 from a2s_repro.bench.timing import loader_rates, paired, peak_memory, spread
+from a2s_repro.commands.options import add_device_option, positive
+from a2s_repro.commands.run import run
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.image_seg import Sample
 from a2s_repro.data.lists import Item, read_list
@@ -33,6 +32,8 @@ from a2s_repro.recipes import Recipe, find_recipe
 from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.precision import PRECISIONS, autocast_of, products_of
 from a2s_repro.training.trainer import Trainer
+
+from _options import add_results_options, keep_results
 
 RECIPE = "voc12/attention3_esupv"
 AUTHORS_SECONDS = {"forward": {1: 7.2, 2: 4.9}, "update": {1: 8.2, 2: 5.4}}
@@ -205,7 +206,7 @@ def described(row: dict) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  python tools/bench_model.py --device cpu --out benchmarks/results --write-docs",
+        epilog="example:\n  python tools/dev/bench_model.py --device cpu --out benchmarks/results --write-docs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_device_option(parser)

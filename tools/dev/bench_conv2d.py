@@ -5,9 +5,6 @@ with weight gradients of its own. Both run in turns in one process on channels_l
 gradients. The exact result is torch's in float64.
 """
 
-from _run import run
-from _options import add_results_options, keep_results, positive
-
 import argparse
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,10 +17,14 @@ from tqdm import tqdm
 from a2s_repro import ops
 from a2s_repro.bench.provenance import provenance
 from a2s_repro.bench.timing import paired, spread, warm_memory
+from a2s_repro.commands.options import positive
+from a2s_repro.commands.run import run
 from a2s_repro.models import DeepLabLargeFOV
 from a2s_repro.models.deeplab import TRUNK
 from a2s_repro.ops import winograd
 from a2s_repro.ops.conv2d import conv2d
+
+from _options import add_results_options, keep_results
 
 STRIDES = {"pool1": 1, "pool2": 2, "pool3": 4, "pool4": 8, "pool5": 8}
 """Pixels of the image per cell of the maps before each pool."""
@@ -114,7 +115,7 @@ def described(row: dict) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  python tools/bench_conv2d.py --crop 513 --layers conv4_2 fc6",
+        epilog="example:\n  python tools/dev/bench_conv2d.py --crop 513 --layers conv4_2 fc6",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = layers()

@@ -1,0 +1,27 @@
+"""Compare scored runs in a Markdown table.
+
+It has settings, scores, losses, times and attention. Runs that differ in their seed alone make one row, with means.
+"""
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = """\
+  a2s evaluate --model runs/a3/final.pth ... --attention-by-size --json runs/a3/val.json
+  a2s compare-runs runs/* > comparison.md"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--scores",
+        default="val.json",
+        metavar="NAME",
+        help="file of the scores in each folder, written by `a2s evaluate --json` (default %(default)s)",
+    )
+
+
+def main(arguments: argparse.Namespace) -> None:
+    from a2s_repro.analysis.compare_runs import comparison, read_run
+
+    print(comparison([read_run(folder, arguments.scores) for folder in arguments.runs]))

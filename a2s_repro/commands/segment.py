@@ -1,0 +1,115 @@
+"""Segment images, folders, videos and cameras.
+
+Writes OUT/labels/NAME.png, class indices in VOC's palette (legend.png names the colours), and OUT/overlays/NAME.jpg or
+.mp4. Existing results are kept, so an interrupted run goes on where it was. Files that cannot be read are listed, all
+others are segmented, and the exit status is 3.
+"""
+
+import argparse
+import sys
+
+from a2s_repro.commands.options import (
+    add_classes_option,
+    add_device_option,
+    add_model_option,
+    add_out_option,
+    add_pad_to_option,
+    add_precision_option,
+    add_refining_options,
+    add_workers_option,
+    positive,
+)
+from a2s_repro.commands.run import PARTLY_DONE
+
+EXAMPLES = """\
+  a2s segment photos/ street.mp4 --model runs/a3/final.pth --out segmented --attention
+  a2s segment 'photos/**/*.jpg' --model runs/a3/final.pth --out segmented --crf voc12/largefov
+  a2s segment 0 --max-frames 250 --model runs/a3/final.pth --out camera
+  torchrun --nproc-per-node 4 -m a2s_repro segment photos/ --model runs/a3/final.pth --out segmented --device cuda"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="image, video, folder, pattern or number of a camera"
+    )
+    add_model_option(parser)
+    add_out_option(parser, "a folder")
+    parser.add_argument("--no-overlays", action="store_true", help="of images, write the labels alone")
+    parser.add_argument("--attention", action="store_true", help="also draw the attention weights of each scale")
+    parser.add_argument(
+        "--save-scores", action="store_true", help="also write the maps as float32 arrays, to .npz files"
+    )
+    parser.add_argument("--frames", action="store_true", help="of videos, also write the files of every frame")
+    parser.add_argument("--max-frames", type=positive, metavar="N", help="stop a video or camera after N frames")
+    add_refining_options(parser)
+    add_classes_option(parser)
+    add_pad_to_option(parser)
+    parser.add_argument(
+        "--memory", type=float, default=4, metavar="GB", help="larger images run in tiles (default %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=1, metavar="N", help="images that pass the net together (default 1)"
+    )
+    add_workers_option(parser, "threads that read, and as many that write", default=2, kind=positive)
+    add_device_option(parser)
+    add_precision_option(parser)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    import hashlib
+    from dataclasses import asdict
+
+    import torch
+
+    from a2s_repro.inference.batch_job import Results, Work
+    from a2s_repro.inference.crf import CRF
+    from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
+    from a2s_repro.inference.sources import find_sources
+    from a2s_repro.runtime import distributed
+
+    crf = None if arguments.crf is None else CRF.parse(arguments.crf)
+    sources = find_sources(arguments.inputs, arguments.out)
+    model, meta = load_model(arguments.model, distributed.initialise(arguments.device))
+    classes = class_names(model.num_classes, meta, arguments.classes)
+    results = Results(
+        arguments.out,
+        overlays=not arguments.no_overlays,
+        attention=arguments.attention,
+        scores=arguments.save_scores,
+        frames=arguments.frames,
+    )
+    settings = {
+        "model": hashlib.sha256(arguments.model.read_bytes()).hexdigest(),
+        "crop": arguments.pad_to,
+        "short_sides": arguments.short_sides,
+        "memory": arguments.memory,
+        "precision": arguments.precision,
+        "crf": crf and asdict(crf),
+    }
+    work = Work(
+        Segmenter(
+            model,
+            classes,
+            meta,
+            crop=arguments.pad_to,
+            short_sides=arguments.short_sides,
+            memory=arguments.memory,
+            precision=arguments.precision,
+        ),
+        results,
+        crf,
+        arguments.batch_size,
+        arguments.workers,
+        arguments.max_frames,
+    )
+    with distributed.failing_together():
+        results.claim(settings, classes)
+        outcome = work.run(sources)
+
+    for problem in outcome.problems:
+        print(problem, file=sys.stderr)
+    counts = torch.tensor([outcome.done, outcome.skipped, len(outcome.problems)])
+    done, skipped, problems = distributed.sum_(counts).tolist()
+    if distributed.is_main():
+        print(f"{arguments.out}: {done} segmented, {skipped} already there, {problems} with problems.")
+    return PARTLY_DONE if problems else 0

@@ -1,0 +1,169 @@
+"""Train a net by a recipe.
+
+The data set is PASCAL VOC 2012 or another in its layout; `a2s recipes` lists the recipes. Ctrl-C and SIGTERM finish the
+update and write a snapshot; --resume auto goes on from it.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from a2s_repro.commands.options import (
+    add_classes_option,
+    add_data_root_option,
+    add_device_option,
+    add_init_option,
+    add_out_option,
+    add_precision_option,
+    add_recipe_option,
+    add_recipe_options,
+    add_seed_option,
+    add_short_sides_option,
+    add_train_list_option,
+    add_workers_option,
+)
+
+EXAMPLES = """\
+  a2s train --data-root data/voc12 --init init.pth --out runs/attention3_esupv
+  a2s train --recipe a2r_ade20k/refine_psp --data-root data/ade20k --init resnet34.pth --out runs/refine_psp
+  a2s train --data-root demo --train-list demo/ImageSets/Segmentation/train.txt --classes demo/classes.txt \\
+      --scales 1 0.5 --width 0.125 --crop 129 --max-iter 300 --init thin.pth --out runs/demo
+  torchrun --nproc-per-node 2 -m a2s_repro train ...      the passes of an update shared by two GPUs or processes"""
+
+DECODERS = ("c1", "psp")
+BACKBONES = ("vgg16", "resnet34")
+STEMS = ("deep64", "deep128", "plain")
+NORMS = ("batch", "sync")
+MERGES = ("attention", "average", "max")
+HEADS = ("attention", "refine")
+RECALIBRATIONS = ("none", "multiply", "add")
+SOLVERS = ("caffe", "torch")
+LR_POLICIES = ("step", "poly", "fixed", "multistep")
+GAUSSIANS = ("ziggurat", "box-muller")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    either = argparse.BooleanOptionalAction
+    add_recipe_option(parser)
+
+    files = parser.add_argument_group("files")
+    add_data_root_option(files)
+    add_out_option(files, "the folder of the run")
+    add_init_option(files, "made by `a2s convert` or by a run, or a ResNet-34 of ImageNet")
+    files.add_argument(
+        "--resume",
+        metavar="auto|FILE",
+        help="go on from a snapshot: auto for the newest one of the run; FILE may be a .solverstate of Caffe, with its "
+        ".caffemodel beside it",
+    )
+    add_train_list_option(files)
+    files.add_argument("--val-list", type=Path, metavar="FILE", help="list file of images to evaluate on at the end")
+    add_classes_option(files, default="VOC's for 21 classes, else numbers")
+
+    machine = parser.add_argument_group("machine")
+    add_device_option(machine)
+    add_precision_option(machine)
+    machine.add_argument("--compile", action="store_true", help="torch.compile the net; takes minutes at the start")
+    machine.add_argument("--cuda-graph", action="store_true", help="replay the passes of the net as CUDA graphs")
+    add_seed_option(machine, of="fillers, data, dropout")
+    machine.add_argument(
+        "--caffe-streams",
+        nargs="?",
+        const="ziggurat",
+        choices=GAUSSIANS,
+        help="draw data, dropout and fillers as Caffe's CPU build with random_seed SEED does; its gaussian filler is "
+        "boost's: ziggurat from 1.56 on (default), box-muller before",
+    )
+    add_workers_option(machine, of="processes that decode images, for each training process", default=2)
+    machine.add_argument("--cache", action="store_true", help="decode all images at the start and keep them in memory")
+    machine.add_argument("--keep", type=int, metavar="N", help="keep the N newest snapshots (default: all)")
+
+    net = parser.add_argument_group("changes to the net of the recipe")
+    add_recipe_options(net, "num-classes", "width")
+    net.add_argument("--classifier", metavar="NAME", help="Caffe's name of fc8; one that --init lacks starts afresh")
+    net.add_argument("--backbone", choices=BACKBONES, help="net of each scale; resnet34 is ResNet34-dilated8")
+    net.add_argument(
+        "--stem",
+        choices=STEMS,
+        help="first layers of the ResNet: three 3x3 convolutions, as CSAILVision had them in 2017 or in 2018, or one 7x7",
+    )
+    net.add_argument("--decoder", choices=DECODERS, help="scores of the ResNet: a 1x1 convolution, or pyramid pooling")
+    net.add_argument("--batch-norm", choices=NORMS, help="statistics of a process, or of all processes (CUDA)")
+    net.add_argument(
+        "--scales", type=float, nargs="+", metavar="S", help="scales of the image: 1 and any of 0.75 0.5 0.25"
+    )
+    net.add_argument("--merge", choices=MERGES, help="how the score maps of the scales become one")
+    net.add_argument("--extra-supervision", action=either, help="a loss on the score map of every scale")
+    net.add_argument("--skip-net", action=either, help="DeepLab-MSc-LargeFOV at every scale")
+
+    head = parser.add_argument_group("changes to the attention head of the recipe")
+    head.add_argument("--head", choices=HEADS, help="head of Attention to Scale, or of Attention to Refine")
+    head.add_argument(
+        "--head-features", metavar="LAYER", help="attention: its input, fc6, fc7 or fc8; layer4 of a ResNet"
+    )
+    head.add_argument("--head-layers", type=int, metavar="N", help="attention: number of its layers, 1 to 3")
+    head.add_argument("--head-kernel", type=int, metavar="K", help="attention: kernel of its first layer, 1 or 3")
+    head.add_argument("--att-conv1", type=int, metavar="N", help="attention: filters of its first layer")
+    head.add_argument("--head-stages", nargs="+", metavar="MAP", help="refine: maps that make up the hypercolumns")
+    head.add_argument("--head-dilations", type=int, nargs="+", metavar="D", help="refine: a dilation for each scale")
+    head.add_argument("--head-recalibration", choices=RECALIBRATIONS, help="refine: use of the recalibrating branch")
+    head.add_argument("--refine", type=int, metavar="N", help="refine: filters of its layers")
+
+    training = parser.add_argument_group("changes to the training of the recipe")
+    add_recipe_options(training, "crop")
+    training.add_argument(
+        "--scale-augmentation",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="range of the random factors by which images are resized",
+    )
+    training.add_argument("--fill-crop", action=either, help="enlarge small images to the crop instead of padding them")
+    add_recipe_options(training, "batch-size", "iter-size", "max-iter")
+    training.add_argument("--solver", choices=SOLVERS, help="SGD of Caffe, or torch.optim.SGD")
+    training.add_argument("--lr-policy", choices=LR_POLICIES, help="schedule of the learning rate")
+    add_recipe_options(training, "base-lr", "stepsize")
+    training.add_argument("--gamma", type=float, metavar="F", help="policy step: factor on the rate at a drop")
+    training.add_argument("--power", type=float, metavar="F", help="policy poly: exponent of the decrease")
+    training.add_argument("--weight-decay", type=float, metavar="F", help="decay of the weights, before decay_mult")
+    training.add_argument("--snapshot", type=int, metavar="N", help="iterations between two snapshots")
+    training.add_argument("--display", type=int, metavar="N", help="iterations between two lines of the log")
+    add_recipe_options(training, "test-crop")
+    add_short_sides_option(training, default=None)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from a2s_repro.data.lists import read_classes
+    from a2s_repro.recipes import Recipe, find_recipe
+    from a2s_repro.runtime.distributed import is_main
+    from a2s_repro.training import Run, train
+
+    def fields(kind: type) -> dict[str, Any]:
+        return {field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given}
+
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    if arguments.classes and arguments.num_classes is None:
+        given["num_classes"] = len(read_classes(arguments.classes))
+    head = {name.removeprefix("head_"): value for name, value in given.items() if name.startswith("head_")}
+    if head.get("recalibration") == "none":
+        head["recalibration"] = None
+    recipe, run = find_recipe(arguments.recipe), Run(**fields(Run))
+    recipe = recipe.changed(**fields(Recipe) | {"head": recipe.changed_head(arguments.head, **head)})
+    outcome = train(recipe, run)
+
+    if outcome.interrupted:
+        if is_main():
+            print(f"interrupted after {outcome.iterations} iterations: {outcome.file}; go on with --resume auto")
+        return 128 + outcome.interrupted
+    if not is_main():
+        return 0
+    print(f"trained {outcome.iterations} iterations: {outcome.file}")
+    if outcome.validation:
+        print(outcome.validation.table(outcome.classes))
+        if outcome.validation.attention:
+            print(outcome.validation.attention_table())
+        for number in recipe.published:
+            print(f"published ({number.table}): {number.metric} {number.value}")
+    return 0
