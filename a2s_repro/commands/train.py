@@ -85,7 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     net.add_argument(
         "--stem",
         choices=STEMS,
-        help="first layers of the ResNet: three 3x3 convolutions, as CSAILVision had them in 2017 or in 2018, or one 7x7",
+        help="first layers of the ResNet: three 3x3 convolutions, as CSAILVision's of 2017 or of 2018, or one 7x7",
     )
     net.add_argument("--decoder", choices=DECODERS, help="scores of the ResNet: a 1x1 convolution, or pyramid pooling")
     net.add_argument("--batch-norm", choices=NORMS, help="statistics of a process, or of all processes (CUDA)")
