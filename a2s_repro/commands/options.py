@@ -53,6 +53,14 @@ def add_recipe_options(parser: Options, *names: str) -> list[argparse.Action]:
     return [parser.add_argument(f"--{name}", **RECIPE_OPTIONS[name]) for name in names]
 
 
+def add_stem_option(parser: Options) -> None:
+    parser.add_argument(
+        "--stem",
+        choices=("deep64", "deep128", "plain"),
+        help="first layers of the ResNet: three 3x3 convolutions, as CSAILVision's of 2017 or of 2018, or one 7x7",
+    )
+
+
 def recipe_changes(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Those of the recipe options that were given, as fields of a Recipe."""
     values = {name: getattr(arguments, name) for name in (name.replace("-", "_") for name in names)}

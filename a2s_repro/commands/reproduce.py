@@ -16,6 +16,7 @@ from a2s_repro.commands.options import (
     add_precision_option,
     add_recipe_options,
     add_seed_option,
+    add_stem_option,
     add_workers_option,
     recipe_changes,
 )
@@ -62,6 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_workers_option(parser, of="processes that decode images", default=2)
     trial = parser.add_argument_group("a trial on a smaller scale, marked as such in RESULTS.md")
     add_recipe_options(trial, *TRIAL)
+    add_stem_option(trial)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -80,7 +82,7 @@ def main(arguments: argparse.Namespace) -> int:
         data_root=arguments.datasets,
         pretrained={"imagenet": arguments.init, "resnet34": arguments.resnet34},
         out=out,
-        changes=recipe_changes(arguments, *TRIAL),
+        changes=recipe_changes(arguments, *TRIAL, "stem"),
         device=arguments.device,
         precision=arguments.precision,
         seed=arguments.seed,

@@ -19,6 +19,7 @@ from a2s_repro.commands.options import (
     add_recipe_options,
     add_seed_option,
     add_short_sides_option,
+    add_stem_option,
     add_train_list_option,
     add_workers_option,
 )
@@ -32,7 +33,6 @@ EXAMPLES = """\
 
 DECODERS = ("c1", "psp")
 BACKBONES = ("vgg16", "resnet34")
-STEMS = ("deep64", "deep128", "plain")
 NORMS = ("batch", "sync")
 MERGES = ("attention", "average", "max")
 HEADS = ("attention", "refine")
@@ -82,11 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_recipe_options(net, "num-classes", "width")
     net.add_argument("--classifier", metavar="NAME", help="Caffe's name of fc8; one that --init lacks starts afresh")
     net.add_argument("--backbone", choices=BACKBONES, help="net of each scale; resnet34 is ResNet34-dilated8")
-    net.add_argument(
-        "--stem",
-        choices=STEMS,
-        help="first layers of the ResNet: three 3x3 convolutions, as CSAILVision's of 2017 or of 2018, or one 7x7",
-    )
+    add_stem_option(net)
     net.add_argument("--decoder", choices=DECODERS, help="scores of the ResNet: a 1x1 convolution, or pyramid pooling")
     net.add_argument("--batch-norm", choices=NORMS, help="statistics of a process, or of all processes (CUDA)")
     net.add_argument(
