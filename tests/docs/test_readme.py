@@ -43,14 +43,28 @@ def test_both_halves_of_the_operators_snippet_are_equivalent():
     torch.testing.assert_close(weights, names["weights"], rtol=1e-5, atol=1e-5)
 
 
+def newest(kind: str) -> dict:
+    return json.loads(sorted(RESULTS.glob(f"{kind}-cpu-*.json"))[-1].read_text())
+
+
 def test_the_figure_of_speed_is_the_newest_measurement_of_the_snippet():
-    newest = json.loads(sorted(RESULTS.glob("kernels-cpu-*.json"))[-1].read_text())
+    measured = newest("kernels")
     maps = [[8, 21, side, side] for side in (65, 49, 33)] + [[8, 3, 65, 65]]
     case = ("scale_merge", "forward+backward", "float32", "nchw", maps, 65)
     keys = ("operator", "pass", "dtype", "layout", "maps", "size")
-    (row,) = (row for row in newest["rows"] if tuple(row[key] for key in keys) == case)
+    (row,) = (row for row in measured["rows"] if tuple(row[key] for key in keys) == case)
     figure, threads, date = re.search(
         r"this is ([\d.]+) times as fast as eager.*?(\d+) threads,\s+([\d-]+)", README, re.DOTALL
     ).groups()
     assert float(figure) == round(row["ratio"]["eager"]["median"], 1)
-    assert (int(threads), date) == (newest["provenance"]["threads"], newest["provenance"]["date"][:10])
+    assert (int(threads), date) == (measured["provenance"]["threads"], measured["provenance"]["date"][:10])
+
+
+def test_the_ranges_in_the_status_are_the_newest_measurements():
+    merges = [row["ratio"]["eager"] for row in newest("kernels")["rows"] if row["operator"] == "scale_merge"]
+    float32 = ("ours", "caffe"), ("ours", "fp32")
+    nets = [row["eager_ratio"] for row in newest("model")["rows"] if (row["version"], row["precision"]) in float32]
+    ranges = re.findall(r"\[([\d.]+) to ([\d.]+) times\]", README)
+    for (low, high), ratios in zip(ranges, (merges, nets), strict=True):
+        medians = [ratio["median"] for ratio in ratios]
+        assert (float(low), float(high)) == (round(min(medians), 1), round(max(medians), 1))
