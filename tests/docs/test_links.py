@@ -15,6 +15,8 @@ SOURCES = [
     for path in sorted((ROOT / folder).rglob(pattern))
 ]
 
+BEHAVIOURS = ROOT / "docs" / "fidelity" / "behaviours.md"
+
 
 def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
@@ -68,3 +70,13 @@ def test_tests_named_on_a_page_exist(page: Path) -> None:
         if not file or not file.exists() or (test and test not in functions(file)):
             missing.append(f"{path}::{test}")
     assert not missing
+
+
+def test_names_in_the_column_here_of_the_behaviours_exist() -> None:
+    """`ops.interp`, `CaffeSGD(iter_size=)`, `--seed N`: every identifier occurs in the sources."""
+    words = {word for path in SOURCES if path.suffix == ".py" for word in re.findall(r"\w+", path.read_text())}
+    rows = re.findall(r"^\|(?:[^|]*\|){2}([^|]*)\|[^|]*\|$", BEHAVIOURS.read_text(), re.MULTILINE)
+    spans = [span for here in rows for span in re.findall(r"`([^`]+)`", here) if not span.startswith("tests/")]
+    names = {name for span in spans for name in re.findall(r"[A-Za-z_]\w{3,}", span)}
+    assert len(names) > 30
+    assert not names - words
