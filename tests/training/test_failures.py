@@ -21,7 +21,7 @@ from a2s_repro.runtime import distributed
 from a2s_repro.solver import CaffeSGD
 from a2s_repro.training import Outcome, Run, train
 from a2s_repro.training.trainer import Trainer
-from tests.paths import ROOT, TOOLS
+from tests.paths import ROOT
 from tests.processes import RECIPE, finish, make_files, start
 
 ITERATION = 3
@@ -180,8 +180,8 @@ def test_torchrun_ends_with_a_process_that_fails(files, tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(f"""
 import pickle, sys
-sys.path[:0] = {[str(TOOLS), str(ROOT)]}
-from _run import run
+sys.path.insert(0, {str(ROOT)!r})
+from a2s_repro.commands.run import run
 from tests.processes import RECIPE
 from tests.training.test_failures import Failing, unexpected
 run(lambda: Failing(unexpected, rank=1)(RECIPE, pickle.load(open({str(tmp_path / "run.pickle")!r}, "rb"))) and 0)
