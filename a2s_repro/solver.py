@@ -249,7 +249,7 @@ def parameter_groups(
         }
     groups: dict[tuple, list[nn.Parameter]] = {}
     for index, branch in enumerate((model, *model.copies)):
-        for name, parameter in branch.named_parameters():
+        for name, parameter in branch.keyed_parameters().items():
             rule = rules[name]
             decay_mult = rule.decay_mult if index == 0 or shared_decay == "per_branch" else 0
             branches = rule.branches if shared_decay == "per_branch" and not model.copies else 1

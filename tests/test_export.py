@@ -212,7 +212,7 @@ def net_of_attention_to_refine(name: str) -> Net:
     """A net whose attention varies over the image but is far from one-hot, which would amplify rounding."""
     net = OF_ATTENTION_TO_REFINE[name]()
     generator = torch.Generator().manual_seed(0)
-    for parameter_name, parameter in net.named_parameters():
+    for parameter_name, parameter in net.keyed_parameters().items():
         if parameter.dim() > 1:
             gain = 0.01 if parameter_name == "att_fc.weight" else 1
             parameter.data.normal_(std=gain * (2 / parameter[0].numel()) ** 0.5, generator=generator)

@@ -8,11 +8,8 @@ import pytest
 
 from tests.paths import ROOT
 
-EXCEPTIONS = {
-    "_modules": "a share-net's copies are made of its layers",
-    "_parameters": "a share-net's copies have parameters of their own",
-}
-"""Underscored names in use, with reasons."""
+EXCEPTIONS: dict[str, str] = {}
+"""Underscored names in use, each with the reason for which no public one serves: none."""
 
 PRIVATE_OF_MODULES = {"_parameters", "_buffers", "_modules", "_forward_hooks"}
 """Attributes in which torch.nn.Module stores its parts."""

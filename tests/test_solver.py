@@ -166,7 +166,7 @@ def test_every_parameter_is_in_exactly_one_group(net):
 
 def test_groups_of_the_main_net():
     net = ShareNet(5, widths=THIN)
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    names = {id(parameter): name for name, parameter in net.keyed_parameters().items()}
     groups = {
         (g["lr_mult"], g["decay_mult"], g["branches"]): {names[id(p)] for p in g["params"]}
         for g in parameter_groups(net)
@@ -193,7 +193,7 @@ def test_uniform_layers_have_one_rule_for_all_their_parameters():
         (1, 1, 1),
         (10, 1, 1),
     ]
-    fresh = [parameter for layer in net.new_layers for parameter in net.get_submodule(layer).parameters()]
+    fresh = [parameter for layer in net.new_layers for parameter in net.layer(layer).parameters()]
     assert {id(parameter) for parameter in decoder["params"]} == {id(parameter) for parameter in fresh}
 
 
@@ -224,10 +224,10 @@ def test_a_slot_for_every_copy_trains_the_same_net_as_one_slot(merge, shared_dec
             model(image).scores.square().sum().backward()
             solver.step()
     one, per_copy = solvers
-    for name, parameter in copied.named_parameters():
-        copies = [parameter] + [dict(copy.named_parameters())[name] for copy in copied.copies if "att" not in name]
+    for name, parameter in copied.keyed_parameters().items():
+        copies = [parameter] + [copy.keyed_parameters()[name] for copy in copied.copies if "att" not in name]
         histories = [per_copy.state[copy]["history"] for copy in copies]
-        ours = dict(net.named_parameters())[name]
+        ours = net.keyed_parameters()[name]
         assert torch.allclose(sum(histories), one.state[ours]["history"], rtol=1e-9, atol=1e-15), name
         assert torch.allclose(parameter, ours, rtol=1e-9, atol=1e-15), name
         assert len({copy.data_ptr() for copy in copies}) == 1
@@ -240,6 +240,19 @@ def test_copies_follow_the_net_into_training_and_evaluation():
     assert net.state_dict().keys() == ShareNet(5, widths=Widths().scaled(1 / 32)).state_dict().keys()
     assert not net.eval().copies[0].drop6.training
     assert net.train().copies[1].drop7.training
+
+
+def test_a_skip_net_with_copies_predicts_what_it_does_without():
+    """In evaluation mode, where its streams score every pixel."""
+    net = ShareNet(5, (1, 0.5), skip_net=True, widths=Widths().scaled(1 / 32))
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    image = torch.randn(1, 3, 33, 33)
+    expected = net.eval()(image)
+    net.train().copy_per_branch()
+    prediction = net.eval()(image)
+    assert prediction.scale_scores[1].shape[2:] == (17, 17)
+    assert torch.equal(prediction.scores, expected.scores)
 
 
 def test_indistinguishable_slots_are_refused():

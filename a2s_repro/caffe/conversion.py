@@ -201,7 +201,7 @@ def to_caffe(weights: Weights, file: str = "the weights") -> Net:
             for module in modules:
                 layers += written(module, SUFFIX_OF_SCALE[scale])
     if merge == "attention":
-        layers.append(Layer(f"{model.head.features}_concat", "Concat", []))
+        layers.append(Layer(f"{model.head_config.features}_concat", "Concat", []))
     for module in ATTENTION:
         layers += written(module)
     if merge:

@@ -135,10 +135,10 @@ class _Net:
         if model.merge == "max":
             return self.eltwise("MAX", scores, FUSION)
 
-        features = model.head.features
+        features = model.head_config.features
         blob = self.concat(aligned(features, grid), f"{features}_concat")
-        for name in model.head.fillers():
-            blob = self.convolution(getattr(model, name), blob, name)
+        for name in model.head_config.fillers():
+            blob = self.convolution(model.layer(name), blob, name)
             if name != "att_fc":
                 self.relu(blob, f"relu_{name}")
         weights = self.add("Softmax", [blob], "attention", softmax_param={"axis": 1})

@@ -75,9 +75,9 @@ def _slots(net: Net, model: DeepLab) -> Iterator[tuple[nn.Parameter | None, np.n
     for layer in net.layers:
         base, scale = branch_of(layer.name)
         for kind, blob in zip(("weight", "bias"), layer.blobs, strict=False):
-            name = f"{module_of(base)}.{kind}"
-            branch = branches[scale] if model.copies and module_of(base) not in model.unshared_layers else model
-            parameter = branch.get_parameter(name)
+            module = module_of(base)
+            branch = branches[scale] if model.copies and module not in model.unshared_layers else model
+            parameter = branch.layer(module).get_parameter(kind)
             yield (None if parameter in seen else parameter), blob
             seen.add(parameter)
 

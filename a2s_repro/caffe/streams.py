@@ -80,7 +80,7 @@ class CaffeStreams:
         alone = [layer for layer in model.new_layers if layer in model.unshared_layers]
         filled = set()
         for layer in shared * len(model.scales) + alone:
-            weight = model.get_parameter(f"{layer}.weight")
+            weight = model.layer(layer).weight
             values = GAUSSIANS[filler](self.words, weight.numel(), model.new_layers[layer])
             if layer not in filled:
                 weight.copy_(torch.from_numpy(values).view(weight.shape))

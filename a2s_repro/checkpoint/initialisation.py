@@ -51,7 +51,7 @@ def load_layers(model: DeepLab, weights: Weights, path: str | os.PathLike, class
     missing = [layer for layer in ours if layer not in theirs and layer not in model.new_layers]
     if missing:
         raise InputError(f"{path} lacks layers that have no filler: {', '.join(missing)}; convert a whole VGG-16.")
-    frozen = [layer for layer in ours if layer not in theirs and not _learns(model.get_submodule(layer))]
+    frozen = [layer for layer in ours if layer not in theirs and not _learns(model.layer(layer))]
     if frozen:
         names = ", ".join(classifier if layer == "fc8" else layer for layer in frozen)
         raise InputError(

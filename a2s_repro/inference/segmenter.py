@@ -164,7 +164,8 @@ class Segmenter:
 
         layers = [module for module in self.model.modules() if not any(module.children())]
         hooks = [layer.register_forward_hook(measure) for layer in layers]
-        state = {name: tensor.to("meta") for name, tensor in self.model.state_dict().items()}
+        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
+        state = {name: tensor.to("meta") for name, tensor in tensors}
         self.model.eval()
         torch.func.functional_call(self.model, state, torch.empty(1, 3, *size, device="meta"))
         for hook in hooks:

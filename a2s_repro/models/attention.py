@@ -1,4 +1,4 @@
-"""The attention of Attention to Scale."""
+"""The head of Attention to Scale: a weight for every scale at every pixel."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,33 +8,34 @@ from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.errors import InputError
-from a2s_repro.models.base import Net, relu
+from a2s_repro.models.base import Widths, relu
 from a2s_repro.models.layers import Dropout
 
 
 class ConcatConv2d(nn.Conv2d):
-    """The convolution, 1x1 or 3x3, of maps that are brought to one grid and concatenated."""
+    """The 1x1 or 3x3 convolution of maps that are resized to one grid and concatenated."""
 
-    def forward(self, features: list[Tensor], grid: tuple[int, int]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
         return ops.interp_concat_conv2d(features, self.weight, self.bias, grid)
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionHead:
-    """What the attention of Attention to Scale is computed from, and by how many layers; the defaults are the paper's.
+    """Description of the head of Attention to Scale; the defaults are the paper's. `build` makes its module.
 
-    The first layer has `Widths.att_conv1` filters, and so has the second of three.
+    Raises:
+        InputError: a value that is not possible.
     """
 
     features: str = "fc7"
-    """Map of every scale that it is computed from: fc6 or fc7, after their dropout, or fc8; of a ResNet layer4."""
+    """Map of every scale that the head reads: fc6 or fc7, after their dropout, or fc8; of a ResNet layer4."""
     layers: int = 2
     """1: att_fc. 2: att_conv1, att_fc. 3: att_conv1, att_conv2, att_fc."""
     kernel: int = 3
     """Side of att_conv1's window, 1 or 3; the other layers are 1x1."""
 
     stride: ClassVar[int] = 8
-    """Pixels per cell of the grid on which the attention is computed, and the scores are merged."""
+    """Pixels per cell of the grid on which the attention is computed and the scores are merged."""
     recalibration: ClassVar[None] = None
 
     def __post_init__(self) -> None:
@@ -45,43 +46,59 @@ class AttentionHead:
 
     @property
     def maps(self) -> tuple[str, ...]:
-        """The maps of a branch net that it reads."""
+        """The maps of a stream that the head reads."""
         return (self.features,)
 
-    def build(self, net: Net) -> dict[str, nn.Module]:
-        """Its layers by name, for a net of several scales."""
-        inputs, width = len(net.scales) * net.map_channels()[self.features], net.widths.att_conv1
-        layers: dict[str, nn.Module] = {}
-        if self.layers > 1:
-            layers["att_conv1"] = ConcatConv2d(inputs, width, self.kernel, padding=self.kernel // 2)
-            layers["drop_att_conv1"] = Dropout(net.dropout)
-            inputs = width
-        if self.layers > 2:
-            layers["att_conv2"] = nn.Conv2d(width, width, 1)
-            layers["drop_att_conv2"] = Dropout(net.dropout)
-        return layers | {"att_fc": (nn.Conv2d if layers else ConcatConv2d)(inputs, len(net.scales), 1)}
-
     def fillers(self) -> dict[str, float]:
-        """Its layers, and the standard deviations that they start with."""
+        """The layers of the head, in their order, and the standard deviations of their gaussian fillers."""
         first = {1: {}, 2: {"att_conv1": 0.005}, 3: {"att_conv1": 0.001, "att_conv2": 0.005}}[self.layers]
         return first | {"att_fc": 0.01}
 
-    def read(self, maps: Mapping[str, Tensor], grid: tuple[int, int]) -> Tensor:
-        """What it needs of one branch: the map, on its own grid."""
-        return maps[self.features]
-
-    def attention(self, net: Net, features: Sequence[Tensor], grid: tuple[int, int]) -> tuple[Tensor, None]:
-        """Logits (N, S, *grid) from the S scales' features, (N, C_f, h_s, w_s) each; there is no recalibration."""
-        if self.layers == 1:
-            return net.att_fc(features, grid), None
-        x = net.drop_att_conv1(relu(net.att_conv1(features, grid)))
-        if self.layers > 2:
-            x = net.drop_att_conv2(relu(net.att_conv2(x)))
-        return net.att_fc(x), None
+    def build(
+        self, channels: Mapping[str, int], scales: Sequence[float], num_classes: int, widths: Widths, dropout: float
+    ) -> "ScaleAttention":
+        """The head's module, for streams with maps of these channels."""
+        return ScaleAttention(self, channels[self.features], len(scales), widths.att_conv1, dropout)
 
     def config(self) -> dict:
-        """Its fields as plain values."""
+        """The fields as plain values, for `build_head`."""
         return dataclasses.asdict(self)
+
+
+class ScaleAttention(nn.Module):
+    """The head of Attention to Scale: the logits of a softmax over scales (Section 3 of the paper).
+
+    Args:
+        head: its description.
+        channels: of the map that it reads of every scale.
+        scales: number of scales.
+        width: filters of att_conv1, and of att_conv2 if there is one.
+        dropout: drop ratio after each of these two.
+    """
+
+    def __init__(self, head: AttentionHead, channels: int, scales: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.features, self.layers = head.features, head.layers
+        if head.layers > 1:
+            self.att_conv1 = ConcatConv2d(scales * channels, width, head.kernel, padding=head.kernel // 2)
+            self.drop_att_conv1 = Dropout(dropout)
+        if head.layers > 2:
+            self.att_conv2 = nn.Conv2d(width, width, 1)
+            self.drop_att_conv2 = Dropout(dropout)
+        self.att_fc = nn.Conv2d(width, scales, 1) if head.layers > 1 else ConcatConv2d(scales * channels, scales, 1)
+
+    def read(self, maps: Mapping[str, Tensor], grid: tuple[int, int]) -> Tensor:
+        """The features of one stream, (N, C, h_s, w_s), on their own grid."""
+        return maps[self.features]
+
+    def forward(self, features: Sequence[Tensor], grid: tuple[int, int]) -> tuple[Tensor, None]:
+        """Logits (N, S, *grid) from the features of S streams, and None for the recalibration, which it lacks."""
+        if self.layers == 1:
+            return self.att_fc(features, grid), None
+        x = self.drop_att_conv1(relu(self.att_conv1(features, grid)))
+        if self.layers > 2:
+            x = self.drop_att_conv2(relu(self.att_conv2(x)))
+        return self.att_fc(x), None
 
 
 ON_FC7 = AttentionHead()

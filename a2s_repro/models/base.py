@@ -130,7 +130,7 @@ class Net(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> dict[str, ParameterRule]:
-        """The rule of every parameter by its name; `lr_mult` gives layers other multipliers."""
+        """The rule of every parameter by its key; `lr_mult` gives layers other multipliers."""
 
     @abc.abstractmethod
     def config(self) -> dict:
@@ -146,11 +146,20 @@ class Net(nn.Module, abc.ABC):
         scores = self.branch(image).scores
         return Prediction(scores, (scores,), None, self.scales, self.scales)
 
+    def layer(self, name: str) -> nn.Module:
+        """The layer that has this name in the state dict."""
+        return self.get_submodule(name)
+
+    def keyed_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters by their keys in the state dict."""
+        tensors = self.state_dict(keep_vars=True)
+        return {key: tensor for key, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+
     def _fill(self, deviations: Mapping[str, float]) -> None:
         """Fills layers, gaussian weights and zero biases, and notes them as new."""
         self.new_layers |= deviations
         for name, std in deviations.items():
-            layer = self.get_submodule(name)
+            layer = self.layer(name)
             nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -120,14 +120,14 @@ class DeepLab(Net):
         return Branch(of_trunk | {"fc6": fc6, "fc7": fc7, "fc8": fc8}, scores)
 
     def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> dict[str, ParameterRule]:
-        """The rule of every parameter by its name.
+        """The rule of every parameter by its key in the state dict.
 
         New layers learn at ten times the rate of the trunk; in a skip-net side branches learn at the rate, and the
         trunk and fc8 not at all. `lr_mult` gives weights of layers other multipliers. Biases learn at twice the rate
         of their weights and do not decay.
         """
         rules = {}
-        for name, _ in self.named_parameters():
+        for name in self.keyed_parameters():
             layer, kind = name.split(".")
             mult = (lr_mult or {}).get(layer, self._lr_mult(layer))
             branches = 1 if layer in self.unshared_layers else len(self.scales)

@@ -1,7 +1,9 @@
-"""Layers of all nets: the convolution, Caffe's dropout, and what a share-net's scales have in common."""
+"""Layers of all nets: the convolution and Caffe's dropout; shared filters; names in state dicts."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,3 +70,24 @@ def take_masks_from(model: nn.Module, masks: Masks) -> None:
     for module in model.modules():
         if isinstance(module, Dropout):
             module.masks = masks
+
+
+def leave_out_of_state_dict(net: nn.Module, child: str) -> None:
+    """Leaves the name of a child, which must be the last, out of the keys of the net's state dict.
+
+    With child "head" the parameter `head.att_fc.weight` has the key `att_fc.weight`, the name of Caffe's layer.
+    """
+    net.register_state_dict_post_hook(functools.partial(_shorten_keys, child))
+    net.register_load_state_dict_pre_hook(functools.partial(_lengthen_keys, child))
+
+
+def _shorten_keys(child: str, net: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    long = f"{prefix}{child}."
+    for key in [key for key in state_dict if key.startswith(long)]:
+        state_dict[prefix + key.removeprefix(long)] = state_dict.pop(key)
+
+
+def _lengthen_keys(child: str, net: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in net.get_submodule(child).state_dict():
+        if prefix + key in state_dict:
+            state_dict[f"{prefix}{child}.{key}"] = state_dict.pop(prefix + key)

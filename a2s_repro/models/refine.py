@@ -1,4 +1,4 @@
-"""The attention of Attention to Refine: hypercolumns, a dilated convolution per scale, and two branches."""
+"""The head of Attention to Refine: hypercolumns, a dilated convolution per scale, attention and recalibration."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.errors import InputError
-from a2s_repro.models.base import Net, relu
+from a2s_repro.models.base import Widths, relu
 from a2s_repro.models.layers import Conv2d, Dropout
 
 RECALIBRATIONS = (None, "multiply", "add")
@@ -17,13 +17,7 @@ RECALIBRATIONS = (None, "multiply", "add")
 
 @dataclasses.dataclass(frozen=True)
 class RefineHead:
-    """What the attention of Attention to Refine is computed from, and its ablations (Tables 1 and 2 of that paper).
-
-    Of every scale the maps of several stages are resized to the 1/4 grid of scale 1 and concatenated (hypercolumns). A
-    3x3 convolution with a dilation of its own, `ref_conv<i>` of the i-th scale, and a ReLU follow; what they give is
-    concatenated over the scales. Two parallel branches of a 3x3 and a 1x1 convolution read that: location attention,
-    `att_conv1` and `att_fc`, one logit per scale, and the recalibrating branch, `rec_conv1` and `rec_fc`, one value per
-    class that all scales share (Eq. 2 and 3). The convolutions but the last of a branch have `Widths.refine` filters.
+    """Description of the head of Attention to Refine, with its ablations (Tables 1 and 2). `build` makes its module.
 
     Raises:
         InputError: a value that is not possible.
@@ -34,13 +28,13 @@ class RefineHead:
     stages: tuple[str, ...] = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")
     """Maps that make up a hypercolumn, after their ReLU."""
     recalibration: str | None = "multiply"
-    """"multiply": a sigmoid's factors. "add": biases. None: no recalibrating branch."""
+    """"multiply": factors, by a sigmoid. "add": biases. None: no recalibration."""
 
     stride: ClassVar[int] = 4
-    """Pixels per cell of the grid on which the attention is computed, and the scores are merged."""
+    """Pixels per cell of the grid on which the attention is computed and the scores are merged."""
 
     def __post_init__(self) -> None:
-        for name in ("dilations", "stages"):  # a description read from a file has lists
+        for name in ("dilations", "stages"):  # lists in a description that was read from a file
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not all(isinstance(dilation, int) and dilation >= 1 for dilation in self.dilations):
             raise InputError(f"the dilations {_listed(self.dilations)} are not possible: give integers from 1 on.")
@@ -52,65 +46,84 @@ class RefineHead:
             )
 
     @property
-    def branches(self) -> tuple[str, ...]:
-        """Location attention, and the recalibrating branch if there is one."""
-        return ("att",) if self.recalibration is None else ("att", "rec")
-
-    @property
     def maps(self) -> tuple[str, ...]:
-        """The maps of a branch net that it reads."""
+        """The maps of a stream that the head reads."""
         return self.stages
 
-    def build(self, net: Net) -> dict[str, nn.Module]:
-        """Its layers by name, for a net of several scales.
+    def fillers(self) -> dict[str, float]:
+        """The layers of the head, and the standard deviations of their fillers in a VGG-16 net.
+
+        The deviations are those of the authors' head of three layers in Attention to Scale.
+        """
+        deviations = {f"ref_conv{index}": 0.001 for index in range(1, len(self.dilations) + 1)}
+        deviations |= {"att_conv1": 0.005, "att_fc": 0.01}
+        return deviations if self.recalibration is None else deviations | {"rec_conv1": 0.005, "rec_fc": 0.01}
+
+    def build(
+        self, channels: Mapping[str, int], scales: Sequence[float], num_classes: int, widths: Widths, dropout: float
+    ) -> "RefineAttention":
+        """The head's module, for streams with maps of these channels.
 
         Raises:
             InputError: the net has another number of scales than there are dilations.
         """
-        if len(self.dilations) != len(net.scales):
+        if len(self.dilations) != len(scales):
             raise InputError(
                 f"there are {len(self.dilations)} dilations, {_listed(self.dilations)}, for the scales "
-                f"{_listed(net.scales)}: give one for each scale."
+                f"{_listed(scales)}: give one for each scale."
             )
-        channels, width = net.map_channels(), net.widths.refine
-        hypercolumn = sum(channels[stage] for stage in self.stages)
-        layers: dict[str, nn.Module] = {
-            f"ref_conv{index}": Conv2d(hypercolumn, width, 3, padding=dilation, dilation=dilation)
-            for index, dilation in enumerate(self.dilations, 1)
-        }
-        outputs = {"att": len(net.scales), "rec": net.num_classes}
-        for branch in self.branches:
-            layers[f"{branch}_conv1"] = Conv2d(len(net.scales) * width, width, 3, padding=1)
-            layers[f"drop_{branch}_conv1"] = Dropout(net.dropout)
-            layers[f"{branch}_fc"] = nn.Conv2d(width, outputs[branch], 1)
-        return layers
-
-    def fillers(self) -> dict[str, float]:
-        """Its layers, and the standard deviations that they start with in a VGG-16 net: those of the authors' head of
-        three layers in Attention to Scale."""
-        deviations = {f"ref_conv{index}": 0.001 for index in range(1, len(self.dilations) + 1)}
-        return deviations | {f"{b}_{la}": std for b in self.branches for la, std in (("conv1", 0.005), ("fc", 0.01))}
-
-    def read(self, maps: Mapping[str, Tensor], grid: tuple[int, int]) -> Tensor:
-        """The hypercolumns of one branch, (N, sum of the stages' channels, *grid)."""
-        return ops.interp_concat([maps[stage] for stage in self.stages], grid)
-
-    def attention(
-        self, net: Net, hypercolumns: Sequence[Tensor], grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits (N, S, *grid), and what recalibrates the scores, (N, C, *grid), from each scale's hypercolumns."""
-        streams = [relu(net.get_submodule(f"ref_conv{i}")(column)) for i, column in enumerate(hypercolumns, 1)]
-        x = torch.cat(streams, 1)
-        logits = net.att_fc(net.drop_att_conv1(relu(net.att_conv1(x))))
-        if self.recalibration is None:
-            return logits, None
-        recalibration = net.rec_fc(net.drop_rec_conv1(relu(net.rec_conv1(x))))
-        return logits, recalibration.sigmoid() if self.recalibration == "multiply" else recalibration
+        return RefineAttention(self, sum(channels[stage] for stage in self.stages), num_classes, widths.refine, dropout)
 
     def config(self) -> dict:
-        """Its fields as plain values."""
+        """The fields as plain values, for `build_head`."""
         return {"dilations": list(self.dilations), "stages": list(self.stages), "recalibration": self.recalibration}
 
 
-def _listed(values: tuple) -> str:
+class RefineAttention(nn.Module):
+    """The head of Attention to Refine (Eq. 2 and 3 of the paper).
+
+    The maps of several stages of a stream are resized to the 1/4 grid of scale 1 and concatenated: its hypercolumns. A
+    3x3 convolution with a dilation of its own, `ref_conv<i>` for the i-th scale, and a ReLU follow, and the results are
+    concatenated over the scales. From these a 3x3 and a 1x1 convolution make the location attention, `att_conv1` and
+    `att_fc`, one logit per scale, and two more the recalibration, `rec_conv1` and `rec_fc`, one value per class that
+    all scales share.
+
+    Args:
+        head: its description.
+        channels: of a hypercolumn.
+        num_classes: C.
+        width: filters of every convolution but `att_fc` and `rec_fc`.
+        dropout: drop ratio after `att_conv1` and `rec_conv1`.
+    """
+
+    def __init__(self, head: RefineHead, channels: int, num_classes: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.stages, self.recalibration = head.stages, head.recalibration
+        scales = len(head.dilations)
+        for index, dilation in enumerate(head.dilations, 1):
+            self.add_module(f"ref_conv{index}", Conv2d(channels, width, 3, padding=dilation, dilation=dilation))
+        self.att_conv1 = Conv2d(scales * width, width, 3, padding=1)
+        self.drop_att_conv1 = Dropout(dropout)
+        self.att_fc = nn.Conv2d(width, scales, 1)
+        if head.recalibration is not None:
+            self.rec_conv1 = Conv2d(scales * width, width, 3, padding=1)
+            self.drop_rec_conv1 = Dropout(dropout)
+            self.rec_fc = nn.Conv2d(width, num_classes, 1)
+
+    def read(self, maps: Mapping[str, Tensor], grid: tuple[int, int]) -> Tensor:
+        """The hypercolumns of one stream, (N, sum of the stages' channels, *grid)."""
+        return ops.interp_concat([maps[stage] for stage in self.stages], grid)
+
+    def forward(self, hypercolumns: Sequence[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Logits (N, S, *grid) and the recalibration of the scores, (N, C, *grid), if any, from those of S streams."""
+        refined = [relu(self.get_submodule(f"ref_conv{i}")(column)) for i, column in enumerate(hypercolumns, 1)]
+        x = torch.cat(refined, 1)
+        logits = self.att_fc(self.drop_att_conv1(relu(self.att_conv1(x))))
+        if self.recalibration is None:
+            return logits, None
+        recalibration = self.rec_fc(self.drop_rec_conv1(relu(self.rec_conv1(x))))
+        return logits, recalibration.sigmoid() if self.recalibration == "multiply" else recalibration
+
+
+def _listed(values: Sequence) -> str:
     return " ".join(map(str, values)) or "(none)"

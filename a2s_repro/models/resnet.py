@@ -105,7 +105,7 @@ class ResNetDilated8(MultiScale):
         ):
             if value not in known:
                 raise InputError(f"{name} '{value}' is not known; it is one of {', '.join(known)}.")
-        self.head, self.decoder_kind, self.stem = head, decoder, stem
+        self.head_config, self.decoder_kind, self.stem = head, decoder, stem
         self.width, self.batch_norm, self.widths = width, batch_norm, Widths().scaled(width)
         norm = NORMS[batch_norm]
         self.channels = {
@@ -144,7 +144,8 @@ class ResNetDilated8(MultiScale):
             elif part == "decoder":
                 self._fill({name: 0.001})
             else:
-                self._fill({name: 0.01 if name.endswith("_fc") else math.sqrt(2 / layer.weight[0].numel())})
+                std = 0.01 if name.endswith("_fc") else math.sqrt(2 / layer.weight[0].numel())
+                self._fill({name.removeprefix("head."): std})
 
     def _blocks(
         self, name: str, count: int, norm: type[nn.Module], stride: int = 1, dilation: int = 1
@@ -181,14 +182,14 @@ class ResNetDilated8(MultiScale):
         return super().forward(image)
 
     def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> dict[str, ParameterRule]:
-        """The rule of every parameter by its name.
+        """The rule of every parameter by its key in the state dict.
 
         The decoder and the attention learn at ten times the rate of the encoder. Biases and batch normalisations learn
         at the rate of the weights and do not decay. `lr_mult` gives layers, by the first part of their names, other
         multipliers.
         """
         rules = {}
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.keyed_parameters().items():
             layer = name.partition(".")[0]
             mult = (lr_mult or {}).get(layer, 1 if layer in self.encoder_layers else 10)
             branches = 1 if layer in self.unshared_layers else len(self.scales)
@@ -201,7 +202,7 @@ class ResNetDilated8(MultiScale):
             "num_classes": self.num_classes,
             "scales": list(self.scales),
             "merge": self.merge,
-            "head": self.head.config(),
+            "head": self.head_config.config(),
             "decoder": self.decoder_kind,
             "stem": self.stem,
             "width": self.width,
@@ -240,7 +241,7 @@ def load_resnet34(net: ResNetDilated8, path: str | os.PathLike) -> str:
         if not tensor.isfinite().all():
             raise InputError(f"{path}: {key} has values that are not finite, so the file is damaged: get it again.")
     net.load_state_dict(theirs, strict=False)
-    fresh = sorted({name.partition(".")[0] for name, _ in net.named_parameters()} - set(net.encoder_layers))
+    fresh = sorted({name.partition(".")[0] for name in net.keyed_parameters()} - set(net.encoder_layers))
     unused = "; fc of the file not used" if len(theirs) < len(state) else ""
     return f"ResNet-34 with stem '{net.stem}' loaded from {path}{unused}; {', '.join(fresh)} new"
 

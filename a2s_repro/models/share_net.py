@@ -1,16 +1,17 @@
 """The share-net: a net run on an image at several scales, and the three ways to merge the score maps."""
 
 import copy
+from typing import Any
 
 from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.errors import InputError
-from a2s_repro.models.attention import ON_FC7, AttentionHead
+from a2s_repro.models.attention import ON_FC7, AttentionHead, ScaleAttention
 from a2s_repro.models.base import Branch, Net, Prediction, check_image
 from a2s_repro.models.deeplab import DeepLab, Widths
-from a2s_repro.models.layers import shared_filters
-from a2s_repro.models.refine import RefineHead
+from a2s_repro.models.layers import leave_out_of_state_dict, shared_filters
+from a2s_repro.models.refine import RefineAttention, RefineHead
 
 RESAMPLING = {1: {}, 0.75: {"shrink": 4, "zoom": 3}, 0.5: {"shrink": 2}, 0.25: {"shrink": 4}}
 """Interp's factors for the image at each scale. The authors halve the half image for 0.25; on sizes of 32k + 1 that is
@@ -30,16 +31,19 @@ MERGES = ("attention", "average", "max")
 
 
 class MultiScale(Net):
-    """A net whose branch runs on the image at each scale, with the same weights, and whose score maps are merged.
+    """A net with a stream for the image at each scale, of the same weights, whose score maps are merged.
 
-    With attention the head reads maps of all scales and makes one logit per scale and pixel from them; their softmax
+    With attention the head reads maps of all streams and makes one logit per scale and pixel from them; their softmax
     over the scales weighs the score maps (Eq. 1 and 2). `average` and `max` are the two baselines.
     """
 
-    head: AttentionHead | RefineHead
+    head: ScaleAttention | RefineAttention
+    """Makes the attention, where the merge is by attention."""
+    head_config: AttentionHead | RefineHead
+    """Description of the head; kept without attention, too."""
 
     def _merge_scales(self, scales: tuple[float, ...], merge: str | None, head: AttentionHead | RefineHead) -> None:
-        """Makes a net of several scales of it; the net has its other layers already."""
+        """Gives the net, which has its other layers already, several scales and their merge."""
         if len(scales) < 2 or scales != tuple(scale for scale in RESAMPLING if scale in scales):
             raise InputError(
                 f"scales {' '.join(f'{scale:g}' for scale in scales) or '(none)'}: a share-net takes two or more of "
@@ -47,7 +51,7 @@ class MultiScale(Net):
             )
         if merge not in MERGES:
             raise InputError(f"merge '{merge}' is not known; it is one of {', '.join(MERGES)}.")
-        self.scales, self.merge, self.head = scales, merge, head
+        self.scales, self.merge, self.head_config = scales, merge, head
         self.branch_order = tuple(scale for scale in BRANCH_ORDER if scale in scales)
         self.grid_step = max(GRID_STEP[scale] for scale in scales)
         if merge == "attention":
@@ -57,8 +61,8 @@ class MultiScale(Net):
                     f"the net has no map '{unknown[0]}' for attention to read: it has {', '.join(channels)}."
                 )
             self.head_maps, self.stride, self.unshared_layers = head.maps, head.stride, tuple(head.fillers())
-            for name, layer in head.build(self).items():
-                self.add_module(name, layer)
+            self.head = head.build(channels, scales, self.num_classes, self.widths, self.dropout)
+            leave_out_of_state_dict(self, "head")
 
     def forward(self, image: Tensor) -> Prediction:
         """Merged score map of a batch of images, normalised as `normalization` says.
@@ -81,10 +85,10 @@ class MultiScale(Net):
         size = image.shape[2:] if self.skip_net and not self.training else grid
         weights = recalibration = None
         if self.merge == "attention":
-            logits, recalibration = self.head.attention(self, features, grid)
-            factors = recalibration if self.head.recalibration == "multiply" else None
+            logits, recalibration = self.head(features, grid)
+            factors = recalibration if self.head_config.recalibration == "multiply" else None
             merged, weights = ops.scale_merge(scores, logits, size, factors)
-            if self.head.recalibration == "add":
+            if self.head_config.recalibration == "add":
                 merged = merged + recalibration
         elif self.merge == "average":
             merged = ops.scale_average(scores, size, AVERAGE_FACTOR[len(scores)])
@@ -93,8 +97,11 @@ class MultiScale(Net):
         return Prediction(merged, scores, weights, self.scales, self.loss_order, recalibration, self.stride)
 
     def _read(self, branch: Branch, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """The scores at one scale, and what the head needs of its maps, which are then let go of."""
+        """The scores of a stream, and what the head reads of it; its other maps are released."""
         return branch.scores, self.head.read(branch.features, grid) if self.merge == "attention" else None
+
+    def layer(self, name: str) -> nn.Module:
+        return self.get_submodule(name if hasattr(self, name.partition(".")[0]) else f"head.{name}")
 
     @property
     def loss_order(self) -> tuple[float, ...]:
@@ -145,37 +152,36 @@ class ShareNet(MultiScale, DeepLab):
             self._fill(head.fillers())
 
     def copy_per_branch(self) -> None:
-        """Gives the branches after the first parameters of their own, which share the storage of the net's.
+        """Gives the streams after the first parameters of their own, which share the storage of the net's.
 
-        The net computes the same, but every branch has gradients of its own: `copies[i]` holds those of
-        `scales[i + 1]`, of all layers but the attention head. This is how Caffe shares weights; training needs it only
-        where the copies' histories must be kept apart. The storage stays shared as long as the net stays where it is:
-        call it after moving the net to its device and dtype.
+        The net computes the same, but every stream has gradients of its own: `copies[i]` has those of `scales[i + 1]`,
+        for all layers but the head. This is how Caffe shares weights; training needs it only where the copies'
+        histories must be kept apart. The storage stays shared as long as the net stays where it is: call it after
+        moving the net to its device and dtype.
         """
-        self.copies = tuple(_sharing_copy(self) for _ in self.scales[1:])
+        self.copies = tuple(self._sharing_copy() for _ in self.scales[1:])
+
+    def _sharing_copy(self) -> "ShareNet":
+        """The net without its head; parameters share the net's storage, layers without parameters are the net's own."""
+        shared: dict[int, Any] = {id(layer): layer for layer in self.modules() if not list(layer.parameters())}
+        shared |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in self.parameters()}
+        shared[id(self.copies)] = ()
+        if self.merge == "attention":
+            shared[id(self.head)] = None
+        return copy.deepcopy(self, shared)
+
+    def train(self, mode: bool = True) -> "ShareNet":
+        for each in self.copies:
+            each.train(mode)
+        return super().train(mode)
 
     def config(self) -> dict:
         return super().config() | {
             "scales": list(self.scales),
             "merge": self.merge,
             "skip_net": self.skip_net,
-            "head": self.head.config(),
+            "head": self.head_config.config(),
         }
-
-
-def _sharing_copy(net: ShareNet) -> DeepLab:
-    """The net without its unshared layers, with parameters that share the net's storage; the rest is the net's own."""
-    branch = copy.copy(net)
-    branch.copies = ()
-    layers = {name: layer for name, layer in net._modules.items() if name not in net.unshared_layers}
-    for name, layer in layers.items():
-        if layer._parameters:
-            layers[name] = copy.copy(layer)
-            layers[name]._parameters = {
-                kind: nn.Parameter(p.data, requires_grad=p.requires_grad) for kind, p in layer._parameters.items()
-            }
-    branch._modules = layers
-    return branch
 
 
 def rescaled(image: Tensor, scale: float) -> Tensor:

@@ -111,9 +111,9 @@ def _merging(net: ShareNet, stored: Blobs, prediction: Prediction, image: Tensor
     if net.merge == "average":
         blobs["fc_fusion"] = sum(scores)
     if net.merge == "attention":
-        features = classifier if net.head.features == "fc8" else net.head.features
+        features = classifier if net.head_config.features == "fc8" else net.head_config.features
         grid = tuple(ops.interp_size(side, shrink=GRID_STEP[1]) for side in image.shape[2:])
-        blobs[f"{net.head.features}_concat"] = torch.cat(aligned(features, grid), 1)
+        blobs[f"{net.head_config.features}_concat"] = torch.cat(aligned(features, grid), 1)
         on_grid = prediction.weights.shape == stored["att_fc"].shape
         blobs["attention"] = prediction.weights if on_grid else ops.scale_softmax(stored["att_fc"])
         for index, (suffix, scores_at) in enumerate(zip(suffixes, scores, strict=True)):
@@ -136,9 +136,10 @@ def recorded_outputs(net: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         outputs.setdefault(name, []).append(output)
         outputs[name].sort(key=lambda output: -output.shape[-1])  # streams do not run in the order of the scales
 
+    layers = {name.removeprefix("head."): layer for name, layer in net.named_modules() if not any(layer.children())}
     hooks = [
         layer.register_forward_hook(lambda _, __, output, name=name: collect(name, output))
-        for name, layer in net.named_children()
+        for name, layer in layers.items()
         if not isinstance(layer, nn.Dropout)
     ]
     try:

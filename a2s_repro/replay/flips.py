@@ -77,6 +77,7 @@ def recorded_decisions(net: DeepLab) -> Iterator[list[Decision]]:
 
     hooks = []
     for name, layer in net.named_modules():
+        name = name.removeprefix("head.")
         if isinstance(layer, nn.Conv2d) and name not in LINEAR:
             hook = layer.register_forward_hook(lambda _, __, output, name=name: relu(name, output))
         elif isinstance(layer, nn.MaxPool2d):

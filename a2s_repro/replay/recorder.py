@@ -128,7 +128,7 @@ def _trained(recording: Recording) -> tuple[Arrays, list[str]]:
         training.update(iteration)
     histories, _ = training.by_parameter_and_copy(lambda parameter: training.solver.state[parameter].get("history"))
     arrays |= {f"hist_{RUN}|{_key(name, recording)}": value for name, value in histories.items()}
-    arrays |= {f"final_{RUN}|{_key(name, recording)}": value for name, value in training.net.named_parameters()}
+    arrays |= {f"final_{RUN}|{_key(name, recording)}": value for name, value in training.net.keyed_parameters().items()}
     arrays[f"losses_{RUN}"] = np.stack(rows)
     return {key: np.asarray(torch.as_tensor(value).detach(), np.float32) for key, value in arrays.items()}, list(tops)
 

@@ -55,7 +55,8 @@ def compare_streams(recording: Recording) -> list[Comparison]:
     recorded = recording.streams
     net = build_model(recording.config)
     streams = _streams(recording, net)
-    ours = {name: net.get_parameter(name).detach() for name in recorded.fillers}
+    parameters = net.keyed_parameters()
+    ours = {name: parameters[name].detach() for name in recorded.fillers}
     data, seeds = streams.data(), [streams.transformer_seed]
     for number in range(len(recorded.draws)):
         ours[f"images of pass {number}"], _ = recorded.batch(data.batch(number))
@@ -122,7 +123,7 @@ def compare_run(
             theirs = {top: values[iteration]}
             comparisons += _compared(kind, tops, theirs, gates(), run=run, iteration=iteration)
         progress()
-    weights = {name: parameter.detach() for name, parameter in training.net.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in training.net.keyed_parameters().items()}
     histories, of_copies = training.by_parameter_and_copy(lambda p: training.solver.state[p].get("history"))
     comparisons += _compared("weight", weights, recorded.weights, gates(), run=run)
     comparisons += _compared("history", histories, recorded.history, gates(), run=run)
@@ -214,7 +215,7 @@ class Training:
         """`value` of all parameters, by name: summed over the copies of a parameter, and per copy."""
         summed, copies = {}, {}
         for branch, scale in zip((self.net, *self.net.copies), self.net.scales, strict=False):
-            for name, parameter in branch.named_parameters():
+            for name, parameter in branch.keyed_parameters().items():
                 tensor = value(parameter)
                 if tensor is not None:
                     layer, kind = name.split(".")

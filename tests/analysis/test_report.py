@@ -57,7 +57,7 @@ def random_net(kind: str) -> Net:
     """
     torch.manual_seed(0)
     net = NETS[kind]()
-    for name, parameter in net.named_parameters():
+    for name, parameter in net.keyed_parameters().items():
         if name.endswith("weight"):
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
         if name in ("fc8.weight", "att_fc.weight", "rec_fc.weight"):

@@ -57,7 +57,7 @@ def net_of(name: str, widths: Widths = THIN) -> DeepLab:
     net.load_state_dict(from_caffe(random_init(widths, seed=0), "init").weights.state_dict, strict=False)
     generator = torch.Generator().manual_seed(1)
     for layer in net.new_layers:
-        weight = net.get_submodule(layer).weight
+        weight = net.layer(layer).weight
         gain = 0.3 if layer == "att_fc" else 2  # an almost one-hot softmax would hide errors
         weight.data.normal_(std=gain * weight[0].numel() ** -0.5, generator=generator)
     return net.eval()

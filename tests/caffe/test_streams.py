@@ -88,7 +88,8 @@ def caffe_name(parameter: str) -> str:
 
 
 def test_fillers(trainer, recorded):
-    weights = {caffe_name(name): parameter.detach().numpy() for name, parameter in trainer.model.named_parameters()}
+    parameters = trainer.model.keyed_parameters().items()
+    weights = {caffe_name(name): parameter.detach().numpy() for name, parameter in parameters}
     for layer in (RECIPE.classifier, "att_conv1", "att_fc"):
         for index in (0, 1):
             assert (weights[f"{layer}/{index}"] == recorded[f"filler|{layer}/{index}"]).all(), layer
@@ -109,7 +110,7 @@ def test_images_mirrors_and_crops(trainer, recorded):
 def test_ten_updates(trainer, files, recorded, workers, record_property):
     """Without a flip, losses agree within 6e-7, gradients 1e-6 and weights 6e-7; the gates allow for one flip."""
     load_init(trainer.model, files["init"], RECIPE.classifier)
-    parameters = {caffe_name(name): parameter for name, parameter in trainer.model.named_parameters()}
+    parameters = {caffe_name(name): parameter for name, parameter in trainer.model.keyed_parameters().items()}
     batches = trainer.batches(workers)
     worst = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
     for iteration in range(10):
@@ -200,14 +201,14 @@ def test_the_order_of_draws_at_three_scales():
     words.skip(3)
     fc8, *_ = (ziggurat(words, net.fc8.weight.numel(), 0.01) for _ in range(3))
     assert (net.fc8.weight.detach().numpy().ravel() == fc8).all()
-    for layer, std in ((net.att_conv1, 0.005), (net.att_fc, 0.01)):
+    for layer, std in ((net.head.att_conv1, 0.005), (net.head.att_fc, 0.01)):
         assert (layer.weight.detach().numpy().ravel() == ziggurat(words, layer.weight.numel(), std)).all()
 
     masks = {}
     for dropout, below in (("drop6", "fc6"), ("drop7", "fc7"), ("drop_att_conv1", "att_conv1")):
-        torch.nn.init.zeros_(net.get_submodule(below).weight)
-        torch.nn.init.ones_(net.get_submodule(below).bias)
-        layer = net.get_submodule(dropout)
+        torch.nn.init.zeros_(net.layer(below).weight)
+        torch.nn.init.ones_(net.layer(below).bias)
+        layer = net.layer(dropout)
         layer.register_forward_hook(lambda _, x, y, name=dropout: masks.setdefault(name, []).append(y.detach() / 2))
     ahead = streams.data()
     seeds = [streams.transformer_seed]
@@ -245,7 +246,7 @@ def test_layers_draw_in_the_order_of_the_authors_files(name):
     for layer in layers:
         if filler := re.search(r'weight_filler \{\s+type: "gaussian"\s+std: ([\d.]+)', layer):
             module = branch_of(layer_name(layer))[0].replace(recording.classifier, "fc8")
-            weight = net.get_submodule(module).weight
+            weight = net.layer(module).weight
             drawn = ziggurat(words, weight.numel(), float(filler[1]))
             assert module in seen or (weight.detach().numpy().ravel() == drawn).all(), module
             seen.add(module)
@@ -254,6 +255,7 @@ def test_layers_draw_in_the_order_of_the_authors_files(name):
     asked = []
     scale_of_side = {9: 1, 7: 0.75, 5: 0.5, 3: 0.25}
     for module, layer in net.named_modules():
+        module = module.removeprefix("head.")
         if isinstance(layer, Dropout):
             layer.register_forward_hook(
                 lambda _, __, y, module=module: asked.append(module + SUFFIX_OF_SCALE[scale_of_side[y.shape[-1]]])

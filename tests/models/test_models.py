@@ -1,7 +1,9 @@
 """Shapes, names, parameter counts and refusals of the nets."""
 
+import copy
 import dataclasses
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ def filled(net, seed: int = 0):
 
 
 def parameters(net, *layers: str) -> int:
-    return sum(p.numel() for name, p in net.named_parameters() if name.split(".")[0].startswith(layers))
+    return sum(p.numel() for name, p in net.keyed_parameters().items() if name.split(".")[0].startswith(layers))
 
 
 def test_the_main_net_has_the_authors_layers_and_parameter_counts():
@@ -44,11 +46,37 @@ def test_state_dict_keys_are_caffe_layer_names():
     assert not any(key.startswith("att_") for key in ShareNet(5, merge="max", widths=THIN).state_dict())
 
 
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda net: pickle.loads(pickle.dumps(net))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_parts_of_other_modules_and_copies_have_the_same_keys(copied):
+    """The head's name is in none of them, and some of them load without the others."""
+    net = torch.nn.Sequential(filled(ShareNet(5, (1, 0.5), widths=THIN)))
+    again = copied(torch.nn.Sequential(ShareNet(5, (1, 0.5), widths=THIN)))
+    state = net.state_dict()
+    assert "0.att_fc.weight" in state and not any("head" in key for key in state)
+    again.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+    del state["0.fc8.bias"]
+    assert again.load_state_dict(state | {"0.x": torch.ones(1)}, strict=False) == (["0.fc8.bias"], ["0.x"])
+    assert "0.att_fc.weight" in state
+
+
+def test_a_head_works_without_a_net():
+    """Features of three scales, each on its own grid, give a logit for every scale."""
+    head = AttentionHead(layers=3).build({"fc7": 8}, (1, 0.75, 0.5), 5, THIN, dropout=0.5)
+    features = [torch.randn(2, 8, side, side) for side in (9, 7, 5)]
+    logits, recalibration = head(features, (9, 9))
+    assert logits.shape == (2, 3, 9, 9) and recalibration is None
+    assert list(dict(head.named_children())) == ["att_conv1", "drop_att_conv1", "att_conv2", "drop_att_conv2", "att_fc"]
+
+
 def test_fillers_leave_the_trunk_at_zero_and_draw_the_heads():
     torch.manual_seed(0)
     net = ShareNet(21)
     std = {"fc8.weight": 0.01, "att_conv1.weight": 0.005, "att_fc.weight": 0.01}
-    for name, parameter in net.named_parameters():
+    for name, parameter in net.keyed_parameters().items():
         if name in std:
             assert parameter.std().item() == pytest.approx(std[name], rel=0.05)
         else:
@@ -122,7 +150,7 @@ def test_branches_draw_their_own_dropout_masks():
 @pytest.mark.parametrize("layer", ["drop6", "drop7", "drop_att_conv1"])
 def test_dropout_drops_single_values_and_no_whole_channels(layer):
     torch.manual_seed(0)
-    kept = ShareNet(3, widths=THIN).train().get_submodule(layer)(torch.ones(1, 16, 9, 9)) != 0
+    kept = ShareNet(3, widths=THIN).train().layer(layer)(torch.ones(1, 16, 9, 9)) != 0
     of_channels = kept.flatten(2).float().mean(2)
     assert of_channels.min() > 0.2 and of_channels.max() < 0.8
 
@@ -138,11 +166,11 @@ def test_channels_last_gives_the_same_prediction():
 
 @pytest.mark.parametrize("net", [DeepLabLargeFOV(4, pool5a=True, widths=THIN), ShareNet(4, (1, 0.5), widths=THIN)])
 def test_a_net_is_rebuilt_from_its_config(net):
-    copy = build_model(net.config())
-    copy.load_state_dict(net.state_dict())
-    assert copy.config() == net.config()
+    again = build_model(net.config())
+    again.load_state_dict(net.state_dict())
+    assert again.config() == net.config()
     image = torch.randn(1, 3, 33, 33)
-    assert torch.equal(copy.eval()(image).scores, net.eval()(image).scores)
+    assert torch.equal(again.eval()(image).scores, net.eval()(image).scores)
 
 
 @pytest.mark.parametrize(
@@ -161,13 +189,13 @@ def test_a_net_is_rebuilt_from_its_config(net):
 def test_attention_heads(head, layers):
     """From other features, of one layer to three; the last gives a logit per scale, and no ReLU follows it."""
     net = filled(ShareNet(5, head=head, widths=dataclasses.replace(THIN, fc6=64))).eval()
-    found = {name: tuple(p.shape) for name, p in net.named_parameters() if name.startswith("att_") and p.dim() == 4}
+    found = {name: tuple(p.shape) for name, p in net.head.named_parameters() if p.dim() == 4}
     assert found == {f"{name}.weight": shape for name, shape in layers.items()}
     image = torch.randn(1, 3, 65, 65)
     features = [net.branch(ops.interp(image, (side, side))).features[head.features] for side in (65, 49, 33)]
     x = ops.interp_concat(features, (9, 9))
     for name in layers:
-        layer = net.get_submodule(name)
+        layer = net.layer(name)
         x = F.conv2d(x, layer.weight, layer.bias, padding=layer.padding)
         x = x if name == "att_fc" else x.clamp(min=0)
     torch.testing.assert_close(net(image).weights, x.softmax(1))
@@ -177,9 +205,9 @@ def test_the_deviations_of_a_head_of_three_layers():
     """Of the authors' coco_attention16 to 18; others start as the main net's."""
     torch.manual_seed(0)
     net = ShareNet(21, head=AttentionHead(layers=3))
-    assert net.att_conv1.weight.std().item() == pytest.approx(0.001, rel=0.05)
-    assert net.att_conv2.weight.std().item() == pytest.approx(0.005, rel=0.05)
-    assert net.att_fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert net.head.att_conv1.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert net.head.att_conv2.weight.std().item() == pytest.approx(0.005, rel=0.05)
+    assert net.head.att_fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
 
 
 def test_every_parameter_has_its_rule():

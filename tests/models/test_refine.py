@@ -33,7 +33,8 @@ def test_parameter_counts():
     """Of the full net on PASCAL VOC 2012: hypercolumns of 1472 channels, 512 filters everywhere."""
     with torch.device("meta"):
         net = ShareNet(21, SCALES, head=RefineHead())
-    counts = {name: sum(p.numel() for p in layer.parameters()) for name, layer in net.named_children()}
+    layers = dict(net.named_children()) | dict(net.head.named_children())
+    counts = {name: sum(p.numel() for p in layer.parameters()) for name, layer in layers.items()}
     hypercolumn = 64 + 128 + 256 + 512 + 512
     assert hypercolumn == 1472
     expected = {
@@ -46,7 +47,7 @@ def test_parameter_counts():
     }
     assert {name: counts[name] for name in expected} == expected
     assert sum(expected.values()) == 23_016_983
-    trunk = sum(count for name, count in counts.items() if name not in expected)
+    trunk = sum(count for name, count in counts.items() if name not in (*expected, "head"))
     assert trunk == 14_714_688 + 4_719_616 + 1_049_600 + 21_525
 
 
@@ -61,10 +62,10 @@ def test_receptive_fields_of_the_attention(stage, branch):
     """Of a logit, through one stage of one scale: one cell of att_conv1 and `dilation` cells of ref_conv to each side,
     the stage's cell beyond them where its grid is coarser, and what that cell sees."""
     net = smooth(refine_net(RefineHead(stages=(stage,))))
-    other = net.get_submodule(f"ref_conv{2 - branch}")
+    other = net.layer(f"ref_conv{2 - branch}")
     torch.nn.init.zeros_(other.weight)
     logits = []
-    net.att_fc.register_forward_hook(lambda _, __, output: logits.append(output))
+    net.head.att_fc.register_forward_hook(lambda _, __, output: logits.append(output))
     image = torch.rand(1, 3, 641, 17, dtype=torch.float64, requires_grad=True)
     net(image)
 
@@ -112,20 +113,20 @@ def composed(net: ShareNet, image: torch.Tensor) -> torch.Tensor:
             for layer in range(1, count + 1):
                 conv = net.get_submodule(f"conv{group}_{layer}")
                 x = F.relu(F.conv2d(x, conv.weight, conv.bias, padding=conv.padding, dilation=conv.dilation))
-            if f"conv{group}_{count}" in net.head.stages:
+            if f"conv{group}_{count}" in net.head_config.stages:
                 stages.append(resized(x, size))
             x = F.max_pool2d(x, 3, 2 if group < 4 else 1, 1)
-        conv, dilation = net.get_submodule(f"ref_conv{index}"), net.head.dilations[index - 1]
+        conv, dilation = net.layer(f"ref_conv{index}"), net.head_config.dilations[index - 1]
         hypercolumn = torch.cat(stages, 1)
         streams.append(F.relu(F.conv2d(hypercolumn, conv.weight, conv.bias, padding=dilation, dilation=dilation)))
         scores.append(net.fc8(F.relu(net.fc7(F.relu(net.fc6(x))))))
     x = torch.cat(streams, 1)
-    weights = net.att_fc(F.relu(net.att_conv1(x))).softmax(1)
-    recalibration = net.rec_fc(F.relu(net.rec_conv1(x))) if net.head.recalibration else None
-    if net.head.recalibration == "multiply":  # Eq. 3: the scores of each scale, before they are weighed
+    weights = net.head.att_fc(F.relu(net.head.att_conv1(x))).softmax(1)
+    recalibration = net.head.rec_fc(F.relu(net.head.rec_conv1(x))) if net.head_config.recalibration else None
+    if net.head_config.recalibration == "multiply":  # Eq. 3: the scores of each scale, before they are weighed
         scores = [resized(each, size) * recalibration.sigmoid() for each in scores]
     merged = sum(weights[:, s : s + 1] * resized(each, size) for s, each in enumerate(scores))
-    return merged + recalibration if net.head.recalibration == "add" else merged
+    return merged + recalibration if net.head_config.recalibration == "add" else merged
 
 
 @pytest.mark.parametrize(
@@ -184,12 +185,11 @@ def test_any_stage_can_be_read():
 
 def test_the_branches_draw_their_own_dropout_masks():
     net = refine_net()
-    assert {"drop_att_conv1", "drop_rec_conv1"} <= dict(net.named_children()).keys()
-    torch.nn.init.ones_(net.att_conv1.bias)
-    torch.nn.init.ones_(net.rec_conv1.bias)
+    torch.nn.init.ones_(net.head.att_conv1.bias)
+    torch.nn.init.ones_(net.head.rec_conv1.bias)
     masks = []
     for name in ("drop_att_conv1", "drop_rec_conv1"):
-        net.get_submodule(name).register_forward_hook(lambda _, __, output: masks.append(output != 0))
+        net.layer(name).register_forward_hook(lambda _, __, output: masks.append(output != 0))
     net.train()(torch.zeros(1, 3, 33, 33))
     location, recalibrating = masks
     assert not torch.equal(location, recalibrating) and 0.3 < location.float().mean() < 0.7
@@ -204,7 +204,7 @@ def test_fillers_and_rules():
     assert net.new_layers == {"fc8": 0.01} | deviations
     rules = net.parameter_rules()
     for name, std in deviations.items():
-        assert net.get_submodule(name).weight.std().item() == pytest.approx(std, rel=0.15), name
+        assert net.layer(name).weight.std().item() == pytest.approx(std, rel=0.15), name
         assert rules[f"{name}.weight"] == (10, 1, 1) and rules[f"{name}.bias"] == (20, 0, 1)
     assert rules["fc8.weight"] == (10, 1, 2) and rules["conv1_1.weight"] == (1, 1, 2)
 
@@ -214,7 +214,7 @@ def test_the_net_is_rebuilt_from_its_config(head):
     net = refine_net(head)
     again = build_model(net.config())
     again.load_state_dict(net.state_dict())
-    assert again.config() == net.config() and again.head == head == build_head(head.config())
+    assert again.config() == net.config() and again.head_config == head == build_head(head.config())
     image = torch.randn(1, 3, 33, 33)
     assert torch.equal(again.eval()(image).scores, net.eval()(image).scores)
     assert build_head(AttentionHead("fc6").config()) == AttentionHead("fc6")

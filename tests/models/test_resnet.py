@@ -198,8 +198,9 @@ def test_attention_to_scale_reads_layer4():
     net = thin(scales=SCALES, merge="attention").eval()
     image = torch.randn(1, 3, 33, 33)
     features = [net.branch(ops.interp(image, (side, side))).features["layer4"] for side in (33, 17)]
-    x = F.conv2d(ops.interp_concat(features, (5, 5)), net.att_conv1.weight, net.att_conv1.bias, padding=1).clamp(min=0)
-    torch.testing.assert_close(net(image).weights, net.att_fc(x).softmax(1))
+    conv = net.head.att_conv1
+    x = F.conv2d(ops.interp_concat(features, (5, 5)), conv.weight, conv.bias, padding=1).clamp(min=0)
+    torch.testing.assert_close(net(image).weights, net.head.att_fc(x).softmax(1))
 
 
 def test_all_scales_run_the_same_batch_normalisations():
@@ -215,7 +216,7 @@ def test_every_parameter_has_its_rule():
     """Decoder and attention learn at ten times the encoder's rate; biases and batch normalisations do not decay."""
     net = thin(**FIVE_NETS["refine_psp"])
     rules = net.parameter_rules()
-    assert rules.keys() == dict(net.named_parameters()).keys()
+    assert rules.keys() == net.keyed_parameters().keys()
     assert rules["conv1.weight"] == rules["layer4.0.downsample.0.weight"] == (1, 1, 2)
     assert rules["bn1.weight"] == rules["layer4.0.downsample.1.bias"] == (1, 0, 2)
     assert rules["decoder.ppm.0.1.weight"] == rules["decoder.conv_last.4.weight"] == (10, 1, 2)
@@ -229,14 +230,14 @@ def test_how_layers_start():
     net = ResNetDilated8(5, SCALES, "attention", head=REFINE, decoder="psp", width=1 / 4)
     assert net.layer4[1].conv1.weight.std().item() == pytest.approx(math.sqrt(2 / (128 * 9)), rel=0.05)
     new = {name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
-    new = {name for name in new if name.startswith(("decoder", "ref_", "att_", "rec_"))}
+    new = {name.removeprefix("head.") for name in new if name.startswith(("decoder", "head"))}
     assert net.new_layers.keys() == new
     for name in ("ref_conv1", "att_conv1"):
-        weight = net.get_parameter(f"{name}.weight")
+        weight = net.layer(name).weight
         assert weight.std().item() == pytest.approx(math.sqrt(2 / weight[0].numel()), rel=0.05), name
     for name, std in (("decoder.conv_last.0", 0.001), ("att_fc", 0.01), ("rec_fc", 0.01)):
-        assert net.get_parameter(f"{name}.weight").std().item() == pytest.approx(std, rel=0.2), name
-    assert not net.rec_fc.bias.any()
+        assert net.layer(name).weight.std().item() == pytest.approx(std, rel=0.2), name
+    assert not net.head.rec_fc.bias.any()
 
 
 def classifier(net: ResNetDilated8) -> dict[str, torch.Tensor]:

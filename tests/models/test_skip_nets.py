@@ -78,7 +78,7 @@ def test_an_update_leaves_the_trunk_as_it_is():
     solver.set_lr(0.01)
     solver.step()
     for name, rule in net.parameter_rules().items():
-        assert (net.get_parameter(name).grad is not None) == (rule.lr_mult > 0), name
+        assert (net.keyed_parameters()[name].grad is not None) == (rule.lr_mult > 0), name
         assert torch.equal(net.state_dict()[name], before[name]) == (rule.lr_mult == 0), name
 
 
@@ -133,7 +133,7 @@ def test_a_share_net_merges_at_full_resolution_in_the_test_phase(merge):
         expected = at_image.amax(0)
     else:
         features = [single.branch(each).features["fc7"] for each in scaled]
-        softmax = net.head.attention(net, features, (9, 13))[0].softmax(1)
+        softmax = net.head(features, (9, 13))[0].softmax(1)
         assert softmax.std(dim=(2, 3)).min() > 0.01
         weights = ops.interp(softmax, (65, 97))
         torch.testing.assert_close(prediction.weights, weights)

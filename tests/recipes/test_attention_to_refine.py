@@ -78,7 +78,7 @@ def test_settings_of_section_3(recipe):
     solver.set_lr(rate(0))
     rates = {id(parameter): group["lr"] for group in solver.param_groups for parameter in group["params"]}
     decoder = tuple(net.new_layers) if recipe.backbone == "vgg16" else ("decoder", *net.unshared_layers)
-    for name, parameter in net.named_parameters():
+    for name, parameter in net.keyed_parameters().items():
         expected = 10 if name.startswith(decoder) else 1
         assert rates[id(parameter)] == pytest.approx(expected * recipe.base_lr, rel=1e-6), name
     assert {group["weight_decay"] for group in solver.param_groups} == {recipe.weight_decay}

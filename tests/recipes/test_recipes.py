@@ -81,7 +81,7 @@ def test_the_net_of_a_recipe():
     assert isinstance(find_recipe("person_part/msc_largefov").changed(width=1 / 32).net(), DeepLabMSc)
     assert find_recipe("coco_subset_msc/max3").changed(width=1 / 32).net().skip_net
     net = find_recipe("person_part/attention3_esupv_fc6").changed(width=1 / 32).net()
-    assert net.att_conv1.in_channels == 3 * 1024 / 32 and net.att_conv1.out_channels == 512 / 32
+    assert net.head.att_conv1.in_channels == 3 * 1024 / 32 and net.head.att_conv1.out_channels == 512 / 32
     assert find_recipe("person_part/attention3_esupv_768").changed(width=1 / 32).net().widths.att_conv1 == 24
 
 

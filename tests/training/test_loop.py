@@ -294,7 +294,7 @@ def test_the_tool_changes_any_part_of_the_net(run, files, tmp_path):
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr
     model, meta = load_model(tmp_path / "skip_net" / "final.pth")
-    assert model.skip_net and model.att_conv1.weight.shape == (256 * WIDTH, 2 * 1024 * WIDTH, 1, 1)
+    assert model.skip_net and model.head.att_conv1.weight.shape == (256 * WIDTH, 2 * 1024 * WIDTH, 1, 1)
     assert meta["recipe"]["scale_augmentation"] == [0.6, 1.4]
 
 

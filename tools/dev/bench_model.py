@@ -50,7 +50,7 @@ class EagerNet(nn.Module):
     def __init__(self, net: ShareNet) -> None:
         super().__init__()
         self.scales = net.scales
-        for name, layer in net.named_children():
+        for name, layer in (*net.named_children(), *net.head.named_children()):
             if isinstance(layer, nn.Conv2d):
                 shape = (layer.in_channels, layer.out_channels, layer.kernel_size)
                 self.add_module(name, nn.Conv2d(*shape, padding=layer.padding, dilation=layer.dilation))
