@@ -1,6 +1,5 @@
-// Every operator's schema, in the namespace that users call and, if it has CUDA code, in the one where tests run that on
-// the CPU.
-// Sizes are SymInt so that torch.compile does not recompile for each shape.
+// The schemas of all operators. Namespace a2s is the operators that users call. In a2s_emulated, for tests, the CUDA
+// code runs on the CPU. Sizes are SymInt, so that torch.compile does not recompile for each shape.
 #include <torch/csrc/stable/library.h>
 
 namespace {
@@ -26,7 +25,7 @@ void define_operators(torch::stable::detail::StableLibrary& m) {
   m.def("segment(Tensor scores, SymInt height, SymInt width) -> Tensor");
 }
 
-// On a GPU convolutions are torch's.
+// Operators without CUDA code: on GPUs, convolutions are torch's.
 void define_cpu_operators(torch::stable::detail::StableLibrary& m) {
   m.def("winograd_input(Tensor x, SymInt dilation, SymInt first, bool mirrored, Tensor(a!) points) -> ()");
   m.def(

@@ -1,11 +1,11 @@
-// Caffe's Interp layer: the rule of one axis, the arithmetic of one element, and the checks of the operators' arguments.
+// Caffe's Interp layer: the rule of one axis, the arithmetic of one element, and the checks of arguments.
 //
-// Align-corners bilinear sampling. Along an axis of `in` pixels resized to `out`:
+// Bilinear sampling with aligned corners. Along an axis of `in` pixels resized to `out`:
 //   ratio = (in - 1) / (out - 1), 0 if out is 1;  position(o) = ratio * o;  low(o) = trunc(position);
 //   high(o) = min(low + 1, in - 1);  lambda(o) = position - low          all in float32, whatever the dtype
 //   y[n, c, i, j] = (1 - li) ((1 - lj) x[low_i, low_j] + lj x[low_i, high_j])
 //                 +      li  ((1 - lj) x[high_i, low_j] + lj x[high_i, high_j])
-// A map whose size does not change is copied.
+// A map that keeps its size is copied.
 #pragma once
 
 #include <vector>
@@ -15,11 +15,13 @@
 
 namespace a2s {
 
+// The two inputs that an output reads along one axis. `lambda` is the weight of `high`.
 struct Tap {
   int32_t low, high;
   float lambda;
 };
 
+// One axis of a resize.
 struct Axis {
   int64_t in, out;
   float ratio, inverse;
@@ -39,7 +41,7 @@ struct Axis {
     return {l, l < in - 1 ? l + 1 : l, exact_sub(position(o), static_cast<float>(l))};
   }
 
-  // Weight of input i in output o.
+  // The weight of input i in output o.
   template <class Acc>
   A2S_HD Acc weight(int64_t o, int64_t i) const {
     const Tap t = tap(o);
@@ -47,8 +49,8 @@ struct Axis {
     return (t.low == i ? 1 - lambda : Acc(0)) + (t.high == i ? lambda : Acc(0));
   }
 
-  // The outputs [first, last] that read input i, as their low or high neighbour; empty if first > last. low() does not
-  // decrease, so the inverse gives a guess and the exact rule moves it.
+  // The readers of input i: the outputs [first, last] that have it as low or high neighbour, none if first > last. The
+  // inverse gives a first guess. The exact rule corrects it, since low() never decreases.
   A2S_HD void readers(int64_t i, int64_t& first, int64_t& last) const {
     first = 0;
     last = out - 1;
@@ -84,7 +86,7 @@ A2S_HD V lerp(const V& low, const V& high, Acc lambda) {
   return (1 - lambda) * low + lambda * high;
 }
 
-// S maps and how each is resized to one grid.
+// S maps that are all resized to one size.
 template <class T, int S>
 struct ScaleSet {
   Map<const T> map[S];
@@ -98,13 +100,14 @@ struct ScaleSet {
   }
 };
 
-// Where one output pixel samples a map.
+// The inputs that one output pixel reads along both axes.
 struct PixelTaps {
   Tap y, x;
 };
 
 A2S_HD PixelTaps taps_at(const Resize& resize, int64_t y, int64_t x) { return {resize.y.tap(y), resize.x.tap(x)}; }
 
+// The value of a resized map in one pixel and channel.
 template <class T>
 A2S_HD acc_t<T> sample(const Map<T>& map, bool copies, const PixelTaps& at, int64_t n, int64_t c) {
   using Acc = acc_t<T>;
@@ -116,12 +119,13 @@ A2S_HD acc_t<T> sample(const Map<T>& map, bool copies, const PixelTaps& at, int6
   return lerp(low, high, ly);
 }
 
-// Element (n, c, y, x) of a map by its place in memory order.
+// The position of an element in a map.
 struct Element {
   int64_t n, c, y, x;
 };
 
-// i / divisor, leaving the remainder in `i`: in 32 bits where both fit, which a GPU does many times faster.
+// Returns i / divisor and leaves the remainder in `i`. Divides in 32 bits if both fit, which is many times faster on a
+// GPU.
 A2S_HD int64_t split(int64_t& i, int64_t divisor) {
   if (((i | divisor) >> 31) == 0) {
     const auto quotient = static_cast<uint32_t>(i) / static_cast<uint32_t>(divisor);
@@ -133,6 +137,7 @@ A2S_HD int64_t split(int64_t& i, int64_t divisor) {
   return quotient;
 }
 
+// The i-th element in memory order.
 A2S_HD Element element_at(int64_t i, int64_t channels, int64_t height, int64_t width, bool channels_last) {
   Element e;
   int64_t rest = i;

@@ -1,10 +1,10 @@
-// A 3x3 convolution of a resized map, from what its nine taps give at the map's own resolution.
+// A 3x3 convolution of a resized map, computed from the products of its nine taps at the map's own resolution.
 //
-// planes holds, tap after tap, the F features of each tap: channel (3 dy + dx) F + f is feature f of tap (dy, dx).
+// Channel (3 dy + dx) F + f of `planes` is feature f of tap (dy, dx), for F features.
 //   y[n, f, i, j] = base[n, f, i, j] + sum over dy, dx of Interp(planes)[n, (3 dy + dx) F + f, i + dy - 1, j + dx - 1]
-// where Interp resizes to the size of base, and what lies beyond it is 0: the convolution's padding.
-// The adjoint with respect to the planes, where Interp' is Interp's:
-//   grad_planes[n, (3 dy + dx) F + f, i, j] = Interp'(grad[n, f] moved by (dy - 1, dx - 1), 0 moved in)[i, j]
+// Interp resizes to the size of base. Beyond that size its values are 0: the padding of the convolution.
+// The adjoint with respect to the planes, with Interp' for Interp's adjoint:
+//   grad_planes[n, (3 dy + dx) F + f, i, j] = Interp'(grad[n, f] shifted by (dy - 1, dx - 1) and padded with 0)[i, j]
 #pragma once
 
 #include "../interp/interp.h"

@@ -1,7 +1,7 @@
-// Average and max merging.
+// The CPU loops of average and max merging, on the row engine (rows/rows.h).
 #include <torch/csrc/stable/library.h>
 
-#include "rows.h"
+#include "merge_rows.h"
 
 namespace {
 
@@ -19,7 +19,7 @@ Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int6
       ScaleRows<T, S> scales(scale_set, interleaved);
       for (int64_t r = begin; r < end; ++r) {
         const int64_t plane = r / height, y = r % height;
-        scales.row(plane, y, Average<T, S>{static_cast<float>(factor), rows.start(plane, y)});
+        scales.row(plane, y, AverageOp<T, S>{static_cast<float>(factor), rows.start(plane, y)});
       }
     });
   });
@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int6
       ScaleRows<T, S> scales(scale_set, interleaved);
       for (int64_t r = begin; r < end; ++r) {
         const int64_t plane = r / height, y = r % height;
-        scales.row(plane, y, Largest<T, S>{rows.start(plane, y), winner_rows.start(plane, y)});
+        scales.row(plane, y, MaxOp<T, S>{rows.start(plane, y), winner_rows.start(plane, y)});
       }
     });
   });

@@ -1,17 +1,18 @@
-// The softmax over scales, and merging by its weights.
+// The CPU loops of attention merging and of the softmax over scales, on the row engine (rows/rows.h).
 #include <torch/csrc/stable/library.h>
 
-#include "rows.h"
+#include "merge_rows.h"
 
 namespace {
 
 using namespace a2s;
 
-// Rows are worked on in bands, within which a pixel's weights serve every channel: of so many that the weights stay in the
-// nearest cache, but of no fewer than 16, because neighbouring bands work out rows of the smaller maps twice.
+// Rows are processed in bands, so that a band's softmax weights stay in L1 and serve all channels. A band has at least
+// 16 rows, because adjacent bands recompute the source rows they share.
 int64_t band_rows(int64_t values_per_row) { return std::max<int64_t>(16, 8192 / values_per_row); }
 
-// Calls work(n, first, end) for bands, of up to `most` rows and nearly equal, of the rows [begin, end) of all images.
+// Divides the rows [begin, end) of all images into bands, nearly equal, of at most `most` rows. Calls work(n, first,
+// last) for the rows [first, last) of image n.
 template <class Work>
 void for_each_band(int64_t begin, int64_t end, int64_t height, int64_t most, const Work& work) {
   while (begin < end) {
@@ -57,7 +58,8 @@ void softmax_backward_rows(const ScaleChannels<const T, S>& grads, const ScaleCh
   });
 }
 
-// Rows of the weights on the merged grid: the softmax there, or Interp of the softmax on the logits' grid.
+// The rows of the weights on the merged grid: the softmax of the logits there, or Interp of `coarse`, the softmax on
+// the logits' grid.
 template <class T, int S>
 class WeightRows {
  public:
@@ -71,8 +73,8 @@ class WeightRows {
   void fill(int64_t n, int64_t y, const RowSet<Acc, S>& weights) {
     if (coarse_) {
       for (int s = 0; s < S; ++s) {
-        const ScaleRow<Acc, 1, Between<Acc>> row{{coarse_->row(n * S + s, y)}, nullptr, 1};
-        resize_row<false>(row, width_, Average<Acc, 1>{1, weights.row[s]});
+        const ScaleRow<Acc, 1, Lerp<Acc>> row{{coarse_->row(n * S + s, y)}, nullptr, 1};
+        resize_row<false>(row, width_, AverageOp<Acc, 1>{1, weights.row[s]});
       }
     } else {
       logits_.load(n, y, weights);
@@ -86,27 +88,28 @@ class WeightRows {
   int64_t width_;
 };
 
+// The results of a merge.
 template <class T>
-struct MergeTo {
-  Map<T> merged, weights;
+struct Merged {
+  Map<T> scores, weights;
   bool interleaved;
 };
 
-// Merges all rows, and stores the weights. make_weight_rows() gives a part of the rows its WeightRows.
+// Merges all rows and stores the weights. make_weight_rows() is called once on each thread and returns its WeightRows.
 template <bool Recalibrated, class T, int S, class MakeWeightRows>
 void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weight_rows,
-                const std::optional<Tensor>& recalibration, const MergeTo<T>& to) {
+                const std::optional<Tensor>& recalibration, const Merged<T>& to) {
   using Acc = acc_t<T>;
-  const int64_t height = to.merged.h, width = to.merged.w;
-  const Rows<T> out_rows(to.merged, to.interleaved);
+  const int64_t height = to.scores.h, width = to.scores.w;
+  const Rows<T> out_rows(to.scores, to.interleaved);
   const ScaleChannels<T, S> weight_rows(to.weights);
-  const auto factor_rows = optional_rows<T>(recalibration, to.interleaved);
-  for_each_part(to.merged.n * height, to.merged.c * width, [&](int64_t begin, int64_t end) {
+  const auto recalibration_rows = optional_rows<T>(recalibration, to.interleaved);
+  for_each_part(to.scores.n * height, to.scores.c * width, [&](int64_t begin, int64_t end) {
     ScaleRows<T, S> scales(scale_set, to.interleaved);
     auto weights_at = make_weight_rows();
     const int64_t most = std::min(band_rows(S * width), end - begin);
     std::vector<Acc> band(most * S * width);
-    std::vector<T> factor_buffer(Recalibrated ? out_rows.values() : 0);
+    std::vector<T> recalibration_buffer(Recalibrated ? out_rows.values() : 0);
     for_each_band(begin, end, height, most, [&](int64_t n, int64_t first, int64_t last) {
       const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
       for (int64_t y = first; y < last; ++y) {
@@ -116,12 +119,12 @@ void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weig
       for (int64_t p = 0; p < out_rows.planes_per_image(); ++p) {
         const int64_t plane = n * out_rows.planes_per_image() + p;
         for (int64_t y = first; y < last; ++y) {
-          const Weigh<T, S> weigh{weights_of(y), out_rows.start(plane, y)};
+          const AttentionOp<T, S> op{weights_of(y), out_rows.start(plane, y)};
           if constexpr (Recalibrated) {
-            const T* factor = factor_rows->read(plane, y, factor_buffer.data());
-            scales.row(plane, y, WeighRecalibrated<T, S>{weigh, factor});
+            const T* row = recalibration_rows->read(plane, y, recalibration_buffer.data());
+            scales.row(plane, y, RecalibratedAttentionOp<T, S>{op, row});
           } else {
-            scales.row(plane, y, weigh);
+            scales.row(plane, y, op);
           }
         }
       }
@@ -172,7 +175,8 @@ Tensor scale_softmax_backward_cpu(const Tensor& grad, const Tensor& weights) {
     }
     dispatch_scales(grad.size(1), [&](auto count) {
       using Channels = ScaleChannels<const T, decltype(count)::value>;
-      softmax_backward_rows(Channels(map_of<const T>(grad)), Channels(map_of<const T>(weights)), map_of<T>(grad_logits));
+      softmax_backward_rows(Channels(map_of<const T>(grad)), Channels(map_of<const T>(weights)),
+                            map_of<T>(grad_logits));
     });
   });
   return grad_logits;
@@ -197,7 +201,7 @@ std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, co
       softmax_rows<T, S>(logit_map, map_of<Acc>(*coarse));
       coarse_map = map_of<const Acc>(*coarse);
     }
-    const MergeTo<T> to{map_of<T>(merged), map_of<T>(weights), is_channels_last(merged)};
+    const Merged<T> to{map_of<T>(merged), map_of<T>(weights), is_channels_last(merged)};
     const auto weight_rows_of = [&] { return WeightRows<T, S>(logit_map, coarse_map, weight_resize); };
     if (recalibration) merge_rows<true>(scale_set, weight_rows_of, recalibration, to);
     else merge_rows<false>(scale_set, weight_rows_of, recalibration, to);
@@ -205,26 +209,27 @@ std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, co
   return {merged, weights};
 }
 
-// Rows of the merged scores' gradient and of the recalibration, null if there is none.
+// The rows of the merged scores' gradient, and of the recalibration if there is one.
 template <class T>
 class GradRows {
  public:
   GradRows(const Tensor& grad, const std::optional<Tensor>& recalibration, bool interleaved)
-      : rows_(map_of<const T>(grad), interleaved), factors_(optional_rows<T>(recalibration, interleaved)),
-        buffer_(rows_.values()), factor_buffer_(factors_ ? rows_.values() : 0) {}
+      : rows_(map_of<const T>(grad), interleaved), recalibration_(optional_rows<T>(recalibration, interleaved)),
+        buffer_(rows_.values()), recalibration_buffer_(recalibration_ ? rows_.values() : 0) {}
 
   int64_t planes_per_image() const { return rows_.planes_per_image(); }
 
-  // Valid until the next call.
+  // Both are valid until the next call.
   const T* grad(int64_t plane, int64_t y) { return rows_.read(plane, y, buffer_.data()); }
-  const T* factor(int64_t plane, int64_t y) {
-    return factors_ ? factors_->read(plane, y, factor_buffer_.data()) : nullptr;
+  // Null if there is no recalibration.
+  const T* recalibration(int64_t plane, int64_t y) {
+    return recalibration_ ? recalibration_->read(plane, y, recalibration_buffer_.data()) : nullptr;
   }
 
  private:
   Rows<const T> rows_;
-  std::optional<Rows<const T>> factors_;
-  std::vector<T> buffer_, factor_buffer_;
+  std::optional<Rows<const T>> recalibration_;
+  std::vector<T> buffer_, recalibration_buffer_;
 };
 
 // The arguments of scale_merge_backward.
@@ -237,7 +242,8 @@ struct BackwardInputs {
   const std::optional<Tensor>& recalibration;
 };
 
-// Fills the gradients of the weights on the merged grid, ThroughSoftmax as in WeightGrad, and of the recalibration.
+// Fills the gradient of the recalibration, and in `out` that of the weights on the merged grid or, ThroughSoftmax, that
+// of logits on the same grid.
 template <bool ThroughSoftmax, bool Recalibrated, class T, int S, class Out>
 void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const Map<Out>& out,
                       const std::vector<Tensor>& recalibration_grad) {
@@ -246,8 +252,8 @@ void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, 
   const int64_t width = m.grad.size(3);
   const ScaleChannels<const T, S> weight_rows(map_of<const T>(m.weights));
   const ScaleChannels<Out, S> out_rows(out);
-  std::optional<Rows<T>> factor_grad_rows;
-  if constexpr (Recalibrated) factor_grad_rows.emplace(map_of<T>(recalibration_grad[0]), interleaved);
+  std::optional<Rows<T>> recalibration_grad_rows;
+  if constexpr (Recalibrated) recalibration_grad_rows.emplace(map_of<T>(recalibration_grad[0]), interleaved);
   std::optional<ScaleChannels<const T, S>> grad_weight_rows;
   if (m.grad_weights) grad_weight_rows.emplace(map_of<const T>(*m.grad_weights));
   for_each_part(out.n * out.h, m.grad.size(1) * width, [&](int64_t begin, int64_t end) {
@@ -255,7 +261,7 @@ void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, 
     GradRows<T> grads(m.grad, m.recalibration, interleaved);
     const int64_t most = std::min(band_rows(2 * S * width), end - begin);
     std::vector<Acc> band(most * S * width), weight_band(most * S * width);
-    std::vector<T> buffer(Recalibrated ? factor_grad_rows->values() : 0);
+    std::vector<T> buffer(Recalibrated ? recalibration_grad_rows->values() : 0);
     for_each_band(begin, end, out.h, most, [&](int64_t n, int64_t first, int64_t last) {
       const auto sums_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
       const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&weight_band[(y - first) * S * width], width); };
@@ -272,10 +278,10 @@ void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, 
         for (int64_t y = first; y < last; ++y) {
           const T* grad = grads.grad(plane, y);
           if constexpr (Recalibrated) {
-            T* factor_grad = factor_grad_rows->in_place(plane, y, buffer.data());
-            const RecalibratedGrad<T, S> row{grad, grads.factor(plane, y), factor_grad, weights_of(y)};
+            T* out_row = recalibration_grad_rows->in_place(plane, y, buffer.data());
+            const RecalibratedGrad<T, S> row{grad, grads.recalibration(plane, y), out_row, weights_of(y)};
             add_products(scales, plane, y, row, sums_of(y));
-            factor_grad_rows->store(plane, y, factor_grad);
+            recalibration_grad_rows->store(plane, y, out_row);
           } else {
             add_products(scales, plane, y, PlainGrad<T>{grad}, sums_of(y));
           }
@@ -289,7 +295,7 @@ void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, 
   });
 }
 
-// Fills the gradient of the logits, on their own grid, from that of the weights on the merged one.
+// Fills `out` with the gradient of logits on a grid of their own, from that of the weights on the merged grid.
 template <class T, int S>
 void logit_grad_rows(const BackwardInputs& m, const Tensor& weight_grad, const Map<T>& out) {
   using Acc = acc_t<T>;
@@ -307,7 +313,7 @@ void logit_grad_rows(const BackwardInputs& m, const Tensor& weight_grad, const M
       softmax_row(weights, out.w);
       for (int s = 0; s < S; ++s) {
         const auto value_of = [&](int64_t y) {
-          return PlainValue<Acc>{weight_grad_rows.start(n * S + s, y)};
+          return ScaledValue<Acc>{weight_grad_rows.start(n * S + s, y), 1};
         };
         gathered.row(i, value_of, grads.row[s]);
       }
@@ -317,7 +323,7 @@ void logit_grad_rows(const BackwardInputs& m, const Tensor& weight_grad, const M
   });
 }
 
-// Fills all gradients of a merge whose logits lie on the merged grid or on one of their own.
+// Fills all gradients of a merge.
 template <bool Recalibrated, class T, int S>
 void merge_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const std::vector<Tensor>& grad_scores,
                      const Tensor& grad_logits, const std::vector<Tensor>& grad_recalibration) {
@@ -338,7 +344,7 @@ void merge_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, c
               buffer = std::vector<T>(width)](int64_t plane, int64_t y) mutable {
         const T* weight = weight_rows.read(plane / grads.planes_per_image() * S + s, y, buffer.data());
         if constexpr (Recalibrated) {
-          return RecalibratedValue<T>{weight, grads.grad(plane, y), grads.factor(plane, y)};
+          return RecalibratedValue<T>{weight, grads.grad(plane, y), grads.recalibration(plane, y)};
         } else {
           return WeightedValue<T>{weight, grads.grad(plane, y)};
         }

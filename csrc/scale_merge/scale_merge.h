@@ -5,42 +5,21 @@
 //               merged[n, c, y, x]  = sum over s of weights[n, s, y, x] * f_s[n, c, y, x]
 //   average     merged = factor * (f_0 + f_1 + ...)
 //   max         merged = f_winner; of f_0 and f_1 the second wins a tie, a later map must be strictly greater
-// Adjoint of the scores: grad_scores[s] = Interp's adjoint of weights[s] * grad (average: factor * grad; max: grad where
-// s won). Adjoint of the weights: grad_w[s] = sum over c of grad * f_s, brought back to the logits' grid by Interp's
-// adjoint, then grad_logits[s] = w_s (grad_w[s] - sum over t of w_t grad_w[t]).
+// Adjoint of the scores: grad_scores[s] = Interp's adjoint of weights[s] * grad (average: factor * grad; max: grad
+// where s won). Adjoint of the weights: grad_w[s] = sum over c of grad * f_s, brought back to the logits' grid by
+// Interp's adjoint, then grad_logits[s] = w_s (grad_w[s] - sum over t of w_t grad_w[t]).
 #pragma once
 
-#include <cstring>
 #include <optional>
 #include <vector>
 
 #include "../interp/interp.h"
 #include "../support/check.h"
+#include "../support/exp.h"
 
 namespace a2s {
 
-// exp of x <= 0. On the host a polynomial on [-ln 2 / 2, ln 2 / 2] that vectorises: 1.2e-7 relative, 0 below -87.
-A2S_HD float exp_of(float x) {
-#if defined(__CUDA_ARCH__)
-  return expf(x);
-#else
-  constexpr float smallest = -87.f, log2_e = 1.44269504f, to_integer = 12582912.f;  // 1.5 * 2^23
-  constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  const float a = x > smallest ? x : smallest;
-  const float n = (a * log2_e + to_integer) - to_integer;
-  const float r = (a - n * ln2_high) - n * ln2_low;
-  const float tail =
-      ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
-       1.6666665459e-1f) * r + 5.0000001201e-1f;
-  const int32_t power_of_two = (static_cast<int32_t>(n) + 127) * (1 << 23);
-  float scale;
-  std::memcpy(&scale, &power_of_two, sizeof(scale));
-  const float result = (tail * r * r + r + 1.f) * scale;
-  return x > smallest ? result : x <= smallest ? 0.f : x;  // the last: not a number
-#endif
-}
-A2S_HD double exp_of(double x) { return exp(x); }
-
+// Softmax over the scales, in place.
 template <int S, class Acc>
 A2S_HD void softmax(Acc (&w)[S]) {
   Acc largest = w[0];
@@ -54,7 +33,7 @@ A2S_HD void softmax(Acc (&w)[S]) {
   for (int s = 0; s < S; ++s) w[s] *= inverse;
 }
 
-// Gradient of the logits from that of the weights, in place.
+// Turns the gradient of the weights w into that of the logits, in place.
 template <int S, class Acc>
 A2S_HD void softmax_backward(Acc (&grad)[S], const Acc (&w)[S]) {
   Acc mean = 0;
@@ -68,7 +47,8 @@ A2S_HD void softmax_at(const Map<const T>& logits, int64_t n, int64_t y, int64_t
   softmax(w);
 }
 
-// Weights of one pixel of the merged grid: the softmax there, or Interp of the softmax around it.
+// The weights of one pixel of the merged grid: the softmax of the logits there or, if they are on a grid of their own,
+// Interp of the softmax of the four logits around it.
 template <class T, int S>
 A2S_HD void weights_at(const Map<const T>& logits, const Resize& resize, int64_t n, int64_t y, int64_t x,
                        acc_t<T> (&w)[S]) {
@@ -147,7 +127,8 @@ A2S_HD Acc grad_if_won(Acc grad, int winner, int s) {
   return winner == s ? grad : Acc(0);
 }
 
-// The scores of one merge and the size of its result.
+// Checks of the operators' arguments.
+
 inline void check_merge(const char* op, const std::vector<Tensor>& scores, int64_t height, int64_t width) {
   check_scores(op, scores);
   check_size(op, height, width);
@@ -211,7 +192,8 @@ void dispatch_merge(const char* op, const std::vector<Tensor>& scores, Body&& bo
   });
 }
 
-// The uninitialised results of a merge, once its arguments are checked.
+// The uninitialised results of a merge. They check its arguments.
+
 inline Tensor empty_merged(const char* op, const std::vector<Tensor>& scores, int64_t height, int64_t width) {
   check_merge(op, scores, height, width);
   return empty_map(scores[0], scores[0].size(0), scores[0].size(1), height, width);
@@ -227,7 +209,7 @@ inline Tensor empty_weights(const char* op, const std::vector<Tensor>& scores, c
   return empty_map(logits, logits.size(0), logits.size(1), height, width);
 }
 
-// Uninitialised planes of the accumulation type, of the shape of `like`: what passes between two grids.
+// An uninitialised contiguous map of dtype Acc with the shape of `like`, for intermediate results.
 template <class Acc>
 Tensor empty_planes(const Tensor& like) {
   const std::array<int64_t, 4> size{like.size(0), like.size(1), like.size(2), like.size(3)};
@@ -236,7 +218,7 @@ Tensor empty_planes(const Tensor& like) {
                               like.device());
 }
 
-// Gradients in the layout of `grad`, of the shapes of `scores`.
+// Uninitialised gradients with the shapes of `scores`, in the layout of `grad`.
 inline std::vector<Tensor> empty_grads(const Tensor& grad, const std::vector<Tensor>& scores) {
   std::vector<Tensor> result;
   for (const Tensor& score : scores) {

@@ -1,5 +1,5 @@
-// The inference tail: labels[n, y, x] = the class c with the largest Interp of scores[n, c] at (y, x); of equal scores
-// the larger class (Caffe's ArgMax). The upsampled scores are never in memory.
+// The last step of inference: labels[n, y, x] = the class c with the largest Interp of scores[n, c] at (y, x). If
+// scores are equal, the larger class (Caffe's ArgMax). The upsampled scores are never in memory.
 #pragma once
 
 #include "../interp/interp.h"
@@ -7,7 +7,7 @@
 
 namespace a2s {
 
-// Whether a class, met in ascending order, takes the place of the best class before it.
+// Whether a class's score beats the best score of the smaller classes.
 template <class Acc>
 A2S_HD bool beats(Acc score, Acc best) {
   return !(score < best);

@@ -1,4 +1,4 @@
-// Argument checks whose message reaches Python as the one sentence that was written.
+// Checks of arguments. Their messages reach Python unchanged, as one sentence.
 #pragma once
 
 #include <sstream>
@@ -17,7 +17,8 @@ void check(bool holds, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
-// `tensor` is an (N, C, H, W) map with at least one channel and pixel. Coordinates are float32: sides end at 2^24.
+// `tensor` must be an (N, C, H, W) map with at least one channel and pixel. Coordinates are float32, hence the limit
+// 2^24.
 inline void check_map(const char* op, const char* argument, const Tensor& tensor) {
   check(tensor.dim() == 4, "a2s::", op, ": ", argument, " must be (N, C, H, W), it has ", tensor.dim(), " dimensions.");
   for (int64_t axis = 1; axis < 4; ++axis) {
@@ -31,7 +32,7 @@ inline void check_size(const char* op, int64_t height, int64_t width) {
         ": the output must have 1 to 2^24 rows and columns, not ", height, "x", width, ".");
 }
 
-// `tensor` can be used together with `other`: same dtype, device and batch size.
+// `tensor` must have the dtype, device and batch size of `other`.
 inline void check_matches(const char* op, const char* argument, const Tensor& tensor, const Tensor& other) {
   check(tensor.scalar_type() == other.scalar_type(), "a2s::", op, ": ", argument,
         " must have the dtype of the other maps.");
@@ -47,7 +48,7 @@ inline void check_shape(const char* op, const char* argument, const Tensor& tens
         "a2s::", op, ": ", argument, " must have shape (", n, ", ", c, ", ", h, ", ", w, ").");
 }
 
-// `scores` are 1 to kMaxScales maps that can be merged: same dtype, device, batch size and channels.
+// `scores` must be 1 to kMaxScales maps with the same dtype, device, batch size and channels.
 inline void check_scores(const char* op, const std::vector<Tensor>& scores) {
   check(!scores.empty() && scores.size() <= kMaxScales, "a2s::", op, ": scores must be 1 to ", kMaxScales,
         " maps, not ", scores.size(), ".");

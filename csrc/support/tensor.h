@@ -1,4 +1,4 @@
-// Tensors of the stable ABI as plain maps, their layouts, and dispatch over dtypes.
+// Tensors of the stable ABI as plain structs, allocation of results, and dispatch over dtypes.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -13,10 +13,6 @@
 #include <string>
 #include <type_traits>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "host_device.h"
 
 namespace a2s {
@@ -28,17 +24,17 @@ using torch::headeronly::ScalarType;
 
 constexpr int kMaxScales = 4;
 
-// Sums are kept in double for double, in float for everything else.
+// The type of sums: double for double, float for all other dtypes.
 template <class T>
 using acc_t = std::conditional_t<std::is_same_v<std::remove_const_t<T>, double>, double, float>;
 
-// A strided (N, C, H, W) map; element (n, c, y, x) by at().
+// A strided (N, C, H, W) map.
 template <class T>
 struct Map {
   T* data;
   int64_t n, c, h, w;
   int64_t stride_n, stride_c, stride_h, stride_w;
-  bool channels_last;  // threads that follow each other in memory follow each other in c
+  bool channels_last;  // the channels of a pixel are adjacent in memory
 
   A2S_HD T& at(int64_t in, int64_t ic, int64_t y, int64_t x) const {
     return data[in * stride_n + ic * stride_c + y * stride_h + x * stride_w];
@@ -54,7 +50,7 @@ Map<T> channels_of(Map<T> map, int64_t first, int64_t count) {
   return map;
 }
 
-// The rule that the fake implementations in a2s_repro/ops/_native.py repeat.
+// The same rule as in a2s_repro/ops/_native.py.
 inline bool is_channels_last(const Tensor& tensor) {
   return tensor.size(1) > 1 && tensor.stride(1) == 1 && tensor.stride(3) != 1;
 }
@@ -65,25 +61,12 @@ Map<T> map_of(const Tensor& tensor) {
           tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3), is_channels_last(tensor)};
 }
 
-// Large results on the CPU come as fresh pages, which cost more to map one by one than to fill: asks for huge ones.
-inline void prefer_huge_pages(const Tensor& tensor) {
-#if defined(__linux__)
-  constexpr uintptr_t huge_page = uintptr_t{1} << 21;
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-  const uintptr_t first = (begin + huge_page - 1) / huge_page * huge_page;
-  const uintptr_t last = (begin + tensor.numel() * tensor.element_size()) / huge_page * huge_page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
-// An uninitialised (N, C, H, W) tensor on the device of `like`, in its layout and, unless given, its dtype.
+// An uninitialised (N, C, H, W) tensor on the device of `like`, in its layout and, by default, of its dtype.
 inline Tensor empty_map(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype) {
   const std::array<int64_t, 4> size{n, c, h, w};
-  Tensor map = torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, like.device(), std::nullopt,
-                                    is_channels_last(like) ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                           : torch::headeronly::MemoryFormat::Contiguous);
-  if (!like.is_cuda()) prefer_huge_pages(map);
-  return map;
+  return torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, like.device(), std::nullopt,
+                              is_channels_last(like) ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                     : torch::headeronly::MemoryFormat::Contiguous);
 }
 
 inline Tensor empty_map(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {

@@ -1,6 +1,7 @@
+// The transforms of Winograd's convolution (winograd.h), a tile after the other, along its channels.
 #include <torch/csrc/stable/library.h>
 
-#include "../support/simd.h"
+#include "../rows/simd.h"
 #include "winograd.h"
 
 namespace {
@@ -14,7 +15,7 @@ class Tiles {
   Tiles(const Map<T>& map, int64_t dilation)
       : map_(map), rows_(tile_starts(map.h, dilation)), columns_(tile_starts(map.w, dilation)), dilation_(dilation) {}
 
-  // The K x K pixels of a tile, from `before` steps before its first result on; null beyond the border.
+  // The K x K pixels of a tile, beginning `before` steps before its first result. Null outside the map.
   template <int K>
   void pixels(int64_t tile, int64_t before, T* (&pixels)[K][K]) const {
     const auto rows = static_cast<int64_t>(rows_.size()), columns = static_cast<int64_t>(columns_.size());
@@ -36,7 +37,7 @@ class Tiles {
   int64_t dilation_;
 };
 
-// The points of some tiles, (16, tiles, C).
+// The points of a range of tiles, (16, tiles, C).
 template <class T>
 class Points {
  public:
@@ -63,7 +64,7 @@ class Points {
   bool mirrored_;
 };
 
-// Applies a transform of rows along both axes.
+// Applies a one-dimensional transform to all rows, then to all columns.
 template <class V, size_t In, size_t Out, class Transform>
 void along_both(const V (&in)[In][In], V (&out)[Out][Out], const Transform& transform) {
   V half[In][Out];
@@ -76,11 +77,11 @@ void along_both(const V (&in)[In][In], V (&out)[Out][Out], const Transform& tran
   }
 }
 
-// Transforms all channels of a tile. Inputs that are null are 0, outputs that are null are dropped; `bias`, unless null,
-// is added to all.
+// Transforms all channels of a tile and adds `bias`, unless it is null. A null pointer in `from` stands for zeros; a
+// null pointer in `to` is skipped.
 template <class Transform, class T, size_t In, size_t Out>
-A2S_CLONES void transform_tile(const T* const (&from)[In][In], const T* bias, int64_t channels,
-                               T* const (&to)[Out][Out]) {
+A2S_CLONES static void transform_tile(const T* const (&from)[In][In], const T* bias, int64_t channels,
+                                      T* const (&to)[Out][Out]) {
   for_each_value<T>(channels, [&](int64_t c, auto kind) {
     using V = decltype(kind);
     V in[In][In], out[Out][Out];
@@ -97,7 +98,7 @@ A2S_CLONES void transform_tile(const T* const (&from)[In][In], const T* bias, in
   });
 }
 
-// Calls work(tile) for all of them, in parallel.
+// Calls work(tile) for all tiles, in parallel.
 template <class Work>
 void for_each_tile(int64_t tiles, int64_t channels, const Work& work) {
   torch::stable::parallel_for(0, tiles, std::max<int64_t>(1, 2048 / channels), [&](int64_t begin, int64_t end) {
@@ -112,7 +113,7 @@ void dispatch_precise(const char* op, const Tensor& map, const Body& body) {
   body(Type<double>{});
 }
 
-// Transforms K x K pixels of each tile, from `before` steps before its first result on, to its points.
+// Transforms the K x K pixels of each tile, beginning `before` steps before its first result, to its points.
 template <class Transform, int K>
 void to_points(const char* op, const Tensor& map, int64_t before, int64_t dilation, int64_t first, bool mirrored,
                const Tensor& points) {

@@ -1,15 +1,16 @@
-// What the CPU's merges do to a row: the resized rows of all scales, rows of softmax weights, and what becomes of them.
+// The merges' loops over one row: rows of softmax weights, the ops that merge the resized rows of all scales, and the
+// gradients that a row of the merged scores passes back.
 #pragma once
 
 #include <vector>
 
-#include "../interp/gather_rows.h"
-#include "../interp/scale_rows.h"
+#include "../rows/gather_rows.h"
+#include "../rows/scale_rows.h"
 #include "scale_merge.h"
 
 namespace a2s {
 
-// S rows side by side, such as the weights of one row of pixels.
+// S rows of numbers, for example the weights of all scales for one row of pixels.
 template <class Acc, int S>
 struct RowSet {
   Acc* row[S];
@@ -27,9 +28,9 @@ struct RowSet {
   }
 };
 
-// The values of pixels that lie side by side to rows of their own, and back.
+// From pixels of S adjacent values to S rows, and back.
 template <class T, class Acc, int S>
-A2S_CLONES void split_pixels(const T* from, int64_t width, const RowSet<Acc, S> to) {
+A2S_CLONES static void split_pixels(const T* from, int64_t width, const RowSet<Acc, S> to) {
   A2S_INDEPENDENT
   for (int64_t x = 0; x < width; ++x) {
     for (int s = 0; s < S; ++s) to.row[s][x] = static_cast<Acc>(from[x * S + s]);
@@ -37,14 +38,14 @@ A2S_CLONES void split_pixels(const T* from, int64_t width, const RowSet<Acc, S> 
 }
 
 template <class T, class Acc, int S>
-A2S_CLONES void join_pixels(const RowSet<Acc, S> from, int64_t width, T* to) {
+A2S_CLONES static void join_pixels(const RowSet<Acc, S> from, int64_t width, T* to) {
   A2S_INDEPENDENT
   for (int64_t x = 0; x < width; ++x) {
     for (int s = 0; s < S; ++s) to[x * S + s] = static_cast<T>(from.row[s][x]);
   }
 }
 
-// A map with a channel for each scale, such as logits and weights, whose rows are read and written as sets.
+// A map with one channel per scale, such as logits or weights. Its rows are read and written as RowSets.
 template <class T, int S>
 class ScaleChannels {
  public:
@@ -66,11 +67,12 @@ class ScaleChannels {
  private:
   Map<T> map_;
   Rows<T> planes_;
-  bool joined_;  // the channels of a row's pixels follow each other
+  bool joined_;  // all values of a row are adjacent, pixel by pixel
 };
 
+// Softmax over the scales, in place.
 template <class Acc, int S>
-A2S_CLONES void softmax_row(const RowSet<Acc, S>& rows, int64_t width) {
+A2S_CLONES static void softmax_row(const RowSet<Acc, S>& rows, int64_t width) {
   A2S_INDEPENDENT
   for (int64_t x = 0; x < width; ++x) {
     Acc v[S];
@@ -80,9 +82,9 @@ A2S_CLONES void softmax_row(const RowSet<Acc, S>& rows, int64_t width) {
   }
 }
 
-// `grads` become those of the logits whose softmax is `weights`.
+// Turns gradients of the weights into gradients of the logits, in place.
 template <class Acc, int S>
-A2S_CLONES void softmax_backward_row(const RowSet<Acc, S>& grads, const RowSet<Acc, S>& weights, int64_t width) {
+A2S_CLONES static void softmax_backward_row(const RowSet<Acc, S>& grads, const RowSet<Acc, S>& weights, int64_t width) {
   A2S_INDEPENDENT
   for (int64_t x = 0; x < width; ++x) {
     Acc g[S], w[S];
@@ -93,11 +95,11 @@ A2S_CLONES void softmax_backward_row(const RowSet<Acc, S>& grads, const RowSet<A
   }
 }
 
-// What resize_row does with the values v of all scales.
+// The ops of resize_row (rows/scale_rows.h): v[s] is the value of scale s.
 
 // out = sum over s of weight[s] * v[s]
 template <class T, int S>
-struct Weigh {
+struct AttentionOp {
   RowSet<acc_t<T>, S> weights;
   T* out;
 
@@ -119,36 +121,36 @@ struct Weigh {
   }
 };
 
-// out = factor * sum over s of weight[s] * v[s]
+// out = recalibration * sum over s of weight[s] * v[s]
 template <class T, int S>
-struct WeighRecalibrated {
-  Weigh<T, S> weigh;
-  const T* factor;
+struct RecalibratedAttentionOp {
+  AttentionOp<T, S> attention;
+  const T* recalibration;
 
   template <class W>
   struct Pixel {
-    typename Weigh<T, S>::template Pixel<W> weigh;
-    const T* factor;
+    typename AttentionOp<T, S>::template Pixel<W> attention;
+    const T* recalibration;
 
     template <class V>
     void operator()(int64_t i, const V (&v)[S]) const {
-      store_values(weigh.out + i, V(load_values<V>(factor + i) * weighted_sum(weigh.w, v)));
+      store_values(attention.out + i, V(load_values<V>(recalibration + i) * weighted_sum(attention.w, v)));
     }
   };
   template <class W>
   Pixel<W> pixel(int64_t x) const {
-    return {weigh.template pixel<W>(x), factor};
+    return {attention.template pixel<W>(x), recalibration};
   }
 };
 
 // out = factor * sum over s of v[s]
 template <class T, int S>
-struct Average {
+struct AverageOp {
   acc_t<T> factor;
   T* out;
 
   template <class W>
-  Average pixel(int64_t) const {
+  AverageOp pixel(int64_t) const {
     return *this;
   }
   template <class V>
@@ -157,14 +159,14 @@ struct Average {
   }
 };
 
-// out = the largest v[s], by Caffe's rule for ties; winner = its s
+// out = the largest v[s], winner = its s
 template <class T, int S>
-struct Largest {
+struct MaxOp {
   T* out;
   uint8_t* winner;
 
   template <class W>
-  Largest pixel(int64_t) const {
+  MaxOp pixel(int64_t) const {
     return *this;
   }
   template <class V>
@@ -175,8 +177,7 @@ struct Largest {
   }
 };
 
-// A row of the gradient of the weighted sum of the values `v`: at<W>(x, i, v) at place i, of pixel x. W and V as in
-// weighted_sum.
+// A row of the gradient of the weighted sum: at<W>(x, i, v) for value i, in pixel x. W and V as in weighted_sum.
 template <class T>
 struct PlainGrad {
   const T* grad;
@@ -187,12 +188,12 @@ struct PlainGrad {
   }
 };
 
-// The same where the sum is recalibrated, whose gradient it stores.
+// The same where the sum is recalibrated. Also stores the gradient of the recalibration.
 template <class T, int S>
 struct RecalibratedGrad {
   using Acc = acc_t<T>;
-  const T *grad, *factor;
-  T* factor_grad;
+  const T *grad, *recalibration;
+  T* recalibration_grad;
   RowSet<Acc, S> weights;
 
   template <class W, class V>
@@ -200,15 +201,15 @@ struct RecalibratedGrad {
     W w[S];
     weights.at(x, w);
     const V g = load_values<V>(grad + i);
-    store_values(factor_grad + i, V(g * weighted_sum(w, v)));
-    return g * load_values<V>(factor + i);
+    store_values(recalibration_grad + i, V(g * weighted_sum(w, v)));
+    return g * load_values<V>(recalibration + i);
   }
 };
 
-// sums[s] += grad * v[s], summed over the channels of an interleaved row
+// sums[s][x] += grad * v[s], in an interleaved row summed over the channels of pixel x
 template <bool FirstCopies, class T, size_t S, class Grad, class Sums>
-A2S_CLONES void add_row_products(const ScaleRow<T, S, Between<acc_t<T>>>& row, int64_t width, const Grad grad,
-                                 const Sums sums) {
+A2S_CLONES static void add_row_products(const ScaleRow<T, S, Lerp<acc_t<T>>>& row, int64_t width, const Grad grad,
+                                        const Sums sums) {
   using Acc = acc_t<T>;
   const RowValues<FirstCopies, T, S> values(row);
   A2S_INDEPENDENT
@@ -221,23 +222,23 @@ A2S_CLONES void add_row_products(const ScaleRow<T, S, Between<acc_t<T>>>& row, i
 }
 
 template <bool FirstCopies, class T, size_t S, class Grad, class Sums>
-A2S_CLONES void add_row_products(const ScaleRow<T, S, typename InterleavedRows<T>::Row> row, int64_t width,
-                                 const Grad grad, const Sums sums) {
+A2S_CLONES static void add_row_products(const ScaleRow<T, S, typename InterleavedRows<T>::Row> row, int64_t width,
+                                        const Grad grad, const Sums sums) {
   using Acc = acc_t<T>;
-  const int64_t lanes = row.lanes;
+  const int64_t channels = row.channels;
   for (int64_t x = 0; x < width; ++x) {
     const PixelValues<FirstCopies, T, S> values(row, x);
-    const auto term = [&](int64_t l, auto& terms) {
-      values.at(l, terms);
-      const auto g = grad.template at<Acc>(x, x * lanes + l, terms);
+    const auto term = [&](int64_t c, auto& terms) {
+      values.at(c, terms);
+      const auto g = grad.template at<Acc>(x, x * channels + c, terms);
       for (auto& value : terms) value *= g;
     };
-    const auto pixel = sums_of<Acc, S>(lanes, term);
+    const auto pixel = sums_of<Acc, S>(channels, term);
     for (size_t s = 0; s < S; ++s) sums.row[s][x] += pixel[s];
   }
 }
 
-// Adds the sum over the channels of a row, of grad times scale s, to sums.row[s].
+// Adds grad times the values of scale s in row y of a plane to sums.row[s].
 template <class T, int S, class Grad>
 void add_products(ScaleRows<T, S>& scales, int64_t plane, int64_t y, const Grad& grad,
                   const RowSet<acc_t<T>, S>& sums) {
@@ -246,7 +247,10 @@ void add_products(ScaleRows<T, S>& scales, int64_t plane, int64_t y, const Grad&
   });
 }
 
-// What an output passes back to scores[s] under attention: weight[x] * grad.
+// The Values of gather_rows (rows/gather_rows.h): the gradient that a row of the merged scores passes to scores[s].
+// Under the average it is a ScaledValue.
+
+// Under attention: weights[s] * grad.
 template <class T>
 struct WeightedValue {
   using Acc = acc_t<T>;
@@ -255,7 +259,7 @@ struct WeightedValue {
   Acc at(int64_t i) const { return static_cast<Acc>(grad[i]); }
 };
 
-// The same under a recalibration.
+// Under attention with a recalibration: weights[s] * grad * recalibration.
 template <class T>
 struct RecalibratedValue {
   using Acc = acc_t<T>;
@@ -264,17 +268,7 @@ struct RecalibratedValue {
   Acc at(int64_t i) const { return static_cast<Acc>(grad[i]) * static_cast<Acc>(recalibration[i]); }
 };
 
-// The same under the average: scale * grad.
-template <class T>
-struct ScaledValue {
-  using Acc = acc_t<T>;
-  const T* grad;
-  Acc scale;
-  Acc factor(int64_t) const { return scale; }
-  Acc at(int64_t i) const { return static_cast<Acc>(grad[i]); }
-};
-
-// The same under max merging: grad where s won.
+// Under max merging: grad where s won.
 template <class T>
 struct WonValue {
   using Acc = acc_t<T>;
