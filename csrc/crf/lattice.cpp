@@ -5,13 +5,16 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "parallel.h"
+
 namespace a2s::crf {
 namespace {
 
-// A vertex is known by a number that is linear in its coordinates, so that a step on the lattice adds a constant.
+// The key of a vertex is a linear function of its coordinates, so that a step on the lattice adds a constant to it.
 using Key = uint64_t;
 
-// Open addressing with linear probing. Vertices are numbered from 1 as they come; 0: no such vertex.
+// A hash table with open addressing and linear probing. Vertices are numbered from 1 in the order in which they are
+// added; 0 stands for none.
 class VertexTable {
  public:
   int32_t find(Key key) const { return slots_[slot_of(key)].vertex; }
@@ -53,26 +56,26 @@ class VertexTable {
   std::vector<Key> keys_;
 };
 
-// Where the points of a feature space lie on the lattice. Its vertices have d + 1 integer coordinates that sum to 0 and
-// are all congruent modulo d + 1; a step along axis j adds d to coordinate j and takes 1 from every other.
+// The positions of the points of a feature space on the lattice. Its vertices have d + 1 integer coordinates that sum
+// to 0 and are all congruent modulo d + 1; a step along axis j adds d to coordinate j and takes 1 from every other.
 template <size_t d>
 class Embedding {
  public:
   using Feature = std::array<float, d>;
 
   Embedding(const Feature* features, int64_t points) {
-    const float unit = std::sqrt(2.0 / 3.0) * (d + 1);  // a blur's standard deviation is 1 in the feature space
+    const float unit = std::sqrt(2.0 / 3.0) * (d + 1);  // gives the blur a standard deviation of 1 in the feature space
     for (size_t i = 0; i < d; ++i) scale_[i] = 1 / std::sqrt((i + 1.0) * (i + 2.0)) * unit;
 
-    Feature low{}, high{};  // with 0, whose simplex may be asked for as well
+    Feature low{}, high{};  // 0 included, because the constructor of Lattice may add its simplex
     for (int64_t p = 0; p < points; ++p) {
       for (size_t i = 0; i < d; ++i) {
         low[i] = std::min(low[i], features[p][i]);
         high[i] = std::max(high[i], features[p][i]);
       }
     }
-    // Coordinate 0 follows from the others. These are digits of the key, with room for the vertices of a simplex and
-    // their neighbours; a coordinate past 2^20 would have too few bits left for its fraction.
+    // A key has the coordinates but the first, which follows from them, as digits. Each digit has room for the vertices
+    // of a simplex and their neighbours. Beyond 2^20 a float coordinate would have too few bits for its fraction.
     double keys = 1, later = 0;
     for (size_t j = d; j > 0; --j) {
       const double range = double{high[j - 1]} * scale_[j - 1] - double{low[j - 1]} * scale_[j - 1];
@@ -88,12 +91,12 @@ class Embedding {
     for (size_t j = 0; j <= d; ++j) step_[j] = (d + 1) * stride_[j] - all;
   }
 
-  // What a step along axis j adds to a key.
+  // The difference that a step along axis j makes to a key.
   Key step(size_t j) const { return step_[j]; }
 
   // The keys of the d + 1 vertices of the simplex around a point, and the weight of each.
   void operator()(const Feature& feature, Key* keys, Share* shares) const {
-    // Onto the hyperplane of sum 0.
+    // The point's coordinates, projected onto the hyperplane where they sum to 0.
     std::array<float, d + 1> point, vertex, offset;
     float later = 0;
     for (size_t j = d; j > 0; --j) {
@@ -103,8 +106,8 @@ class Embedding {
     }
     point[0] = later;
 
-    // The nearest point whose coordinates are multiples of d + 1, and the ranks of the distances to it. Where its
-    // coordinates do not sum to 0, those of the extreme ranks go one multiple back.
+    // The nearest vertex whose coordinates are multiples of d + 1, and the ranks of the point's offsets from it. If its
+    // coordinates do not sum to 0, those of the extreme ranks move by one multiple.
     constexpr float one_part = 1.f / (d + 1);
     float excess = 0;
     for (size_t j = 0; j <= d; ++j) {
@@ -129,7 +132,7 @@ class Embedding {
       vertex[j] += wrapped;
     }
 
-    // From there the other vertices lie one step each down the axes, from the last rank to the first.
+    // The other vertices of the simplex follow by one step back along each axis, from the last rank to the first.
     std::array<float, d + 1> descending;
     std::array<size_t, d + 1> axis;
     Key key = 0;
@@ -154,18 +157,18 @@ class Embedding {
 }  // namespace
 
 template <size_t d>
-Lattice::Lattice(const std::array<float, d>* features, int64_t points, int channels, Team& team)
+Lattice::Lattice(const std::array<float, d>* features, int64_t points, int channels, int threads)
     : points_(points), corners_(d + 1), slice_(uninitialized<Share>(points * (d + 1))) {
   const Embedding<d> embedding(features, points);
   VertexTable table;
   {
     const auto keys = uninitialized<Key>(points * corners_);
-    team.share(points, 1024, [&](int64_t begin, int64_t end) {
+    parallel_for(threads, points, 1024, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) embedding(features[p], &keys[p * corners_], &slice_[p * corners_]);
     });
     for (int64_t i = 0; i < points * corners_; ++i) slice_[i].row = table.find_or_add(keys[i]);
   }
-  if (points % 4 != 0) {  // the authors' program fills up its vectors of 4 with points of feature 0
+  if (points % 4 != 0) {  // the authors' program pads its vectors of 4 with points of feature 0
     std::array<Key, d + 1> keys;
     std::array<Share, d + 1> shares;
     embedding({}, keys.data(), shares.data());
@@ -175,7 +178,7 @@ Lattice::Lattice(const std::array<float, d>* features, int64_t points, int chann
   vertices_ = static_cast<int64_t>(table.keys().size()) + 1;
   neighbours_ = uninitialized<Neighbours>(corners_ * vertices_);
   for (int j = 0; j < corners_; ++j) neighbours_[j * vertices_] = {0, 0};
-  team.share(vertices_ - 1, 1024, [&](int64_t begin, int64_t end) {
+  parallel_for(threads, vertices_ - 1, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Key key = table.keys()[i];
       for (int j = 0; j < corners_; ++j) {
@@ -184,12 +187,12 @@ Lattice::Lattice(const std::array<float, d>* features, int64_t points, int chann
     }
   });
   sort_by_vertex();
-  values_ = Rows(vertices_, channels);
-  spare_ = Rows(vertices_, channels);
+  values_ = Matrix(vertices_, channels);
+  spare_ = Matrix(vertices_, channels);
 }
 
-template Lattice::Lattice(const std::array<float, 2>*, int64_t, int, Team&);
-template Lattice::Lattice(const std::array<float, 5>*, int64_t, int, Team&);
+template Lattice::Lattice(const std::array<float, 2>*, int64_t, int, int);
+template Lattice::Lattice(const std::array<float, 5>*, int64_t, int, int);
 
 void Lattice::sort_by_vertex() {
   splat_ = uninitialized<Share>(points_ * corners_);
@@ -205,20 +208,20 @@ void Lattice::sort_by_vertex() {
   }
 }
 
-void Lattice::filter(const Rows& points, Team& team) {
-  team.share(vertices_, 256, [&](int64_t begin, int64_t end) {
+void Lattice::filter(const Matrix& points, int threads) {
+  parallel_for(threads, vertices_, 256, [&](int64_t begin, int64_t end) {
     splat(points, splat_.get(), splat_begin_.data(), values_, begin, end);
   });
   for (int j = 0; j < corners_; ++j) {
-    team.share(vertices_, 1024, [&](int64_t begin, int64_t end) {
+    parallel_for(threads, vertices_, 1024, [&](int64_t begin, int64_t end) {
       blur(values_, &neighbours_[j * vertices_], spare_, begin, end);
     });
     values_.swap(spare_);
   }
 }
 
-void Lattice::normalise(int channel, float weight, Team& team) {
-  team.share(points_, 1024, [&](int64_t begin, int64_t end) {
+void Lattice::normalise(int channel, float weight, int threads) {
+  parallel_for(threads, points_, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       Share* shares = &slice_[p * corners_];
       float sum = 0;

@@ -1,4 +1,4 @@
-// The Python module `_crf`: numpy in, numpy out. a2s_repro/crf.py checks what comes here.
+// The Python module `_crf`: numpy in, numpy out. a2s_repro/inference/crf.py checks the arguments.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
