@@ -3,8 +3,10 @@
 F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, whose formulas are in
 `csrc/winograd/winograd.h`. Its sums have a ninth of the terms, so in float32 it is nearer to the exact result than
 oneDNN's direct convolution (docs/performance.md). The transforms are native code for the CPU, the products torch's.
+`A2S_WINOGRAD=0` in the environment leaves all convolutions to torch.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +30,8 @@ _FILTER_TRANSFORM = torch.kron(_ALONG_ONE_AXIS, _ALONG_ONE_AXIS)
 
 def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
     """Whether a convolution is one that `conv2d` takes and is faster for it."""
+    if os.environ.get("A2S_WINOGRAD") == "0":
+        return False
     if x.device.type != "cpu" or _native.operators(x) is not torch.ops.a2s or weight.shape[2:] != (3, 3):
         return False
     if x.dtype not in (torch.float32, torch.float64) or min(weight.shape[:2]) < FEWEST_CHANNELS or x.numel() == 0:

@@ -50,6 +50,15 @@ def test_equals_torch(size: tuple[int, int], dilation: int, most_tiles: int, mon
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With A2S_WINOGRAD=0 the result is torch's, to the bit."""
+    x, weight, bias = (tensor.float() for tensor in random_inputs((12, 17)))
+    theirs = F.conv2d(x, weight, bias, padding=1)
+    assert not torch.equal(conv2d(x, weight, bias), theirs)
+    monkeypatch.setenv("A2S_WINOGRAD", "0")
+    assert torch.equal(conv2d(x, weight, bias), theirs)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 5)], ids=str)
 def test_maps_smaller_than_a_tile_or_the_hole(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of a tile lies beyond the map, which `pays` would refuse. 1e-13 as above."""
