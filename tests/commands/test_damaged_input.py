@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import runpy
 import subprocess
 import sys
 import warnings
@@ -16,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from a2s_repro import commands
 from a2s_repro.caffe.conversion import to_caffe
 from a2s_repro.checkpoint.snapshots import Snapshot, save_snapshot
 from a2s_repro.checkpoint.weights import Weights, load_weights, save_weights
@@ -79,24 +79,19 @@ def snapshot() -> Snapshot:
 
 
 def convert(name: str, folder: Path) -> tuple[int, str]:
-    """Runs the tool in this process on a file of `folder`; its exit status and stderr. A warning is a failure."""
+    """Runs the command in this process on a file of `folder`; its exit status and stderr. A warning is a failure."""
     output = [argument if argument.startswith("--") else str(folder / argument) for argument in WAYS[name]]
-    before, stderr = (sys.argv, sys.path), io.StringIO()
-    sys.argv, sys.path = ["convert_caffe.py", str(folder / name), *output], [str(TOOLS), *sys.path]
-    try:
-        with (
-            contextlib.redirect_stderr(stderr),
-            contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(record=True) as warned,
-        ):
-            warnings.simplefilter("always")
-            runpy.run_path(str(TOOLS / "convert_caffe.py"), run_name="__main__")
-    except SystemExit as done:
-        assert not warned
-        return done.code, stderr.getvalue()
-    finally:
-        sys.argv, sys.path = before
-    raise AssertionError("the tool did not exit")
+    stderr = io.StringIO()
+    with (
+        contextlib.redirect_stderr(stderr),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(record=True) as warned,
+        pytest.raises(SystemExit) as end,
+    ):
+        warnings.simplefilter("always")
+        commands.main(["convert", str(folder / name), *output])
+    assert not warned
+    return end.value.code, stderr.getvalue()
 
 
 def check_refused(status: int, stderr: str, folder: Path, name: str) -> None:
