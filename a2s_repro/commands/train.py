@@ -145,9 +145,10 @@ def main(arguments: argparse.Namespace) -> int:
     head = {name.removeprefix("head_"): value for name, value in given.items() if name.startswith("head_")}
     if head.get("recalibration") == "none":
         head["recalibration"] = None
-    recipe, run = find_recipe(arguments.recipe), Run(**fields(Run))
-    recipe = recipe.changed(**fields(Recipe) | {"head": recipe.changed_head(arguments.head, **head)})
-    outcome = train(recipe, run)
+    settings, recipe = fields(Run), find_recipe(arguments.recipe)
+    changes = {name: value for name, value in fields(Recipe).items() if name not in settings}  # both have `init`
+    recipe = recipe.changed(**changes | {"head": recipe.changed_head(arguments.head, **head)})
+    outcome = train(recipe, Run(**settings))
 
     if outcome.interrupted:
         if is_main():

@@ -68,7 +68,7 @@ def test_a_damaged_file_is_named(tmp_path, suffix, damage):
 
 def test_a_state_dict_of_another_program_is_refused_with_the_remedy(tmp_path):
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
-    with pytest.raises(InputError, match=r"vgg16\.pth is not a weights file .*convert_caffe"):
+    with pytest.raises(InputError, match=r"vgg16\.pth is not a weights file .*a2s convert"):
         load_weights(tmp_path / "vgg16.pth")
 
 
