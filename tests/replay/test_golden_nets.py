@@ -18,7 +18,7 @@ from a2s_repro import ops
 from a2s_repro.models.losses import shrink_labels
 from a2s_repro.models.share_net import rescaled
 from a2s_repro.ops import _native, winograd
-from a2s_repro.replay.gates import Comparison, gates_of
+from a2s_repro.replay.gates import Comparison
 from a2s_repro.replay.recording import Recording, read_recording
 from a2s_repro.replay.replay import compare_first_pass, compare_gradients, compare_run, compare_test_phase
 from caffe_weights import branch_of
@@ -134,17 +134,20 @@ def test_twenty_iterations_in_float64(name, run, backend, check):
 @pytest.mark.parametrize("run", ["A", "B"])
 @over_nets
 def test_twenty_iterations_in_float32(name, run, check):
-    """The tight gates apply to nets in which AVX2 and AVX-512 kernels flip no relevant unit; a flip changes a loss by
-    up to 5e-3. The trunk of skip-nets is frozen, and no unit of their side branches flips.
+    """The tight gates hold until float32 flips a unit that float64 has near a tie; a flip changes a loss by up to 5e-3.
 
-    Run B of ii has wide gates because of conv5_1[1, 11, 2, 5] in iteration 3. Among values of up to 350 it is -5.4e-5
-    in float64 and +3.9e-5 with AVX-512 kernels on one thread, which changes the loss by 8e-5.
+    Which units flip depends on the processor's convolution kernels. In run A of v, AVX-512 kernels flip none, and those
+    for AMD's AVX2 flip pool2[1, 7, 12, 13] in iteration 3, whose two largest values are 7e-6 apart. In run B of ii,
+    conv5_1[1, 11, 2, 5] is, in iteration 3, among values of up to 350, -5.4e-5 in float64 and +3.9e-5 with AVX-512
+    kernels on one thread. The trunk of skip-nets is frozen, and no unit of their side branches flips.
     """
-    compared, _ = compare_run(record(name), run, torch.float32, "cpu")
+    compared, flipped = compare_run(record(name), run, torch.float32, "cpu")
     check(compared)
-    if (name, run) == ("ii_avg2", "A") or name in ("iv_att2_esupv", "v_att3_esupv", "vi_msc", "viii_msc_att3_esupv"):
-        gates = gates_of(torch.float32)
-        assert not [comparison for comparison in compared if comparison.deviation > gates[comparison.kind]]
+    if name in ("vi_msc", "viii_msc_att3_esupv"):
+        assert flipped is None
+    if flipped:
+        _, flip = flipped
+        assert flip.margin < 1e-4
 
 
 @over_dtypes
