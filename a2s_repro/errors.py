@@ -1,4 +1,7 @@
-"""The one exception for things a user can put right."""
+"""The exception for mistakes that the user can correct, and the sentences that many modules have in common."""
+
+import os
+from collections.abc import Collection
 
 
 class InputError(ValueError):
@@ -14,4 +17,16 @@ class ToldElsewhere(InputError):
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without its full stop; the error's type where the message is empty."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
+def check_known(name: str, value: object, known: Collection) -> None:
+    """Raises InputError if `value`, the setting `name`, is not among the known ones."""
+    if value not in known:
+        raise InputError(f"{name} '{value}' is not known; it is one of {', '.join(map(str, known))}.")
+
+
+def not_written(path: str | os.PathLike, error: Exception) -> InputError:
+    """The error for a file or folder that could not be written."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    return InputError(f"{path} cannot be written ({reason}): is the disk full?")

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from a2s_repro import ops
-from a2s_repro.caffe.export import export as export_to_caffe
+from a2s_repro.caffe.export import export_caffemodel
 from a2s_repro.checkpoint.weights import load_weights, save_weights
 from a2s_repro.data.image_seg import MEAN_BGR, NORMALIZATIONS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, not_written
 from a2s_repro.files import replacing
 from a2s_repro.inference.segmenter import class_names, load_model
 from a2s_repro.runtime.precision import float32_products
@@ -110,7 +110,7 @@ def export(
     if native and output.suffix != ".pt2":
         raise InputError(f"{output}: only a .pt2 program can keep the native operators: leave out native.")
     if output.suffix == ".caffemodel":
-        return Exported(export_to_caffe(path, output, deploy_size=deploy_size), None)
+        return Exported(export_caffemodel(path, output, deploy_size=deploy_size), None)
     net, meta = load_model(path, device)
     net.to(memory_format=torch.contiguous_format)  # the layout that other programs expect
     if output.suffix == ".safetensors":
@@ -251,8 +251,7 @@ def _writing(output: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"{output} cannot be written ({reason}): is the disk full?") from error
+        raise not_written(output, error) from error
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from a2s_repro.inference.segmenter import load_model
 from a2s_repro.models import Widths
 from a2s_repro.recipes import PRETRAINED, RECIPES, Published, Recipe, recipes_of
 from a2s_repro.recipes.recipe import IMAGENET, RESNET34
+from a2s_repro.runtime.precision import precision_named
 from a2s_repro.training import Run, train
 from a2s_repro.training.run_log import cost
 from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
@@ -48,7 +49,7 @@ class Reproduction:
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Changed fields of all recipes, for a trial; results are marked as changed."""
     device: str = "cpu"
-    precision: str = "caffe"
+    precision: str = "fp32"
     seed: int = 0
     workers: int = 2
 
@@ -107,7 +108,8 @@ class Reproduction:
         if (run.out / "config.json").exists():
             earlier = json.loads((run.out / "config.json").read_text())
             theirs = {**Recipe.of_config(earlier["recipe"]).config(), **earlier["run"]}
-            ours = changed.config() | {"seed": run.seed, "precision": run.precision}
+            theirs["precision"] = precision_named(theirs["precision"])
+            ours = changed.config() | {"seed": run.seed, "precision": precision_named(run.precision)}
             other = [name for name in ours if name not in NO_EFFECT_ON_TRAINING and theirs[name] != ours[name]]
             if other:
                 values = ", ".join(f"{name} {theirs[name]} instead of {ours[name]}" for name in other)
@@ -197,7 +199,7 @@ class Reproduction:
             "difference": ours - number.value if compared else None,
             "iterations": config["recipe"]["max_iter"],
             **cost(folder)._asdict(),
-            "precision": config["run"]["precision"],
+            "precision": precision_named(config["run"]["precision"]),
             "device": "cpu" if config["run"]["device"] == "cpu" else config["versions"]["gpu"],
             "commit": config["git_commit"],
             "log": f"{recipe.name}/log.jsonl",

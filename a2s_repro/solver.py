@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, check_known
 
 SOLVERS = ("caffe", "torch")
 LR_POLICIES = ("step", "poly", "fixed", "multistep")
-SHARED_DECAY = ("per_branch", "once")
+SHARED_DECAY = ("per_stream", "once")
+FORMER_NAMES = {"per_branch": "per_stream", "branches": "shared_by"}
+"""Names in files of version 0.1 -> their names today."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,15 @@ class LearningRate:
     max_iter: int = 6000
 
     def __post_init__(self) -> None:
-        if self.policy not in LR_POLICIES:
-            raise InputError(f"lr_policy '{self.policy}' is not known; it is one of {', '.join(LR_POLICIES)}.")
+        check_known("lr_policy", self.policy, LR_POLICIES)
         if not self.base_lr > 0:
             raise InputError(f"base_lr is {self.base_lr}; it must be positive.")
         if self.policy == "step" and self.stepsize < 1:
             raise InputError(f"stepsize is {self.stepsize}; it must be at least one iteration.")
+        if self.policy == "multistep" and not self.stepvalues:
+            raise InputError("lr_policy multistep needs the iterations at which the rate drops (--steps).")
         if list(self.stepvalues) != sorted(self.stepvalues):
-            raise InputError(f"the step values {self.stepvalues} must ascend.")
+            raise InputError(f"the step values {' '.join(map(str, self.stepvalues))} must ascend.")
 
     def __call__(self, iteration: int) -> float:
         base_lr, gamma, power = (float(np.float32(value)) for value in (self.base_lr, self.gamma, self.power))
@@ -76,10 +79,10 @@ class CaffeSGD(torch.optim.Optimizer):
     In the authors' Caffe every sharing copy of a weight has its own slot: gradient, history, lr_mult, decay_mult. All
     slots read the weight before the update, and their updates add up. Here a slot is a parameter, and the copies of a
     weight are parameters that share its storage, in separate groups. Copies with equal multipliers can share one slot,
-    because the rule is linear: one parameter whose gradient is the sum of theirs, decayed `branches` times.
+    because the rule is linear: one parameter whose gradient is the sum of theirs, decayed `shared_by` times.
 
     Args:
-        groups: result of `parameter_groups`: dicts with `params` and optionally `lr_mult`, `decay_mult`, `branches`
+        groups: result of `parameter_groups`: dicts with `params` and optionally `lr_mult`, `decay_mult`, `shared_by`
             (default 1) and `owner` (default True; False for a group of copies). lr_mult 0 freezes a group: no gradient,
             no history, no decay.
         lr: rate of the next update; set it before each update with `set_lr`.
@@ -114,13 +117,13 @@ class CaffeSGD(torch.optim.Optimizer):
             "iter_size": iter_size,
             "lr_mult": 1,
             "decay_mult": 1,
-            "branches": 1,
+            "shared_by": 1,
             "owner": True,
         }
         super().__init__(groups, defaults)
         self.clip_gradients = clip_gradients
         for group in self.param_groups:
-            if clip_gradients is not None and group["branches"] > 1:
+            if clip_gradients is not None and group["shared_by"] > 1:
                 raise InputError("clip_gradients applies only to the owners' gradients: give every copy a slot.")
             if len({parameter.data_ptr() for parameter in group["params"]}) < len(group["params"]):
                 raise InputError("parameters that share storage need separate groups.")
@@ -130,6 +133,12 @@ class CaffeSGD(torch.optim.Optimizer):
         """Sets the rate of the next update, before the groups' lr_mult."""
         for group in self.param_groups:
             group["lr"] = lr
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a `state_dict()`, also one that version 0.1 wrote."""
+        groups = state_dict["param_groups"]
+        groups = [{FORMER_NAMES.get(name, name): value for name, value in group.items()} for group in groups]
+        super().load_state_dict(state_dict | {"param_groups": groups})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
@@ -145,7 +154,7 @@ class CaffeSGD(torch.optim.Optimizer):
                 continue
             # The gradient is iter_size times g, so the rate is divided by iter_size and the decay multiplied by it.
             rate = group["lr"] * group["lr_mult"] / group["iter_size"]
-            decay = group["weight_decay"] * group["decay_mult"] * group["branches"] * group["iter_size"]
+            decay = group["weight_decay"] * group["decay_mult"] * group["shared_by"] * group["iter_size"]
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
@@ -175,7 +184,7 @@ class CaffeSGD(torch.optim.Optimizer):
 class TorchSGD(torch.optim.SGD):
     """torch.optim.SGD on the groups of CaffeSGD: the learning rate is outside the history.
 
-        v = momentum * v + g / iter_size + branches * weight_decay * decay_mult * w;  w = w - lr * lr_mult * v
+        v = momentum * v + g / iter_size + shared_by * weight_decay * decay_mult * w;  w = w - lr * lr_mult * v
 
     Args:
         groups: result of `parameter_groups` for a net without copies. lr_mult 0 freezes a group.
@@ -186,7 +195,7 @@ class TorchSGD(torch.optim.SGD):
         self, groups: Iterable[dict[str, Any]], *, momentum: float = 0.9, weight_decay: float = 1e-4, iter_size: int = 1
     ) -> None:
         decayed = [
-            group | {"weight_decay": weight_decay * group["decay_mult"] * group["branches"], "iter_size": iter_size}
+            group | {"weight_decay": weight_decay * group["decay_mult"] * group["shared_by"], "iter_size": iter_size}
             for group in groups
         ]
         super().__init__(decayed, lr=0, momentum=momentum)
@@ -222,16 +231,16 @@ def _freeze(groups: Iterable[dict[str, Any]]) -> None:
 
 def parameter_groups(
     model: nn.Module,
-    shared_decay: str = "per_branch",
+    shared_decay: str = "per_stream",
     lr_mult: Mapping[str, float] | None = None,
     uniform_layers: bool = False,
 ) -> list[dict[str, Any]]:
     """Parameter groups for a solver from `model.parameter_rules(lr_mult)`, one group per distinct rule.
 
-    In a net with copies (`ShareNet.copy_per_branch`) every copy has its own slot, otherwise the streams share one.
+    In a net with copies (`ShareNet.copy_per_stream`) every copy has its own slot, otherwise the streams share one.
 
     Args:
-        shared_decay: "per_branch" decays a shared parameter once for each stream, as in the authors' Caffe; "once"
+        shared_decay: "per_stream" decays a shared parameter once for each stream, as in the authors' Caffe; "once"
             decays it once, as in DeepLab v2 and today's Caffe.
         lr_mult: learning-rate multipliers of layers that deviate from the net's rule.
         uniform_layers: whether biases and batch norms have the learning rate and decay of their layer's weights.
@@ -239,8 +248,8 @@ def parameter_groups(
     Raises:
         InputError: another value of shared_decay.
     """
-    if shared_decay not in SHARED_DECAY:
-        raise InputError(f"shared_decay '{shared_decay}' is not known; it is one of {', '.join(SHARED_DECAY)}.")
+    shared_decay = FORMER_NAMES.get(shared_decay, shared_decay)
+    check_known("shared_decay", shared_decay, SHARED_DECAY)
     rules = model.parameter_rules(lr_mult)
     if uniform_layers:
         rules = {
@@ -248,13 +257,13 @@ def parameter_groups(
             for name, rule in rules.items()
         }
     groups: dict[tuple, list[nn.Parameter]] = {}
-    for index, branch in enumerate((model, *model.copies)):
-        for name, parameter in branch.keyed_parameters().items():
+    for index, stream in enumerate((model, *model.copies)):
+        for name, parameter in stream.keyed_parameters().items():
             rule = rules[name]
-            decay_mult = rule.decay_mult if index == 0 or shared_decay == "per_branch" else 0
-            branches = rule.branches if shared_decay == "per_branch" and not model.copies else 1
-            groups.setdefault((index, rule.lr_mult, decay_mult, branches), []).append(parameter)
+            decay_mult = rule.decay_mult if index == 0 or shared_decay == "per_stream" else 0
+            shared_by = rule.shared_by if shared_decay == "per_stream" and not model.copies else 1
+            groups.setdefault((index, rule.lr_mult, decay_mult, shared_by), []).append(parameter)
     return [
-        {"params": parameters, "lr_mult": lr_mult, "decay_mult": decay_mult, "branches": branches, "owner": index == 0}
-        for (index, lr_mult, decay_mult, branches), parameters in groups.items()
+        {"params": params, "lr_mult": lr_mult, "decay_mult": decay_mult, "shared_by": shared_by, "owner": index == 0}
+        for (index, lr_mult, decay_mult, shared_by), params in groups.items()
     ]

@@ -2,8 +2,8 @@
 
 from caffe_weights.errors import CaffeFileError
 from caffe_weights.files import (
+    CaffeNet,
     Layer,
-    Net,
     SolverState,
     read_caffemodel,
     read_solverstate,
@@ -11,23 +11,23 @@ from caffe_weights.files import (
     write_solverstate,
 )
 from caffe_weights.prototxt import Word, prototxt
-from caffe_weights.sharing import SUFFIX_OF_SCALE, branch_of, same_blobs
+from caffe_weights.sharing import SUFFIX_OF_SCALE, same_blobs, stream_of
 from caffe_weights.tables import net_table, solverstate_table
 
 __all__ = [
     "SUFFIX_OF_SCALE",
     "CaffeFileError",
+    "CaffeNet",
     "Layer",
-    "Net",
     "SolverState",
     "Word",
-    "branch_of",
     "net_table",
     "prototxt",
     "read_caffemodel",
     "read_solverstate",
     "same_blobs",
     "solverstate_table",
+    "stream_of",
     "write_caffemodel",
     "write_solverstate",
 ]

@@ -42,7 +42,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Net:
+class CaffeNet:
     """A net's name and all its layers in file order, including layers without blobs."""
 
     name: str
@@ -64,7 +64,7 @@ class SolverState:
     history: list[np.ndarray]
 
 
-def read_caffemodel(path: str | os.PathLike) -> Net:
+def read_caffemodel(path: str | os.PathLike) -> CaffeNet:
     """Reads a `.caffemodel` of either container.
 
     Raises CaffeFileError if the file is empty, damaged, of another kind or in the V0 format, if the number of a blob's
@@ -85,10 +85,10 @@ def read_caffemodel(path: str | os.PathLike) -> Net:
         kind = _v1_type_name(entry.type) if message.layers else _text(entry.type)
         blobs = [_array(blob, f"{path}: blob {i} of layer {name!r}") for i, blob in enumerate(entry.blobs)]
         layers.append(Layer(name, kind, blobs))
-    return Net(_text(message.name), layers)
+    return CaffeNet(_text(message.name), layers)
 
 
-def write_caffemodel(path: str | os.PathLike, net: Net, v1: bool = False) -> None:
+def write_caffemodel(path: str | os.PathLike, net: CaffeNet, v1: bool = False) -> None:
     """Writes `net` as a `.caffemodel`, in the new container or, with `v1`, in the V1 one.
 
     V1 blobs have four axes: shorter shapes are padded with leading ones (a bias becomes 1x1x1xN). The file is written

@@ -8,7 +8,7 @@ SUFFIX_OF_SCALE = {1: "", 0.5: "_res05", 0.75: "_res075", 0.25: "_res025"}
 """Scale of a stream -> suffix of its layers' names, in the order of the streams in the authors' share-nets."""
 
 
-def branch_of(name: str) -> tuple[str, float]:
+def stream_of(name: str) -> tuple[str, float]:
     """A layer's name without its stream's suffix, and the scale of the stream: `fc6_res05` -> (`fc6`, 0.5)."""
     for scale, suffix in SUFFIX_OF_SCALE.items():
         base = name.removesuffix(suffix)

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from caffe_weights.files import Layer, Net, SolverState
-from caffe_weights.sharing import branch_of, same_blobs
+from caffe_weights.files import CaffeNet, Layer, SolverState
+from caffe_weights.sharing import same_blobs, stream_of
 
 
-def net_table(net: Net) -> str:
+def net_table(net: CaffeNet) -> str:
     """One row per blob: layer, type, shape, dtype, sum and l2 norm (in float64), and its relation to a shared layer.
 
     A stream's layer is marked `copy of` the first stream's layer or `differs from` it. A layer without blobs has one
@@ -16,7 +16,7 @@ def net_table(net: Net) -> str:
     owners: dict[str, Layer] = {}
     rows = [("layer", "type", "shape", "dtype", "sum", "l2", "")]
     for layer in net.layers:
-        owner = owners.setdefault(branch_of(layer.name)[0], layer) if layer.blobs else layer
+        owner = owners.setdefault(stream_of(layer.name)[0], layer) if layer.blobs else layer
         note = ""
         if owner is not layer:
             note = f"{'copy of' if same_blobs(layer, owner) else 'differs from'} {owner.name}"

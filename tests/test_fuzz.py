@@ -14,7 +14,7 @@ import torch
 from a2s_repro.caffe.conversion import to_caffe
 from a2s_repro.checkpoint.snapshots import Snapshot, load_snapshot, save_snapshot
 from a2s_repro.checkpoint.weights import Weights, load_weights, save_weights
-from a2s_repro.data.archives import Published, source_files
+from a2s_repro.data.archives import PublishedFiles, source_files
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.images import read_image, read_label
 from a2s_repro.data.lists import read_classes, read_list
@@ -31,7 +31,7 @@ SECONDS = 10
 SLACK = 2**25
 """Allowed memory in bytes for decoders, allocators and the pixels of a small image."""
 
-PUBLISHED = Published("shapes", "https://example.org", "shapes", ("JPEGImages/*.jpg",))
+PUBLISHED = PublishedFiles("shapes", "https://example.org", "shapes", ("JPEGImages/*.jpg",))
 
 
 def read_archive(path: Path) -> None:

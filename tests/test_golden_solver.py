@@ -49,9 +49,9 @@ class Net:
                 continue
             else:
                 self.slots[name] = nn.Parameter(self.slots[f"{owner}/{index}"].data)
-            branches = 2 if layer in one_slot else 1
+            shared_by = 2 if layer in one_slot else 1
             groups.append({"params": [self.slots[name]], "lr_mult": lr_mult, "decay_mult": decay_mult})
-            groups[-1] |= {"branches": branches, "owner": owner == layer}
+            groups[-1] |= {"shared_by": shared_by, "owner": owner == layer}
         self.solver = CaffeSGD(groups, momentum=0.9, weight_decay=0.05, iter_size=2, **settings)
         self.rate = LearningRate(0.02, "step", gamma=0.1, stepsize=8)
 

@@ -57,7 +57,7 @@ def test_results_are_listed_next_to_the_papers_numbers(done):
     result = json.loads((done.out / "voc12/msc_largefov/result.json").read_text())
     assert row["ours"] == 100 * result["summary"]["mean_iou"] > 0
     assert (row["paper"], row["difference"]) == (64.39, row["ours"] - 64.39)
-    assert (row["iterations"], row["precision"], row["device"]) == (2, "caffe", "cpu")
+    assert (row["iterations"], row["precision"], row["device"]) == (2, "fp32", "cpu")
     assert row["seconds"] > 0 and row["peak_memory"] > 2**20 and (done.out / row["log"]).exists()
     assert row["note"].startswith("changed: width 0.0625, max_iter 2")
     assert all(row["ours"] is None and row["note"] == "not run" for row in rows.values())

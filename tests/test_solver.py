@@ -54,7 +54,7 @@ def test_the_memory_layout_of_weights_and_gradients_is_irrelevant() -> None:
 def torch_updates(gradients: list[float], rates: list[float], **settings) -> list[float]:
     """The values of a weight, initially 1, under these gradients and learning rates, with PyTorch's rule."""
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-    group = {"params": [weight], "lr_mult": 1, "decay_mult": 1, "branches": 1}
+    group = {"params": [weight], "lr_mult": 1, "decay_mult": 1, "shared_by": 1}
     keywords = {name: settings.pop(name) for name in ("weight_decay", "iter_size") if name in settings}
     solver = TorchSGD([group | settings], momentum=0.9, **{"weight_decay": 0} | keywords)
     values = []
@@ -73,8 +73,8 @@ def test_torchs_rate_is_outside_the_history():
 
 
 def test_torchs_multipliers_decay_and_iter_size():
-    """w - lr * lr_mult * (g / iter_size + branches * wd * decay_mult * w) = 1 - 0.1 * 10 * (6 / 3 + 3 * 0.05 * 2)."""
-    group = {"lr_mult": 10, "decay_mult": 2, "branches": 3}
+    """w - lr * lr_mult * (g / iter_size + shared_by * wd * decay_mult * w) = 1 - 0.1 * 10 * (6 / 3 + 3 * 0.05 * 2)."""
+    group = {"lr_mult": 10, "decay_mult": 2, "shared_by": 3}
     assert torch_updates([6], [0.1], iter_size=3, weight_decay=0.05, **group) == pytest.approx([1 - 2.3])
 
 
@@ -85,7 +85,7 @@ def test_torchs_rule_is_torch_optim_sgd():
     theirs.load_state_dict(ours.state_dict())
     rate = LearningRate(0.01, "poly", power=0.9, max_iter=10)
     groups = [
-        {"params": list(layer.parameters()), "lr_mult": mult, "decay_mult": 1, "branches": 1}
+        {"params": list(layer.parameters()), "lr_mult": mult, "decay_mult": 1, "shared_by": 1}
         for layer, mult in zip(ours, (1, 10), strict=True)
     ]
     solver = TorchSGD(groups, momentum=0.9, weight_decay=1e-2, iter_size=2)
@@ -102,10 +102,10 @@ def test_torchs_rule_is_torch_optim_sgd():
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(("branches", "value"), [(1, 0.995), (3, 0.985)])
-def test_a_shared_weight_decays_once_per_branch(branches, value):
+@pytest.mark.parametrize(("shared_by", "value"), [(1, 0.995), (3, 0.985)])
+def test_a_shared_weight_decays_once_per_stream(shared_by, value):
     """As in the authors' Caffe, at rate 0.1, decay 0.05 and gradient 0: 0.985 for three sharing copies, else 0.995."""
-    assert updates([0], [0.1], branches=branches, weight_decay=0.05) == pytest.approx([value])
+    assert updates([0], [0.1], shared_by=shared_by, weight_decay=0.05) == pytest.approx([value])
 
 
 def test_multipliers_and_iter_size():
@@ -118,7 +118,7 @@ def test_multipliers_and_iter_size():
 def test_lr_mult_zero_freezes(rule):
     weight = torch.nn.Parameter(torch.ones(2))
     other = torch.nn.Parameter(torch.ones(2))
-    common = {"decay_mult": 1, "branches": 1}
+    common = {"decay_mult": 1, "shared_by": 1}
     groups = [{"params": [weight], "lr_mult": 0, **common}, {"params": [other], "lr_mult": 1, **common}]
     solver = rule(groups, weight_decay=0.05)
     solver.set_lr(0.1)
@@ -132,7 +132,7 @@ def test_lr_mult_zero_freezes(rule):
 @pytest.mark.parametrize("rule", [CaffeSGD, TorchSGD])
 def test_the_state_round_trips(rule):
     def solver_of(weight):
-        solver = rule([{"params": [weight], "lr_mult": 10, "decay_mult": 1, "branches": 1}])
+        solver = rule([{"params": [weight], "lr_mult": 10, "decay_mult": 1, "shared_by": 1}])
         solver.set_lr(0.01)
         return solver
 
@@ -168,7 +168,7 @@ def test_groups_of_the_main_net():
     net = ShareNet(5, widths=THIN)
     names = {id(parameter): name for name, parameter in net.keyed_parameters().items()}
     groups = {
-        (g["lr_mult"], g["decay_mult"], g["branches"]): {names[id(p)] for p in g["params"]}
+        (g["lr_mult"], g["decay_mult"], g["shared_by"]): {names[id(p)] for p in g["params"]}
         for g in parameter_groups(net)
     }
     assert groups.keys() == {(1, 1, 3), (2, 0, 3), (10, 1, 3), (20, 0, 3), (10, 1, 1), (20, 0, 1)}
@@ -189,7 +189,7 @@ def test_uniform_layers_have_one_rule_for_all_their_parameters():
     net = ShareNet(5, widths=THIN)
     groups = parameter_groups(net, "once", uniform_layers=True)
     encoder, decoder = sorted(groups, key=lambda group: group["lr_mult"])
-    assert [(group["lr_mult"], group["decay_mult"], group["branches"]) for group in (encoder, decoder)] == [
+    assert [(group["lr_mult"], group["decay_mult"], group["shared_by"]) for group in (encoder, decoder)] == [
         (1, 1, 1),
         (10, 1, 1),
     ]
@@ -198,12 +198,12 @@ def test_uniform_layers_have_one_rule_for_all_their_parameters():
 
 
 def test_shared_decay_once_decays_a_shared_weight_once():
-    assert {group["branches"] for group in parameter_groups(ShareNet(5, widths=THIN), "once")} == {1}
+    assert {group["shared_by"] for group in parameter_groups(ShareNet(5, widths=THIN), "once")} == {1}
     with pytest.raises(InputError, match="shared_decay 'twice' is not known"):
         parameter_groups(ShareNet(5, widths=THIN), "twice")
 
 
-@pytest.mark.parametrize("shared_decay", ["per_branch", "once"])
+@pytest.mark.parametrize("shared_decay", ["per_stream", "once"])
 @pytest.mark.parametrize("merge", ["attention", "average"])
 def test_a_slot_for_every_copy_trains_the_same_net_as_one_slot(merge, shared_decay):
     torch.manual_seed(0)
@@ -212,7 +212,7 @@ def test_a_slot_for_every_copy_trains_the_same_net_as_one_slot(merge, shared_dec
         for parameter in net.parameters():
             parameter.normal_(std=0.1)
     copied = deepcopy(net)
-    copied.copy_per_branch()
+    copied.copy_per_stream()
     solvers = [
         CaffeSGD(parameter_groups(model, shared_decay), lr=0.01, weight_decay=0.5, iter_size=2)
         for model in (net, copied)
@@ -236,7 +236,7 @@ def test_a_slot_for_every_copy_trains_the_same_net_as_one_slot(merge, shared_dec
 
 def test_copies_follow_the_net_into_training_and_evaluation():
     net = ShareNet(5, widths=Widths().scaled(1 / 32))
-    net.copy_per_branch()
+    net.copy_per_stream()
     assert net.state_dict().keys() == ShareNet(5, widths=Widths().scaled(1 / 32)).state_dict().keys()
     assert not net.eval().copies[0].drop6.training
     assert net.train().copies[1].drop7.training
@@ -249,7 +249,7 @@ def test_a_skip_net_with_copies_predicts_what_it_does_without():
         torch.nn.init.normal_(parameter, std=0.1)
     image = torch.randn(1, 3, 33, 33)
     expected = net.eval()(image)
-    net.train().copy_per_branch()
+    net.train().copy_per_stream()
     prediction = net.eval()(image)
     assert prediction.scale_scores[1].shape[2:] == (17, 17)
     assert torch.equal(prediction.scores, expected.scores)
@@ -260,7 +260,7 @@ def test_indistinguishable_slots_are_refused():
     with pytest.raises(InputError, match="need separate groups"):
         CaffeSGD([{"params": [weight, torch.nn.Parameter(weight.data)]}])
     with pytest.raises(InputError, match="give every copy a slot"):
-        CaffeSGD([{"params": [weight], "branches": 2}], clip_gradients=1.0)
+        CaffeSGD([{"params": [weight], "shared_by": 2}], clip_gradients=1.0)
 
 
 def test_step_drops_at_multiples_of_stepsize():
@@ -290,7 +290,8 @@ def test_fixed_multistep_and_poly_policies():
         ({"policy": "cosine"}, "lr_policy 'cosine' is not known; it is one of step, poly, fixed, multistep"),
         ({"base_lr": 0}, "base_lr is 0"),
         ({"stepsize": 0}, "stepsize is 0"),
-        ({"policy": "multistep", "stepvalues": (5, 3)}, "must ascend"),
+        ({"policy": "multistep", "stepvalues": (5, 3)}, "the step values 5 3 must ascend"),
+        ({"policy": "multistep"}, r"needs the iterations at which the rate drops \(--steps\)"),
     ],
 )
 def test_impossible_schedules_are_refused(settings, sentence):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from a2s_repro.errors import InputError
+from a2s_repro.runtime.precision import precision_named
 from a2s_repro.training.run_log import cost, read_log
 from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
 
@@ -38,8 +39,9 @@ def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
     lines = [line["losses"] for line in read_log(folder)]
     last = lines[-max(len(lines) // 10, 1) :]
     recipe = {name: value for name, value in config["recipe"].items() if name not in NO_EFFECT_ON_TRAINING}
+    run = {name: config["run"][name] for name in RUN_SETTINGS}
     return TrainedRun(
-        settings=recipe | {name: config["run"][name] for name in RUN_SETTINGS},
+        settings=recipe | run | {"precision": precision_named(run["precision"])},
         losses={name: _mean(losses[name] for losses in last) for name in last[0]},
         seconds=cost(folder).seconds,
         scores=results,

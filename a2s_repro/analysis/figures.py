@@ -14,7 +14,7 @@ from a2s_repro.analysis.inspection import inspect
 from a2s_repro.data.images import IGNORE_LABEL, read_pair
 from a2s_repro.data.lists import Item
 from a2s_repro.data.voc import palette
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, check_known
 from a2s_repro.files import replacing
 from a2s_repro.inference.segmenter import Segmentation, Segmenter
 
@@ -51,8 +51,7 @@ def figure_rows(
 
     Raises InputError for a bad file, or if the given nets do not suit the layout.
     """
-    if layout not in LAYOUTS:
-        raise InputError(f"layout '{layout}' is not known; it is one of {', '.join(LAYOUTS)}.")
+    check_known("layout", layout, LAYOUTS)
     two_nets = layout in ("comparison", "winner")
     if two_nets and baseline is None:
         raise InputError(f"the layout {layout} compares two nets: give the other one as the baseline.")
@@ -72,7 +71,7 @@ def figure_rows(
         image, truth = read_pair(item, segmenter.model.num_classes)
         segmentation = segmenter(image, scores=layout == "recalibration")
         if layout == "recalibration" and segmentation.recalibration is None:
-            raise InputError("the layout recalibration needs a net whose head has a recalibrating branch.")
+            raise InputError("the layout recalibration needs a net whose head recalibrates the scores.")
         winner = inspect(baseline, image, 1).winner.numpy() if layout == "winner" else None
         rows.append(Row(image, truth, segmentation, baseline and baseline(image), winner))
     return rows

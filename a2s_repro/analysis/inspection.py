@@ -21,7 +21,7 @@ class Inspection(NamedTuple):
     weights: Tensor | None
     """(S, h, w) attention weights; None if the merge has none."""
     recalibration: Tensor | None
-    """(C, h, w) recalibration of each class's scores; None without a recalibrating branch."""
+    """(C, h, w) recalibration of each class's scores; None where the net has none."""
 
     @property
     def winner(self) -> Tensor:

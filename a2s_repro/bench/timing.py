@@ -134,7 +134,7 @@ def loader_rates(
     return rates
 
 
-def peak_memory(function: Callable[[int], Any], device: torch.device) -> int:
+def memory_of_call(function: Callable[[int], Any], device: torch.device) -> int:
     """Peak memory of a call in bytes, in addition to memory allocated before: results and intermediates."""
     function(0)
     if device.type == "cuda":

@@ -30,8 +30,8 @@ from a2s_repro.caffe.vgg16 import is_fully_connected, net_from_torchvision, subs
 from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLab, DeepLabLargeFOV, Widths, build_model
-from a2s_repro.models.side_branches import SIDE_LAYERS
-from caffe_weights import SUFFIX_OF_SCALE, Layer, Net, branch_of, read_caffemodel, same_blobs
+from a2s_repro.models.skip_branches import SKIP_LAYERS
+from caffe_weights import SUFFIX_OF_SCALE, CaffeNet, Layer, read_caffemodel, same_blobs, stream_of
 
 GREY_LEVEL_DEVIATION = 64
 """Approximate standard deviation of a photograph's grey levels around the mean pixel."""
@@ -87,7 +87,7 @@ def convert_file(path: str | os.PathLike, *, subsample: bool = False, **options:
 
 
 def from_caffe(
-    net: Net,
+    net: CaffeNet,
     file: str,
     *,
     skip: Collection[str] = (),
@@ -97,7 +97,7 @@ def from_caffe(
 ) -> Conversion:
     """Converts a Caffe DeepLab-LargeFOV, DeepLab-MSc or share-net to float32 weights.
 
-    The trunk conv1_1 .. fc7 is required; the classifier, the side branches and the attention head are optional (an init
+    The trunk conv1_1 .. fc7 is required; the classifier, the skip branches and the attention head are optional (an init
     file has none). Widths are inferred from the shapes, so thin nets convert, too.
 
     Args:
@@ -105,7 +105,7 @@ def from_caffe(
         file: the file's name, for the meta and for errors.
         skip: layers to leave out, with their copies, by their name in the file; `fc8` also matches the classifier.
         num_classes: required number of the classifier's outputs.
-        allow_missing: accept a file that lacks some layers of the trunk, the side branches or the attention head.
+        allow_missing: accept a file that lacks some layers of the trunk, the skip branches or the attention head.
         allow_unmatched: drop layers with weights that the net lacks.
 
     The meta holds `pool5a` (whether the file has that layer), `classifier` (its Caffe name, or None), `scales`,
@@ -143,7 +143,7 @@ def from_caffe(
         "widths": widths,
         "source": {"file": file, "kind": "net" if classifier else "init"},
     }
-    skip_net = not modules.keys().isdisjoint(SIDE_LAYERS)
+    skip_net = not modules.keys().isdisjoint(SKIP_LAYERS)
     config = {"num_classes": outputs or 1, "pool5a": meta["pool5a"], "widths": widths}
     config["net"] = "DeepLabMSc" if skip_net else "DeepLabLargeFOV"
     merge = _merge(net)
@@ -159,7 +159,7 @@ def from_caffe(
     return Conversion(Weights(state_dict, meta), copies, skipped, missing, unmatched)
 
 
-def to_caffe(weights: Weights, file: str = "the weights") -> Net:
+def to_caffe(weights: Weights, file: str = "the weights") -> CaffeNet:
     """Converts weights to a Caffe net with the authors' order of layers and one copy of the shared layers per stream.
 
     The trunks of the net's scales come first, in the order 1, 0.5, 0.75, 0.25; then the classifiers in the same order,
@@ -181,7 +181,7 @@ def to_caffe(weights: Weights, file: str = "the weights") -> Net:
         )
     model = _described_model(weights, file)
     scales = model.scales if model else meta.get("scales", [1])
-    branch_order = model.branch_order if model else [scale for scale in SUFFIX_OF_SCALE if scale in scales]
+    stream_order = model.stream_order if model else [scale for scale in SUFFIX_OF_SCALE if scale in scales]
     merge = model.merge if model else None
     pool5a = model.pool5a is not None if model else meta.get("pool5a")
     classifier = str(meta.get("classifier") or "fc8")
@@ -194,10 +194,10 @@ def to_caffe(weights: Weights, file: str = "the weights") -> Net:
             name = classifier if module == "fc8" else module
             yield Layer(name + suffix, "Convolution", [tensor.detach().float().cpu().numpy() for tensor in tensors])
 
-    skip_net = any(key.startswith(SIDE_LAYERS) for key in state_dict)
+    skip_net = any(key.startswith(SKIP_LAYERS) for key in state_dict)
     layers: list[Layer] = []
     for modules in [SKIP_NET] if skip_net else [TRUNK, ("fc8",)]:
-        for scale in branch_order:
+        for scale in stream_order:
             for module in modules:
                 layers += written(module, SUFFIX_OF_SCALE[scale])
     if merge == "attention":
@@ -206,7 +206,7 @@ def to_caffe(weights: Weights, file: str = "the weights") -> Net:
         layers += written(module)
     if merge:
         layers.append(Layer(FUSION, FUSION_TYPE[merge], []))
-    net = Net("a2s_repro", layers)
+    net = CaffeNet("a2s_repro", layers)
     if from_caffe(net, file, allow_missing=True).weights.state_dict.keys() != state_dict.keys():
         raise InputError(f"{file} does not record the scales of its layers: the file is damaged.")
     return net
@@ -233,7 +233,7 @@ def _without_values(config: dict, file: str) -> DeepLab:
         raise InputError(f"{file}: {error}") from error
 
 
-def random_init(widths: Widths, seed: int) -> Net:
+def random_init(widths: Widths, seed: int) -> CaffeNet:
     """A trunk conv1_1 .. fc7 with random weights, which replaces a trained init file for thin nets and trials.
 
     Weights are Caffe's msra filler (He et al. 2015: normal, variance 2 / fan-in), biases 0. The filler preserves the
@@ -251,10 +251,10 @@ def random_init(widths: Widths, seed: int) -> Net:
         deviation = np.float32(damping * math.sqrt(2 / math.prod(shape[1:])))
         weight = deviation * generator.standard_normal(shape, np.float32)
         layers.append(Layer(name, "Convolution", [weight, np.zeros(shape[0], np.float32)]))
-    return Net("random_init", layers)
+    return CaffeNet("random_init", layers)
 
 
-def _layers_with_blobs(net: Net, file: str) -> dict[str, Layer]:
+def _layers_with_blobs(net: CaffeNet, file: str) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
     for layer in net.layers:
         if layer.blobs and layers.setdefault(layer.name, layer) is not layer:
@@ -266,7 +266,7 @@ def _without_skipped(
     layers: Mapping[str, Layer], skip: Collection[str], file: str
 ) -> tuple[dict[str, Layer], list[str]]:
     def names(name: str) -> set[str]:
-        base, _ = branch_of(name)
+        base, _ = stream_of(name)
         return {name, base, module_of(base)}
 
     if unknown := sorted(set(skip).difference(*map(names, layers))):
@@ -280,7 +280,7 @@ def _folded(layers: Mapping[str, Layer], file: str) -> tuple[list[Layer], list[s
     owners: dict[str, Layer] = {}
     copies, scales = [], set()
     for name, layer in layers.items():
-        base, scale = branch_of(name)
+        base, scale = stream_of(name)
         if module_of(base) in SKIP_NET:
             scales.add(scale)
         owner = owners.setdefault(base, layer)
@@ -304,8 +304,8 @@ def _by_module(layers: list[Layer], file: str) -> dict[str, Layer]:
 
 
 def _wanted(modules: Collection[str]) -> tuple[str, ...]:
-    """The required modules: the trunk, and all side branches or the whole attention head if the file has part of it."""
-    sides = () if set(modules).isdisjoint(SIDE_LAYERS) else SIDE_LAYERS
+    """The required modules: the trunk, and all skip branches or the whole attention head if the file has part of it."""
+    sides = () if set(modules).isdisjoint(SKIP_LAYERS) else SKIP_LAYERS
     heads = {"att_conv2": ATTENTION, "att_conv1": ("att_conv1", "att_fc"), "att_fc": ("att_fc",)}
     return TRUNK + sides + next((head for layer, head in heads.items() if layer in modules), ())
 
@@ -354,7 +354,7 @@ def _check_fc6(parameters: Mapping[str, tuple[np.ndarray, np.ndarray]], widths: 
         )
 
 
-def _merge(net: Net) -> str | None:
+def _merge(net: CaffeNet) -> str | None:
     """The merge of a share-net, inferred from its layers, or None."""
     types = {layer.name: layer.type for layer in net.layers}
     if not types.keys().isdisjoint(ATTENTION):
@@ -362,7 +362,7 @@ def _merge(net: Net) -> str | None:
     return {"Power": "average", "Eltwise": "max"}.get(types.get(FUSION, ""))
 
 
-def _head(net: Net, parameters: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def _head(net: CaffeNet, parameters: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """The fields of `AttentionHead` that follow from the layers."""
     head: dict[str, Any] = {}
     for layer in net.layers:

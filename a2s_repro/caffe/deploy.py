@@ -9,7 +9,7 @@ from a2s_repro.caffe.layers import FUSION
 from a2s_repro.models import DeepLab, ShareNet
 from a2s_repro.models.base import check_image
 from a2s_repro.models.share_net import AVERAGE_FACTOR, GRID_STEP, RESAMPLING
-from a2s_repro.models.side_branches import SIDE_LAYERS
+from a2s_repro.models.skip_branches import SKIP_LAYERS
 from a2s_repro.ops import interp_size
 from caffe_weights import SUFFIX_OF_SCALE, Word, prototxt
 
@@ -41,9 +41,9 @@ def deploy_prototxt(model: DeepLab, classifier: str, size: tuple[int, int]) -> s
     """
     with torch.device("meta"):
         check_image(torch.empty(1, 3, *size), model.grid_step)
-    net = _Net()
+    net = _Prototxt()
     streams = {}
-    for scale in model.branch_order:
+    for scale in model.stream_order:
         suffix, scaled = SUFFIX_OF_SCALE[scale], tuple(interp_size(side, **RESAMPLING[scale]) for side in size)
         image = INPUT
         if scale != 1:
@@ -56,7 +56,7 @@ def deploy_prototxt(model: DeepLab, classifier: str, size: tuple[int, int]) -> s
     return prototxt({"name": "a2s_repro", "input": INPUT, "input_shape": shape, "layer": net.layers})
 
 
-class _Net:
+class _Prototxt:
     """A net under construction. Each method appends layers and returns the name of their output blob."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class _Net:
         """Adds one stream on an image of `size`; returns the blobs of fc6, fc7, fc8 and `scores`."""
         blob, side, sides, features = image, image, [], {}
         for name, module in model.named_children():
-            if name in SIDE_LAYERS:
+            if name in SKIP_LAYERS:
                 side = self.convolution(module, side, name + suffix)
                 if name.endswith("_ms"):
                     sides.append(side)

@@ -14,10 +14,10 @@ from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 from a2s_repro.models import build_model
 from a2s_repro.recipes import Recipe
-from caffe_weights import Net, SolverState, write_caffemodel, write_solverstate
+from caffe_weights import CaffeNet, SolverState, write_caffemodel, write_solverstate
 
 
-def export(
+def export_caffemodel(
     path: str | os.PathLike, output: str | os.PathLike, *, v1: bool = False, deploy_size: tuple[int, int] = (513, 513)
 ) -> list[Path]:
     """Writes a weights file or a training snapshot as `output`, a `.caffemodel`, and returns all files written.
@@ -49,7 +49,7 @@ def export(
     return written
 
 
-def snapshot_in_caffe(snapshot: Snapshot, file: str, learned_net: str) -> tuple[Net, Weights, SolverState]:
+def snapshot_in_caffe(snapshot: Snapshot, file: str, learned_net: str) -> tuple[CaffeNet, Weights, SolverState]:
     """Converts a snapshot to Caffe: the Caffe net, its weights as `Weights`, and the solver's state.
 
     `file` names the snapshot in errors; `learned_net` is the path of the `.caffemodel` to record in the state.
@@ -65,7 +65,7 @@ def snapshot_in_caffe(snapshot: Snapshot, file: str, learned_net: str) -> tuple[
         raise InputError(f"{file} is of a run with shared_decay once, but Caffe decays once for every sharing copy.")
     model = recipe.net()
     if snapshot.has_slots:
-        model.copy_per_branch()
+        model.copy_per_stream()
     solver = recipe.optimizer(model)
     model.load_state_dict(snapshot.model)
     solver.load_state_dict(snapshot.solver)

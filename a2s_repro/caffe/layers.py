@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from a2s_repro.models import DeepLabMSc
-from a2s_repro.models.side_branches import SIDE_LAYERS
+from a2s_repro.models.skip_branches import SKIP_LAYERS
 
 LAYERS_OF_WIDTH = {
     "conv1": ("conv1_1", "conv1_2"),
@@ -26,10 +26,10 @@ SHARED = (*TRUNK, "fc8")
 
 with torch.device("meta"):
     SKIP_NET = tuple(name for name, layer in DeepLabMSc(1).named_children() if isinstance(layer, nn.Conv2d))
-"""Shared layers of a skip-net: SHARED and the side branches, each before the other readers of its source."""
+"""Shared layers of a skip-net: SHARED and the skip branches, each before the other readers of its source."""
 
 ATTENTION = ("att_conv1", "att_conv2", "att_fc")
-MODULES = (*SHARED, *SIDE_LAYERS, *ATTENTION)
+MODULES = (*SHARED, *SKIP_LAYERS, *ATTENTION)
 
 FUSION = "fc8_fusion"
 FUSION_TYPE = {"attention": "Eltwise", "average": "Power", "max": "Eltwise"}

@@ -14,10 +14,10 @@ from a2s_repro.checkpoint.initialisation import load_layers
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLab
 from a2s_repro.solver import CaffeSGD
-from caffe_weights import Net, SolverState, branch_of, read_caffemodel, read_solverstate
+from caffe_weights import CaffeNet, SolverState, read_caffemodel, read_solverstate, stream_of
 
 
-def caffe_histories(net: Net, model: DeepLab, solver: CaffeSGD) -> list[np.ndarray]:
+def caffe_histories(net: CaffeNet, model: DeepLab, solver: CaffeSGD) -> list[np.ndarray]:
     """The solver's histories in float32, one per blob of `net`, the Caffe net converted from `model`.
 
     If the copies of a parameter share one slot, its history is written for the first copy and zeros for the others.
@@ -39,7 +39,7 @@ def load_caffe_state(path: str | os.PathLike, model: DeepLab, solver: CaffeSGD, 
     Args:
         path: the `.solverstate`; its `.caffemodel` is at the path recorded there, relative to the working directory,
             or else in the folder of the `.solverstate`.
-        model: the same net; a share-net must have a copy per branch (`ShareNet.copy_per_branch`).
+        model: the same net; a share-net must have a copy per stream (`ShareNet.copy_per_stream`).
         solver: a solver over the parameter groups of `model`.
         classifier: Caffe's name of layer fc8.
 
@@ -68,16 +68,16 @@ def load_caffe_state(path: str | os.PathLike, model: DeepLab, solver: CaffeSGD, 
     return state
 
 
-def _slots(net: Net, model: DeepLab) -> Iterator[tuple[nn.Parameter | None, np.ndarray]]:
+def _slots(net: CaffeNet, model: DeepLab) -> Iterator[tuple[nn.Parameter | None, np.ndarray]]:
     """Pairs of parameter and blob for every blob of `net`; the parameter is None for a copy without its own history."""
-    branches = dict(zip(model.scales, (model, *model.copies), strict=False))
+    streams = dict(zip(model.scales, (model, *model.copies), strict=False))
     seen = set()
     for layer in net.layers:
-        base, scale = branch_of(layer.name)
+        base, scale = stream_of(layer.name)
         for kind, blob in zip(("weight", "bias"), layer.blobs, strict=False):
             module = module_of(base)
-            branch = branches[scale] if model.copies and module not in model.unshared_layers else model
-            parameter = branch.layer(module).get_parameter(kind)
+            stream = streams[scale] if model.copies and module not in model.unshared_layers else model
+            parameter = stream.layer(module).get_parameter(kind)
             yield (None if parameter in seen else parameter), blob
             seen.add(parameter)
 

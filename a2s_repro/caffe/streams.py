@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from a2s_repro.data.caffe_rng import GAUSSIANS, CaffeStream, WordStream, dropout_mask
-from a2s_repro.errors import InputError
+from a2s_repro.errors import check_known
 from a2s_repro.models import DeepLab, build_model
 from a2s_repro.models.layers import take_masks_from
 
@@ -35,8 +35,7 @@ class CaffeStreams:
     def __init__(
         self, model: DeepLab, num_items: int, batch_size: int, crop: int, seed: int, filler: str = "ziggurat"
     ) -> None:
-        if filler not in GAUSSIANS:
-            raise InputError(f"filler '{filler}' is not known; it is one of {', '.join(GAUSSIANS)}.")
+        check_known("filler", filler, GAUSSIANS)
         self.num_items, self.batch_size = num_items, batch_size
         self.words_per_pass = 1 + _dropout_elements(model, batch_size, crop)
         self.passes = 0

@@ -14,7 +14,7 @@ import torch
 from a2s_repro.checkpoint.weights import is_stored
 from a2s_repro.data.image_seg import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError
-from caffe_weights import Layer, Net
+from caffe_weights import CaffeNet, Layer
 
 KERNEL = 7
 """Side of fc6's window on pool5."""
@@ -51,7 +51,7 @@ def is_fully_connected(fc6: np.ndarray) -> bool:
     return fc6.shape[-2:] == (KERNEL, KERNEL) or (matrix and fc6.shape[-1] % KERNEL**2 == 0)
 
 
-def subsampled(net: Net, file: str) -> Net:
+def subsampled(net: CaffeNet, file: str) -> CaffeNet:
     """The plain VGG-16 with fc6 and fc7 reduced to convolutions, and without its classifier fc8.
 
     fc6 becomes W[0::4, :, 0::3, 0::3], b[0::4] (4096x512x7x7 -> 1024x512x3x3) and fc7 W[0::4, 0::4], b[0::4]
@@ -76,10 +76,10 @@ def subsampled(net: Net, file: str) -> Net:
         "fc6": Layer("fc6", "Convolution", [kernel6, bias6.ravel()[::OUTPUT_STEP]]),
         "fc7": Layer("fc7", "Convolution", [kernel7, bias7.ravel()[::OUTPUT_STEP]]),
     }
-    return Net(net.name, [reduced.get(layer.name, layer) for layer in net.layers if layer.name != "fc8"])
+    return CaffeNet(net.name, [reduced.get(layer.name, layer) for layer in net.layers if layer.name != "fc8"])
 
 
-def net_from_torchvision(path: str | os.PathLike) -> Net:
+def net_from_torchvision(path: str | os.PathLike) -> CaffeNet:
     """Reads a torchvision VGG-16 state dict as the equivalent Caffe net, with Caffe's layer names and BGR input.
 
     torchvision's net takes RGB in [0, 1], standardised: (r / 255 - mean) / std. Caffe's takes BGR grey levels minus
@@ -113,7 +113,7 @@ def net_from_torchvision(path: str | os.PathLike) -> Net:
     if weight.ndim != 4 or weight.shape[1] != 3 or bias.shape != weight.shape[:1]:
         raise InputError(f"{path}: features.0 is no convolution of 3 input channels.")
     layers[0] = Layer("conv1_1", "Convolution", _for_caffe_pixels(weight, bias))
-    return Net("torchvision_vgg16", layers)
+    return CaffeNet("torchvision_vgg16", layers)
 
 
 def _for_caffe_pixels(weight: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:

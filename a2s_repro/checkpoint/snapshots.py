@@ -9,7 +9,7 @@ from typing import Any, get_origin, get_type_hints
 import torch
 
 from a2s_repro.checkpoint.weights import is_stored
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, not_written
 from a2s_repro.files import check_archive, replacing
 
 FORMAT = "a2s_repro.snapshot/1"
@@ -70,8 +70,7 @@ def save_snapshot(path: str | os.PathLike, snapshot: Snapshot, keep: int | None 
         with replacing(path) as temporary:
             torch.save({"format": FORMAT, **content}, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} cannot be written ({reason}): is the disk full?") from error
+        raise not_written(path, error) from error
     if keep is not None:
         up_to_this = [old for old in snapshots(Path(path).parent) if _iteration(old) <= snapshot.iteration]
         for old in up_to_this[keep:]:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, first_line, not_written
 from a2s_repro.files import check_archive, replacing
 
 FORMAT = "a2s_repro.weights/1"
@@ -49,7 +49,7 @@ def save_weights(path: str | os.PathLike, state_dict: Mapping[str, torch.Tensor]
         try:
             save(temporary, tensors, meta_json)
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{path} cannot be written ({_first_line(error)}): is the disk full?") from error
+            raise not_written(path, error) from error
 
 
 def load_weights(path: str | os.PathLike) -> Weights:
@@ -65,7 +65,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
         weights = load(path)
     except Exception as error:  # the unpicklers raise many types for a damaged file
         raise InputError(
-            f"{path} cannot be read ({_first_line(error)}): the file is damaged or no weights file."
+            f"{path} cannot be read ({first_line(error)}): the file is damaged or no weights file."
         ) from error
     if weights is None:
         raise InputError(
@@ -126,14 +126,5 @@ def _is_sound(weights: Weights) -> bool:
         isinstance(weights.meta, dict)
         and isinstance(weights.state_dict, dict)
         and all(isinstance(name, str) for name in weights.state_dict)
-        and all(isinstance(tensor, torch.Tensor) and _is_value(tensor) for tensor in weights.state_dict.values())
+        and all(isinstance(tensor, torch.Tensor) and is_stored(tensor) for tensor in weights.state_dict.values())
     )
-
-
-def _is_value(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is a parameter, or batch norm's num_batches_tracked."""
-    return is_stored(tensor) or (tensor.dtype == torch.int64 and tensor.dim() == 0)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

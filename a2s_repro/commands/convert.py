@@ -71,10 +71,10 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.v1 and not arguments.to_caffe:
         raise InputError("--v1 goes with --to-caffe: it is a form of .caffemodel.")
     if arguments.to_caffe:
-        from a2s_repro.caffe.export import export
+        from a2s_repro.caffe.export import export_caffemodel
 
         size = tuple(arguments.deploy_size)
-        written = export(arguments.input, arguments.output, v1=arguments.v1, deploy_size=size)
+        written = export_caffemodel(arguments.input, arguments.output, v1=arguments.v1, deploy_size=size)
         print("\n".join(f"wrote {path}" for path in written))
         return
 

@@ -194,17 +194,16 @@ def add_precision_option(parser: Options) -> None:
     parser.add_argument(
         "--precision",
         type=_precision,
-        choices=("caffe", *PRECISIONS[1:]),
+        choices=PRECISIONS,
         default="fp32",
-        metavar=f"{{{','.join(PRECISIONS)}}}",
         help="arithmetic of the net: fp32 is exact float32 (default); tf32 and bf16 take less time on processors with "
         "units for them, and change some results",
     )
 
 
 def _precision(name: str) -> str:
-    """`caffe` is the old spelling of fp32."""
-    return "caffe" if name == "fp32" else name
+    """`caffe` is the old name of fp32."""
+    return "fp32" if name == "caffe" else name
 
 
 def add_seed_option(parser: Options, of: str, default: int = 0) -> None:

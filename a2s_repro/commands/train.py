@@ -102,7 +102,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     head.add_argument("--att-conv1", type=int, metavar="N", help="attention: filters of its first layer")
     head.add_argument("--head-stages", nargs="+", metavar="MAP", help="refine: maps that make up the hypercolumns")
     head.add_argument("--head-dilations", type=int, nargs="+", metavar="D", help="refine: a dilation for each scale")
-    head.add_argument("--head-recalibration", choices=RECALIBRATIONS, help="refine: use of the recalibrating branch")
+    head.add_argument("--head-recalibration", choices=RECALIBRATIONS, help="refine: use of the recalibration")
     head.add_argument("--refine", type=int, metavar="N", help="refine: filters of its layers")
 
     training = parser.add_argument_group("changes to the training of the recipe")
@@ -119,7 +119,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--solver", choices=SOLVERS, help="SGD of Caffe, or torch.optim.SGD")
     training.add_argument("--lr-policy", choices=LR_POLICIES, help="schedule of the learning rate")
     add_recipe_options(training, "base-lr", "stepsize")
-    training.add_argument("--gamma", type=float, metavar="F", help="policy step: factor on the rate at a drop")
+    training.add_argument(
+        "--steps",
+        dest="stepvalues",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="iterations at which the learning rate drops: policy multistep",
+    )
+    training.add_argument("--gamma", type=float, metavar="F", help="factor on the rate at a drop: step and multistep")
     training.add_argument("--power", type=float, metavar="F", help="policy poly: exponent of the decrease")
     training.add_argument("--weight-decay", type=float, metavar="F", help="decay of the weights, before decay_mult")
     training.add_argument("--snapshot", type=int, metavar="N", help="iterations between two snapshots")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from a2s_repro.data.archives import Published, source_files
+from a2s_repro.data.archives import PublishedFiles, source_files
 from a2s_repro.data.images import decode_label
 from a2s_repro.data.preparation import IdList, Prepared, check_pairs, encoded_labels, place_images, write_labels
 from a2s_repro.errors import InputError
@@ -14,7 +14,7 @@ NUM_CLASSES = 150
 SOURCE = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 SPLITS = {"train": "training", "val": "validation"}
 
-NAMES = Published("ADE20K SceneParsing", SOURCE, "ADEChallengeData2016", ("objectInfo150.txt",))
+NAMES = PublishedFiles("ADE20K SceneParsing", SOURCE, "ADEChallengeData2016", ("objectInfo150.txt",))
 IMAGES = {name: NAMES._replace(patterns=(f"images/{split}/ADE_*.jpg",)) for name, split in SPLITS.items()}
 ANNOTATIONS = {name: NAMES._replace(patterns=(f"annotations/{split}/ADE_*.png",)) for name, split in SPLITS.items()}
 

@@ -31,7 +31,7 @@ DAMAGE = (
 """Exceptions that a damaged archive raises; zipfile raises the last two for unknown compression or encryption."""
 
 
-class Published(NamedTuple):
+class PublishedFiles(NamedTuple):
     """Files of a data set: where they are published and where they lie in the archive."""
 
     title: str
@@ -56,7 +56,7 @@ class SourceFile(NamedTuple):
     """Path on disk, or None for a file in an archive."""
 
 
-def source_files(source: Path, published: Published) -> Iterator[SourceFile]:
+def source_files(source: Path, published: PublishedFiles) -> Iterator[SourceFile]:
     """Yields the files that match `published`, from a .tar (compressed or not), a .zip or an unpacked folder.
 
     Shows a progress bar. Raises InputError if the source is missing or damaged, if a file's name leads out of its
@@ -86,13 +86,13 @@ def _matches(path: PurePosixPath, pattern: str) -> bool:
     return len(path.parts) == len(PurePosixPath(pattern).parts) and path.match(pattern)
 
 
-def _leads(published: Published) -> list[tuple[str, ...]]:
+def _leads(published: PublishedFiles) -> list[tuple[str, ...]]:
     """Folders that may precede the matched paths: the published ones, all but the first, ..., none."""
     parts = PurePosixPath(published.folder).parts
     return [parts[i:] for i in range(len(parts) + 1)]
 
 
-def _folder_files(source: Path, published: Published) -> Iterator[SourceFile]:
+def _folder_files(source: Path, published: PublishedFiles) -> Iterator[SourceFile]:
     for lead in _leads(published):
         root = source.joinpath(*lead)
         paths = [path for pattern in published.patterns for path in sorted(root.glob(pattern))]
@@ -103,7 +103,7 @@ def _folder_files(source: Path, published: Published) -> Iterator[SourceFile]:
         yield SourceFile(inside, str(path), path.stat().st_size, path.read_bytes, path)
 
 
-def _archive_files(source: Path, published: Published) -> Iterator[SourceFile]:
+def _archive_files(source: Path, published: PublishedFiles) -> Iterator[SourceFile]:
     with _refusing_damage(source), open(source, "rb") as file:
         is_zip = file.read(2) == b"PK"
         file.seek(0)
@@ -121,7 +121,7 @@ def _archive_files(source: Path, published: Published) -> Iterator[SourceFile]:
             yield SourceFile(inside, name, member.size, partial(_read, source, member.open), None)
 
 
-def _wanted(path: PurePosixPath, published: Published) -> PurePosixPath | None:
+def _wanted(path: PurePosixPath, published: PublishedFiles) -> PurePosixPath | None:
     """The path relative to the published folder, or None if it matches no pattern."""
     for lead in _leads(published):
         if path.parts[: len(lead)] == lead:

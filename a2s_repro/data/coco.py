@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from a2s_repro.data.archives import Published, source_files
+from a2s_repro.data.archives import PublishedFiles, source_files
 from a2s_repro.data.images import IGNORE_LABEL
 from a2s_repro.data.lists import VOID, read_lines, write_lines
 from a2s_repro.data.preparation import IdList, Prepared, check_pairs, place_images, write_labels
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, check_known
 
 NUM_CLASSES = 91
 ORDERS = ("file", "area")
@@ -27,11 +27,13 @@ CROWDS = ("ignore", "paint")
 ANNOTATIONS_SOURCE = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 IMAGES_SOURCES = {split: f"http://images.cocodataset.org/zips/{split}2014.zip" for split in ("train", "val")}
 ANNOTATIONS = {
-    split: Published("COCO 2014's annotations", ANNOTATIONS_SOURCE, "annotations", (f"instances_{split}2014.json",))
+    split: PublishedFiles(
+        "COCO 2014's annotations", ANNOTATIONS_SOURCE, "annotations", (f"instances_{split}2014.json",)
+    )
     for split in IMAGES_SOURCES
 }
 IMAGES = {
-    split: Published(f"COCO's {split}2014 images", url, f"{split}2014", (f"COCO_{split}2014_*.jpg",))
+    split: PublishedFiles(f"COCO's {split}2014 images", url, f"{split}2014", (f"COCO_{split}2014_*.jpg",))
     for split, url in IMAGES_SOURCES.items()
 }
 
@@ -62,9 +64,8 @@ def prepare_coco(
     missing or damaged sources, for a data root painted with another order or crowd, for annotations of another size
     than their image, and, unless `check_counts` is False, for lists that differ from the published ones.
     """
-    for name, value, known in (("order", order, ORDERS), ("crowd", crowd, CROWDS)):
-        if value not in known:
-            raise InputError(f"{name} '{value}' is not known; it is one of {', '.join(known)}.")
+    check_known("order", order, ORDERS)
+    check_known("crowd", crowd, CROWDS)
     _import_coco()
     root = Path(out)
     _keep_to_one_painting(root, f"order {order}, crowd {crowd}")

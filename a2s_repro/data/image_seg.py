@@ -49,8 +49,6 @@ class Sample(NamedTuple):
     """(crop, crop) uint8; 255 where ignored or padded."""
     index: torch.Tensor
     """int64, the item's index in the list."""
-    data_dim: torch.Tensor
-    """(2,) int64, the rows and columns of the crop that the image fills: min(crop, H), min(crop, W)."""
 
 
 def subtract_mean(image: np.ndarray, mean: np.ndarray = MEAN_BGR) -> np.ndarray:
@@ -197,8 +195,7 @@ class SegmentationDataset(Dataset):
         if factor != 1:
             image, label = rescale(image, label, factor)
         pixels, labels = transform(image, label, self.crop, self.normalization, draw)
-        data_dim = np.minimum(image.shape[:2], self.crop)
-        return Sample(torch.from_numpy(pixels), torch.from_numpy(labels), draw.index, torch.from_numpy(data_dim))
+        return Sample(torch.from_numpy(pixels), torch.from_numpy(labels), draw.index)
 
     def _pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self._decoded[index] if self._decoded else read_pair(self.items[index], self.num_classes)

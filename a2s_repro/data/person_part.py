@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from a2s_repro.data.archives import Published, source_files
+from a2s_repro.data.archives import PublishedFiles, source_files
 from a2s_repro.data.preparation import (
     IMAGES,
     IdList,
@@ -38,8 +38,8 @@ PERSON = 15
 PARTS_SOURCE = "http://roozbehm.info/pascal-parts/pascal-parts.html (trainval.tar.gz)"
 VOC10_SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar"
 
-ANNOTATIONS = Published("PASCAL-Part", PARTS_SOURCE, "trainval/Annotations_Part", ("[0-9]*.mat",))
-VOC10 = Published("VOC 2010", VOC10_SOURCE, "VOCdevkit/VOC2010", (f"{IMAGES}/*.jpg",))
+ANNOTATIONS = PublishedFiles("PASCAL-Part", PARTS_SOURCE, "trainval/Annotations_Part", ("[0-9]*.mat",))
+VOC10 = PublishedFiles("VOC 2010", VOC10_SOURCE, "VOCdevkit/VOC2010", (f"{IMAGES}/*.jpg",))
 SPLITS = VOC10._replace(patterns=("ImageSets/Main/train.txt", "ImageSets/Main/val.txt"))
 
 LABELS = "SegmentationPart"

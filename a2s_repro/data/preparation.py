@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from a2s_repro.data.archives import Published, SourceFile, source_files
+from a2s_repro.data.archives import PublishedFiles, SourceFile, source_files
 from a2s_repro.data.images import jpeg_size, read_label, write_label
 from a2s_repro.data.lists import read_lines, write_lines
 from a2s_repro.errors import InputError
@@ -84,7 +84,7 @@ def place(file: SourceFile, target: Path) -> None:
             temporary.write_bytes(encoded)
 
 
-def read_splits(source: Path, published: Published, root: Path) -> list[set[str]]:
+def read_splits(source: Path, published: PublishedFiles, root: Path) -> list[set[str]]:
     """Places the source's id files into the root; returns the ids of each, in the order of the patterns."""
     for file in source_files(source, published):
         place(file, root / file.path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from a2s_repro.data.archives import Published, source_files
+from a2s_repro.data.archives import PublishedFiles, source_files
 from a2s_repro.data.images import IGNORE_LABEL, read_label, write_label
 from a2s_repro.data.preparation import (
     IMAGES,
@@ -39,11 +39,11 @@ SBD_SOURCE = "http://home.bharathh.info/pubs/codes/SBD/download.html (benchmark.
 OWN_LABELS, LABELS = "SegmentationClass", "SegmentationClassAug"
 _FOLDER = "VOCdevkit/VOC2012"
 _SPLITS = "ImageSets/Segmentation"
-VOC_SPLITS = Published("VOC 2012", VOC_SOURCE, _FOLDER, (f"{_SPLITS}/train.txt", f"{_SPLITS}/val.txt"))
-VOC = Published("VOC 2012", VOC_SOURCE, _FOLDER, (f"{IMAGES}/*.jpg", f"{OWN_LABELS}/*.png"))
-VOC_TEST_SPLIT = Published("the test images of VOC 2012", VOC_TEST_SOURCE, _FOLDER, (f"{_SPLITS}/test.txt",))
+VOC_SPLITS = PublishedFiles("VOC 2012", VOC_SOURCE, _FOLDER, (f"{_SPLITS}/train.txt", f"{_SPLITS}/val.txt"))
+VOC = PublishedFiles("VOC 2012", VOC_SOURCE, _FOLDER, (f"{IMAGES}/*.jpg", f"{OWN_LABELS}/*.png"))
+VOC_TEST_SPLIT = PublishedFiles("the test images of VOC 2012", VOC_TEST_SOURCE, _FOLDER, (f"{_SPLITS}/test.txt",))
 VOC_TEST = VOC_TEST_SPLIT._replace(patterns=(f"{IMAGES}/*.jpg",))
-SBD = Published("SBD", SBD_SOURCE, "benchmark_RELEASE/dataset", ("cls/[0-9]*.mat",))
+SBD = PublishedFiles("SBD", SBD_SOURCE, "benchmark_RELEASE/dataset", ("cls/[0-9]*.mat",))
 
 LISTS = {
     "train_aug": IdList(10582, "215992f6fd958f89800449fdb4bbabe6"),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from a2s_repro.data.images import read_image
 from a2s_repro.data.voc import write_label_png
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, not_written
 from a2s_repro.files import replacing
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.overlays import attention_panel, legend, overlay
@@ -94,7 +94,7 @@ class Results:
         Raises InputError if the folder holds results of another model or other settings.
         """
         file, content = self.folder / SETTINGS, json.dumps(settings, indent=1) + "\n"
-        if file.is_file() and file.read_text(encoding="utf-8") != content:
+        if file.is_file() and _of_today(file.read_text(encoding="utf-8")) != content:
             raise InputError(f"{self.folder} holds results of another model or other settings: give another folder.")
         with replacing(file) as temporary:
             temporary.write_text(content, encoding="utf-8")
@@ -103,7 +103,7 @@ class Results:
 
 
 @dataclasses.dataclass
-class Outcome:
+class Summary:
     """Counts of processed sources, and problems."""
 
     done: int = 0
@@ -128,7 +128,7 @@ class Work:
     max_frames: int | None = None
     """Maximum number of frames from a video or a camera."""
 
-    def run(self, sources: Sequence[Source]) -> Outcome:
+    def run(self, sources: Sequence[Source]) -> Summary:
         """Segments the sources without results, pictures first; shows a progress bar.
 
         A source that cannot be read is recorded as a problem, and the job continues. Several processes share the
@@ -139,18 +139,17 @@ class Work:
             raise InputError("the net has no attention weights to draw: leave out the attention panels.")
         share = sources[distributed.rank() :: distributed.world_size()]
         todo = [source for source in share if not self.results.has(source)]
-        outcome = Outcome(skipped=len(share) - len(todo))
+        outcome = Summary(skipped=len(share) - len(todo))
         try:
             self._pictures([source for source in todo if source.is_image], outcome)
             for source in todo:
                 if not source.is_image:
                     self._video(source, outcome)
         except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"{self.results.folder} cannot be written to ({reason}): is the disk full?") from error
+            raise not_written(self.results.folder, error) from error
         return outcome
 
-    def _pictures(self, sources: Sequence[Source], outcome: Outcome) -> None:
+    def _pictures(self, sources: Sequence[Source], outcome: Summary) -> None:
         def readable() -> Iterator[Read]:
             for source, reading in ahead(lambda source: read_image(source.path), sources, readers, 2 * self.workers):
                 try:
@@ -172,7 +171,7 @@ class Work:
                     outcome.problems.append(f"{name}: {error}")
                 bar.update()
 
-    def _video(self, source: Source, outcome: Outcome) -> None:
+    def _video(self, source: Source, outcome: Summary) -> None:
         try:
             with contextlib.closing(FrameReader(source.path)) as reader:
                 expected = min(filter(None, (reader.frames, self.max_frames)), default=None)
@@ -237,6 +236,11 @@ class Work:
 
     def _refined(self, image: np.ndarray, segmentation: Segmentation) -> Segmentation:
         return segmentation if self.crf is None else segmentation.refined(image, self.crf, threads=1)
+
+
+def _of_today(settings: str) -> str:
+    """Settings with the name that version 0.1 had for the precision fp32 replaced."""
+    return settings.replace('"precision": "caffe"', '"precision": "fp32"')
 
 
 def ahead(

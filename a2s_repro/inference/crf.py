@@ -12,7 +12,7 @@ import torch
 
 from a2s_repro.errors import InputError
 
-MAX_PIXELS = 2**31 // 6
+MAX_LATTICE_PIXELS = 2**31 // 6
 """Maximum number of pixels: the native code indexes lattice vertices, at most six per pixel, with int32."""
 
 
@@ -130,8 +130,8 @@ def dense_crf(
             f"dense_crf: scores must be (C, {height}, {width}) float32, as large as the image, "
             f"not {scores.shape} {scores.dtype}."
         )
-    if not 0 < image.shape[0] * image.shape[1] <= MAX_PIXELS:
-        raise InputError(f"dense_crf: the image must have 1 to {MAX_PIXELS} pixels, not {image.shape[:2]}.")
+    if not 0 < image.shape[0] * image.shape[1] <= MAX_LATTICE_PIXELS:
+        raise InputError(f"dense_crf: the image must have 1 to {MAX_LATTICE_PIXELS} pixels, not {image.shape[:2]}.")
     if not np.isfinite(scores).all():
         raise InputError("dense_crf: scores holds values that are not finite: check the net's weights.")
     try:

@@ -184,7 +184,7 @@ def evaluate(
     classes: Sequence[str] = (),
     label_folder: str | os.PathLike | None = None,
     by_size: bool = False,
-    precision: str = "caffe",
+    precision: str = "fp32",
 ) -> Result:
     """Scores `model` on `items` on the model's device; shows a progress bar.
 

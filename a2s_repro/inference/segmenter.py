@@ -46,7 +46,7 @@ class Segmentation:
     scores: np.ndarray | None = None
     """(C, H, W) float32 class scores before any softmax; None unless requested."""
     recalibration: np.ndarray | None = None
-    """(C, H, W) float32 recalibration of the scores; None without scores or without a recalibrating branch."""
+    """(C, H, W) float32 recalibration of the scores; None without scores or where the net has none."""
 
     def refined(self, image: np.ndarray, crf: CRF, threads: int | None = None) -> "Segmentation":
         """The same result with labels refined by a dense CRF from the scores and `image`, (H, W, 3) uint8 BGR."""
@@ -85,7 +85,7 @@ class Segmenter:
     """Shorter sides, in pixels, to which an image is resized in turn; `crop` is then ignored."""
     memory: float = 4
     """Memory limit for the activations of a forward pass in GB, as estimated by `bytes_per_pixel`."""
-    precision: str = "caffe"
+    precision: str = "fp32"
     """One of precision.PRECISIONS; bf16 is fast where the processor multiplies matrices of bfloat16."""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """The nets of the papers. State dict keys are the names of the authors' Caffe layers, and for ResNets torchvision's."""
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, first_line
 from a2s_repro.models.attention import AttentionHead
 from a2s_repro.models.base import Net, ParameterRule, Prediction, Widths
 from a2s_repro.models.deeplab import DeepLab, DeepLabLargeFOV, DeepLabMSc
@@ -51,5 +51,4 @@ def build_model(config: dict) -> Net:
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # torch refuses sizes with a RuntimeError
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(f"the model description does not fit {name}: {reason}.") from error
+        raise InputError(f"the model description does not fit {name}: {first_line(error)}.") from error

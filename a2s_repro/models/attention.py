@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from a2s_repro import ops
-from a2s_repro.errors import InputError
+from a2s_repro.errors import check_known
 from a2s_repro.models.base import Widths, relu
 from a2s_repro.models.layers import Dropout
 
@@ -40,9 +40,7 @@ class AttentionHead:
 
     def __post_init__(self) -> None:
         for name, known in (("features", ("fc6", "fc7", "fc8", "layer4")), ("layers", (1, 2, 3)), ("kernel", (1, 3))):
-            if getattr(self, name) not in known:
-                allowed = ", ".join(map(str, known))
-                raise InputError(f"the attention head's {name} '{getattr(self, name)}' is not known: give {allowed}.")
+            check_known(f"the attention head's {name}", getattr(self, name), known)
 
     @property
     def maps(self) -> tuple[str, ...]:

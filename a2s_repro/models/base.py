@@ -1,4 +1,4 @@
-"""What all nets have in common: what they say about an image, how their parameters are trained, what they take."""
+"""The base of all nets: their predictions, the rules by which their parameters are trained, their arguments."""
 
 import abc
 import dataclasses
@@ -24,9 +24,9 @@ class Widths:
     fc7: int = 1024
     att_conv1: int = 512
     ms: int = 128
-    """Between the convolutions of a skip-net's side branches."""
+    """Between the convolutions of a skip branch."""
     refine: int = 512
-    """Of the attention of Attention to Refine: after each dilated convolution, and inside each branch."""
+    """Of the head of Attention to Refine, but for its last convolutions."""
 
     def scaled(self, factor: float) -> "Widths":
         """Every width times `factor`, rounded, at least 1."""
@@ -36,7 +36,7 @@ class Widths:
 
 
 class Prediction(NamedTuple):
-    """What a net says about a batch of N images; C classes, S scales, (h, w) the grid of the merged map.
+    """Prediction for a batch of N images; C classes, S scales, (h, w) the grid of the merged map.
 
     That grid is the one of scale 1, 1/8 of the image, as 8k + 1 pixels make k + 1 cells; where the attention is that of
     Attention to Refine, 1/4. A skip-net in evaluation mode predicts every pixel: (h, w) is then the image, and every
@@ -54,7 +54,7 @@ class Prediction(NamedTuple):
     loss_order: tuple[float, ...]
     """The S scales in the order in which the authors' file has their losses."""
     recalibration: Tensor | None = None
-    """(N, C, h, w) what the recalibrating branch multiplies the scores by, in (0, 1), or adds to them; None without."""
+    """(N, C, h, w) recalibration: factors in (0, 1) that the scores are multiplied by, or biases; None without."""
     stride: int = 8
     """Pixels of the image per cell of `scores` in training."""
 
@@ -64,15 +64,15 @@ class ParameterRule(NamedTuple):
 
     lr_mult: float
     decay_mult: float
-    branches: int
-    """How many branches share the parameter."""
+    shared_by: int
+    """Number of streams that share the parameter."""
 
 
-class Branch(NamedTuple):
-    """What the net makes of the image at one scale."""
+class Stream(NamedTuple):
+    """Maps that the net computes from the image at one scale."""
 
     features: dict[str, Tensor]
-    """Maps by name, among them those that the attention reads."""
+    """Maps by name, among them those that the head reads."""
     scores: Tensor
     """(N, C, h, w) score map on the 1/8 grid, or of a skip-net in evaluation mode at the size of the image."""
 
@@ -94,20 +94,20 @@ class Net(nn.Module, abc.ABC):
     scales: tuple[float, ...] = (1,)
     merge: str | None = None
     """How the score maps of several scales become one: "attention", "average" or "max"."""
-    branch_order: tuple[float, ...] = (1,)
-    """The scales in the order in which their branches stand in the authors' file, run, and draw random numbers."""
+    stream_order: tuple[float, ...] = (1,)
+    """The scales in the order of the streams in the authors' file, in which they run and draw random numbers."""
     unshared_layers: tuple[str, ...] = ()
     """Layers that exist once, not once per scale."""
     copies: "tuple[Net, ...]" = ()
-    """Copies of the net for the scales after the first; see `ShareNet.copy_per_branch`."""
+    """Copies of the net for the streams after the first; see `ShareNet.copy_per_stream`."""
     grid_step: int = 8
     """Image sides must be k times this plus 1 pixels: then the pixels under the cells of all score maps align."""
     stride: int = 8
     """Pixels per cell of the merged score map in training."""
     skip_net: bool = False
-    """Whether side branches score the image and lower maps too, in evaluation mode at the size of the image."""
+    """Whether skip branches also score the image and lower maps, in evaluation mode at the size of the image."""
     head_maps: tuple[str, ...] = ()
-    """Maps that `branch` must give because the attention reads them."""
+    """Maps of a stream that the head reads."""
     widths: Widths
 
     def __init__(self, num_classes: int, dropout: float) -> None:
@@ -121,7 +121,7 @@ class Net(nn.Module, abc.ABC):
         """Layers with a gaussian filler, of this standard deviation, in the order of the file."""
 
     @abc.abstractmethod
-    def branch(self, image: Tensor) -> Branch:
+    def stream(self, image: Tensor) -> Stream:
         """The net on a batch (N, 3, H, W) at one scale."""
 
     @abc.abstractmethod
@@ -143,7 +143,7 @@ class Net(nn.Module, abc.ABC):
             InputError: the image has another shape or a size off the grid.
         """
         check_image(image, self.grid_step)
-        scores = self.branch(image).scores
+        scores = self.stream(image).scores
         return Prediction(scores, (scores,), None, self.scales, self.scales)
 
     def layer(self, name: str) -> nn.Module:

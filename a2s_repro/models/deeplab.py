@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from a2s_repro import ops
-from a2s_repro.models.base import Branch, Net, ParameterRule, Widths, relu
+from a2s_repro.models.base import Net, ParameterRule, Stream, Widths, relu
 from a2s_repro.models.layers import Conv2d, Dropout
-from a2s_repro.models.side_branches import FILLER_STD, SIDE_LAYERS, TRAINING_STRIDE, side_branch
+from a2s_repro.models.skip_branches import FILLER_STD, SKIP_LAYERS, TRAINING_STRIDE, skip_branch
 
 TRUNK = {
     "pool1": ("conv1_1", "conv1_2"),
@@ -26,7 +26,7 @@ TRUNK = {
 
 
 class DeepLab(Net):
-    """VGG-16 at output stride 8, its field of view widened by holes, with or without the side branches of DeepLab-MSc.
+    """VGG-16 at output stride 8, its field of view widened by holes, with or without the skip branches of DeepLab-MSc.
 
     pool4 and pool5 keep the resolution; conv5 has hole 2 and fc6, a 3x3 convolution, hole 12. In a skip-net score maps
     are also made of the image and of pool1 to pool4, and summed with fc8's: in training on the 1/8 grid, in evaluation
@@ -43,25 +43,25 @@ class DeepLab(Net):
         w = widths or Widths()
         self.skip_net, self.widths = skip_net, w
 
-        self._add_side_branch("data", 3)
+        self._add_skip_branch("data", 3)
         self.conv1_1 = Conv2d(3, w.conv1, 3, padding=1)
         self.conv1_2 = Conv2d(w.conv1, w.conv1, 3, padding=1)
         self.pool1 = max_pool(stride=2)
-        self._add_side_branch("pool1", w.conv1)
+        self._add_skip_branch("pool1", w.conv1)
         self.conv2_1 = Conv2d(w.conv1, w.conv2, 3, padding=1)
         self.conv2_2 = Conv2d(w.conv2, w.conv2, 3, padding=1)
         self.pool2 = max_pool(stride=2)
-        self._add_side_branch("pool2", w.conv2)
+        self._add_skip_branch("pool2", w.conv2)
         self.conv3_1 = Conv2d(w.conv2, w.conv3, 3, padding=1)
         self.conv3_2 = Conv2d(w.conv3, w.conv3, 3, padding=1)
         self.conv3_3 = Conv2d(w.conv3, w.conv3, 3, padding=1)
         self.pool3 = max_pool(stride=2)
-        self._add_side_branch("pool3", w.conv3)
+        self._add_skip_branch("pool3", w.conv3)
         self.conv4_1 = Conv2d(w.conv3, w.conv4, 3, padding=1)
         self.conv4_2 = Conv2d(w.conv4, w.conv4, 3, padding=1)
         self.conv4_3 = Conv2d(w.conv4, w.conv4, 3, padding=1)
         self.pool4 = max_pool(stride=1)
-        self._add_side_branch("pool4", w.conv4)
+        self._add_skip_branch("pool4", w.conv4)
         self.conv5_1 = Conv2d(w.conv4, w.conv5, 3, padding=2, dilation=2)
         self.conv5_2 = Conv2d(w.conv5, w.conv5, 3, padding=2, dilation=2)
         self.conv5_3 = Conv2d(w.conv5, w.conv5, 3, padding=2, dilation=2)
@@ -77,19 +77,19 @@ class DeepLab(Net):
             nn.init.zeros_(parameter)
         self._fill((FILLER_STD if skip_net else {}) | {"fc8": 0.01})
 
-    def _add_side_branch(self, source: str, channels: int) -> None:
+    def _add_skip_branch(self, source: str, channels: int) -> None:
         if self.skip_net:
-            layers = side_branch(source, channels, self.widths.ms, self.num_classes, self.dropout)
+            layers = skip_branch(source, channels, self.widths.ms, self.num_classes, self.dropout)
             for name, layer in layers.items():
                 self.add_module(name, layer)
 
     def map_channels(self) -> dict[str, int]:
-        """The convolutions whose maps attention can read: the trunk's, fc6 and fc7 after their dropout, and fc8."""
+        """Channels of the maps that a head can read: the trunk's, fc6's and fc7's after their dropout, and fc8's."""
         names = [name for names in TRUNK.values() for name in names]
         return {name: self.get_submodule(name).out_channels for name in (*names, "fc6", "fc7", "fc8")}
 
     def trunk_maps(self, image: Tensor) -> dict[str, Tensor]:
-        """The image (N, 3, H, W) as `data`, pool1 to pool5, and the trunk's of `head_maps`, after their ReLU."""
+        """The image (N, 3, H, W) as `data`, pool1 to pool5, and after their ReLU the convolutions in `head_maps`."""
         x, maps = image, {"data": image}
         for pool, convolutions in TRUNK.items():
             for name in convolutions:
@@ -99,16 +99,16 @@ class DeepLab(Net):
             x = maps[pool] = self.get_submodule(pool)(x)
         return maps
 
-    def side_scores(self, source: str, x: Tensor) -> Tensor:
-        """Score map of the side branch that leaves from `source`, of which `x` is the map."""
+    def skip_scores(self, source: str, x: Tensor) -> Tensor:
+        """Score map of the skip branch that reads `x`, the map of `source`."""
         for layer in (f"{source}_conv", f"{source}_fc"):
             x = getattr(self, f"drop_{layer}")(relu(getattr(self, layer)(x)))
         return getattr(self, f"{source}_ms")(x)
 
-    def branch(self, image: Tensor) -> Branch:
+    def stream(self, image: Tensor) -> Stream:
         """The net on a batch (N, 3, H, W) at one scale; the maps are those of `head_maps`, fc6, fc7 and fc8."""
         maps = self.trunk_maps(image)
-        sides = [self.side_scores(source, maps[source]) for source in TRAINING_STRIDE] if self.skip_net else []
+        sides = [self.skip_scores(source, maps[source]) for source in TRAINING_STRIDE] if self.skip_net else []
         x = maps["pool5"] if self.pool5a is None else self.pool5a(maps["pool5"])
         fc6 = self.drop6(relu(self.fc6(x)))
         fc7 = self.drop7(relu(self.fc7(fc6)))
@@ -117,12 +117,12 @@ class DeepLab(Net):
             size = fc8.shape[2:] if self.training else image.shape[2:]
             scores = functools.reduce(torch.add, (ops.interp(each, size) for each in (*sides, fc8)))
         of_trunk = {name: maps[name] for name in self.head_maps if name in maps}
-        return Branch(of_trunk | {"fc6": fc6, "fc7": fc7, "fc8": fc8}, scores)
+        return Stream(of_trunk | {"fc6": fc6, "fc7": fc7, "fc8": fc8}, scores)
 
     def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> dict[str, ParameterRule]:
         """The rule of every parameter by its key in the state dict.
 
-        New layers learn at ten times the rate of the trunk; in a skip-net side branches learn at the rate, and the
+        New layers learn at ten times the rate of the trunk; in a skip-net skip branches learn at the rate, and the
         trunk and fc8 not at all. `lr_mult` gives weights of layers other multipliers. Biases learn at twice the rate
         of their weights and do not decay.
         """
@@ -130,14 +130,14 @@ class DeepLab(Net):
         for name in self.keyed_parameters():
             layer, kind = name.split(".")
             mult = (lr_mult or {}).get(layer, self._lr_mult(layer))
-            branches = 1 if layer in self.unshared_layers else len(self.scales)
+            shared_by = 1 if layer in self.unshared_layers else len(self.scales)
             decay_mult = 1 if kind == "weight" and mult else 0
-            rules[name] = ParameterRule(mult if kind == "weight" else 2 * mult, decay_mult, branches)
+            rules[name] = ParameterRule(mult if kind == "weight" else 2 * mult, decay_mult, shared_by)
         return rules
 
     def _lr_mult(self, layer: str) -> float:
         if self.skip_net and layer not in self.unshared_layers:
-            return 1 if layer in SIDE_LAYERS else 0
+            return 1 if layer in SKIP_LAYERS else 0
         return 10 if layer in self.new_layers else 1
 
     def config(self) -> dict:
@@ -152,13 +152,13 @@ class DeepLab(Net):
 
 
 class DeepLabLargeFOV(DeepLab):
-    """DeepLab-LargeFOV: the trunk at one scale, without side branches.
+    """DeepLab-LargeFOV: the trunk at one scale, without skip branches.
 
     Args:
         num_classes: C, background included.
         pool5a: average pool 3x3 between pool5 and fc6. The published DeepLab v1 model and the authors' MSc nets of one
             scale have it; the share-nets and the baseline they were compared with do not.
-        dropout: drop ratio after every layer that has a dropout: fc6, fc7, and those of side branches and attention.
+        dropout: drop ratio after every layer that has a dropout: fc6, fc7, and those of skip branches and attention.
         widths: channels; other than the defaults they make a thin copy of the net.
     """
 
@@ -169,7 +169,7 @@ class DeepLabLargeFOV(DeepLab):
 
 
 class DeepLabMSc(DeepLab):
-    """DeepLab-MSc-LargeFOV: a trained LargeFOV, frozen, with side branches from the image and pool1 to pool4.
+    """DeepLab-MSc-LargeFOV: a trained LargeFOV, frozen, with skip branches from the image and pool1 to pool4.
 
     In training the score map is on the 1/8 grid; in evaluation mode it is the sum of full-resolution maps.
 

@@ -11,7 +11,8 @@ from a2s_repro import ops
 from a2s_repro.errors import InputError
 from a2s_repro.models import Prediction
 
-IGNORE_LABEL = 255
+IGNORED = (255,)
+"""Labels that the losses ignore by default."""
 
 MAX_PIXEL_LOSS = 87.33654
 """-log of the smallest normal float32, where Caffe clamps the probability."""
@@ -26,7 +27,7 @@ at 0.75 are resized to the grid of scale 1; the others stay on their own. The me
 def softmax_with_loss(
     scores: Tensor,
     labels: Tensor,
-    ignore_labels: Sequence[int] = (IGNORE_LABEL,),
+    ignore_labels: Sequence[int] = IGNORED,
     normalize: bool = True,
     class_weights: Tensor | None = None,
 ) -> Tensor:
@@ -73,7 +74,7 @@ class SegAccuracy(NamedTuple):
     """Intersection over union, averaged over all classes; a class in neither labels nor prediction counts 1."""
 
 
-def seg_accuracy(scores: Tensor, labels: Tensor, ignore_labels: Sequence[int] = (IGNORE_LABEL,)) -> SegAccuracy:
+def seg_accuracy(scores: Tensor, labels: Tensor, ignore_labels: Sequence[int] = IGNORED) -> SegAccuracy:
     """Accuracies of a batch: scores (N, C, h, w), labels (N, h, w); equal scores go to the larger class.
 
     Source: Caffe SegAccuracy. This is the layer that watches training, not the VOC protocol.

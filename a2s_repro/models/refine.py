@@ -42,7 +42,7 @@ class RefineHead:
             raise InputError(f"the stages {_listed(self.stages)} are not possible: give one or more, each once.")
         if self.recalibration not in RECALIBRATIONS:
             raise InputError(
-                f"the recalibration '{self.recalibration}' is not known; it is multiply, add or, for no branch, None."
+                f"the recalibration '{self.recalibration}' is not known; it is multiply, add or, to leave it out, None."
             )
 
     @property

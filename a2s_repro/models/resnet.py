@@ -14,9 +14,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, check_known, first_line
 from a2s_repro.models.attention import ON_LAYER4, AttentionHead
-from a2s_repro.models.base import Branch, ParameterRule, Prediction, Widths, relu
+from a2s_repro.models.base import ParameterRule, Prediction, Stream, Widths, relu
 from a2s_repro.models.layers import Conv2d
 from a2s_repro.models.psp import PyramidPooling, c1
 from a2s_repro.models.refine import RefineHead
@@ -70,12 +70,12 @@ class ResNetDilated8(MultiScale):
         num_classes: C, background included.
         scales: 1 alone, or two or more of 1, 0.75, 0.5, 0.25, in descending order.
         merge: "attention", "average" or "max"; None for one scale.
-        head: the attention's, if the merge has any. It reads layer4, or for a `RefineHead` any of STAGES.
+        head: description of the head, for merge "attention". It reads layer4, or for a `RefineHead` any of STAGES.
         decoder: "c1", a 1x1 convolution, or "psp", pyramid pooling.
         stem: the first layers, one of STEMS. "deep" is read as deep128, whose name it was in files of version 0.1.
         width: factor on all widths; other than 1 it makes a thin copy of the net.
         batch_norm: "batch", over the images of a process, or "sync", over those of all processes (on CUDA alone).
-        dropout: drop ratio in the attention's head.
+        dropout: drop ratio in the head.
 
     Raises:
         InputError: a value that is not possible.
@@ -98,13 +98,9 @@ class ResNetDilated8(MultiScale):
     ) -> None:
         super().__init__(num_classes, dropout)
         stem = "deep128" if stem == "deep" else stem
-        for name, value, known in (
-            ("decoder", decoder, DECODERS),
-            ("stem", stem, STEMS),
-            ("batch_norm", batch_norm, NORMS),
-        ):
-            if value not in known:
-                raise InputError(f"{name} '{value}' is not known; it is one of {', '.join(known)}.")
+        check_known("decoder", decoder, DECODERS)
+        check_known("stem", stem, STEMS)
+        check_known("batch_norm", batch_norm, NORMS)
         self.head_config, self.decoder_kind, self.stem = head, decoder, stem
         self.width, self.batch_norm, self.widths = width, batch_norm, Widths().scaled(width)
         norm = NORMS[batch_norm]
@@ -159,7 +155,7 @@ class ResNetDilated8(MultiScale):
     def map_channels(self) -> dict[str, int]:
         return dict(self.channels)
 
-    def branch(self, image: Tensor) -> Branch:
+    def stream(self, image: Tensor) -> Stream:
         """The net on a batch (N, 3, H, W) at one scale; the maps are those of `head_maps`."""
         x = relu(self.bn1(self.conv1(image)))
         if self.stem != "plain":
@@ -171,7 +167,7 @@ class ResNetDilated8(MultiScale):
             x = self.get_submodule(name)(x)
             if name in self.head_maps:
                 maps[name] = x
-        return Branch(maps, self.decoder(x))
+        return Stream(maps, self.decoder(x))
 
     def forward(self, image: Tensor) -> Prediction:
         if self.batch_norm == "sync" and self.training and not image.is_cuda and _is_distributed():
@@ -192,8 +188,8 @@ class ResNetDilated8(MultiScale):
         for name, parameter in self.keyed_parameters().items():
             layer = name.partition(".")[0]
             mult = (lr_mult or {}).get(layer, 1 if layer in self.encoder_layers else 10)
-            branches = 1 if layer in self.unshared_layers else len(self.scales)
-            rules[name] = ParameterRule(mult, 1 if parameter.dim() > 1 and mult else 0, branches)
+            shared_by = 1 if layer in self.unshared_layers else len(self.scales)
+            rules[name] = ParameterRule(mult, 1 if parameter.dim() > 1 and mult else 0, shared_by)
         return rules
 
     def config(self) -> dict:
@@ -264,8 +260,9 @@ def _read_state(path: str | os.PathLike) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpicklers raise nearly anything on a damaged file
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-        raise InputError(f"{path} cannot be read ({reason}): it is damaged, or no state dict of torch.") from error
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)}): it is damaged, or no state dict of torch."
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()) or not state:
         raise InputError(f"{path} holds other things than named tensors: give a ResNet-34's state dict alone.")
     return state

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from a2s_repro import ops
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, check_known
 from a2s_repro.models.attention import ON_FC7, AttentionHead, ScaleAttention
-from a2s_repro.models.base import Branch, Net, Prediction, check_image
+from a2s_repro.models.base import Net, Prediction, Stream, check_image
 from a2s_repro.models.deeplab import DeepLab, Widths
 from a2s_repro.models.layers import leave_out_of_state_dict, shared_filters
 from a2s_repro.models.refine import RefineAttention, RefineHead
@@ -23,9 +23,9 @@ GRID_STEP = {1: 8, 0.75: 32, 0.5: 16, 0.25: 32}
 AVERAGE_FACTOR = {2: 0.5, 3: 0.33333, 4: 0.25}
 """The scale of the authors' Power layer by the number of scales: five digits of 1/3, rounded to float32 in use."""
 
-BRANCH_ORDER = (1, 0.5, 0.75, 0.25)
-"""In which the scales' branches run, as in the authors' files: their dropout layers draw in this order. In skip-nets
-it is the order of the scales."""
+STREAM_ORDER = (1, 0.5, 0.75, 0.25)
+"""Order in which the streams run, as in the authors' files: their dropout layers draw in this order. In skip-nets it is
+the order of the scales."""
 
 MERGES = ("attention", "average", "max")
 
@@ -49,10 +49,9 @@ class MultiScale(Net):
                 f"scales {' '.join(f'{scale:g}' for scale in scales) or '(none)'}: a share-net takes two or more of "
                 "1 0.75 0.5 0.25, in this order."
             )
-        if merge not in MERGES:
-            raise InputError(f"merge '{merge}' is not known; it is one of {', '.join(MERGES)}.")
+        check_known("merge", merge, MERGES)
         self.scales, self.merge, self.head_config = scales, merge, head
-        self.branch_order = tuple(scale for scale in BRANCH_ORDER if scale in scales)
+        self.stream_order = tuple(scale for scale in STREAM_ORDER if scale in scales)
         self.grid_step = max(GRID_STEP[scale] for scale in scales)
         if merge == "attention":
             channels = self.map_channels()
@@ -79,7 +78,7 @@ class MultiScale(Net):
         grid = tuple(ops.interp_size(side, shrink=self.stride) for side in image.shape[-2:])
         with shared_filters(self):
             outputs = {
-                scale: self._read(nets[scale].branch(rescaled(image, scale)), grid) for scale in self.branch_order
+                scale: self._read(nets[scale].stream(rescaled(image, scale)), grid) for scale in self.stream_order
             }
         scores, features = zip(*(outputs[scale] for scale in self.scales), strict=True)
         size = image.shape[2:] if self.skip_net and not self.training else grid
@@ -96,16 +95,16 @@ class MultiScale(Net):
             merged = ops.scale_max(scores, size)
         return Prediction(merged, scores, weights, self.scales, self.loss_order, recalibration, self.stride)
 
-    def _read(self, branch: Branch, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """The scores of a stream, and what the head reads of it; its other maps are released."""
-        return branch.scores, self.head.read(branch.features, grid) if self.merge == "attention" else None
+    def _read(self, stream: Stream, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """The scores of a stream, and the features that the head reads of it; its other maps are released."""
+        return stream.scores, self.head.read(stream.features, grid) if self.merge == "attention" else None
 
     def layer(self, name: str) -> nn.Module:
         return self.get_submodule(name if hasattr(self, name.partition(".")[0]) else f"head.{name}")
 
     @property
     def loss_order(self) -> tuple[float, ...]:
-        """That of the scales, but in skip-nets with attention scale 1 and then from the smallest upwards."""
+        """The order of the scales; in skip-nets with attention scale 1, then from the smallest upwards."""
         if self.skip_net and self.merge == "attention":
             return (*self.scales[:1], *reversed(self.scales[1:]))
         return self.scales
@@ -114,19 +113,19 @@ class MultiScale(Net):
 class ShareNet(MultiScale, DeepLab):
     """One DeepLab-LargeFOV or DeepLab-MSc applied to the image at each scale, its score maps merged.
 
-    Every branch runs the same weights and draws its own dropout masks. With the attention of Attention to Scale the fc7
-    features of all scales, after their dropout, are brought to the grid of scale 1 and concatenated; att_conv1 (3x3),
-    ReLU, dropout and att_fc (1x1) make the logits from them. `RefineHead` is the attention of Attention to Refine.
+    All streams have the same weights, and each draws its own dropout masks. The head of Attention to Scale resizes the
+    fc7 features of all scales, after their dropout, to the grid of scale 1 and concatenates them; att_conv1 (3x3), a
+    ReLU, dropout and att_fc (1x1) compute the logits. `RefineHead` is the head of Attention to Refine.
 
-    A skip-net's score maps are the sums with the side branches' (see `DeepLab`). In evaluation mode they are merged at
-    the size of the image, with attention weights that are interpolated from the 1/8 grid.
+    The score maps of a skip-net include those of its skip branches (see `DeepLab`). In evaluation mode they are merged
+    at the size of the image, with attention weights that are interpolated from the 1/8 grid.
 
     Args:
         num_classes: C, background included.
         scales: two or more of 1, 0.75, 0.5, 0.25, in descending order.
         merge: "attention", "average" or "max".
-        skip_net: whether it has side branches.
-        head: the attention's, if the merge has any.
+        skip_net: whether it has skip branches.
+        head: description of the head, for merge "attention".
         pool5a, dropout, widths: as in DeepLabLargeFOV.
     """
 
@@ -144,14 +143,14 @@ class ShareNet(MultiScale, DeepLab):
     ) -> None:
         super().__init__(num_classes, skip_net=skip_net, pool5a=pool5a, dropout=dropout, widths=widths)
         if skip_net and merge == "attention" and isinstance(head, RefineHead):
-            raise InputError("the attention of Attention to Refine is for nets without side branches: leave those out.")
+            raise InputError("the attention of Attention to Refine is for nets without skip branches: leave those out.")
         self._merge_scales(tuple(scales), merge, head)
         if skip_net:
-            self.branch_order = self.scales
+            self.stream_order = self.scales
         if merge == "attention":
             self._fill(head.fillers())
 
-    def copy_per_branch(self) -> None:
+    def copy_per_stream(self) -> None:
         """Gives the streams after the first parameters of their own, which share the storage of the net's.
 
         The net computes the same, but every stream has gradients of its own: `copies[i]` has those of `scales[i + 1]`,

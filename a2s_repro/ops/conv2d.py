@@ -60,7 +60,7 @@ def conv2d(x: Tensor, weight: Tensor | Filters, bias: Tensor | None = None, dila
     if eager and x.is_contiguous(memory_format=torch.channels_last):
         dtype = product_dtype(x)
         if dtype == x.dtype and winograd.pays(x, weight, dilation):
-            return winograd.conv2d(x, filters.transformed, bias, dilation)
+            return winograd.convolve(x, filters.transformed, bias, dilation)
         products = x.size(1) >= (2 * MANY_CHANNELS if dtype == torch.bfloat16 and dilation <= 2 else MANY_CHANNELS)
         if torch.is_grad_enabled() and weight.requires_grad and (products or dtype == torch.float32):
             x, weight, bias = (y if y is None else y.to(dtype) for y in (x, filters.cast, bias))

@@ -45,7 +45,7 @@ def transformed(weight: Tensor) -> Tensor:
     return torch.matmul(_FILTER_TRANSFORM.to(weight.dtype), weight.permute(0, 2, 3, 1).flatten(1, 2)).transpose(0, 1)
 
 
-def conv2d(x: Tensor, filters: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
+def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
     """A 3x3 convolution of stride 1 whose padding keeps the size.
 
     Args:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, check_known
 from a2s_repro.inference.crf import CRF
 from a2s_repro.models import (
     AttentionHead,
@@ -22,7 +22,7 @@ from a2s_repro.models import (
     build_head,
 )
 from a2s_repro.recipes.published import Published
-from a2s_repro.solver import SOLVERS, CaffeSGD, LearningRate, TorchSGD, parameter_groups
+from a2s_repro.solver import FORMER_NAMES, SOLVERS, CaffeSGD, LearningRate, TorchSGD, parameter_groups
 
 IMAGENET = "imagenet"
 RESNET34 = "resnet34"
@@ -71,7 +71,7 @@ class Recipe:
     merge: str | None = None
     extra_supervision: bool = False
     skip_net: bool = False
-    """Whether the net of each stream is DeepLab-MSc-LargeFOV, in which only the side branches are trained."""
+    """Whether the net of each stream is DeepLab-MSc-LargeFOV, in which only the skip branches are trained."""
     head: AttentionHead | RefineHead = dataclasses.field(default_factory=AttentionHead)
     att_conv1: int = 512
     """Filters of the first layer of an AttentionHead, before scaling by `width`."""
@@ -100,13 +100,16 @@ class Recipe:
     lr_policy: str = "step"
     gamma: float = 0.1
     stepsize: int = 2000
+    """Iterations between two drops of the rate under policy step."""
+    stepvalues: tuple[int, ...] = ()
+    """Iterations at which the rate drops under policy multistep."""
     power: float = 0.9
     max_iter: int = 6000
     solver: str = "caffe"
     """SGD rule: "caffe", with the learning rate inside the history, or "torch", that of torch.optim.SGD."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    shared_decay: str = "per_branch"
+    shared_decay: str = "per_stream"
     lr_mult: dict[str, float] = dataclasses.field(default_factory=dict)
     """Learning-rate multipliers of layers that deviate from the net's rule."""
     uniform_layers: bool = False
@@ -117,12 +120,12 @@ class Recipe:
     snapshot: int = 2000
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shared_decay", FORMER_NAMES.get(self.shared_decay, self.shared_decay))
         for name in ("batch_size", "iter_size", "max_iter", "average_loss", "display", "snapshot", "crop", "test_crop"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name, known in (("backbone", BACKBONES), ("solver", SOLVERS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} '{getattr(self, name)}' is not known; it is one of {', '.join(known)}.")
+            check_known(name, getattr(self, name), known)
         other = _FIELDS_OF_BACKBONE["vgg16" if self.backbone == "resnet34" else "resnet34"]
         for name in other:
             if getattr(self, name) != FIELDS[name].default:
@@ -141,7 +144,7 @@ class Recipe:
         for name in fields:
             if name not in FIELDS:
                 raise InputError(f"recipes have no field '{name}'; the nearest are {nearest(name, FIELDS)}.")
-        for name in ("scales", "short_sides"):
+        for name in ("scales", "short_sides", "stepvalues"):
             if name in fields:
                 fields[name] = tuple(fields[name])
         if fields.get("num_classes", self.num_classes) != self.num_classes:
@@ -189,7 +192,7 @@ class Recipe:
 
     def learning_rate(self) -> LearningRate:
         return LearningRate(
-            self.base_lr, self.lr_policy, self.gamma, self.stepsize, power=self.power, max_iter=self.max_iter
+            self.base_lr, self.lr_policy, self.gamma, self.stepsize, self.stepvalues, self.power, self.max_iter
         )
 
     def evaluation(self) -> dict[str, Any]:
@@ -227,7 +230,7 @@ class Recipe:
         """All fields as plain values."""
         return dataclasses.asdict(self) | {
             "published": [list(number) for number in self.published],
-            **{name: list(getattr(self, name)) for name in ("ours", "scales", "short_sides")},
+            **{name: list(getattr(self, name)) for name in ("ours", "scales", "short_sides", "stepvalues")},
             "scale_augmentation": self.scale_augmentation and list(self.scale_augmentation),
             "head": self.head.config(),
         }
@@ -252,7 +255,7 @@ _FIELDS_OF_BACKBONE = {
 _OF_PLAIN = {
     "published": lambda numbers: tuple(Published(*number) for number in numbers),
     "head": build_head,
-    **dict.fromkeys(("ours", "scales", "short_sides", "scale_augmentation"), tuple),
+    **dict.fromkeys(("ours", "scales", "short_sides", "stepvalues", "scale_augmentation"), tuple),
 }
 """Constructors that restore the fields flattened by `config`."""
 

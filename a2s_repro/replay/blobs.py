@@ -14,7 +14,7 @@ from a2s_repro.caffe.layers import FUSION
 from a2s_repro.models import DeepLab, Prediction, ShareNet
 from a2s_repro.models.losses import loss_inputs, seg_accuracy, shrink_labels, training_loss
 from a2s_repro.models.share_net import GRID_STEP, rescaled
-from a2s_repro.models.side_branches import TRAINING_STRIDE
+from a2s_repro.models.skip_branches import TRAINING_STRIDE
 from a2s_repro.replay.recording import Recording
 from caffe_weights import SUFFIX_OF_SCALE
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.models import DeepLab, Prediction
-from a2s_repro.models.side_branches import SIDE_LAYERS
+from a2s_repro.models.skip_branches import SKIP_LAYERS
 
-LINEAR = ("fc8", "att_fc", *(layer for layer in SIDE_LAYERS if layer.endswith("_ms")))
+LINEAR = ("fc8", "att_fc", *(layer for layer in SKIP_LAYERS if layer.endswith("_ms")))
 """Convolutions without a ReLU."""
 
 

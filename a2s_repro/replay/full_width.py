@@ -146,7 +146,7 @@ def replay_full_width(
     device = torch.device(device)
     gates = GATES if device.type == "cpu" else dict.fromkeys(GATES)
 
-    trainer = Trainer(recipe, items, device, "caffe", record.seed, caffe_streams="ziggurat")
+    trainer = Trainer(recipe, items, device, "fp32", record.seed, caffe_streams="ziggurat")
     _load_initial_weights(trainer, record)
     comparisons = []
     with closing(trainer.batches(workers)) as batches:
@@ -187,7 +187,7 @@ def _compared_state(
     trainer: Trainer, recorded: dict[tuple[str, str], Sampled], gates: dict[str, float | None]
 ) -> Iterator[Comparison]:
     for (kind, name), theirs in recorded.items():
-        parameter = trainer.model.get_parameter(name)
+        parameter = trainer.model.keyed_parameters()[name]
         whole = parameter if kind == "weight" else trainer.solver.state[parameter]["history"]
         ours: Tensor = whole.detach().contiguous().flatten().cpu().double()
         kind = "bias" if kind == "weight" and name.endswith("bias") else kind

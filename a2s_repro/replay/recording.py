@@ -22,13 +22,13 @@ from a2s_repro.caffe.conversion import from_caffe
 from a2s_repro.caffe.layers import FUSION
 from a2s_repro.data.image_seg import Draw, SegmentationDataset, subtract_mean
 from a2s_repro.data.lists import read_list
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, first_line
 from a2s_repro.models import AttentionHead, DeepLab, build_model
 from a2s_repro.solver import LearningRate
-from caffe_weights import SUFFIX_OF_SCALE, Layer, Net, branch_of, read_caffemodel, read_solverstate
+from caffe_weights import SUFFIX_OF_SCALE, CaffeNet, Layer, read_caffemodel, read_solverstate, stream_of
 
 MERGE = {"avg": "average", "max": "max", "att": "attention"}
-SOLVER = {"gamma": 0.1, "stepsize": 8, "momentum": 0.9, "weight_decay": 5e-4, "shared_decay": "per_branch"}
+SOLVER = {"gamma": 0.1, "stepsize": 8, "momentum": 0.9, "weight_decay": 5e-4, "shared_decay": "per_stream"}
 """Default settings of a recorded run; its info overrides them."""
 
 Arrays = dict[str, np.ndarray]
@@ -151,7 +151,7 @@ def reading(folder: Path) -> Iterator[None]:
             f"the record in {folder} lacks {error}: docs/fidelity/recorded_runs.md lists the required parts."
         ) from error
     except ValueError as error:  # from numpy on a damaged file, from json, and for mismatched lengths
-        raise InputError(f"the record in {folder} cannot be read ({str(error).splitlines()[0]}).") from error
+        raise InputError(f"the record in {folder} cannot be read ({first_line(error)}).") from error
 
 
 def cases(folder: Path) -> list[str]:
@@ -269,7 +269,7 @@ def _read_end_to_end(folder: Path) -> Recording:
     described = [Layer(name, "Convolution", blobs) for name, blobs in layers.items()]
     described += [Layer(name, "", []) for name in re.findall(r'name: "(pool5a|fc[678]_concat)"', prototxt)]
     described.append(Layer(FUSION, "Eltwise" if "operation: MAX" in prototxt else "Power", []))
-    meta = from_caffe(Net(info.get("name", "e2e"), described), "run.npz").weights.meta
+    meta = from_caffe(CaffeNet(info.get("name", "e2e"), described), "run.npz").weights.meta
     config = meta["model"] | {"dropout": info["dropout"]}
 
     files = _sibling(folder, "files", "data")
@@ -359,7 +359,7 @@ def _under(arrays: Arrays, prefix: str) -> Arrays:
 def slot(key: str) -> tuple[str, float, str]:
     """`fc8_voc12_res05/0` -> (`fc8`, 0.5, `weight`)."""
     name, index = key.split("/")
-    layer, scale = branch_of(name)
+    layer, scale = stream_of(name)
     return "fc8" if layer.startswith("fc8_") else layer, scale, ("weight", "bias")[int(index)]
 
 

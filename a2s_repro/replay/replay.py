@@ -165,7 +165,7 @@ class Training:
             self.streams = _streams(recording, self.net)  # fills the new layers; the file may override them
             self.net.load_state_dict(recording.initial)
         if recording.per_copy:
-            self.net.copy_per_branch()
+            self.net.copy_per_stream()
         self.solver = CaffeSGD(
             parameter_groups(self.net, settings.shared_decay, settings.lr_mult),
             momentum=settings.momentum,
@@ -214,8 +214,8 @@ class Training:
     def by_parameter_and_copy(self, value: Callable[[nn.Parameter], Tensor | None]) -> tuple[dict, dict]:
         """`value` of all parameters, by name: summed over the copies of a parameter, and per copy."""
         summed, copies = {}, {}
-        for branch, scale in zip((self.net, *self.net.copies), self.net.scales, strict=False):
-            for name, parameter in branch.keyed_parameters().items():
+        for stream, scale in zip((self.net, *self.net.copies), self.net.scales, strict=False):
+            for name, parameter in stream.keyed_parameters().items():
                 tensor = value(parameter)
                 if tensor is not None:
                     layer, kind = name.split(".")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, first_line
 from a2s_repro.models import Net, Prediction
 
 
@@ -32,5 +32,4 @@ def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(torch.neg)(torch.ones(1, device=device))
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"torch.compile does not work here ({reason}): leave out --compile.") from None
+        raise InputError(f"torch.compile does not work here ({first_line(error)}): leave out --compile.") from None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, first_line
 
 
 def usable_device(name: str | torch.device) -> torch.device:
@@ -17,8 +17,7 @@ def usable_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"device {name} cannot be used ({reason}): choose cpu or another.") from None
+        raise InputError(f"device {name} cannot be used ({first_line(error)}): choose cpu or another.") from None
     return device
 
 

@@ -39,8 +39,9 @@ def initialise(device: str = "cpu") -> str:
             backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=LONGEST_WAIT)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise InputError(f"the processes of the run cannot connect ({reason}): check torchrun's address.") from None
+            raise InputError(
+                f"the processes of the run cannot connect ({first_line(error)}): check torchrun's address."
+            ) from None
     return device
 
 

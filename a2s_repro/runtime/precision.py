@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import check_known
 
-PRECISIONS = ("caffe", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 """caffe: float32 throughout. tf32: a GPU's float32 products in TensorFloat-32. bf16: autocast to bfloat16, and tf32."""
 
 
@@ -46,23 +46,31 @@ def _allow_tf32(backend: Any) -> bool | None:
         return None
 
 
+def precision_named(name: str) -> str:
+    """The one of PRECISIONS with this name, or for `caffe`, its name in version 0.1, fp32.
+
+    Raises InputError for an unknown name.
+    """
+    precision = "fp32" if name == "caffe" else name
+    check_known("precision", precision, PRECISIONS)
+    return precision
+
+
 def products_of(precision: str) -> AbstractContextManager[None]:
-    """`float32_products` for one of PRECISIONS."""
-    return float32_products("ieee" if precision == "caffe" else "tf32")
+    """`float32_products` for a precision."""
+    return float32_products("ieee" if precision_named(precision) == "fp32" else "tf32")
 
 
 def autocast_of(precision: str, device: torch.device) -> torch.autocast:
-    """The autocast context for one of PRECISIONS, to use together with `products_of`."""
+    """The autocast context for a precision, to use together with `products_of`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def check_precision(precision: str, device: torch.device) -> None:
     """Raises InputError for an unknown precision; warns about bf16 on a processor where it is slower than float32."""
-    if precision not in PRECISIONS:
-        raise InputError(f"precision '{precision}' is not known; it is one of {', '.join(PRECISIONS)}.")
-    if precision == "bf16" and device.type == "cpu" and not _multiplies_bfloat16():
+    if precision_named(precision) == "bf16" and device.type == "cpu" and not _multiplies_bfloat16():
         warnings.warn(
-            "this processor has no units for products of bfloat16: precision caffe takes less time than bf16.",
+            "this processor has no units for products of bfloat16: precision fp32 takes less time than bf16.",
             stacklevel=2,
         )
 

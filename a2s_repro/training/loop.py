@@ -1,13 +1,13 @@
-"""The training loop: where the nets meet the data."""
+"""The training loop, and a run around it from its settings to final.pth."""
+
+from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from a2s_repro.checkpoint.initialisation import load_init
 from a2s_repro.checkpoint.snapshots import load_newest, load_snapshot, newest_snapshot, save_snapshot, snapshot_path
@@ -19,62 +19,88 @@ from a2s_repro.inference.evaluation import Result, evaluate
 from a2s_repro.inference.segmenter import class_names
 from a2s_repro.recipes import Recipe
 from a2s_repro.runtime import distributed
-from a2s_repro.runtime.devices import peak_memory, usable_device
+from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.distributed import failing_together, is_main, tell, world_size
 from a2s_repro.runtime.precision import check_precision, products_of
-from a2s_repro.training.run_log import RunLog, write_config
+from a2s_repro.training.display import Display
+from a2s_repro.training.run_log import write_config
 from a2s_repro.training.signals import deferred_signals
 from a2s_repro.training.trainer import Trainer, fitting
 
 CAFFE_SUFFIX = ".solverstate"
 
 
+def training_loop(trainer: Trainer, run: Run) -> int:
+    """Trains to the recipe's last iteration, or until Ctrl-C or SIGTERM; returns the signal's number, 0 without one.
+
+    An iteration is `iter_size` forward and backward passes, whose gradients are summed, and one update by the solver.
+    """
+    recipe, interrupted = trainer.recipe, 0
+    with (
+        deferred_signals() as stop,
+        Display(trainer, run.out) as display,
+        closing(trainer.batches(run.workers)) as batches,
+    ):
+        while trainer.iteration < recipe.max_iter:
+            with _state_saved_on_failure(trainer, run):
+                if interrupted := stop.agreed():
+                    break
+                trainer.backward(batches)
+                display.show()
+                trainer.update()
+            display.advance()
+            last = trainer.iteration == recipe.max_iter
+            if trainer.iteration % recipe.snapshot == 0 or last:
+                _save_snapshot(trainer, run, required=last)
+        if interrupted:
+            _save_snapshot(trainer, run, required=True)
+    return interrupted
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a training run needs beside its recipe."""
+    """Settings of a training run in addition to its recipe."""
 
     data_root: Path
     out: Path
-    """The run's folder: config.json, log.jsonl, tensorboard/, snapshots and final.pth."""
+    """Folder of the run: config.json, log.jsonl, tensorboard/, snapshots and final.pth."""
     init: Path | None = None
-    """Weights file to start from; needed unless the run is resumed."""
+    """Weights file to start from; required unless the run is resumed."""
     resume: str | None = None
-    """A snapshot's path, or "auto": the newest one in `out` that is whole, or from the start if there is none. A
-    `.solverstate` of Caffe's: go on from it and the `.caffemodel` that it names. As in Caffe, data and random streams
-    begin anew then."""
+    """Path of a snapshot, or "auto" for the newest complete snapshot in `out`, or `init` if there is none. Also a
+    `.solverstate` of Caffe's, to resume from it and its `.caffemodel`; as in Caffe, data and random numbers restart."""
     train_list: Path | None = None
-    """Default: the recipe's, in the data root."""
+    """Default: the recipe's list, in the data root."""
     val_list: Path | None = None
-    """Evaluated at the end if given."""
+    """List of images to evaluate after the training; none by default."""
     classes: Path | None = None
-    """Class names, one a line."""
+    """File of class names, one per line."""
     device: str = "cpu"
-    precision: str = "caffe"
+    precision: str = "fp32"
     """One of precision.PRECISIONS; the losses are float32 in all of them."""
     compile: bool = False
-    """Whether torch.compile makes kernels of the net's operations, which round differently and draw other masks."""
+    """Whether torch.compile generates kernels for the net; they round differently and draw other dropout masks."""
     cuda_graph: bool = False
     """Whether the net's passes are replayed as CUDA graphs."""
     seed: int = 0
     caffe_streams: str | None = None
-    """The gaussian filler of data.caffe_rng.GAUSSIANS, if the run is to draw what Caffe's CPU build with this
-    random_seed draws: images, crops, mirrors, dropout masks and fillers."""
+    """One of data.caffe_rng.GAUSSIANS: the run draws images, crops, mirrors, dropout masks and fillers as Caffe's CPU
+    build does with this random_seed and gaussian filler. None: torch's random numbers."""
     workers: int = 2
-    """Decoding processes, for each of the training processes."""
+    """Number of decoding processes per training process."""
     cache: bool = False
-    """Whether all training images and labels are decoded at the start and stay in memory, once in each process of the
-    run."""
+    """Whether all training images and labels are decoded at the start and kept in memory, once per training process."""
     keep: int | None = None
-    """How many snapshots stay; all of them by default."""
+    """Number of snapshots to keep; all by default."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """Result of a run."""
 
     iterations: int
     interrupted: int
-    """The signal that ended it before its time; 0 if none did."""
+    """Number of the signal that interrupted the run; 0 without one."""
     file: Path
     """final.pth, or the snapshot of an interrupted run."""
     validation: Result | None
@@ -82,17 +108,14 @@ class Outcome:
 
 
 def train(recipe: Recipe, run: Run) -> Outcome:
-    """Trains the recipe's net under a progress bar; Ctrl-C or SIGTERM finishes the update, writes a snapshot, returns.
+    """Trains the recipe's net with a progress bar. Ctrl-C and SIGTERM finish the update, save a snapshot and return.
 
-    As one of several processes that torchrun started, it makes its share of every update's passes; the first one writes
-    and prints. A snapshot that cannot be written is told, and the next one tried.
-
-    Whatever else ends a run that is under way, the state before the failed update is saved first, and the decoding
-    processes end with it.
+    Under torchrun each process computes its share of an update's passes, and the first one writes and prints. A
+    snapshot that cannot be written is reported, and training continues. Any other exception in an iteration saves the
+    state before it and ends the decoding processes.
 
     Raises:
-        InputError: settings, files or labels that do not fit, each in a sentence; too little memory; a loss that is no
-            number any more.
+        InputError: unsuitable settings, files or labels; too little memory; a loss that is not finite.
     """
     device = usable_device(distributed.initialise(run.device))
     with failing_together(), fitting(recipe):
@@ -123,7 +146,8 @@ def train(recipe: Recipe, run: Run) -> Outcome:
         processes = {"processes": world_size()}
         write_config(run.out, {**described, "run": settings | processes, "origin": origin})
     with products_of(run.precision):
-        if interrupted := _interrupted(trainer, run):
+        interrupted = training_loop(trainer, run) if trainer.iteration < recipe.max_iter else 0
+        if interrupted:
             return Outcome(trainer.iteration, interrupted, snapshot_path(run.out, trainer.iteration), None, classes)
         meta = {
             "pool5a": recipe.pool5a,
@@ -142,60 +166,22 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     return Outcome(trainer.iteration, 0, final, validation, classes)
 
 
-def _interrupted(trainer: Trainer, run: Run) -> int:
-    """Trains to the end, or until a signal; returns the signal's number, 0 at the end."""
-    recipe = trainer.recipe
-    if trainer.iteration >= recipe.max_iter:
-        return 0
-    with (
-        deferred_signals() as stop,
-        RunLog(run.out, trainer.iteration) if is_main() else nullcontext() as log,
-        tqdm(
-            total=recipe.max_iter, initial=trainer.iteration, unit="it", desc=run.out.name, disable=not is_main()
-        ) as bar,
-        closing(trainer.batches(run.workers)) as batches,
-    ):
-        since, shown = time.monotonic(), trainer.iteration - 1
-        while trainer.iteration < recipe.max_iter:
-            iteration = trainer.iteration
-            last = iteration + 1 == recipe.max_iter
-            with _state_saved_on_failure(trainer, run):
-                if interrupted := stop.agreed():
-                    break
-                trainer.backward(batches)
-                if log and (iteration % recipe.display == 0 or last):
-                    seconds = time.monotonic() - since
-                    images_per_second = (iteration - shown) * recipe.batch_size * recipe.iter_size / seconds
-                    since, shown = time.monotonic(), iteration
-                    losses, lr = trainer.smoothed(), trainer.rate(iteration)
-                    log.write(iteration, losses, lr, images_per_second, seconds, peak_memory(trainer.device))
-                    terms = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-                    bar.set_postfix_str(f"{terms}, lr {lr:.1e}, {images_per_second:.1f} images/s", refresh=False)
-                trainer.update()
-            bar.update()
-            if trainer.iteration % recipe.snapshot == 0 or last:
-                _snapshot(trainer, run, must=last)
-        if interrupted:
-            _snapshot(trainer, run, must=True)
-    return interrupted
-
-
-def _snapshot(trainer: Trainer, run: Run, must: bool) -> None:
-    """Saves a snapshot if this is the first process. Where it cannot be written, that is an error only if it `must`."""
+def _save_snapshot(trainer: Trainer, run: Run, required: bool) -> None:
+    """Saves a snapshot, in the first process. Raises InputError if it is `required` and cannot be written."""
     with failing_together():
         snapshot = trainer.snapshot()
         if is_main():
             try:
                 save_snapshot(snapshot_path(run.out, trainer.iteration), snapshot, run.keep)
             except InputError as error:
-                if must:
+                if required:
                     raise
                 tell(f"{error} Training goes on, and the next snapshot is tried.")
 
 
 @contextmanager
 def _state_saved_on_failure(trainer: Trainer, run: Run) -> Iterator[None]:
-    """Saves the state before an update if the block, which makes it, ends by an exception of any kind."""
+    """Saves the state before the block, an iteration, if it raises an exception of any kind."""
     iteration = trainer.iteration
     try:
         yield
@@ -208,9 +194,9 @@ def _state_saved_on_failure(trainer: Trainer, run: Run) -> Iterator[None]:
 
 
 def _save_after_failure(trainer: Trainer, run: Run, together: bool = True) -> str:
-    """Saves the state before an update that failed, and returns a sentence on that.
+    """Saves the state before a failed iteration; returns a sentence about it.
 
-    together: whether the other processes come here too, which then wait until it is saved.
+    together: whether the other processes call it, too; they then wait until the state is saved.
     """
     path = snapshot_path(run.out, trainer.iteration)
     try:
@@ -227,7 +213,7 @@ def _save_after_failure(trainer: Trainer, run: Run, together: bool = True) -> st
 
 
 def _start(trainer: Trainer, run: Run) -> str:
-    """Gives the net its weights, and the trainer its place; a sentence on where they are from."""
+    """Loads the initial weights or the state to resume from; returns a sentence about their origin."""
     given = None if run.resume in (None, "auto") else Path(run.resume)
     from_caffe = given is not None and given.suffix == CAFFE_SUFFIX
     if (run.resume is None or from_caffe) and (newest_snapshot(run.out) or (run.out / "log.jsonl").exists()):

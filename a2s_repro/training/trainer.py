@@ -1,4 +1,4 @@
-"""A net in training: its passes, its updates, and its snapshots."""
+"""A net in training: forward and backward passes, updates, snapshots."""
 
 import hashlib
 import math
@@ -25,23 +25,25 @@ from a2s_repro.recipes import Recipe
 from a2s_repro.runtime.compilation import compiled
 from a2s_repro.runtime.devices import fitting_in_memory
 from a2s_repro.runtime.distributed import GradientSum, failing_together, rank, sum_, world_size
-from a2s_repro.runtime.precision import autocast_of
+from a2s_repro.runtime.precision import autocast_of, precision_named
 from a2s_repro.training.batch_norm import RunningStatistics
 
 NO_EFFECT_ON_TRAINING = (
     *("name", "published", "ours", "dataset", "training_set", "evaluation_set", "hidden_labels"),
     *("init", "test_crop", "crf", "short_sides", "display", "snapshot"),
 )
-"""Fields of a recipe that may change when a run is resumed; so may max_iter where the rate does not depend on it."""
+"""Fields of a recipe that may change when a run is resumed; max_iter may, too, unless the rate depends on it (poly)."""
 
 
 class Trainer:
-    """A net, its solver and its place in the data.
+    """A net, its solver and its position in the data.
 
-    An update is `trainer.backward(batches)` and then `trainer.update()`; after an exception in either, `undo()` goes
-    back to the state before. Several processes make one update together.
-    Raises InputError if the passes of an update cannot be dealt out evenly, the crop is off the net's grids, or the net
-    cannot be compiled as `compile` and `cuda_graph` ask for.
+    An iteration is `trainer.backward(batches)` and then `trainer.update()`; after an exception in either, `undo()`
+    restores the state before. The processes of a run share the passes of each iteration.
+
+    Raises:
+        InputError: the number of processes does not divide iter_size, the crop does not fit the net's grids, or
+            `compile` and `cuda_graph` are not available.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Trainer:
                 f"the {recipe.iter_size} passes of an update (--iter-size) cannot be dealt out to {world_size()} "
                 "processes evenly: start a number of processes that divides them."
             )
-        self.recipe, self.items, self.device, self.precision = recipe, items, device, precision
+        self.recipe, self.items, self.device, self.precision = recipe, items, device, precision_named(precision)
         self.model = recipe.net().to(device, memory_format=torch.channels_last).train()
         check_image(torch.empty(1, 3, recipe.crop, recipe.crop, device="meta"), self.model.grid_step)
         self.solver = recipe.optimizer(self.model)
@@ -91,7 +93,7 @@ class Trainer:
         self.config = {
             "seed": seed,
             "caffe_streams": caffe_streams,
-            "precision": precision,
+            "precision": self.precision,
             "training list": ids.hexdigest(),
             **recipe.config(),
         }
@@ -99,9 +101,9 @@ class Trainer:
             del self.config[name]
 
     def batches(self, workers: int) -> Generator[Sample, None, None]:
-        """The batches of the remaining iterations that this process will see: every world_size-th, from `rank`.
+        """The batches of this process in the remaining iterations: every world_size-th, from `rank`.
 
-        Its workers end when it is closed.
+        Closing the generator ends its workers.
         """
         passes = self.recipe.iter_size
         stream, start = self.stream, (self.iteration - self.start) * passes
@@ -113,15 +115,15 @@ class Trainer:
 
     @cached_property
     def gradients(self) -> GradientSum:
-        """Of the solver's parameters, whose sharing copies a snapshot may bring."""
+        """Gradients of the solver's parameters, to which a snapshot may add sharing copies: made at the first use."""
         return GradientSum(parameter for group in self.solver.param_groups for parameter in group["params"])
 
     def backward(self, batches: Iterator[Sample]) -> None:
-        """iter_size forward and backward passes; their mean losses join the recent ones.
+        """Makes iter_size forward and backward passes and adds their mean losses to the recent ones.
 
         Raises:
-            InputError: a file that cannot be read, a process that died, too little memory, a loss that is infinite or
-                not a number, naming the images.
+            InputError: a file that cannot be read, a process that died, too little memory, a loss that is not finite
+                (with the names of the images).
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         self._before = self.caffe and self.caffe.state(), buffers, list(self.recent)
@@ -146,7 +148,7 @@ class Trainer:
         self.recent.append(dict(zip(losses[0], means, strict=True)))
 
     def backward_pass(self, batch: Sample, number: int) -> dict[str, Tensor]:
-        """Forward and backward; dropout depends on the seed and the number of the pass alone."""
+        """One forward and backward pass. The dropout masks depend on the seed and the number of the pass alone."""
         image = batch.image.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         label = batch.label.to(self.device, non_blocking=True)
         if self.caffe:
@@ -160,13 +162,13 @@ class Trainer:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _skip_pass(self) -> None:
-        """What a pass of another process changes in this one."""
+        """Advances statistics and random numbers past a pass of another process."""
         self.statistics.skip_pass()
         if self.caffe:
             self.caffe.skip_pass()
 
     def smoothed(self) -> dict[str, float]:
-        """The losses averaged over the recent iterations, as Caffe displays them."""
+        """Losses averaged over the recent iterations, as in Caffe's display."""
         return {name: sum(losses[name] for losses in self.recent) / len(self.recent) for name in self.recent[-1]}
 
     def update(self) -> None:
@@ -179,7 +181,7 @@ class Trainer:
         self.iteration += 1
 
     def undo(self) -> None:
-        """Goes back to where `backward` began, if `update` has not come to its end."""
+        """Restores the state before `backward`, unless `update` has finished."""
         if self._before is None:
             return
         place, buffers, recent = self._before
@@ -192,10 +194,10 @@ class Trainer:
         self._before = None
 
     def snapshot(self) -> Snapshot:
-        """The state to go on from.
+        """The state between two iterations.
 
         Raises:
-            InputError: the last update left weights that are no numbers, or did not come to its end.
+            InputError: the last update did not finish, or left weights that are not finite.
         """
         if self._half_updated:
             raise InputError(f"iteration {self.iteration}: the update was cut short (earlier snapshots are untouched).")
@@ -216,8 +218,10 @@ class Trainer:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Goes back to a snapshot. Raises InputError, naming the settings, if it is of another run."""
+        """Restores a snapshot. Raises InputError, naming the settings, if it belongs to another run."""
         theirs = {**snapshot.config, **Recipe.of_config(snapshot.config).config()}
+        if "precision" in theirs:
+            theirs["precision"] = precision_named(theirs["precision"])
         changed = [
             f"{name} {theirs.get(name)} instead of {value}"
             for name, value in self.config.items()
@@ -238,9 +242,9 @@ class Trainer:
         self.iteration, self.start = snapshot.iteration, snapshot.start
 
     def take_over(self, path: Path) -> None:
-        """Goes on from a `.solverstate`, with a slot for every sharing copy.
+        """Resumes from a `.solverstate` of Caffe's, with a slot for every sharing copy.
 
-        Raises InputError, naming the difference, if it is of another net or of another schedule.
+        Raises InputError, naming the difference, if it belongs to another net or another schedule.
         """
         if not self.recipe.is_caffes or self.recipe.solver != "caffe":
             raise InputError(f"{path} is of a run of Caffe's, but the recipe is of another net or solver.")
@@ -250,18 +254,18 @@ class Trainer:
         if state.current_step != drops:
             raise InputError(
                 f"{path}: the rate had dropped {state.current_step} times in {state.iter} iterations, but by these "
-                f"settings {drops} times: give the --lr-policy and --stepsize of that run."
+                f"settings {drops} times: give the --lr-policy and --stepsize or --steps of that run."
             )
         self.iteration = self.start = state.iter
 
     def _give_slots(self) -> None:
         if isinstance(self.model, ShareNet):
-            self.model.copy_per_branch()
+            self.model.copy_per_stream()
         self.solver = self.recipe.optimizer(self.model)
 
 
 def fitting(recipe: Recipe) -> AbstractContextManager[None]:
-    """Turns a lack of memory in the block into an InputError that names the settings which decide on it."""
+    """Turns a lack of memory in the block into an InputError that names the settings to reduce."""
     batch, crop, width = recipe.batch_size, recipe.crop, recipe.width
     return fitting_in_memory(
         f"a batch of {batch} crops of {crop}x{crop} pixels in a net of width {width:g}",
@@ -270,7 +274,7 @@ def fitting(recipe: Recipe) -> AbstractContextManager[None]:
 
 
 def _check_finite(values: Tensor, names: list[str], images: list[str]) -> None:
-    """Raises InputError for a loss, of (passes, losses), that is no finite number."""
+    """Raises InputError if one of the losses (passes, losses) is not finite."""
     for row, seen in zip(values.tolist(), images, strict=True):
         for name, value in zip(names, row, strict=True):
             if not math.isfinite(value):

@@ -134,7 +134,7 @@ def test_layouts_that_do_not_fit_the_nets_are_refused(demo):
         "weights": (segmenter("max"), "shows one net: leave out the baseline"),
         "comparison": (None, "give the other one as the baseline"),
         "winner": (segmenter("average"), "a baseline that merges the scales 1 0.5 by max"),
-        "recalibration": (None, "a recalibrating branch"),
+        "recalibration": (None, "head recalibrates the scores"),
         "mosaic": (None, "'mosaic' is not known; it is one of weights, comparison"),
     }
     for layout, (baseline, sentence) in wanted.items():

@@ -12,7 +12,7 @@ import torch
 
 from a2s_repro.bench.charts import draw
 from a2s_repro.bench.tables import PAGES, RESULTS, write_docs
-from a2s_repro.bench.timing import paired, peak_memory, rotation, spread
+from a2s_repro.bench.timing import memory_of_call, paired, rotation, spread
 from a2s_repro.errors import InputError
 from tests.paths import ROOT
 
@@ -34,8 +34,8 @@ def test_peak_memory_is_results_and_intermediates() -> None:
     def through_a_larger_one(_: int) -> torch.Tensor:
         return torch.empty(1 << 20)[: 1 << 18].clone()
 
-    assert peak_memory(result_alone, CPU) == 1 << 20
-    assert peak_memory(through_a_larger_one, CPU) == (1 << 22) + (1 << 20)
+    assert memory_of_call(result_alone, CPU) == 1 << 20
+    assert memory_of_call(through_a_larger_one, CPU) == (1 << 22) + (1 << 20)
 
 
 def test_merge_allocates_only_its_results() -> None:
@@ -44,7 +44,7 @@ def test_merge_allocates_only_its_results() -> None:
 
     scores, logits = [torch.randn(2, 21, side, side) for side in (65, 49, 33)], torch.randn(2, 3, 65, 65)
     results = sum(y.numel() * 4 for y in ops.scale_merge(scores, logits))
-    assert peak_memory(lambda _: ops.scale_merge(scores, logits), CPU) == results
+    assert memory_of_call(lambda _: ops.scale_merge(scores, logits), CPU) == results
 
 
 def test_inputs_rotate_over_more_than_a_cache() -> None:
@@ -117,7 +117,7 @@ def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     (file,) = tmp_path.glob("model-cpu-*.json")
     measured = json.loads(file.read_text())
-    versions = [("ours", "caffe"), ("ours", "bf16"), ("eager", "float32")]
+    versions = [("ours", "fp32"), ("ours", "bf16"), ("eager", "float32")]
     rows = [(row["work"], row["version"], row["precision"]) for row in measured["rows"]]
     assert rows == [(work, *version) for work in ("forward", "update") for version in versions]
     assert all(row["seconds"]["median"] > 0 and row["authors_seconds"] is None for row in measured["rows"])
@@ -177,8 +177,8 @@ def test_precisions_are_compared(tmp_path: Path) -> None:
     write_docs([page], tmp_path)
     runs = json.loads(file.read_text())["runs"]
     last = {name: run["losses"][-1]["values"]["loss"] for name, run in runs.items()}
-    assert last["caffe"] == pytest.approx(last["bf16"], rel=0.01)
-    assert last["caffe"] != last["bf16"]
+    assert last["fp32"] == pytest.approx(last["bf16"], rel=0.01)
+    assert last["fp32"] != last["bf16"]
     assert f"| 2 | {last['caffe']:.4f} | {last['bf16']:.4f} |" in page.read_text()
 
 

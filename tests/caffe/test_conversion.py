@@ -16,7 +16,7 @@ from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.data.image_seg import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError
 from a2s_repro.models import AttentionHead, DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths, build_model
-from caffe_weights import Layer, Net, read_caffemodel, write_caffemodel
+from caffe_weights import CaffeNet, Layer, read_caffemodel, write_caffemodel
 from tests.paths import GOLDEN
 
 SINGLE = GOLDEN / "nets/init_single.caffemodel"
@@ -26,11 +26,11 @@ THIN = replace(Widths().scaled(1 / 32), refine=512)
 """Thin widths; `refine` keeps its default, because Caffe files do not hold it."""
 
 
-def blobs(net: Net) -> dict[str, list[bytes]]:
+def blobs(net: CaffeNet) -> dict[str, list[bytes]]:
     return {layer.name: [blob.tobytes() for blob in layer.blobs] for layer in net.layers if layer.blobs}
 
 
-def changed(net: Net, name: str, change: Callable[[np.ndarray], np.ndarray], only: int | None = None) -> Net:
+def changed(net: CaffeNet, name: str, change: Callable[[np.ndarray], np.ndarray], only: int | None = None) -> CaffeNet:
     """The net with `change` applied to the blobs (or blob `only`) of one layer."""
     layers = []
     for layer in net.layers:
@@ -38,11 +38,11 @@ def changed(net: Net, name: str, change: Callable[[np.ndarray], np.ndarray], onl
             new = [change(blob) if only in (None, i) else blob for i, blob in enumerate(layer.blobs)]
             layer = replace(layer, blobs=new)
         layers.append(layer)
-    return Net(net.name, layers)
+    return CaffeNet(net.name, layers)
 
 
-def without(net: Net, *names: str) -> Net:
-    return Net(net.name, [layer for layer in net.layers if layer.name not in names])
+def without(net: CaffeNet, *names: str) -> CaffeNet:
+    return CaffeNet(net.name, [layer for layer in net.layers if layer.name not in names])
 
 
 def trained(model: DeepLabLargeFOV, classifier: str = "fc8_voc12") -> Weights:
@@ -100,7 +100,7 @@ def test_pool5a_is_a_property_of_the_file(tmp_path, v1):
 
 def test_double_blobs_become_float32():
     net = read_caffemodel(SINGLE)
-    doubled = Net(
+    doubled = CaffeNet(
         net.name, [replace(layer, blobs=[blob.astype(float) for blob in layer.blobs]) for layer in net.layers]
     )
     single, double = (from_caffe(source, "net").weights.state_dict for source in (net, doubled))
@@ -211,7 +211,7 @@ def test_foreign_weights_are_not_exported():
 # What is refused
 
 
-def refused(net: Net, words: str, **options) -> None:
+def refused(net: CaffeNet, words: str, **options) -> None:
     with pytest.raises(InputError) as error:
         from_caffe(net, "net.caffemodel", **options)
     assert words in str(error.value) and "net.caffemodel" in str(error.value) and "\n" not in str(error.value)
@@ -227,7 +227,7 @@ def test_a_missing_layer_is_named_unless_allowed():
 
 def test_an_unmatched_layer_is_named_unless_allowed_or_skipped():
     net = read_caffemodel(SINGLE)
-    net = Net(net.name, [*net.layers, Layer("norm1", "LRN", [np.ones(3, np.float32)])])
+    net = CaffeNet(net.name, [*net.layers, Layer("norm1", "LRN", [np.ones(3, np.float32)])])
     refused(net, "norm1")
     assert from_caffe(net, "net", allow_unmatched=True).unmatched == ["norm1"]
     assert from_caffe(net, "net", skip=["norm1"]).skipped == ["norm1"]
@@ -241,7 +241,7 @@ def test_half_an_attention_head_is_refused_unless_allowed():
     assert "att_conv1.weight" in weights.state_dict and "model" not in weights.meta
 
 
-def test_incomplete_side_branches_are_refused():
+def test_incomplete_skip_branches_are_refused():
     net = to_caffe(trained(DeepLabMSc(5, widths=THIN)), "net")
     refused(without(net, "pool1_conv", "data_ms"), "lacks layers of the net: data_ms, pool1_conv")
 
@@ -250,7 +250,8 @@ def test_an_attention_head_of_another_kernel_is_refused():
     def wider(blob: np.ndarray) -> np.ndarray:
         return np.pad(blob, ((0, 0), (0, 0), (1, 1), (1, 1)))
 
-    refused(changed(read_caffemodel(SHARED), "att_conv1", wider, only=0), "head's kernel '5' is not known: give 1, 3")
+    net = changed(read_caffemodel(SHARED), "att_conv1", wider, only=0)
+    refused(net, "head's kernel '5' is not known; it is one of 1, 3")
 
 
 def test_an_attention_head_on_one_scale_is_refused():
@@ -284,7 +285,7 @@ def test_skipping_a_missing_layer_is_refused():
 def test_two_classifiers_are_refused_until_one_is_skipped():
     net = read_caffemodel(SINGLE)
     fc8 = next(layer for layer in net.layers if layer.name == "fc8_voc12")
-    net = Net(net.name, [*net.layers, replace(fc8, name="fc8_coco")])
+    net = CaffeNet(net.name, [*net.layers, replace(fc8, name="fc8_coco")])
     refused(net, "fc8_voc12 and fc8_coco")
     assert from_caffe(net, "net", skip=["fc8_voc12"]).weights.meta["classifier"] == "fc8_coco"
 
@@ -320,12 +321,12 @@ def test_shapes_that_do_not_chain_are_refused_by_name(layer, index, change, word
     refused(changed(read_caffemodel(SINGLE), layer, change, only=index), words)
 
 
-def full_net(fc6: tuple[int, ...]) -> Net:
+def full_net(fc6: tuple[int, ...]) -> CaffeNet:
     """A trunk of full width with the given fc6 and without fc7."""
     shapes = {key: tensor.shape for key, tensor in DeepLabLargeFOV(1).state_dict().items() if key.startswith("conv")}
     shapes |= {"fc6.weight": fc6, "fc6.bias": fc6[:1]}
     layers = [key.removesuffix(".weight") for key in shapes if key.endswith(".weight")]
-    return Net(
+    return CaffeNet(
         "full",
         [
             Layer(name, "Convolution", [np.zeros(shapes[f"{name}.{kind}"], np.float32) for kind in ("weight", "bias")])
@@ -346,7 +347,7 @@ def test_on_the_full_trunk_only_largefovs_fc6_is_accepted():
 C, O6, O7 = 3, 8, 12  # input channels of fc6, outputs of fc6 and of fc7
 
 
-def plain_vgg16(form: str) -> Net:
+def plain_vgg16(form: str) -> CaffeNet:
     rng = np.random.default_rng(0)
     weight6, weight7 = rng.standard_normal((O6, C, 7, 7), np.float32), rng.standard_normal((O7, O6), np.float32)
     if form != "convolution":
@@ -355,7 +356,7 @@ def plain_vgg16(form: str) -> Net:
         weight6, weight7 = weight6[None, None], weight7[None, None]
     biases = (rng.standard_normal(n, np.float32) for n in (O6, O7))
     layers = [Layer(name, "", [w, b]) for name, w, b in zip(("fc6", "fc7"), (weight6, weight7), biases, strict=True)]
-    return Net("vgg16", [*layers, Layer("fc8", "", [np.ones((10, O7), np.float32), np.ones(10, np.float32)])])
+    return CaffeNet("vgg16", [*layers, Layer("fc8", "", [np.ones((10, O7), np.float32), np.ones(10, np.float32)])])
 
 
 @pytest.mark.parametrize("form", ["convolution", "inner product", "v1"])
@@ -439,7 +440,7 @@ def test_random_init_gives_features_of_order_one():
     assert missing == ["fc8.weight", "fc8.bias"] and unexpected == []
     image = 64 * torch.randn(1, 3, 65, 65, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        features = model.branch(image).features["fc7"]
+        features = model.stream(image).features["fc7"]
     assert 0.1 < features.square().mean().sqrt() < 10
 
 

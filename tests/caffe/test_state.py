@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from a2s_repro.caffe.conversion import from_caffe, random_init, to_caffe
-from a2s_repro.caffe.export import export
+from a2s_repro.caffe.export import export_caffemodel
 from a2s_repro.caffe.state import caffe_histories, load_caffe_state
 from a2s_repro.checkpoint.snapshots import load_snapshot, newest_snapshot, save_snapshot, snapshot_path
 from a2s_repro.checkpoint.weights import Weights, load_weights, save_weights
@@ -21,11 +21,11 @@ from a2s_repro.models.losses import training_loss
 from a2s_repro.recipes import Recipe
 from a2s_repro.training import Run, Trainer, train
 from caffe_weights import (
-    Net,
+    CaffeNet,
     SolverState,
-    branch_of,
     read_caffemodel,
     read_solverstate,
+    stream_of,
     write_caffemodel,
     write_solverstate,
 )
@@ -65,10 +65,10 @@ def files(tmp_path_factory) -> dict[str, Path]:
 def trainer_of(files: dict[str, Path], recipe: Recipe = RECIPE, caffe_streams: str | None = None) -> Trainer:
     torch.manual_seed(0)
     items = read_list(files["train_list"], files["data_root"])
-    return Trainer(recipe, items, torch.device("cpu"), "caffe", seed=0, caffe_streams=caffe_streams)
+    return Trainer(recipe, items, torch.device("cpu"), "fp32", seed=0, caffe_streams=caffe_streams)
 
 
-def blobs(net: Net) -> list[tuple]:
+def blobs(net: CaffeNet) -> list[tuple]:
     """Name, type and blobs of all layers with weights, in order, in a form that compares bit for bit."""
     return [
         (layer.name, layer.type, [(blob.dtype, blob.shape, blob.tobytes()) for blob in layer.blobs])
@@ -80,7 +80,7 @@ def blobs(net: Net) -> list[tuple]:
 def exported(trainer: Trainer, folder: Path, v1: bool = False) -> Path:
     """Exports a trainer's snapshot; returns the `.solverstate`."""
     save_snapshot(folder / "snapshot.pth", trainer.snapshot())
-    _, state, _ = export(folder / "snapshot.pth", folder / "run.caffemodel", v1=v1, deploy_size=(65, 65))
+    _, state, _ = export_caffemodel(folder / "snapshot.pth", folder / "run.caffemodel", v1=v1, deploy_size=(65, 65))
     return state
 
 
@@ -146,13 +146,13 @@ def test_one_slot_and_a_slot_per_copy_give_the_same_updates(tmp_path, merge, ski
     ]
     rules = one.parameter_rules()
     for (layer, kind), history in zip(blobs, histories, strict=True):
-        module, scale = branch_of(layer)
+        module, scale = stream_of(layer)
         assert history.any() == (scale == 1 and rules[f"{module}.{kind}"].lr_mult > 0), layer
     write_caffemodel(tmp_path / "iter_3.caffemodel", net)
     write_solverstate(tmp_path / "iter_3.solverstate", SolverState(3, 0, "iter_3.caffemodel", histories))
 
     many = recipe.net().double()
-    many.copy_per_branch()
+    many.copy_per_stream()
     many_solver = recipe.optimizer(many)
     assert load_caffe_state(tmp_path / "iter_3.solverstate", many, many_solver, "fc8").iter == 3
     train_on(one, one_solver, range(3, 6))
@@ -201,7 +201,7 @@ def test_our_run_is_exported_to_caffe_and_taken_over_again(files, tmp_path, monk
     recipe = RECIPE.changed(max_iter=3, stepsize=3)
     train(recipe, options(files, tmp_path / "first"))
     monkeypatch.chdir(tmp_path)
-    export(newest_snapshot("first"), "caffe/train_iter_3.caffemodel")
+    export_caffemodel(newest_snapshot("first"), "caffe/train_iter_3.caffemodel")
     state = read_solverstate("caffe/train_iter_3.solverstate")
     assert (state.iter, state.learned_net) == (3, "caffe/train_iter_3.caffemodel")
     assert state.current_step == 0, "the step of the last update; the next one is the first at the lower rate"
@@ -282,7 +282,7 @@ def test_a_folder_with_a_run_is_not_taken_over(files, tmp_path):
 def test_a_run_with_shared_decay_once_is_not_exported(files, tmp_path):
     save_snapshot(tmp_path / "snapshot.pth", trainer_of(files, RECIPE.changed(shared_decay="once")).snapshot())
     with pytest.raises(InputError, match=r"snapshot\.pth is of a run with shared_decay once"):
-        export(tmp_path / "snapshot.pth", tmp_path / "run.caffemodel")
+        export_caffemodel(tmp_path / "snapshot.pth", tmp_path / "run.caffemodel")
     assert os.listdir(tmp_path) == ["snapshot.pth"]
 
 

@@ -28,7 +28,7 @@ from a2s_repro.models.layers import Dropout
 from a2s_repro.recipes import Recipe
 from a2s_repro.replay.recording import read_recording
 from a2s_repro.training import Run, Trainer, train
-from caffe_weights import SUFFIX_OF_SCALE, branch_of, read_caffemodel
+from caffe_weights import SUFFIX_OF_SCALE, read_caffemodel, stream_of
 from tests.conftest import GOLDEN
 from tests.paths import TOOLS
 
@@ -78,7 +78,7 @@ def files(golden, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def trainer(files) -> Trainer:
     items = read_list(files["train_list"], files["data_root"])
-    return Trainer(RECIPE, items, torch.device("cpu"), "caffe", SEED, "ziggurat")
+    return Trainer(RECIPE, items, torch.device("cpu"), "fp32", SEED, "ziggurat")
 
 
 def caffe_name(parameter: str) -> str:
@@ -217,10 +217,10 @@ def test_the_order_of_draws_at_three_scales():
         net(torch.rand(2, 3, 65, 65))
         seeds.append(streams.transformer_seed)
         assert words.word() == streams.transformer_seed
-        for branch in range(3):
+        for stream in range(3):
             for name in ("drop6", "drop7"):
                 mask = masks[name].pop(0).numpy()
-                assert (mask == dropout_mask(words, mask.shape, 0.5)).all(), (name, branch)
+                assert (mask == dropout_mask(words, mask.shape, 0.5)).all(), (name, stream)
         mask = masks["drop_att_conv1"].pop(0).numpy()
         assert (mask == dropout_mask(words, mask.shape, 0.5)).all()
     assert streams.words.state() == words.state()
@@ -245,7 +245,7 @@ def test_layers_draw_in_the_order_of_the_authors_files(name):
     seen = set()
     for layer in layers:
         if filler := re.search(r'weight_filler \{\s+type: "gaussian"\s+std: ([\d.]+)', layer):
-            module = branch_of(layer_name(layer))[0].replace(recording.classifier, "fc8")
+            module = stream_of(layer_name(layer))[0].replace(recording.classifier, "fc8")
             weight = net.layer(module).weight
             drawn = ziggurat(words, weight.numel(), float(filler[1]))
             assert module in seen or (weight.detach().numpy().ravel() == drawn).all(), module

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from caffe_weights import (
     CaffeFileError,
+    CaffeNet,
     Layer,
-    Net,
     SolverState,
     read_caffemodel,
     read_solverstate,
@@ -28,11 +28,11 @@ from tests.paths import GOLDEN
 NEW, V1 = GOLDEN / "nets/init_single.caffemodel", GOLDEN / "caffemodel/legacy_v1.caffemodel"
 
 
-def blobs(net: Net) -> dict[str, list[np.ndarray]]:
+def blobs(net: CaffeNet) -> dict[str, list[np.ndarray]]:
     return {layer.name: layer.blobs for layer in net.layers if layer.blobs}
 
 
-def content(net: Net) -> list[tuple]:
+def content(net: CaffeNet) -> list[tuple]:
     """A net's content in a form that compares bit for bit."""
     return [
         (layer.name, layer.type, [(blob.dtype, blob.shape, blob.tobytes()) for blob in layer.blobs])
@@ -40,8 +40,8 @@ def content(net: Net) -> list[tuple]:
     ]
 
 
-def small_net(*arrays: np.ndarray, kind: str = "Convolution") -> Net:
-    return Net("small", [Layer("data", "Data", []), Layer("conv", kind, list(arrays))])
+def small_net(*arrays: np.ndarray, kind: str = "Convolution") -> CaffeNet:
+    return CaffeNet("small", [Layer("data", "Data", []), Layer("conv", kind, list(arrays))])
 
 
 def test_both_containers_hold_the_same_weights():
@@ -127,7 +127,7 @@ def test_the_v1_format_round_trips(tmp_path):
 
 
 def test_v1_keeps_type_numbers_of_forks(tmp_path):
-    net = Net("deeplab", [Layer("interp", "41", []), Layer("conv", "Convolution", [np.ones(1, np.float32)])])
+    net = CaffeNet("deeplab", [Layer("interp", "41", []), Layer("conv", "Convolution", [np.ones(1, np.float32)])])
     write_caffemodel(tmp_path / "net.caffemodel", net, v1=True)
     assert NetParameter.FromString((tmp_path / "net.caffemodel").read_bytes()).layers[0].type == 41
     assert read_caffemodel(tmp_path / "net.caffemodel").layers[0].type == "41"
@@ -176,7 +176,7 @@ def test_unpacked_and_chunked_values_are_read(tmp_path, field, dtype):
 def test_opencv_reads_our_files(tmp_path, v1):
     """OpenCV's importer is an independent reader of both containers."""
     first, second = read_caffemodel(V1).layers[0], read_caffemodel(V1).layers[2]
-    net = Net("peer", [first, second])
+    net = CaffeNet("peer", [first, second])
     write_caffemodel(tmp_path / "net.caffemodel", net, v1=v1)
     prototxt = 'name: "peer" input: "data" input_shape { dim: 1 dim: 3 dim: 9 dim: 9 }'
     for layer, bottom in ((first, "data"), (second, first.name)):
@@ -271,7 +271,8 @@ def test_a_full_disk_leaves_the_old_file_unchanged(tmp_path):
     path.write_bytes(NEW.read_bytes())
     script = (
         "import sys, numpy as np; from caffe_weights import *\n"
-        "try: write_caffemodel(sys.argv[1], Net('big', [Layer('fc6', 'Convolution', [np.ones(10**6, np.float32)])]))\n"
+        "net = CaffeNet('big', [Layer('fc6', 'Convolution', [np.ones(10**6, np.float32)])])\n"
+        "try: write_caffemodel(sys.argv[1], net)\n"
         "except OSError as error: print(error)"
     )
     done = subprocess.run(

@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from caffe_weights import Net, branch_of, net_table, read_caffemodel, read_solverstate, same_blobs, solverstate_table
+from caffe_weights import (
+    CaffeNet,
+    net_table,
+    read_caffemodel,
+    read_solverstate,
+    same_blobs,
+    solverstate_table,
+    stream_of,
+)
 
 
 def row(table: str, start: str) -> list[str]:
@@ -30,7 +38,7 @@ def test_net_table_marks_equal_and_differing_copies(golden):
         replace(layer, blobs=[blob + 1 for blob in layer.blobs]) if layer.name == "fc6_res05" else layer
         for layer in net.layers
     ]
-    assert row(net_table(Net("changed", changed)), "fc6_res05")[-3:] == ["differs", "from", "fc6"]
+    assert row(net_table(CaffeNet("changed", changed)), "fc6_res05")[-3:] == ["differs", "from", "fc6"]
 
 
 def test_solverstate_table(golden):
@@ -41,10 +49,10 @@ def test_solverstate_table(golden):
 
 
 def test_a_stream_is_identified_by_its_exact_suffix():
-    assert branch_of("fc8_voc12_res05") == ("fc8_voc12", 0.5)
-    assert branch_of("conv1_1_res075") == ("conv1_1", 0.75)
-    assert branch_of("fc6_res025") == ("fc6", 0.25)
-    assert branch_of("fc6") == ("fc6", 1) and branch_of("fc6_res5") == ("fc6_res5", 1)
+    assert stream_of("fc8_voc12_res05") == ("fc8_voc12", 0.5)
+    assert stream_of("conv1_1_res075") == ("conv1_1", 0.75)
+    assert stream_of("fc6_res025") == ("fc6", 0.25)
+    assert stream_of("fc6") == ("fc6", 1) and stream_of("fc6_res5") == ("fc6_res5", 1)
 
 
 def test_copies_are_compared_bit_for_bit(golden):

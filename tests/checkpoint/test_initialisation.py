@@ -7,7 +7,7 @@ from a2s_repro.checkpoint.initialisation import load_init
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths
-from a2s_repro.models.side_branches import SIDE_LAYERS
+from a2s_repro.models.skip_branches import SKIP_LAYERS
 from a2s_repro.solver import CaffeSGD, parameter_groups
 
 THIN = Widths().scaled(1 / 64)
@@ -64,7 +64,7 @@ def test_from_largefov_to_msc_to_msc_with_attention(source, tmp_path):
     """Layers are matched by name at every step; new layers keep their fillers."""
     msc = learning(DeepLabMSc(5, widths=THIN))
     outcome = load_init(msc, saved(tmp_path / "largefov.pth", source, without=["att_"]), "fc8_voc12")
-    assert outcome.fresh == list(SIDE_LAYERS) and len(outcome.loaded) == 16
+    assert outcome.fresh == list(SKIP_LAYERS) and len(outcome.loaded) == 16
     torch.nn.init.normal_(msc.data_ms.weight)
     attention = learning(ShareNet(5, skip_net=True, widths=THIN))
     outcome = load_init(attention, saved(tmp_path / "msc.pth", msc), "fc8_voc12")

@@ -71,7 +71,7 @@ def test_make_init_gives_a_file_that_converts(tmp_path):
 
 VGG16 = """
 import sys, numpy as np
-from caffe_weights import Layer, Net, write_caffemodel
+from caffe_weights import Layer, CaffeNet, write_caffemodel
 rng = np.random.default_rng(0)
 channels = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512)] + [(512, 512)] * 5
 names = "1_1 1_2 2_1 2_2 3_1 3_2 3_3 4_1 4_2 4_3 5_1 5_2 5_3".split()
@@ -82,7 +82,7 @@ layers = [
           [rng.standard_normal(shape, np.float32), rng.standard_normal(shape[0], np.float32)])
     for name, shape in shapes.items()
 ]
-write_caffemodel(sys.argv[1], Net("VGG_ILSVRC_16_layers", layers), v1=True)
+write_caffemodel(sys.argv[1], CaffeNet("VGG_ILSVRC_16_layers", layers), v1=True)
 fc6 = layers[13].blobs[0].reshape(4096, 512, 7, 7)[0::4, :, 0::3, 0::3]
 np.savez(sys.argv[2], fc6=fc6, conv5_3=layers[12].blobs[0])
 """

@@ -21,7 +21,7 @@ from a2s_repro.checkpoint.snapshots import Snapshot, save_snapshot
 from a2s_repro.checkpoint.weights import Weights, load_weights, save_weights
 from a2s_repro.models import ShareNet, Widths
 from a2s_repro.recipes import Recipe
-from caffe_weights import Net, SolverState, read_caffemodel, write_caffemodel, write_solverstate
+from caffe_weights import CaffeNet, SolverState, read_caffemodel, write_caffemodel, write_solverstate
 from caffe_weights.messages import NetParameter
 from tests.paths import GOLDEN, TOOLS
 
@@ -49,7 +49,8 @@ def sound(tmp_path_factory) -> Path:
     meta = {"model": net.config(), "classifier": "fc8_voc12", "pool5a": False}
     caffe = to_caffe(Weights(state, meta))
     write_caffemodel(folder / "net.caffemodel", caffe)
-    single = Net("v1", [layer for layer in caffe.layers if "_res" not in layer.name and "att" not in layer.name][:-1])
+    layers = [layer for layer in caffe.layers if "_res" not in layer.name and "att" not in layer.name]
+    single = CaffeNet("v1", layers[:-1])
     write_caffemodel(folder / "v1.caffemodel", single, v1=True)
     for name in ("net.pth", "net.safetensors"):
         save_weights(folder / name, state, meta)
@@ -131,7 +132,7 @@ def test_nan_weights_are_refused(sound, tmp_path, name):
         net = read_caffemodel(path)
         fc7 = next(layer for layer in net.layers if layer.name == "fc7")
         nan = replace(fc7, blobs=[np.full_like(blob, np.nan) for blob in fc7.blobs])
-        write_caffemodel(path, Net(net.name, [nan if layer is fc7 else layer for layer in net.layers]))
+        write_caffemodel(path, CaffeNet(net.name, [nan if layer is fc7 else layer for layer in net.layers]))
     elif name == "vgg16.pth":
         torch.save(vgg16() | {"features.28.bias": torch.full((4,), torch.nan)}, path)
     else:

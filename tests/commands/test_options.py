@@ -98,6 +98,11 @@ def test_choices_are_those_of_the_package(name, option, known):
     assert tuple(PARSERS[name]._option_string_actions[option].choices) == tuple(known)
 
 
+def test_steps_are_the_stepvalues_of_the_recipe():
+    words = "--data-root d --out o --lr-policy multistep --steps 4000 5500"
+    assert PARSERS["train"].parse_args(words.split()).stepvalues == [4000, 5500]
+
+
 def test_defaults_and_addresses_are_those_of_the_package():
     assert commands.command("crf-search").GRID == crf_search.GRID
     for name, sources in {

@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from a2s_repro.data.archives import Published, source_files
+from a2s_repro.data.archives import PublishedFiles, source_files
 from a2s_repro.errors import InputError
 
-WANTED = Published("the set", "https://example.org/set.zip", "outer/inner", ("images/*.jpg", "ids.txt"))
+WANTED = PublishedFiles("the set", "https://example.org/set.zip", "outer/inner", ("images/*.jpg", "ids.txt"))
 CONTENT = {"outer/inner/images/a.jpg": b"A", "outer/inner/images/b.jpg": b"B" * 70000, "outer/inner/ids.txt": b"a b"}
 UNWANTED = {"outer/inner/images/deeper/c.jpg": b"C", "outer/inner/README": b"", "outer/ids.text": b""}
 
@@ -36,7 +36,7 @@ def make(path: Path, content: dict[str, bytes]) -> Path:
     return path
 
 
-def read(source: Path, published: Published = WANTED) -> dict[str, bytes]:
+def read(source: Path, published: PublishedFiles = WANTED) -> dict[str, bytes]:
     return {str(file.path): file.read() for file in source_files(source, published)}
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.voc import palette
 from a2s_repro.errors import InputError
-from a2s_repro.inference.batch_job import Outcome, Results, Work
+from a2s_repro.inference.batch_job import Results, Summary, Work
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.overlays import attention_panel, legend, overlay
 from a2s_repro.inference.segmenter import Segmentation, Segmenter, load
@@ -30,7 +30,7 @@ from tests.paths import TOOLS
 
 TOOL = TOOLS / "segment.py"
 CLASSES = ["background", "cat", "dog"]
-Run = Callable[..., Outcome]
+Run = Callable[..., Summary]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(model_file: Path, tmp_path: Path) -> Run:
     """Segments inputs into tmp_path/out."""
 
-    def segment(*inputs: Path, results: dict | None = None, **options) -> Outcome:
+    def segment(*inputs: Path, results: dict | None = None, **options) -> Summary:
         segmenter = load(model_file)
         segmenter.crop = 65
         return Work(segmenter, Results(tmp_path / "out", **results or {}), **options).run(find_sources(inputs))
@@ -197,7 +197,7 @@ def test_results_that_cannot_be_written_end_the_run(run: Run, tmp_path: Path) ->
     write_picture(tmp_path / "a.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "labels").touch()
-    with pytest.raises(InputError, match=r"out cannot be written to \(File exists\): is the disk full\?"):
+    with pytest.raises(InputError, match=r"out cannot be written \(File exists\): is the disk full\?"):
         run(tmp_path / "a.png")
 
 

@@ -114,7 +114,7 @@ def test_score_map_sizes_of_the_papers_crops(side):
     assert cells == {321: [41, 31, 21], 513: [65, 49, 33], 641: [81, 61, 41]}[side]
 
 
-def test_autocast_gives_the_weights_of_all_branches_one_gradient():
+def test_autocast_gives_the_weights_of_all_streams_one_gradient():
     """In float32, within bfloat16's rounding of the float32 net's: 2^-8 a layer, of which errors add up over 16."""
     net = filled(ShareNet(3, dropout=0, widths=THIN)).to(memory_format=torch.channels_last)
     image = torch.randn(1, 3, 33, 33).contiguous(memory_format=torch.channels_last)
@@ -136,7 +136,7 @@ def test_pool5a_averages_before_fc6():
     assert not torch.allclose(plain(image).scores, pooled(image).scores)
 
 
-def test_branches_draw_their_own_dropout_masks():
+def test_streams_draw_their_own_dropout_masks():
     net = ShareNet(3, (1, 0.25), "max", widths=THIN)
     net.fc7.bias.data.fill_(1)  # with the trunk at zero, fc7 is 1 everywhere and its dropout shows the mask
     masks = []
@@ -192,7 +192,7 @@ def test_attention_heads(head, layers):
     found = {name: tuple(p.shape) for name, p in net.head.named_parameters() if p.dim() == 4}
     assert found == {f"{name}.weight": shape for name, shape in layers.items()}
     image = torch.randn(1, 3, 65, 65)
-    features = [net.branch(ops.interp(image, (side, side))).features[head.features] for side in (65, 49, 33)]
+    features = [net.stream(ops.interp(image, (side, side))).features[head.features] for side in (65, 49, 33)]
     x = ops.interp_concat(features, (9, 9))
     for name in layers:
         layer = net.layer(name)
@@ -228,9 +228,9 @@ def test_every_parameter_has_its_rule():
         (lambda: ShareNet(5, (1, 0.6)), "scales 1 0.6"),
         (lambda: ShareNet(5, (1,)), "two or more"),
         (lambda: ShareNet(5, merge="mean"), "merge 'mean' is not known; it is one of attention, average, max"),
-        (lambda: AttentionHead("pool5"), "attention head's features 'pool5' is not known: give fc6, fc7, fc8"),
-        (lambda: AttentionHead(layers=4), "attention head's layers '4' is not known: give 1, 2, 3"),
-        (lambda: AttentionHead(kernel=5), "attention head's kernel '5' is not known: give 1, 3"),
+        (lambda: AttentionHead("pool5"), "attention head's features 'pool5' is not known; it is one of fc6, fc7, fc8"),
+        (lambda: AttentionHead(layers=4), "attention head's layers '4' is not known; it is one of 1, 2, 3"),
+        (lambda: AttentionHead(kernel=5), "attention head's kernel '5' is not known; it is one of 1, 3"),
         (lambda: DeepLabLargeFOV(0), "num_classes is 0"),
         (lambda: DeepLabLargeFOV(5, dropout=1.0), "dropout is 1.0"),
         (lambda: Widths().scaled(0), "width factor is 0"),

@@ -57,24 +57,24 @@ STRIDES = {"conv1_2": 1, "conv2_2": 2, "conv3_3": 4, "conv4_3": 8, "conv5_3": 8}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("branch", [0, 1], ids=["scale1", "scale05"])
-def test_receptive_fields_of_the_attention(stage, branch):
+@pytest.mark.parametrize("scale", [0, 1], ids=["scale1", "scale05"])
+def test_receptive_fields_of_the_attention(stage, scale):
     """Of a logit, through one stage of one scale: one cell of att_conv1 and `dilation` cells of ref_conv to each side,
     the stage's cell beyond them where its grid is coarser, and what that cell sees."""
     net = smooth(refine_net(RefineHead(stages=(stage,))))
-    other = net.layer(f"ref_conv{2 - branch}")
+    other = net.layer(f"ref_conv{2 - scale}")
     torch.nn.init.zeros_(other.weight)
     logits = []
     net.head.att_fc.register_forward_hook(lambda _, __, output: logits.append(output))
     image = torch.rand(1, 3, 641, 17, dtype=torch.float64, requires_grad=True)
     net(image)
 
-    shrink, dilation = 1 / SCALES[branch], RefineHead().dilations[branch]
+    shrink, dilation = 1 / SCALES[scale], RefineHead().dilations[scale]
     pitch = max(STRIDES[stage] * shrink, 4)  # in pixels of the image; finer maps are sampled on the 1/4 grid
     reach = math.ceil(4 * (1 + dilation) / pitch) * pitch + shrink * (FIELDS[stage] - 1) / 2
     assert rows_seen(logits[0][0, 0, 80, 2], image) == 2 * reach + 1
     if stage == "conv5_3":
-        assert 2 * reach + 1 == (243, 549)[branch]
+        assert 2 * reach + 1 == (243, 549)[scale]
 
 
 def test_receptive_field_of_the_scores():
@@ -138,7 +138,7 @@ def composed(net: ShareNet, image: torch.Tensor) -> torch.Tensor:
         RefineHead((1, 1), recalibration=None),
         RefineHead((12, 2), ("conv2_2", "conv5_3")),
     ],
-    ids=["ours", "bias", "no-extra-branch", "no-diverse-dilations", "other-reading-and-stages"],
+    ids=["ours", "bias", "no-recalibration", "no-diverse-dilations", "other-reading-and-stages"],
 )
 def test_the_net_is_its_composition(head, device):
     """Merged scores and all gradients, in float64. Every grid is a power of two of another, so that Interp's float32
@@ -176,14 +176,14 @@ def test_any_stage_can_be_read():
     """Also one within a group, and fc7; the maps are those after the ReLU."""
     net = filled(refine_net(RefineHead(stages=("conv5_1", "fc7")))).eval()
     image = torch.randn(1, 3, 33, 33)
-    branch = net.branch(image)
-    assert set(branch.features) == {"conv5_1", "fc6", "fc7", "fc8"}
-    assert branch.features["conv5_1"].shape == (1, THIN.conv5, 5, 5) and branch.features["conv5_1"].min() == 0
-    hypercolumn = net.head.read(branch.features, (9, 9))
-    torch.testing.assert_close(hypercolumn[:, : THIN.conv5], ops.interp(branch.features["conv5_1"], (9, 9)))
+    stream = net.stream(image)
+    assert set(stream.features) == {"conv5_1", "fc6", "fc7", "fc8"}
+    assert stream.features["conv5_1"].shape == (1, THIN.conv5, 5, 5) and stream.features["conv5_1"].min() == 0
+    hypercolumn = net.head.read(stream.features, (9, 9))
+    torch.testing.assert_close(hypercolumn[:, : THIN.conv5], ops.interp(stream.features["conv5_1"], (9, 9)))
 
 
-def test_the_branches_draw_their_own_dropout_masks():
+def test_attention_and_recalibration_draw_their_own_dropout_masks():
     net = refine_net()
     torch.nn.init.ones_(net.head.att_conv1.bias)
     torch.nn.init.ones_(net.head.rec_conv1.bias)
@@ -230,7 +230,7 @@ def test_the_net_is_rebuilt_from_its_config(head):
         (lambda: RefineHead(recalibration="divide"), "recalibration 'divide' is not known; it is multiply, add"),
         (lambda: refine_net(RefineHead(stages=("layer1",))), "no map 'layer1' for attention to read: it has conv1_1"),
         (lambda: ShareNet(5, SCALES, head=AttentionHead("layer4"), widths=THIN), "no map 'layer4'"),
-        (lambda: ShareNet(5, SCALES, skip_net=True, head=RefineHead(), widths=THIN), "without side branches"),
+        (lambda: ShareNet(5, SCALES, skip_net=True, head=RefineHead(), widths=THIN), "without skip branches"),
     ],
 )
 def test_impossible_heads_are_refused_in_a_sentence(make, sentence):

@@ -109,8 +109,8 @@ def test_the_stem_of_2018():
 def test_parameter_counts_of_the_five_nets():
     encoder, a2s = 21_350_976, 2 * 512 * 512 * 9 + 512 + 2 * 512 + 2
     hypercolumn = 64 + 64 + 128 + 256 + 512
-    branch = 2 * 512 * 512 * 9 + 512
-    refine = 2 * (hypercolumn * 512 * 9 + 512) + 2 * branch + 2 * 512 + 2 + 150 * 512 + 150
+    conv1 = 2 * 512 * 512 * 9 + 512
+    refine = 2 * (hypercolumn * 512 * 9 + 512) + 2 * conv1 + 2 * 512 + 2 + 150 * 512 + 150
     c1, psp = 150 * 512, 12_927_126
     expected = {
         "baseline": encoder + c1,
@@ -140,7 +140,7 @@ def test_dilation_computes_what_the_strided_net_does_and_the_cells_between():
     strided net's, borders included."""
     net = thin(scales=SCALES, merge="attention", head=REFINE).double().eval()
     image = torch.randn(1, 3, 129, 161, dtype=torch.float64)
-    dilated, original = net.branch(image).features, strided(net).branch(image).features
+    dilated, original = net.stream(image).features, strided(net).stream(image).features
     assert dilated["layer4"].shape[2:] == (17, 21) and original["layer4"].shape[2:] == (5, 6)
     torch.testing.assert_close(dilated["layer2"], original["layer2"])
     torch.testing.assert_close(dilated["layer3"][..., ::2, ::2], original["layer3"], rtol=1e-10, atol=1e-12)
@@ -158,7 +158,7 @@ def test_receptive_fields_and_grids_of_the_stages(stem, stem_field):
     fields["layer4"] = fields["layer3"] + 2 * 2 * 8 + 5 * 2 * 4 * 8
     assert list(fields.values()) == {11: [11, 63, 183, 551, 903], 7: [7, 59, 179, 547, 899]}[stem_field]
     image = torch.rand(1, 3, 1025, 17, dtype=torch.float64, requires_grad=True)
-    maps = net.branch(image).features
+    maps = net.stream(image).features
     assert [tuple(maps[stage].shape[2:]) for stage in STAGES] == [(513, 9), (257, 5), (129, 3), (129, 3), (129, 3)]
     for stage, field in fields.items():
         middle = maps[stage].shape[2] // 2
@@ -197,7 +197,7 @@ def test_scales_can_be_pooled(merge):
 def test_attention_to_scale_reads_layer4():
     net = thin(scales=SCALES, merge="attention").eval()
     image = torch.randn(1, 3, 33, 33)
-    features = [net.branch(ops.interp(image, (side, side))).features["layer4"] for side in (33, 17)]
+    features = [net.stream(ops.interp(image, (side, side))).features["layer4"] for side in (33, 17)]
     conv = net.head.att_conv1
     x = F.conv2d(ops.interp_concat(features, (5, 5)), conv.weight, conv.bias, padding=1).clamp(min=0)
     torch.testing.assert_close(net(image).weights, net.head.att_fc(x).softmax(1))

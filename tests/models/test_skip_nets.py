@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from a2s_repro import ops
 from a2s_repro.models import DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths, build_model
 from a2s_repro.models.losses import training_loss
-from a2s_repro.models.side_branches import SIDE_LAYERS
+from a2s_repro.models.skip_branches import SKIP_LAYERS
 from a2s_repro.solver import CaffeSGD, parameter_groups
 
 THIN = Widths().scaled(1 / 32)
@@ -25,7 +25,7 @@ def filled(net, seed: int = 0):
 
 def test_the_authors_layers_and_parameter_counts():
     net = DeepLabMSc(21)
-    counts = {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name in SIDE_LAYERS}
+    counts = {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name in SKIP_LAYERS}
     for source, channels in zip(SOURCES, (3, 64, 128, 256, 512), strict=True):
         assert counts[f"{source}_conv"] == 128 * channels * 9 + 128
         assert counts[f"{source}_fc"] == 128 * 128 + 128
@@ -37,19 +37,19 @@ def test_the_authors_layers_and_parameter_counts():
 def test_fillers():
     torch.manual_seed(0)
     net = DeepLabMSc(21)
-    for layer in SIDE_LAYERS:
+    for layer in SKIP_LAYERS:
         expected = 0.005 if layer == "pool4_fc" else 0.01 if layer.endswith("_ms") else 0.001
         assert net.get_submodule(layer).weight.std().item() == pytest.approx(expected, rel=0.05), layer
         assert not net.get_submodule(layer).bias.any()
 
 
-def test_side_branches_learn_at_the_rate_and_all_else_is_frozen():
+def test_skip_branches_learn_at_the_rate_and_all_else_is_frozen():
     rules = ShareNet(5, skip_net=True, widths=THIN).parameter_rules()
     for name, rule in rules.items():
         layer, kind = name.split(".")
         if layer.startswith("att_"):
             assert rule == ((10, 1, 1) if kind == "weight" else (20, 0, 1)), name
-        elif layer in SIDE_LAYERS:
+        elif layer in SKIP_LAYERS:
             assert rule == ((1, 1, 3) if kind == "weight" else (2, 0, 3)), name
         else:
             assert rule == (0, 0, 3), name
@@ -71,9 +71,9 @@ def test_an_update_leaves_the_trunk_as_it_is():
     solver = CaffeSGD(parameter_groups(net), momentum=0.9, weight_decay=5e-3, iter_size=1)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     image, labels = torch.randn(2, 3, 65, 65), torch.randint(0, 5, (2, 65, 65))
-    branch = net.branch(image)
-    assert not branch.features["fc8"].requires_grad and branch.scores.requires_grad
-    assert (branch.features["fc7"] == 0).float().mean() > 0.6
+    stream = net.stream(image)
+    assert not stream.features["fc8"].requires_grad and stream.scores.requires_grad
+    assert (stream.features["fc7"] == 0).float().mean() > 0.6
     sum(training_loss(net(image), labels, extra_supervision=True).values()).backward()
     solver.set_lr(0.01)
     solver.step()
@@ -87,11 +87,11 @@ def test_the_frozen_trunk_is_largefov():
     plain = DeepLabLargeFOV(5, widths=THIN).eval()
     plain.load_state_dict(net.state_dict(), strict=False)
     image = torch.randn(1, 3, 65, 65)
-    assert torch.equal(net.branch(image).features["fc8"], plain(image).scores)
+    assert torch.equal(net.stream(image).features["fc8"], plain(image).scores)
 
 
-def side_scores(net, source: str, x: torch.Tensor, stride: int) -> torch.Tensor:
-    """A side branch without dropout, layer by layer."""
+def skip_scores(net, source: str, x: torch.Tensor, stride: int) -> torch.Tensor:
+    """A skip branch without dropout, layer by layer."""
     conv, fc, ms = (net.get_submodule(f"{source}_{kind}") for kind in ("conv", "fc", "ms"))
     x = F.relu(F.conv2d(x, conv.weight, conv.bias, stride=stride, padding=1))
     return F.conv2d(F.relu(F.conv2d(x, fc.weight, fc.bias)), ms.weight, ms.bias)
@@ -104,8 +104,8 @@ def test_the_sum_of_six_maps(training):
     image = torch.randn(2, 3, 65, 97)
     pools = net.trunk_maps(image)
     strides = (8, 4, 2, 1, 1) if training else (1,) * 5
-    maps = [side_scores(net, source, pools[source], stride) for source, stride in zip(SOURCES, strides, strict=True)]
-    maps.append(net.branch(image).features["fc8"])
+    maps = [skip_scores(net, source, pools[source], stride) for source, stride in zip(SOURCES, strides, strict=True)]
+    maps.append(net.stream(image).features["fc8"])
     size = (9, 13) if training else (65, 97)
     sides = [tuple(each.shape[2:]) for each in maps]
     assert sides == ([size] * 6 if training else [size, (33, 49), (17, 25), (9, 13), (9, 13), (9, 13)])
@@ -132,7 +132,7 @@ def test_a_share_net_merges_at_full_resolution_in_the_test_phase(merge):
     elif merge == "max":
         expected = at_image.amax(0)
     else:
-        features = [single.branch(each).features["fc7"] for each in scaled]
+        features = [single.stream(each).features["fc7"] for each in scaled]
         softmax = net.head(features, (9, 13))[0].softmax(1)
         assert softmax.std(dim=(2, 3)).min() > 0.01
         weights = ops.interp(softmax, (65, 97))

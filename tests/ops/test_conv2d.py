@@ -33,17 +33,18 @@ def test_equals_torch(window: int, dilation: int, biased: bool) -> None:
 
 
 def test_runs_in_bfloat16_under_autocast() -> None:
-    """Gradients of float32 weights are float32, within bfloat16's rounding, 2^-8, of the largest value."""
+    """Gradients of float32 weights are float32; all deviate by no more than twice what torch's bfloat16 does."""
     torch.manual_seed(0)
     x = torch.randn(1, 2 * MANY_CHANNELS, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(3, 2 * MANY_CHANNELS, 3, 3).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         ours = outcome(lambda *y: conv2d(*y), x, weight, None)
+        torchs = outcome(lambda *y: F.conv2d(*y, padding=1), x, weight, None)
     assert "_Conv2d" in type(ours[0].grad_fn).__name__
     theirs = outcome(lambda *y: F.conv2d(*y, padding=1), x, weight, None)
     assert [y.dtype for y in ours] == [torch.bfloat16, torch.float32, torch.float32]
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).abs().max() <= 2**-7 * b.abs().max()
+    for a, b, exact in zip(ours, torchs, theirs, strict=True):
+        assert (a - exact).abs().max() <= 2 * (b - exact).abs().max()
 
 
 def test_other_layouts_and_few_channels_in_bfloat16_are_torchs() -> None:

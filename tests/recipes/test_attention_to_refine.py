@@ -85,7 +85,7 @@ def test_settings_of_section_3(recipe):
 
 
 def test_the_rows_of_the_ablation_differ_only_in_the_head():
-    """Table 2: multi-stage, diverse dilations, the recalibrating branch; Section 2.2: additive biases."""
+    """Table 2: multi-stage, diverse dilations, recalibration; Section 2.2: additive biases."""
     rows = {
         "multi_stage": RefineHead(dilations=(1, 1), recalibration=None),
         "multi_stage_dilation": RefineHead(dilations=(2, 12), recalibration=None),
@@ -138,7 +138,7 @@ def test_a_resumed_resnet_is_bit_identical(drawn, tmp_path):
 
     items = read_list(drawn / "data/ade20k/list/train.txt", drawn / "data/ade20k")
     part = run_of(recipe, drawn, tmp_path / "part")
-    broken = Trainer(recipe, items, torch.device("cpu"), "caffe", seed=0)
+    broken = Trainer(recipe, items, torch.device("cpu"), "fp32", seed=0)
     assert broken.model.bn1.running_mean.eq(0).all()
     (tmp_path / "part").mkdir()
     (tmp_path / "part/snapshot_iter_2.pth").write_bytes((tmp_path / "whole/snapshot_iter_2.pth").read_bytes())
@@ -163,7 +163,7 @@ def test_a_resumed_resnet_is_bit_identical(drawn, tmp_path):
         ),
         ("a2r_voc12/refine", {"solver": "adam"}, "solver 'adam' is not known; it is one of caffe, torch"),
         ("a2r_ade20k/refine", {"stem": "shallow"}, "stem 'shallow' is not known; it is one of deep64, deep128, plain"),
-        ("a2r_voc12/refine", {"skip_net": True}, "without side branches: leave those out"),
+        ("a2r_voc12/refine", {"skip_net": True}, "without skip branches: leave those out"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(name, changes, sentence):

@@ -1,7 +1,7 @@
 """Every recipe of Attention to Scale against the settings in the authors' solvers and training nets.
 
 Columns: the recipe; the authors' net in the experiment of its data set, where `noup:X` stands for
-vgg128_noup_pool3_20M_largewinX; images per pass x passes; scales; whether the net has the side branches of
+vgg128_noup_pool3_20M_largewinX; images per pass x passes; scales; whether the net has the skip branches of
 MSc-LargeFOV, and pool5a; merge; features, filters and kernel of att_conv1; number of losses; lr_mult of fc8
 (weight/bias).
 """
@@ -137,7 +137,7 @@ def test_a_recipe_has_the_authors_settings(row):
 @pytest.mark.parametrize("recipe", A2S.values(), ids=A2S)
 def test_the_schedule_is_the_same_for_all(recipe):
     assert (recipe.base_lr, recipe.lr_policy, recipe.gamma, recipe.stepsize) == (1e-3, "step", 0.1, 2000)
-    assert (recipe.momentum, recipe.weight_decay, recipe.shared_decay) == (0.9, 5e-4, "per_branch")
+    assert (recipe.momentum, recipe.weight_decay, recipe.shared_decay) == (0.9, 5e-4, "per_stream")
     assert recipe.max_iter == (8000 if recipe.training_set == "list/trainval_aug.txt" else 6000)
     assert recipe.batch_size * recipe.iter_size == 30
     assert (recipe.crop, recipe.dropout) == (321, 0.5)

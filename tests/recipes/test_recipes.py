@@ -1,5 +1,6 @@
 """Every published number has a recipe, changed recipes lose their numbers, and chains of recipes are trainable."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -14,7 +15,7 @@ def test_the_main_recipe():
     assert recipe.published == (("a2s:3", "mIoU", 69.08),)
     assert (recipe.scales, recipe.merge, recipe.extra_supervision) == ((1, 0.75, 0.5), "attention", True)
     assert (recipe.crop, recipe.test_crop, recipe.pool5a, recipe.dropout) == (321, 513, False, 0.5)
-    assert (recipe.momentum, recipe.weight_decay, recipe.shared_decay) == (0.9, 5e-4, "per_branch")
+    assert (recipe.momentum, recipe.weight_decay, recipe.shared_decay) == (0.9, 5e-4, "per_stream")
     rate = recipe.learning_rate()
     assert [rate(i) for i in (0, 1999, 2000, 4000, 5999)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
     assert (recipe.max_iter, recipe.init, recipe.ours) == (6000, "imagenet", ())
@@ -117,6 +118,13 @@ def test_a_changed_recipe_loses_the_published_number():
     assert recipe.changed(max_iter=6000, scales=[1.0, 0.5], head=AttentionHead()) is recipe
     assert recipe.changed(max_iter=8000).published == ()
     assert recipe.published[0].value == 64.81
+
+
+def test_the_rate_of_policy_multistep_drops_at_the_steps():
+    recipe = find_recipe("voc12/max2").changed(lr_policy="multistep", stepvalues=[3, 5])
+    again = Recipe.of_config(json.loads(json.dumps(recipe.config())))
+    assert again == recipe
+    assert [again.learning_rate()(i) for i in (2, 3, 5)] == pytest.approx([1e-3, 1e-4, 1e-5], rel=1e-6)
 
 
 def test_another_number_of_classes_means_another_data_set():

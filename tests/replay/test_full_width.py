@@ -53,7 +53,7 @@ def folder(photographs, tmp_path_factory) -> Path:
     recipe = find_recipe("voc12/attention3_esupv").changed(
         num_classes=len(CLASSES), classifier="fc8_voc12", batch_size=2, max_iter=ITERATIONS, **SETTINGS
     )
-    trainer = Trainer(recipe, items, torch.device("cpu"), "caffe", SEED, caffe_streams="ziggurat")
+    trainer = Trainer(recipe, items, torch.device("cpu"), "fp32", SEED, caffe_streams="ziggurat")
     trainer.model.load_state_dict(from_caffe(initial, "init").weights.state_dict, strict=False)
     losses, displayed, arrays = [], [], {}
     with closing(trainer.batches(workers=0)) as batches:
@@ -63,7 +63,7 @@ def folder(photographs, tmp_path_factory) -> Path:
             displayed.append(sum(trainer.smoothed().values()))
             trainer.update()
     rng = np.random.default_rng(0)
-    for name, parameter in trainer.model.named_parameters():
+    for name, parameter in trainer.model.keyed_parameters().items():
         layer, kind = name.split(".")
         blob = f"{'fc8_voc12' if layer == 'fc8' else layer}@{int(kind == 'bias')}"
         index = arrays[f"index|{blob}"] = np.sort(rng.permutation(parameter.numel())[:VALUES])

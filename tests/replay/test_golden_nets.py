@@ -21,7 +21,7 @@ from a2s_repro.ops import _native, winograd
 from a2s_repro.replay.gates import Comparison
 from a2s_repro.replay.recording import Recording, read_recording
 from a2s_repro.replay.replay import compare_first_pass, compare_gradients, compare_run, compare_test_phase
-from caffe_weights import branch_of
+from caffe_weights import stream_of
 from tests.conftest import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,10 +81,10 @@ def test_every_slot_has_the_recorded_rule(name):
     recorded: dict[str, list[tuple[float, float]]] = {}
     for key, lr_mult, decay_mult in zip(info["params"], info["lr_mult"], info["decay_mult"], strict=True):
         layer, index = key.split("/")
-        module = branch_of(layer)[0].replace(record(name).classifier, "fc8")
+        module = stream_of(layer)[0].replace(record(name).classifier, "fc8")
         recorded.setdefault(f"{module}.{('weight', 'bias')[int(index)]}", []).append((lr_mult, decay_mult))
     rules = record(name).net(torch.float32).parameter_rules()
-    assert recorded == {name: [(rule.lr_mult, rule.decay_mult)] * rule.branches for name, rule in rules.items()}
+    assert recorded == {name: [(rule.lr_mult, rule.decay_mult)] * rule.shared_by for name, rule in rules.items()}
 
 
 @over_dtypes
@@ -139,7 +139,7 @@ def test_twenty_iterations_in_float32(name, run, check):
     Which units flip depends on the processor's convolution kernels. In run A of v, AVX-512 kernels flip none, and those
     for AMD's AVX2 flip pool2[1, 7, 12, 13] in iteration 3, whose two largest values are 7e-6 apart. In run B of ii,
     conv5_1[1, 11, 2, 5] is, in iteration 3, among values of up to 350, -5.4e-5 in float64 and +3.9e-5 with AVX-512
-    kernels on one thread. The trunk of skip-nets is frozen, and no unit of their side branches flips.
+    kernels on one thread. The trunk of skip-nets is frozen, and no unit of their skip branches flips.
     """
     compared, flipped = compare_run(record(name), run, torch.float32, "cpu")
     check(compared)
@@ -179,7 +179,7 @@ def test_with_winograd_for_every_3x3_convolution(name, dtype, check, monkeypatch
 def test_the_test_phase(name, dtype, device, check):
     """The image is lower and wider than the crop: zero padding below, centre crop across, scores enlarged by 8, argmax.
 
-    Skip-nets sum and merge at the size of the image, with side branches of stride 1; five rows of their large maps are
+    Skip-nets sum and merge at the size of the image, with skip branches of stride 1; five rows of their large maps are
     recorded.
     """
     compared = compare_test_phase(record(name), dtype, device)

@@ -87,7 +87,7 @@ def test_the_first_unit_that_flips_is_named():
         return made
 
     right = decisions()
-    assert len(right) == 3 * (15 + 5) + 1, "three branches of 15 ReLUs and 5 pools, and the maximum over the scales"
+    assert len(right) == 3 * (15 + 5) + 1, "three streams of 15 ReLUs and 5 pools, and the maximum over the scales"
     assert first_flip(right, right) is None
     relu = next(decision for decision in right if decision.layer == "conv5_3")
     nearest = relu.values.where(relu.values < 0, -torch.inf).argmax()

@@ -1,11 +1,12 @@
-"""TensorFloat-32 through both of torch's interfaces, and the warning about slow `bf16`."""
+"""Names of precisions, TensorFloat-32 through both of torch's interfaces, and the warning about slow `bf16`."""
 
 import warnings
 
 import pytest
 import torch
 
-from a2s_repro.runtime.precision import check_precision, float32_products
+from a2s_repro.errors import InputError
+from a2s_repro.runtime.precision import check_precision, float32_products, precision_named
 
 CPU = torch.device("cpu")
 PROCESSORS = {
@@ -25,14 +26,20 @@ def test_slow_bf16_causes_a_warning(name, monkeypatch):
         check_precision("bf16", CPU)
     assert bool(caught) == (name in ("Intel without", "older"))
     if caught:
-        assert "precision caffe takes less time" in str(caught[0].message)
+        assert "precision fp32 takes less time" in str(caught[0].message)
+
+
+def test_version_0_1_named_fp32_caffe():
+    assert [precision_named(name) for name in ("caffe", "fp32", "tf32", "bf16")] == ["fp32", "fp32", "tf32", "bf16"]
+    with pytest.raises(InputError, match="precision 'fp16' is not known; it is one of fp32, tf32, bf16"):
+        precision_named("fp16")
 
 
 def test_nothing_else_causes_a_warning(monkeypatch):
     """This includes versions of torch without get_capabilities."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_precision("caffe", CPU)
+        check_precision("fp32", CPU)
         check_precision("bf16", torch.device("cuda"))
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
         check_precision("bf16", CPU)

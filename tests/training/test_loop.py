@@ -194,7 +194,7 @@ def test_bf16_trains_a_float32_net(run, files, tmp_path):
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
 def test_passes_and_the_solver_never_wait_for_the_gpu(files, device):
     """Only what an update ends with does, the losses' way to the host."""
-    trainer = Trainer(RECIPE, read_list(files["train_list"], files["data_root"]), torch.device(device), "caffe", seed=0)
+    trainer = Trainer(RECIPE, read_list(files["train_list"], files["data_root"]), torch.device(device), "fp32", seed=0)
     batches = trainer.batches(workers=0)
     trainer.backward(batches)
     trainer.update()
@@ -217,7 +217,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_overwrites_nothing(run):
 
 
 def test_weights_that_are_no_numbers_are_never_saved(files):
-    trainer = Trainer(RECIPE, read_list(files["train_list"], files["data_root"]), torch.device("cpu"), "caffe", seed=0)
+    trainer = Trainer(RECIPE, read_list(files["train_list"], files["data_root"]), torch.device("cpu"), "fp32", seed=0)
     trainer.snapshot()
     trainer.model.fc6.bias.data[3] = float("inf")
     with pytest.raises(InputError, match=r"the update left fc6.bias without finite values; lower --base-lr"):
@@ -269,7 +269,7 @@ def test_a_finished_run_can_be_made_longer(run, files):
     [
         ({"init": None}, "cannot start without --init"),
         ({"device": "cuda:7"}, "device cuda:7 cannot be used"),
-        ({"precision": "fp8"}, "precision 'fp8' is not known; it is one of caffe, tf32, bf16"),
+        ({"precision": "fp8"}, "precision 'fp8' is not known; it is one of fp32, tf32, bf16"),
         ({"cuda_graph": True}, "CUDA graphs need a GPU, but the device is cpu: leave out --cuda-graph"),
         ({"compile": True, "caffe_streams": "ziggurat"}, "a compiled net cannot take its masks from Caffe's streams"),
     ],

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from a2s_repro import ops
-from a2s_repro.bench.timing import paired, peak_memory, spread
+from a2s_repro.bench.timing import memory_of_call, paired, spread
 from a2s_repro.commands.options import positive
 from a2s_repro.commands.run import run
 from a2s_repro.models.share_net import GRID_STEP, RESAMPLING
@@ -80,9 +80,10 @@ def main() -> int:
         times = paired(calls, 1, device, budget=arguments.seconds)
         for name, values in times.items():
             ratio = spread([mine / first for mine, first in zip(values, times["concatenated"], strict=True)])
+            mebibytes = memory_of_call(calls[name], device) / 2**20
             print(
                 f"{title}, {name}: {1e3 * spread(values)['median']:.1f} ms, {ratio['median']:.2f} of concatenated "
-                f"({ratio['low']:.2f} to {ratio['high']:.2f}), peak {peak_memory(calls[name], device) / 2**20:.0f} MiB"
+                f"({ratio['low']:.2f} to {ratio['high']:.2f}), peak {mebibytes:.0f} MiB"
             )
     pairs = zip(forward_and_backward("fused"), forward_and_backward("concatenated"), strict=True)
     result, *grads = (float((a - b).abs().max() / b.abs().max()) for a, b in pairs)

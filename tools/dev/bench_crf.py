@@ -63,7 +63,7 @@ def theirs(image: np.ndarray, scores: np.ndarray, iterations: int, threads: int)
     return np.array(crf.inference(iterations)).reshape(scores.shape)
 
 
-def peak_memory(run: Callable, *arguments: object) -> float:
+def peak_mebibytes(run: Callable, *arguments: object) -> float:
     """MiB by which the resident memory of this process rises at most while it runs."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = memory("VmRSS")
@@ -118,7 +118,7 @@ def main() -> None:
     figures = {}
     for name, (function, *rest) in runs.items():
         with multiprocessing.get_context("spawn").Pool(1) as fresh:
-            mebibytes = fresh.apply(peak_memory, (function, *rest))
+            mebibytes = fresh.apply(peak_mebibytes, (function, *rest))
         times = seconds[name]
         figures[name] = {"median_s": statistics.median(times), "min_s": min(times), "max_s": max(times)}
         figures[name]["peak_memory_MiB"] = round(mebibytes, 1)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from a2s_repro import ops
 from a2s_repro.bench.gpu_report import write_line
 from a2s_repro.bench.provenance import provenance
-from a2s_repro.bench.timing import copy_bandwidth, graph_time, paired, peak_memory, rotation, spread, warm_memory
+from a2s_repro.bench.timing import copy_bandwidth, graph_time, memory_of_call, paired, rotation, spread, warm_memory
 from a2s_repro.commands.options import add_device_option
 from a2s_repro.commands.run import run
 from a2s_repro.runtime.devices import usable_device
@@ -211,7 +211,7 @@ def measure(
             for name in times
             if name != "fused"
         },
-        "peak_bytes": {name: peak_memory(function, device) for name, function in calls.items() if name != "compiled"},
+        "peak_bytes": {name: memory_of_call(call, device) for name, call in calls.items() if name != "compiled"},
     }
     if device.type == "cuda":
         row["device_seconds"] = {name: graph_time(function, sets) for name, function in calls.items()}

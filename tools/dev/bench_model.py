@@ -20,7 +20,7 @@ from tqdm import tqdm
 from a2s_repro import ops
 from a2s_repro.bench.gpu_report import write_line
 from a2s_repro.bench.provenance import provenance
-from a2s_repro.bench.timing import loader_rates, paired, peak_memory, spread
+from a2s_repro.bench.timing import loader_rates, memory_of_call, paired, spread
 from a2s_repro.commands.options import add_device_option, positive
 from a2s_repro.commands.run import run
 from a2s_repro.data.demo import CLASSES, make_demo_data
@@ -136,7 +136,6 @@ def update_calls(arguments: argparse.Namespace, recipe: Recipe, device: torch.de
         torch.randn(recipe.batch_size, 3, *size),
         torch.randint(recipe.num_classes, (recipe.batch_size, *size), dtype=torch.uint8),
         torch.zeros(recipe.batch_size, dtype=torch.int64),
-        torch.tensor([size] * recipe.batch_size),
     )
     variants = {"ours": {}}
     if device.type == "cuda":
@@ -185,7 +184,7 @@ def measure(calls: dict[str, Callable], work: str, threads: int, device: torch.d
             [theirs / mine for theirs, mine in zip(times["eager float32"], seconds, strict=True)]
         )
         if device.type == "cuda":
-            row["peak_bytes"] = peak_memory(calls[name], device)
+            row["peak_bytes"] = memory_of_call(calls[name], device)
         rows.append(row)
     return rows
 

@@ -1,0 +1,56 @@
+"""What a run displays: a progress bar, and lines in its log."""
+
+import os
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from a2s_repro.runtime.devices import peak_memory
+from a2s_repro.runtime.distributed import is_main
+from a2s_repro.training.run_log import RunLog
+from a2s_repro.training.trainer import Trainer
+
+
+class Display:
+    """Progress bar and log of a run, in the first process alone.
+
+    Losses, learning rate and speed are displayed every `recipe.display` iterations and at the last.
+    """
+
+    def __init__(self, trainer: Trainer, folder: str | os.PathLike) -> None:
+        self._trainer, recipe = trainer, trainer.recipe
+        self._log = RunLog(folder, trainer.iteration) if is_main() else None
+        self._bar = tqdm(
+            total=recipe.max_iter,
+            initial=trainer.iteration,
+            unit="it",
+            desc=Path(folder).name,
+            disable=not is_main(),
+        )
+        self._since, self._shown = time.monotonic(), trainer.iteration - 1
+
+    def show(self) -> None:
+        """Call it after the passes of every iteration, before its update."""
+        iteration, recipe = self._trainer.iteration, self._trainer.recipe
+        if not self._log or (iteration % recipe.display and iteration + 1 < recipe.max_iter):
+            return
+        seconds = time.monotonic() - self._since
+        images_per_second = (iteration - self._shown) * recipe.batch_size * recipe.iter_size / seconds
+        self._since, self._shown = time.monotonic(), iteration
+        losses, lr = self._trainer.smoothed(), self._trainer.rate(iteration)
+        self._log.write(iteration, losses, lr, images_per_second, seconds, peak_memory(self._trainer.device))
+        terms = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
+        self._bar.set_postfix_str(f"{terms}, lr {lr:.1e}, {images_per_second:.1f} images/s", refresh=False)
+
+    def advance(self) -> None:
+        """Call it after every update."""
+        self._bar.update()
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._log:
+            self._log.close()
