@@ -1,5 +1,4 @@
-// The schemas of all operators. Namespace a2s is the operators that users call. In a2s_emulated, for tests, the CUDA
-// code runs on the CPU. Sizes are SymInt, so that torch.compile does not recompile for each shape.
+// The schemas of all operators. Sizes are SymInt, so that torch.compile does not recompile for each shape.
 #include <torch/csrc/stable/library.h>
 
 namespace {
@@ -39,4 +38,3 @@ STABLE_TORCH_LIBRARY(a2s, m) {
   define_operators(m);
   define_cpu_operators(m);
 }
-STABLE_TORCH_LIBRARY(a2s_emulated, m) { define_operators(m); }
