@@ -1,9 +1,9 @@
 """Caffe's SGD and PyTorch's, and Caffe's learning-rate policies."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ class CaffeSGD(torch.optim.Optimizer):
         super().load_state_dict(state_dict | {"param_groups": groups})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -207,7 +207,7 @@ class TorchSGD(torch.optim.SGD):
             group["lr"] = lr * group["lr_mult"]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; divides the gradients by iter_size in place."""
         loss = None
         if closure is not None:
@@ -229,8 +229,19 @@ def _freeze(groups: Iterable[dict[str, Any]]) -> None:
                 parameter.requires_grad_(False)
 
 
+class RuledNet(Protocol):
+    """The part of `models.Net` that `parameter_groups` uses."""
+
+    @property
+    def copies(self) -> "Sequence[RuledNet]": ...
+
+    def keyed_parameters(self) -> dict[str, nn.Parameter]: ...
+
+    def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> Mapping[str, Any]: ...
+
+
 def parameter_groups(
-    model: nn.Module,
+    model: RuledNet,
     shared_decay: str = "per_stream",
     lr_mult: Mapping[str, float] | None = None,
     uniform_layers: bool = False,

@@ -7,7 +7,7 @@ from torch import nn
 
 from a2s_repro.checkpoint.weights import Weights, load_weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLab, Net, ResNetDilated8
+from a2s_repro.models import Net, ResNetDilated8
 from a2s_repro.models.resnet import load_resnet34
 
 
@@ -37,7 +37,7 @@ def load_init(model: Net, path: str | os.PathLike, classifier: str) -> Loaded | 
     return load_layers(model, load_weights(path), path, classifier)
 
 
-def load_layers(model: DeepLab, weights: Weights, path: str | os.PathLike, classifier: str) -> Loaded:
+def load_layers(model: Net, weights: Weights, path: str | os.PathLike, classifier: str) -> Loaded:
     """Copies the layers of `weights`, read from `path`, into `model`.
 
     The file must hold the whole trunk with the net's shapes, because the trunk has no filler, and all frozen layers,
@@ -96,7 +96,7 @@ def _spelled(shapes: list[tuple[int, ...]]) -> str:
     return " + ".join("x".join(map(str, shape)) for shape in shapes)
 
 
-def _remedy(layer: str, model: DeepLab) -> str:
+def _remedy(layer: str, model: Net) -> str:
     if layer == "fc8":
         return "give the matching --num-classes, or another --classifier name to initialise it with its filler."
     if layer in model.new_layers:

@@ -108,7 +108,7 @@ def load_newest(folder: str | os.PathLike) -> tuple[Path, Snapshot, list[str]] |
 
     None if there is no snapshot. Raises InputError if all snapshots are damaged.
     """
-    refused = []
+    refused: list[str] = []
     for path in snapshots(folder):
         try:
             return path, load_snapshot(path), refused

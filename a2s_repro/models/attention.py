@@ -15,7 +15,7 @@ from a2s_repro.models.layers import Dropout
 class ConcatConv2d(nn.Conv2d):
     """The 1x1 or 3x3 convolution of maps that are resized to one grid and concatenated."""
 
-    def forward(self, features: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
         return ops.interp_concat_conv2d(features, self.weight, self.bias, grid)
 
 

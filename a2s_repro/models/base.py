@@ -159,10 +159,8 @@ class Net(nn.Module, abc.ABC):
         """Fills layers, gaussian weights and zero biases, and notes them as new."""
         self.new_layers |= deviations
         for name, std in deviations.items():
-            layer = self.layer(name)
-            nn.init.normal_(layer.weight, std=std)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            for kind, parameter in self.layer(name).named_parameters():
+                nn.init.normal_(parameter, std=std) if kind == "weight" else nn.init.zeros_(parameter)
 
 
 def check_image(image: Tensor, grid_step: int) -> None:

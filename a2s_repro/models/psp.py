@@ -80,7 +80,7 @@ class PyramidPooling(nn.Module):
         Raises:
             InputError: a batch of one image to train on, which is one value per channel where it is pooled to a cell.
         """
-        if self.training and len(x) == 1 and isinstance(self.ppm[0][2], nn.BatchNorm2d):
+        if self.training and len(x) == 1 and isinstance(self.get_submodule("ppm.0.2"), nn.BatchNorm2d):
             raise InputError("pyramid pooling cannot be trained on one image at a time: give a batch of 2 or more.")
         hidden = self.conv_last[0]([x, *(pooled(x) for pooled in self.ppm)], x.shape[2:])
         return self.conv_last[1:](hidden)

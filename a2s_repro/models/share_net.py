@@ -75,7 +75,8 @@ class MultiScale(Net):
             return super().forward(image)
         check_image(image, self.grid_step)
         nets = dict(zip(self.scales, (self, *self.copies) if self.copies else (self,) * len(self.scales), strict=True))
-        grid = tuple(ops.interp_size(side, shrink=self.stride) for side in image.shape[-2:])
+        height, width = (ops.interp_size(side, shrink=self.stride) for side in image.shape[-2:])
+        grid = height, width
         with shared_filters(self):
             outputs = {
                 scale: self._read(nets[scale].stream(rescaled(image, scale)), grid) for scale in self.stream_order
@@ -133,7 +134,7 @@ class ShareNet(MultiScale, DeepLab):
         self,
         num_classes: int,
         scales: tuple[float, ...] = (1, 0.75, 0.5),
-        merge: str = "attention",
+        merge: str | None = "attention",
         *,
         skip_net: bool = False,
         head: AttentionHead | RefineHead = ON_FC7,

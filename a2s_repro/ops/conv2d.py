@@ -63,8 +63,9 @@ def conv2d(x: Tensor, weight: Tensor | Filters, bias: Tensor | None = None, dila
             return winograd.convolve(x, filters.transformed, bias, dilation)
         products = x.size(1) >= (2 * MANY_CHANNELS if dtype == torch.bfloat16 and dilation <= 2 else MANY_CHANNELS)
         if torch.is_grad_enabled() and weight.requires_grad and (products or dtype == torch.float32):
-            x, weight, bias = (y if y is None else y.to(dtype) for y in (x, filters.cast, bias))
-            return _Conv2d.apply(x, weight.contiguous(memory_format=torch.channels_last), bias, dilation, products)
+            weight = filters.cast.contiguous(memory_format=torch.channels_last)
+            bias = None if bias is None else bias.to(dtype)
+            return _Conv2d.apply(x.to(dtype), weight, bias, dilation, products)
     weight = filters.cast if eager else weight
     return F.conv2d(x, weight, bias, padding=dilation * (weight.size(2) // 2), dilation=dilation)
 

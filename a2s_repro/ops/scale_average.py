@@ -1,9 +1,11 @@
 """Score maps of several scales averaged."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from a2s_repro.ops import _native
@@ -32,7 +34,7 @@ def scale_average(scores: Sequence[Tensor], size: Sequence[int], factor: float |
 def scale_average_reference(scores: Sequence[Tensor], size: Sequence[int], factor: float | None = None) -> Tensor:
     """`scale_average` in plain torch operations."""
     factor = 1 / len(scores) if factor is None else factor
-    total = sum(resample(to_compute_dtype(score), size) for score in scores)
+    total = functools.reduce(torch.add, (resample(to_compute_dtype(score), size) for score in scores))
     return (total * float32(factor)).to(scores[0].dtype)
 
 

@@ -111,13 +111,8 @@ def _stretches(x: Tensor, dilation: int, channels: int, filters: int) -> Iterato
     inputs, products = x.new_empty(16 * length * channels), x.new_empty(16 * length * filters)
     for first in range(0, tiles, length):
         count = min(length, tiles - first)
-        yield (
-            first,
-            *(
-                room[: 16 * count * width].view(16, count, width)
-                for room, width in ((inputs, channels), (products, filters))
-            ),
-        )
+        points = inputs[: 16 * count * channels].view(16, count, channels)
+        yield first, points, products[: 16 * count * filters].view(16, count, filters)
 
 
 def _tiles(side: int, dilation: int) -> int:

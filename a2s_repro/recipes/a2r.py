@@ -21,7 +21,7 @@ TRAINING: dict[str, Any] = {
 
 TRAINING_OURS = ("solver", "uniform_layers", "shared_decay")
 
-TWO_SCALES = {"scales": (1, 0.5)}
+TWO_SCALES: dict[str, Any] = {"scales": (1, 0.5)}
 ATTENTION = TWO_SCALES | {"merge": "attention", "extra_supervision": True}
 
 REFINE_OURS = ("head", "refine", "dropout")
@@ -69,7 +69,7 @@ RESNET_STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 def a2r_recipes() -> list[Recipe]:
     """The paper's recipes."""
-    refine = {"head": RefineHead(stages=RESNET_STAGES)}
+    refine: dict[str, Any] = {"head": RefineHead(stages=RESNET_STAGES)}
     return [
         _voc12("largefov", batch_size=15, iter_size=2),
         *(

@@ -61,7 +61,7 @@ _TABLES = {  # columns: max2, max2_esupv, average2, average2_esupv, attention2, 
     ),
 }
 
-_SINGLE = (
+_SINGLE: tuple[tuple[str, str, str, float | str], ...] = (
     ("person_part/largefov", "a2s:1", "mIoU", 51.91),
     ("person_part/msc_largefov", "a2s:text", "mIoU", 53.72),
     ("person_part/attention3_esupv", "a2s:2", "IoU head", 81.47),
@@ -124,8 +124,8 @@ def _by_recipe() -> dict[str, tuple[Published, ...]]:
     for (group, table, metric), (two_scales, three_scales) in _TABLES.items():
         for cell, value in zip(CELLS, two_scales + three_scales, strict=True):
             by_recipe.setdefault(f"{group}/{cell}", []).append(Published(table, metric, value))
-    for recipe, *number in _SINGLE:
-        by_recipe.setdefault(recipe, []).append(Published(*number))
+    for recipe, table, metric, number in _SINGLE:
+        by_recipe.setdefault(recipe, []).append(Published(table, metric, number))
     return {recipe: tuple(numbers) for recipe, numbers in by_recipe.items()}
 
 

@@ -90,7 +90,7 @@ class Recipe:
     """Minimum side to which images are padded in evaluation."""
     short_sides: tuple[int, ...] = ()
     """Shorter sides to which images are resized in evaluation, with averaged softmax; empty: the original size."""
-    crf: dict[str, float] | None = None
+    crf: dict[str, Any] | None = None
     """Parameters of the dense CRF's bilateral kernel: weight and standard deviations (position in pixels, colour in
     8-bit steps); None: no CRF."""
 
