@@ -193,6 +193,12 @@ def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
         results.claim({"crop": 65}, CLASSES)
 
 
+def test_results_of_version_0_1_go_on_under_todays_name_of_the_precision(tmp_path: Path) -> None:
+    (tmp_path / "segment.json").write_text(json.dumps({"precision": "caffe"}, indent=1) + "\n")
+    Results(tmp_path).claim({"precision": "fp32"}, CLASSES)
+    assert json.loads((tmp_path / "segment.json").read_text()) == {"precision": "fp32"}
+
+
 def test_results_that_cannot_be_written_end_the_run(run: Run, tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
     (tmp_path / "out").mkdir()
