@@ -176,7 +176,7 @@ struct ScaledValue {
   Acc at(int64_t i) const { return static_cast<Acc>(grad[i]); }
 };
 
-// Fills the gradient of a map that was resized. make_value_of() is called once on each thread and returns
+// Fills the gradient of a map that was resized. make_value_of() is called once for each part of the rows and returns
 // value_of(plane, y), which returns row y of a plane of the result's gradient as a Value.
 template <class T, class MakeValueOf>
 void gather_rows(const Map<T>& grad_in, const Resize& resize, const MakeValueOf& make_value_of) {

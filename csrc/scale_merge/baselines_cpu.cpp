@@ -7,20 +7,27 @@ namespace {
 
 using namespace a2s;
 
+// Merges all rows. op_of(out, plane, y) returns the op of resize_row that writes row y of a plane to `out`.
+template <class T, int S, class OpOf>
+void merge_all_rows(const std::vector<Tensor>& scores, const Map<T>& merged, const OpOf& op_of) {
+  const ScaleSet<T, S> scale_set(scores, merged.h, merged.w);
+  const Rows<T> rows(merged, merged.channels_last);
+  for_each_part(rows.planes() * merged.h, rows.values(), [&](int64_t begin, int64_t end) {
+    ScaleRows<T, S> scales(scale_set, merged.channels_last);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t plane = r / merged.h, y = r % merged.h;
+      scales.row(plane, y, op_of(rows.start(plane, y), plane, y));
+    }
+  });
+}
+
 Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width, double factor) {
   Tensor merged = empty_merged("scale_average", scores, height, width);
   dispatch_merge("scale_average", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
-    const ScaleSet<T, S> scale_set(scores, height, width);
-    const bool interleaved = is_channels_last(merged);
-    const Rows<T> rows(map_of<T>(merged), interleaved);
-    for_each_part(rows.planes() * height, rows.values(), [&](int64_t begin, int64_t end) {
-      ScaleRows<T, S> scales(scale_set, interleaved);
-      for (int64_t r = begin; r < end; ++r) {
-        const int64_t plane = r / height, y = r % height;
-        scales.row(plane, y, AverageOp<T, S>{static_cast<float>(factor), rows.start(plane, y)});
-      }
+    merge_all_rows<T, S>(scores, map_of<T>(merged), [&](T* out, int64_t, int64_t) {
+      return AverageOp<T, S>{static_cast<float>(factor), out};
     });
   });
   return merged;
@@ -50,16 +57,9 @@ std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int6
   dispatch_merge("scale_max", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
-    const ScaleSet<T, S> scale_set(scores, height, width);
-    const bool interleaved = is_channels_last(merged);
-    const Rows<T> rows(map_of<T>(merged), interleaved);
-    const Rows<uint8_t> winner_rows(map_of<uint8_t>(winner), interleaved);
-    for_each_part(rows.planes() * height, rows.values(), [&](int64_t begin, int64_t end) {
-      ScaleRows<T, S> scales(scale_set, interleaved);
-      for (int64_t r = begin; r < end; ++r) {
-        const int64_t plane = r / height, y = r % height;
-        scales.row(plane, y, MaxOp<T, S>{rows.start(plane, y), winner_rows.start(plane, y)});
-      }
+    const Rows<uint8_t> winner_rows(map_of<uint8_t>(winner), is_channels_last(merged));
+    merge_all_rows<T, S>(scores, map_of<T>(merged), [&](T* out, int64_t plane, int64_t y) {
+      return MaxOp<T, S>{out, winner_rows.start(plane, y)};
     });
   });
   return {merged, winner};

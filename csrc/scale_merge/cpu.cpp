@@ -95,7 +95,7 @@ struct Merged {
   bool interleaved;
 };
 
-// Merges all rows and stores the weights. make_weight_rows() is called once on each thread and returns its WeightRows.
+// Merges all rows and stores the weights. make_weight_rows() is called for each part of the rows.
 template <bool Recalibrated, class T, int S, class MakeWeightRows>
 void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weight_rows,
                 const std::optional<Tensor>& recalibration, const Merged<T>& to) {
@@ -106,26 +106,21 @@ void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weig
   const auto recalibration_rows = optional_rows<T>(recalibration, to.interleaved);
   for_each_part(to.scores.n * height, to.scores.c * width, [&](int64_t begin, int64_t end) {
     ScaleRows<T, S> scales(scale_set, to.interleaved);
-    auto weights_at = make_weight_rows();
+    auto merged_weights = make_weight_rows();
     const int64_t most = std::min(band_rows(S * width), end - begin);
     std::vector<Acc> band(most * S * width);
     std::vector<T> recalibration_buffer(Recalibrated ? out_rows.values() : 0);
     for_each_band(begin, end, height, most, [&](int64_t n, int64_t first, int64_t last) {
       const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
       for (int64_t y = first; y < last; ++y) {
-        weights_at.fill(n, y, weights_of(y));
+        merged_weights.fill(n, y, weights_of(y));
         weight_rows.store(n, y, weights_of(y));
       }
       for (int64_t p = 0; p < out_rows.planes_per_image(); ++p) {
         const int64_t plane = n * out_rows.planes_per_image() + p;
         for (int64_t y = first; y < last; ++y) {
-          const AttentionOp<T, S> op{weights_of(y), out_rows.start(plane, y)};
-          if constexpr (Recalibrated) {
-            const T* row = recalibration_rows->read(plane, y, recalibration_buffer.data());
-            scales.row(plane, y, RecalibratedAttentionOp<T, S>{op, row});
-          } else {
-            scales.row(plane, y, op);
-          }
+          const T* factors = Recalibrated ? recalibration_rows->read(plane, y, recalibration_buffer.data()) : nullptr;
+          scales.row(plane, y, AttentionOp<Recalibrated, T, S>{weights_of(y), factors, out_rows.start(plane, y)});
         }
       }
     });
@@ -276,15 +271,11 @@ void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, 
       for (int64_t p = 0; p < grads.planes_per_image(); ++p) {
         const int64_t plane = n * grads.planes_per_image() + p;
         for (int64_t y = first; y < last; ++y) {
-          const T* grad = grads.grad(plane, y);
-          if constexpr (Recalibrated) {
-            T* out_row = recalibration_grad_rows->in_place(plane, y, buffer.data());
-            const RecalibratedGrad<T, S> row{grad, grads.recalibration(plane, y), out_row, weights_of(y)};
-            add_products(scales, plane, y, row, sums_of(y));
-            recalibration_grad_rows->store(plane, y, out_row);
-          } else {
-            add_products(scales, plane, y, PlainGrad<T>{grad}, sums_of(y));
-          }
+          T* recalibration_row = Recalibrated ? recalibration_grad_rows->in_place(plane, y, buffer.data()) : nullptr;
+          const SumGrad<Recalibrated, T, S> grad{grads.grad(plane, y), grads.recalibration(plane, y),
+                                                 recalibration_row, weights_of(y)};
+          add_products(scales, plane, y, grad, sums_of(y));
+          if (Recalibrated) recalibration_grad_rows->store(plane, y, recalibration_row);
         }
       }
       for (int64_t y = first; y < last; ++y) {
@@ -343,11 +334,7 @@ void merge_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, c
       return [&, s, grads = GradRows<T>(m.grad, m.recalibration, out.channels_last),
               buffer = std::vector<T>(width)](int64_t plane, int64_t y) mutable {
         const T* weight = weight_rows.read(plane / grads.planes_per_image() * S + s, y, buffer.data());
-        if constexpr (Recalibrated) {
-          return RecalibratedValue<T>{weight, grads.grad(plane, y), grads.recalibration(plane, y)};
-        } else {
-          return WeightedValue<T>{weight, grads.grad(plane, y)};
-        }
+        return WeightedValue<Recalibrated, T>{weight, grads.grad(plane, y), grads.recalibration(plane, y)};
       };
     });
   }

@@ -97,49 +97,31 @@ A2S_CLONES static void softmax_backward_row(const RowSet<Acc, S>& grads, const R
 
 // The ops of resize_row (rows/scale_rows.h): v[s] is the value of scale s.
 
-// out = sum over s of weight[s] * v[s]
-template <class T, int S>
+// out = sum over s of weight[s] * v[s], times the recalibration if there is one
+template <bool Recalibrated, class T, int S>
 struct AttentionOp {
   RowSet<acc_t<T>, S> weights;
+  const T* recalibration;
   T* out;
 
   template <class W>
   struct Pixel {
     W w[S];
+    const T* recalibration;
     T* out;
 
     template <class V>
     void operator()(int64_t i, const V (&v)[S]) const {
-      store_values(out + i, weighted_sum(w, v));
+      V sum = weighted_sum(w, v);
+      if constexpr (Recalibrated) sum *= load_values<V>(recalibration + i);
+      store_values(out + i, sum);
     }
   };
   template <class W>
   Pixel<W> pixel(int64_t x) const {
-    Pixel<W> pixel{{}, out};
+    Pixel<W> pixel{{}, recalibration, out};
     weights.at(x, pixel.w);
     return pixel;
-  }
-};
-
-// out = recalibration * sum over s of weight[s] * v[s]
-template <class T, int S>
-struct RecalibratedAttentionOp {
-  AttentionOp<T, S> attention;
-  const T* recalibration;
-
-  template <class W>
-  struct Pixel {
-    typename AttentionOp<T, S>::template Pixel<W> attention;
-    const T* recalibration;
-
-    template <class V>
-    void operator()(int64_t i, const V (&v)[S]) const {
-      store_values(attention.out + i, V(load_values<V>(recalibration + i) * weighted_sum(attention.w, v)));
-    }
-  };
-  template <class W>
-  Pixel<W> pixel(int64_t x) const {
-    return {attention.template pixel<W>(x), recalibration};
   }
 };
 
@@ -177,32 +159,25 @@ struct MaxOp {
   }
 };
 
-// A row of the gradient of the weighted sum: at<W>(x, i, v) for value i, in pixel x. W and V as in weighted_sum.
-template <class T>
-struct PlainGrad {
-  const T* grad;
-
-  template <class W, class V, size_t S>
-  V at(int64_t, int64_t i, const V (&)[S]) const {
-    return load_values<V>(grad + i);
-  }
-};
-
-// The same where the sum is recalibrated. Also stores the gradient of the recalibration.
-template <class T, int S>
-struct RecalibratedGrad {
-  using Acc = acc_t<T>;
+// A row of the gradient of the weighted sum: at<W>(x, i, v) for value i, in pixel x. If the sum is recalibrated, also
+// stores the gradient of the recalibration. W and V as in weighted_sum.
+template <bool Recalibrated, class T, int S>
+struct SumGrad {
   const T *grad, *recalibration;
   T* recalibration_grad;
-  RowSet<Acc, S> weights;
+  RowSet<acc_t<T>, S> weights;
 
   template <class W, class V>
   V at(int64_t x, int64_t i, const V (&v)[S]) const {
-    W w[S];
-    weights.at(x, w);
     const V g = load_values<V>(grad + i);
-    store_values(recalibration_grad + i, V(g * weighted_sum(w, v)));
-    return g * load_values<V>(recalibration + i);
+    if constexpr (Recalibrated) {
+      W w[S];
+      weights.at(x, w);
+      store_values(recalibration_grad + i, V(g * weighted_sum(w, v)));
+      return g * load_values<V>(recalibration + i);
+    } else {
+      return g;
+    }
   }
 };
 
@@ -250,22 +225,17 @@ void add_products(ScaleRows<T, S>& scales, int64_t plane, int64_t y, const Grad&
 // The Values of gather_rows (rows/gather_rows.h): the gradient that a row of the merged scores passes to scores[s].
 // Under the average it is a ScaledValue.
 
-// Under attention: weights[s] * grad.
-template <class T>
+// Under attention: weights[s] * grad, times the recalibration if there is one.
+template <bool Recalibrated, class T>
 struct WeightedValue {
-  using Acc = acc_t<T>;
-  const T *weight, *grad;
-  Acc factor(int64_t x) const { return static_cast<Acc>(weight[x]); }
-  Acc at(int64_t i) const { return static_cast<Acc>(grad[i]); }
-};
-
-// Under attention with a recalibration: weights[s] * grad * recalibration.
-template <class T>
-struct RecalibratedValue {
   using Acc = acc_t<T>;
   const T *weight, *grad, *recalibration;
   Acc factor(int64_t x) const { return static_cast<Acc>(weight[x]); }
-  Acc at(int64_t i) const { return static_cast<Acc>(grad[i]) * static_cast<Acc>(recalibration[i]); }
+  Acc at(int64_t i) const {
+    const auto g = static_cast<Acc>(grad[i]);
+    if constexpr (Recalibrated) return g * static_cast<Acc>(recalibration[i]);
+    else return g;
+  }
 };
 
 // Under max merging: grad where s won.
