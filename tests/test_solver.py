@@ -104,7 +104,7 @@ def test_torchs_rule_is_torch_optim_sgd():
 
 @pytest.mark.parametrize(("shared_by", "value"), [(1, 0.995), (3, 0.985)])
 def test_a_shared_weight_decays_once_per_stream(shared_by, value):
-    """As in the authors' Caffe, at rate 0.1, decay 0.05 and gradient 0: 0.985 for three sharing copies, else 0.995."""
+    """The authors' Caffe at rate 0.1, decay 0.05, gradient 0 gives 0.985 with three sharing copies, 0.995 with one."""
     assert updates([0], [0.1], shared_by=shared_by, weight_decay=0.05) == pytest.approx([value])
 
 
@@ -243,7 +243,7 @@ def test_copies_follow_the_net_into_training_and_evaluation():
 
 
 def test_a_skip_net_with_copies_predicts_what_it_does_without():
-    """In evaluation mode, where its streams score every pixel."""
+    """Evaluation mode, because there the streams score every pixel."""
     net = ShareNet(5, (1, 0.5), skip_net=True, widths=Widths().scaled(1 / 32))
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

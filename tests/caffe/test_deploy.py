@@ -117,7 +117,7 @@ def test_the_full_net(tmp_path, name):
 
 
 def test_different_merges_give_clearly_different_results():
-    """So the comparison can detect a wrong merge."""
+    """The comparisons of this file can therefore detect a wrong merge."""
     image = image_of((65, 65))
     with torch.inference_mode():
         maps = [net_of(name)(image).scores for name in ("attention3", "average3", "max3", "largefov")]

@@ -39,7 +39,7 @@ def test_help_explains_every_option_and_shows_an_example(name):
 
 
 def kind(action: argparse.Action) -> tuple:
-    """What is written after the option."""
+    """The form of an option's value."""
     types = {options.positive: int}
     return type(action).__name__, types.get(action.type, action.type), action.nargs, str(action.metavar), action.choices
 

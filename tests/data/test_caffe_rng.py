@@ -102,7 +102,7 @@ def test_gaussian_filler(recorded):
 
 
 def test_gaussian_filler_with_its_tail(recorded):
-    """Of 400000 values about 230 lie beyond the outermost strip."""
+    """About 230 of 400000 values lie beyond the outermost strip."""
     values = ziggurat(WordStream(99), 400000, 1)
     assert (values[recorded["gauss_std1_seed99_tail_index"]] == recorded["gauss_std1_seed99_tail_value"]).all()
     sums = [values.sum(dtype=float), np.square(values.astype(float)).sum()]

@@ -189,7 +189,7 @@ def test_the_crf_refines_the_scored_labels(items):
 
 
 def test_two_processes_give_the_scores_of_one(demo, items, model_file, tmp_path):
-    """Of three images one process evaluates two and the other one."""
+    """Three images on two processes: one evaluates two, the other one."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, TOOL, "--model", model_file, "--data-root", demo, "--pad-to", "161", "--attention-by-size"]
     command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--json", tmp_path / "val.json"]

@@ -1,4 +1,4 @@
-"""Which rows of the image a cell of a map depends on, from the net's gradients."""
+"""The rows of the image on which a cell of a map depends, from the net's gradients."""
 
 import copy
 

@@ -61,7 +61,7 @@ def test_without_masks_torch_draws_them(dtype: torch.dtype):
 
 
 def test_streams_draw_in_the_order_of_caffes_files():
-    """drop6 and drop7 of scales 1, 0.5, 0.75, 0.25, then the attention's; a grid tells its scale."""
+    """drop6 and drop7 of scales 1, 0.5, 0.75, 0.25, then the attention's. The grid's size identifies the scale."""
     net, asked = ShareNet(3, (1, 0.75, 0.5, 0.25), widths=THIN), []
 
     def masks(shape, ratio):

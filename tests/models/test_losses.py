@@ -93,7 +93,7 @@ def test_each_loss_meets_its_scores_and_labels():
 
 
 def test_the_merged_map_meets_labels_of_its_own_stride():
-    """Of nets with the head of Attention to Refine it is on 1/4 of the image; the scales' stay on 1/8 of theirs."""
+    """With the head of Attention to Refine the merged map has stride 4; each scale's map keeps stride 8."""
     labels = torch.arange(65 * 65).view(1, 65, 65)
     refined = prediction(1, 0.75, 0.5)._replace(scores=torch.zeros(1, 4, 17, 17), stride=4)
     inputs = loss_inputs(refined, labels, extra_supervision=True)
@@ -104,7 +104,7 @@ def test_the_merged_map_meets_labels_of_its_own_stride():
 
 
 def test_losses_come_in_the_order_of_the_authors_file():
-    """Which is another for skip-nets with attention: 0.5 before 0.75."""
+    """In skip-nets with attention scale 0.5 comes before 0.75."""
     in_order = prediction(1, 0.75, 0.5)._replace(loss_order=(1, 0.5, 0.75))
     inputs = loss_inputs(in_order, torch.zeros(1, 65, 65), extra_supervision=True)
     assert list(inputs) == ["loss", "loss_res1", "loss_res05", "loss_res075"]

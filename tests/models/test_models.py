@@ -51,7 +51,7 @@ COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda net: pickle.loads(pickle.d
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 def test_parts_of_other_modules_and_copies_have_the_same_keys(copied):
-    """The head's name is in none of them, and some of them load without the others."""
+    """No key contains the head's name, and a part can be loaded without the rest."""
     net = torch.nn.Sequential(filled(ShareNet(5, (1, 0.5), widths=THIN)))
     again = copied(torch.nn.Sequential(ShareNet(5, (1, 0.5), widths=THIN)))
     state = net.state_dict()
@@ -115,7 +115,7 @@ def test_score_map_sizes_of_the_papers_crops(side):
 
 
 def test_autocast_gives_the_weights_of_all_streams_one_gradient():
-    """In float32, within bfloat16's rounding of the float32 net's: 2^-8 a layer, of which errors add up over 16."""
+    """The gradient is float32, and within bfloat16's rounding of the float32 net's: 2^-8 a layer over 16 layers."""
     net = filled(ShareNet(3, dropout=0, widths=THIN)).to(memory_format=torch.channels_last)
     image = torch.randn(1, 3, 33, 33).contiguous(memory_format=torch.channels_last)
     gradients = []
@@ -187,7 +187,7 @@ def test_a_net_is_rebuilt_from_its_config(net):
     ids=str,
 )
 def test_attention_heads(head, layers):
-    """From other features, of one layer to three; the last gives a logit per scale, and no ReLU follows it."""
+    """Heads of one to three layers, on different features. The last gives a logit per scale; no ReLU follows it."""
     net = filled(ShareNet(5, head=head, widths=dataclasses.replace(THIN, fc6=64))).eval()
     found = {name: tuple(p.shape) for name, p in net.head.named_parameters() if p.dim() == 4}
     assert found == {f"{name}.weight": shape for name, shape in layers.items()}
@@ -202,7 +202,7 @@ def test_attention_heads(head, layers):
 
 
 def test_the_deviations_of_a_head_of_three_layers():
-    """Of the authors' coco_attention16 to 18; others start as the main net's."""
+    """As in the authors' coco_attention16 to 18. Other heads start as the main net's does."""
     torch.manual_seed(0)
     net = ShareNet(21, head=AttentionHead(layers=3))
     assert net.head.att_conv1.weight.std().item() == pytest.approx(0.001, rel=0.05)

@@ -11,7 +11,7 @@ from a2s_repro.models.psp import AdaptiveAverage, PyramidPooling
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_averages_are_those_of_adaptive_pooling(memory_format: torch.memory_format):
-    """In float64, on sides that are divided evenly, unevenly, and into more cells than they have pixels."""
+    """Sides divided evenly, unevenly, and into more cells than they have pixels; float64."""
     torch.manual_seed(0)
     for cells in (1, 2, 3, 6):
         for size in ((6, 12), (65, 41), (4, 7)):
@@ -25,7 +25,7 @@ def test_averages_are_those_of_adaptive_pooling(memory_format: torch.memory_form
 
 
 def test_pyramid_pooling_is_its_composition():
-    """In float64, on 9x9 cells, to which 2, 3 and 6 are resized with coordinates that float32 holds exactly."""
+    """9x9 cells, to which 2, 3 and 6 are resized with coordinates that float32 holds exactly; float64."""
     torch.manual_seed(0)
     psp = PyramidPooling(channels=6, num_classes=3, width=4, norm=nn.BatchNorm2d).double().train()
     psp.conv_last[3].p = 0  # the dropout
@@ -55,7 +55,7 @@ def test_dropout_drops_a_tenth_of_single_values():
 
 
 def test_names_and_parameter_counts():
-    """Of 512 filters on the 512 channels of ResNet-34, for ADE20K's 150 classes."""
+    """512 filters on the 512 channels of ResNet-34, for the 150 classes of ADE20K."""
     with torch.device("meta"):
         psp = PyramidPooling(channels=512, num_classes=150, width=512, norm=nn.BatchNorm2d)
     counts = {name: parameter.numel() for name, parameter in psp.named_parameters()}

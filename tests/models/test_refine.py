@@ -30,7 +30,7 @@ def filled(net: ShareNet) -> ShareNet:
 
 
 def test_parameter_counts():
-    """Of the full net on PASCAL VOC 2012: hypercolumns of 1472 channels, 512 filters everywhere."""
+    """The full net on PASCAL VOC 2012 has hypercolumns of 1472 channels and 512 filters everywhere."""
     with torch.device("meta"):
         net = ShareNet(21, SCALES, head=RefineHead())
     layers = dict(net.named_children()) | dict(net.head.named_children())
@@ -59,8 +59,8 @@ STRIDES = {"conv1_2": 1, "conv2_2": 2, "conv3_3": 4, "conv4_3": 8, "conv5_3": 8}
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("scale", [0, 1], ids=["scale1", "scale05"])
 def test_receptive_fields_of_the_attention(stage, scale):
-    """Of a logit, through one stage of one scale: one cell of att_conv1 and `dilation` cells of ref_conv to each side,
-    the stage's cell beyond them where its grid is coarser, and what that cell sees."""
+    """Through one stage of one scale a logit sees one cell of att_conv1 and `dilation` cells of ref_conv to each side,
+    one cell of the stage beyond them where its grid is coarser, and the receptive field of that cell."""
     net = smooth(refine_net(RefineHead(stages=(stage,))))
     other = net.layer(f"ref_conv{2 - scale}")
     torch.nn.init.zeros_(other.weight)
@@ -173,7 +173,7 @@ def test_gradients_are_those_of_the_merged_scores(recalibration):
 
 
 def test_any_stage_can_be_read():
-    """Also one within a group, and fc7; the maps are those after the ReLU."""
+    """Layers within a group and fc7, too. The maps are taken after the ReLU."""
     net = filled(refine_net(RefineHead(stages=("conv5_1", "fc7")))).eval()
     image = torch.randn(1, 3, 33, 33)
     stream = net.stream(image)

@@ -136,7 +136,7 @@ def strided(net: ResNetDilated8) -> ResNetDilated8:
 
 
 def test_dilation_computes_what_the_strided_net_does_and_the_cells_between():
-    """So ImageNet's weights keep their meaning: every fourth cell of layer4, and every second of layer3, is the
+    """Weights from ImageNet keep their meaning: every fourth cell of layer4 and every second of layer3 equals the
     strided net's, borders included."""
     net = thin(scales=SCALES, merge="attention", head=REFINE).double().eval()
     image = torch.randn(1, 3, 129, 161, dtype=torch.float64)
@@ -251,7 +251,7 @@ def classifier(net: ResNetDilated8) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 @pytest.mark.parametrize("stem", ["plain", "deep64", "deep128"])
 def test_weights_of_a_classifier_are_loaded(tmp_path, stem, form):
-    """As torchvision writes them today, and without `num_batches_tracked`, as CSAILVision's of 2017 are."""
+    """Files as torchvision writes them today, and as CSAILVision wrote them in 2017, without `num_batches_tracked`."""
     net = thin(stem=stem, decoder="psp")
     state, path = classifier(net), tmp_path / ("net.safetensors" if form == "safetensors" else "net.pth")
     if stem != "plain":
@@ -324,7 +324,7 @@ def test_a_trained_net_goes_through_a_weights_file(tmp_path):
 
 
 def test_statistics_over_processes_need_cuda(tmp_path):
-    """In a process alone, the images of all processes are its own."""
+    """With one process, its images are all images."""
     net, image = thin(batch_norm="sync"), torch.randn(2, 3, 33, 33)
     assert isinstance(net.layer1[0].bn1, nn.SyncBatchNorm)
     torch.testing.assert_close(net.train()(image).scores, thin().train()(image).scores)

@@ -57,7 +57,7 @@ def test_skip_branches_learn_at_the_rate_and_all_else_is_frozen():
 
 
 def test_layers_can_be_given_a_rate():
-    """As the authors' Person-Part net vgg128_ms_pool3_20M_largewin5 gives fc7 and fc8."""
+    """The authors' Person-Part net vgg128_ms_pool3_20M_largewin5 does so for fc7 and fc8."""
     rules = DeepLabMSc(5, widths=THIN).parameter_rules({"fc7": 1, "fc8": 1, "data_ms": 10})
     assert rules["fc6.weight"] == (0, 0, 1)
     assert rules["fc7.weight"] == rules["fc8.weight"] == (1, 1, 1)

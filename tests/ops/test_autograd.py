@@ -66,7 +66,7 @@ def test_output_gradients_of_any_strides(operator: str, layout: str, device: str
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_inputs_changed_before_backward_are_noticed(operator: str, backend: str) -> None:
-    """By the operators that save values; Interp's gradient needs sizes alone."""
+    """Operators that save values refuse; Interp's gradient needs only sizes, so it is unchanged."""
     inputs = make_inputs(operator, "tiny")
     outputs = run(operator, "tiny", [x.requires_grad_() for x in inputs])
     total, used = sum(y.sum() for y in outputs), used_inputs(operator, inputs)

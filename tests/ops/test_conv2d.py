@@ -16,7 +16,7 @@ def outcome(function, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 @pytest.mark.parametrize(("window", "dilation"), [(1, 1), (3, 1), (3, 2), (3, 12)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_equals_torch(window: int, dilation: int, biased: bool) -> None:
-    """In float64, so that only rounding, 1e-13 of the largest value, can differ; a hole of 12 sees beyond 9 rows."""
+    """float64: only rounding can differ, 1e-13 of the largest value. Dilation 12 reaches beyond the 9 rows."""
     torch.manual_seed(0)
     x = torch.randn(2, MANY_CHANNELS, 9, 14, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(5, MANY_CHANNELS, window, window, dtype=torch.float64).contiguous(
@@ -56,7 +56,7 @@ def test_other_layouts_and_few_channels_in_bfloat16_are_torchs() -> None:
 
 
 def test_few_channels_equal_torch() -> None:
-    """Only the bias gradient is summed elsewhere: within 1e-5 of the largest value."""
+    """Only the bias gradient is summed in another order: within 1e-5 of the largest value."""
     torch.manual_seed(0)
     x = torch.randn(2, 4, 9, 14).contiguous(memory_format=torch.channels_last).requires_grad_()
     inputs = x, torch.randn(5, 4, 3, 3).requires_grad_(), torch.randn(5).requires_grad_()

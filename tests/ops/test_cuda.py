@@ -20,7 +20,7 @@ def cuda_inputs(operator: str, layout: torch.memory_format = torch.contiguous_fo
 
 
 def gradients(operator: str, inputs: list[Tensor]) -> list[Tensor]:
-    """All outputs and gradients, by device work alone: nothing here copies from the CPU or waits."""
+    """All outputs and gradients. Nothing here copies from the CPU or synchronises, so it can be captured."""
     outputs = OPERATORS[operator][0](*inputs, size=GRIDS["paper"][0])
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
     used = inputs[-1:] if operator == "scale_softmax" else inputs
@@ -80,7 +80,7 @@ def test_work_is_queued_on_the_current_stream(operator: str) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_work_runs_on_the_device_of_its_tensors(operator: str) -> None:
-    """Whatever the current device is, and it stays what it was."""
+    """The current device does not matter, and it does not change."""
     inputs = cuda_inputs(operator)
     expected = outputs_and_gradients(operator, "paper", inputs)
     with torch.cuda.device(0):
@@ -92,7 +92,7 @@ def test_work_runs_on_the_device_of_its_tensors(operator: str) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_same_bits_in_every_run_under_deterministic_algorithms(operator: str, layout: torch.memory_format) -> None:
-    """Which also fills new tensors with NaN: an element that no thread wrote would show."""
+    """Deterministic mode also fills new tensors with NaN, so an element that no thread wrote would show."""
     inputs = cuda_inputs(operator, layout)
     torch.use_deterministic_algorithms(True)
     try:

@@ -44,7 +44,7 @@ def test_softmax(name: str, device: str) -> None:
 
 @pytest.mark.parametrize("name", cases("eltwise_max"))
 def test_eltwise_max(name: str, device: str) -> None:
-    """Which map wins a tie, and so gets the gradient, is exact."""
+    """The map that wins a tie, and so gets the gradient, is compared exactly."""
     check(name, device, lambda x: ops.scale_max(x, x[0].shape[2:]))
 
 

@@ -187,7 +187,7 @@ def test_average_is_bit_equal_to_sum_then_multiply(device: str) -> None:
 
 
 def test_max_ties_go_where_caffes_eltwise_sends_them(device: str) -> None:
-    """Of the first two maps the second wins a tie; a later map must be strictly greater."""
+    """The second map wins a tie with the first; a later map must be strictly greater."""
     scores = [torch.ones(1, 1, 2, 2, dtype=torch.float64, device=device, requires_grad=True) for _ in range(3)]
     ops.scale_max(scores, (2, 2)).sum().backward()
     assert [s.grad.sum().item() for s in scores] == [0, 4, 0]

@@ -75,7 +75,7 @@ def test_every_operator_is_checked() -> None:
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_compiles_forward_and_backward_without_graph_breaks(operator: str) -> None:
-    """To the same bits: the operators stay what they are in the compiled graph."""
+    """The results are bit-equal, because the compiled graph calls the same operators."""
     torch.compiler.reset()  # the limit on recompilations is one for all operators, which share this function
 
     def step(*inputs: Tensor) -> Tensor:
@@ -149,7 +149,8 @@ BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 def test_autocast_brings_maps_to_their_widest_dtype(
     backend: str, operator: str, dtypes: tuple, result: torch.dtype
 ) -> None:
-    """As it does torch.cat's: float32 maps are not cast down. Each gradient has its map's dtype."""
+    """Autocast treats maps as it does the inputs of torch.cat: float32 is not cast down. A gradient has its map's
+    dtype."""
     a, b, logits = (x.detach() for x in merge_inputs(5, batch=2))
     inputs = [a.to(dtypes[0]), b.to(dtypes[1]), *([logits.to(dtypes[1])] if operator == "scale_merge" else [])]
     inputs = [x.requires_grad_() for x in inputs]

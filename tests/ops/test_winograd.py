@@ -39,8 +39,8 @@ def worst(given: list[Tensor], expected: list[Tensor]) -> float:
 @pytest.mark.parametrize("dilation", [1, 2, 3])
 @pytest.mark.parametrize("size", [(12, 17), (33, 24)], ids=str)
 def test_equals_torch(size: tuple[int, int], dilation: int, most_tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64, so that only rounding, 1e-13 of the largest value, can differ; in several stretches, the last one
-    shorter, and in one."""
+    """float64: only rounding can differ, 1e-13 of the largest value. Covers one block of tiles, and several with a
+    shorter last one."""
     monkeypatch.setattr(winograd, "MOST_TILES", most_tiles)
     x, weight, bias = random_inputs(size)
     assert winograd.pays(x, weight, dilation)
@@ -51,7 +51,7 @@ def test_equals_torch(size: tuple[int, int], dilation: int, most_tiles: int, mon
 
 
 def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With A2S_WINOGRAD=0 the result is torch's, to the bit."""
+    """With A2S_WINOGRAD=0 the result is bit-equal to torch's."""
     x, weight, bias = (tensor.float() for tensor in random_inputs((12, 17)))
     theirs = F.conv2d(x, weight, bias, padding=1)
     assert not torch.equal(conv2d(x, weight, bias), theirs)

@@ -92,7 +92,7 @@ def altered(folder: Path, to: Path, key: str, change: Callable[[np.ndarray], np.
 
 
 def test_the_same_run_deviates_nowhere(folder, photographs):
-    """By the rounding of what was recorded; all that a record holds is compared."""
+    """Deviations are at most the rounding of the recorded figures. Everything in a record is compared."""
     assert is_full_width(folder) and not is_full_width(photographs)
     steps = []
     report = replay_full_width(

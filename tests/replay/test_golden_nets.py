@@ -108,7 +108,7 @@ def test_the_images_and_labels_at_each_scale_are_exact():
 @over_dtypes
 @over_nets
 def test_the_gradients_of_the_first_iteration(name, dtype, device, check):
-    """For iv the gradients of every sharing copy are compared. iii in float32 has no gate on kernels that flip a unit
+    """iv: the gradients of every sharing copy are compared. iii in float32 has no gate on kernels that flip a unit
     of its second pass: a max-pool window (pool5[1, 26, 0, 7]) has two values 1.2e-6 apart."""
     compared = compare_gradients(record(name), dtype, device)
     if (name, dtype) != ("iii_max3_esupv", torch.float32) and device == "cpu":

@@ -31,7 +31,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def single(files, tmp_path_factory) -> Path:
-    """The run of a single process, which the others are to equal."""
+    """The run of a single process, the reference for the others."""
     run = Run(out=tmp_path_factory.mktemp("single") / "run", workers=0, **files)
     assert finish(start(SIX, run)) == [0], Path(f"{run.out}.txt").read_text()
     return run.out
@@ -68,7 +68,7 @@ def test_several_processes_compute_what_one_computes(single, files, tmp_path, ra
 
 
 def test_batch_norms_have_the_running_statistics_of_one_process(files, tmp_path):
-    """Those of every pass count in the order of the passes, whichever process makes it; 1e-5 after 3 updates.
+    """The statistics of all passes are applied in the order of the passes, on any process; 1e-5 after 3 updates.
 
     Normalisation makes more of rounding than the other nets do.
     """
@@ -114,7 +114,7 @@ def test_a_killed_process_ends_the_run_and_others_go_on_with_it(single, files, t
 
 
 def test_a_file_that_one_process_cannot_read_ends_the_run_with_its_sentence(single, files, tmp_path):
-    """The state before is saved, and from there the run goes on as if nothing had happened."""
+    """The state before the failure is saved, and a run resumed from it equals an undisturbed one."""
     run = Run(out=tmp_path / "run", workers=0, **files)
     image = sorted((files["data_root"] / "JPEGImages").glob("train_*"))[3]
     processes = start(SIX, run, 2)

@@ -26,7 +26,7 @@ from tests.processes import RECIPE, finish, make_files, start
 
 ITERATION = 3
 SECONDS = 10 * max(1, os.getloadavg()[0] / os.cpu_count())
-"""From the failure to the end of the process: ten, where each core has one task. On a quiet machine it takes one."""
+"""Limit from the failure to the end of the process: ten seconds, more on an overloaded machine (measured: one)."""
 
 
 def unexpected() -> None:
@@ -106,7 +106,7 @@ def is_running(pid: int) -> bool:
 
 
 def check_end(run: Run, workers: int) -> None:
-    """The process has just ended: in time, and its workers before it."""
+    """Asserts that the process ended within SECONDS, and its workers before it."""
     failure = json.loads((run.out / "failed.json").read_text())
     assert time.time() - failure["time"] < SECONDS
     assert len(failure["workers"]) == workers

@@ -127,7 +127,7 @@ def test_a_run_leaves_its_net_log_and_settings(run):
 
 
 def test_a_snapshot_of_before_there_were_skip_nets_is_resumed(run, files):
-    """Fields of a recipe that a snapshot does not know had their defaults."""
+    """A recipe's fields that an old snapshot lacks take their defaults."""
     train(RECIPE.changed(max_iter=1), run)
     snapshot = load_snapshot(newest_snapshot(run.out))
     for name in ("skip_net", "head", "att_conv1", "scale_augmentation"):
@@ -193,7 +193,7 @@ def test_bf16_trains_a_float32_net(run, files, tmp_path):
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
 def test_passes_and_the_solver_never_wait_for_the_gpu(files, device):
-    """Only what an update ends with does, the losses' way to the host."""
+    """The one synchronisation of an update is the copy of its losses to the host, at the end."""
     trainer = Trainer(RECIPE, read_list(files["train_list"], files["data_root"]), torch.device(device), "fp32", seed=0)
     batches = trainer.batches(workers=0)
     trainer.backward(batches)
@@ -248,7 +248,7 @@ def test_a_snapshot_of_other_settings_is_refused_by_name(run, files, changes, se
 
 @pytest.mark.parametrize("part", ["model", "solver", "random", "config"])
 def test_a_snapshot_without_a_part_is_refused(run, files, part):
-    """As one that is no accident could be: whole by its checksums."""
+    """Its checksums are right, so only the missing part can be the reason."""
     streams = {"caffe_streams": "ziggurat"}
     train(RECIPE.changed(max_iter=1), dataclasses.replace(run, **streams))
     newest = newest_snapshot(run.out)
@@ -299,7 +299,7 @@ def test_the_tool_changes_any_part_of_the_net(run, files, tmp_path):
 
 
 def test_the_tool_answers_wrong_input_with_a_sentence_and_status_2(files, tmp_path, monkeypatch):
-    """torchrun, if it started the tool, finds the sentence in the file that it looks into for its own report."""
+    """The sentence is also in the file from which torchrun, if it started the tool, makes its report."""
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     process = start_tool(files, tmp_path / "run", "--recipe=voc12/atention3")
     _, stderr = process.communicate()

@@ -1,4 +1,4 @@
-"""What a training run outlives: kill -9 at any moment, a full disk, damaged snapshots, a decoding process that dies."""
+"""A training run survives kill -9 at any moment, a full disk, damaged snapshots, and a decoding process that dies."""
 
 import dataclasses
 import errno
