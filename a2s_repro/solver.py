@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -94,6 +94,9 @@ class CaffeSGD(torch.optim.Optimizer):
         InputError: an impossible setting, or clip_gradients with a slot shared by several copies.
     """
 
+    HISTORY: ClassVar[str] = "history"
+    """Key of a parameter's history in the solver's state."""
+
     def __init__(
         self,
         groups: Iterable[dict[str, Any]],
@@ -169,8 +172,8 @@ class CaffeSGD(torch.optim.Optimizer):
     def _history(self, weight: nn.Parameter) -> torch.Tensor:
         state = self.state[weight]
         if not state:
-            state["history"] = torch.zeros_like(weight)
-        return state["history"]
+            state[self.HISTORY] = torch.zeros_like(weight)
+        return state[self.HISTORY]
 
     def _clipping(self) -> torch.Tensor | None:
         """The factor of the owners' gradients, a scalar; None if they are not clipped."""
@@ -190,6 +193,9 @@ class TorchSGD(torch.optim.SGD):
         groups: result of `parameter_groups` for a net without copies. lr_mult 0 freezes a group.
         iter_size: number of backward passes summed in a gradient.
     """
+
+    HISTORY: ClassVar[str] = "momentum_buffer"
+    """Key of a parameter's v in the solver's state."""
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, momentum: float = 0.9, weight_decay: float = 1e-4, iter_size: int = 1

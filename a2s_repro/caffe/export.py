@@ -8,11 +8,11 @@ import torch
 from a2s_repro.caffe.conversion import to_caffe
 from a2s_repro.caffe.deploy import deploy_prototxt
 from a2s_repro.caffe.state import caffe_histories
-from a2s_repro.checkpoint.snapshots import Snapshot, is_snapshot, load_snapshot
+from a2s_repro.checkpoint.snapshots import Snapshot, is_snapshot, load_into, load_snapshot
 from a2s_repro.checkpoint.weights import Weights, load_weights
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
-from a2s_repro.models import build_model
+from a2s_repro.models import ShareNet, build_model, check_state
 from a2s_repro.recipes import Recipe
 from caffe_weights import CaffeNet, SolverState, write_caffemodel, write_solverstate
 
@@ -63,12 +63,13 @@ def snapshot_in_caffe(snapshot: Snapshot, file: str, learned_net: str) -> tuple[
         raise InputError(f"{file} is of a run with PyTorch's solver, from whose state Caffe cannot resume.")
     if recipe.shared_decay == "once" and len(recipe.scales) > 1:
         raise InputError(f"{file} is of a run with shared_decay once, but Caffe decays once for every sharing copy.")
+    with torch.device("meta"):
+        check_state(recipe.net(), snapshot.model, file)
     model = recipe.net()
-    if snapshot.has_slots:
+    if snapshot.has_slots and isinstance(model, ShareNet):
         model.copy_per_stream()
     solver = recipe.optimizer(model)
-    model.load_state_dict(snapshot.model)
-    solver.load_state_dict(snapshot.solver)
+    load_into(snapshot, model, solver)
     weights = Weights(snapshot.model, {"model": model.config(), "classifier": recipe.classifier})
     net = to_caffe(weights, file)
     drops = recipe.learning_rate().drops(max(snapshot.iteration - 1, 0))

@@ -1,12 +1,13 @@
 """Caffe's random numbers for a training run: the same seed gives the same draws as Caffe's CPU build."""
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from a2s_repro.data.caffe_rng import GAUSSIANS, CaffeStream, WordStream, dropout_mask
+from a2s_repro.data.caffe_rng import GAUSSIANS, MAX_WORD, CaffeStream, WordStream, dropout_mask
 from a2s_repro.errors import check_known
 from a2s_repro.models import DeepLab, build_model
 from a2s_repro.models.layers import take_masks_from
@@ -66,9 +67,15 @@ class CaffeStreams:
         return {"passes": self.passes, "transformer_seed": self.transformer_seed, "words": self.words.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Returns to a position saved by `state` in a run with the same arguments."""
-        self.passes, self.transformer_seed = state["passes"], state["transformer_seed"]
+        """Returns to a position saved by `state` in a run with the same arguments.
+
+        Raises ValueError, TypeError or KeyError for values that `state` does not give.
+        """
+        passes, seed = operator.index(state["passes"]), operator.index(state["transformer_seed"])
+        if passes < 0 or not 0 <= seed <= MAX_WORD:
+            raise ValueError(f"no position is {passes} passes with the seed {seed}")
         self.words.restore(state["words"])
+        self.passes, self.transformer_seed = passes, seed
 
     def _mask(self, shape: torch.Size, ratio: float) -> Tensor:
         return torch.from_numpy(dropout_mask(self.words, shape, ratio))

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import torch
+from torch import Tensor, nn
 
 from a2s_repro.checkpoint.weights import is_stored
 from a2s_repro.errors import InputError, not_written
 from a2s_repro.files import check_archive, replacing
+from a2s_repro.models import check_state
+from a2s_repro.solver import CaffeSGD, TorchSGD
 
 FORMAT = "a2s_repro.snapshot/1"
 
@@ -119,14 +122,62 @@ def load_newest(folder: str | os.PathLike) -> tuple[Path, Snapshot, list[str]] |
     return None
 
 
+def load_into(snapshot: Snapshot, model: nn.Module, solver: CaffeSGD | TorchSGD) -> None:
+    """Loads the weights of a snapshot into `model` and its histories into `solver`, the net and the solver of its run.
+
+    Weights and histories are checked first: nothing is loaded of a snapshot that does not fit. The solver keeps the
+    multipliers of its own groups. Raises InputError naming the first part that does not fit.
+    """
+    check_state(model, snapshot.model, "the snapshot")
+    groups, theirs = solver.state_dict()["param_groups"], snapshot.solver["param_groups"]
+    if [group["params"] for group in groups] != [group["params"] for group in theirs]:
+        raise InputError("the snapshot's solver has other groups of parameters than the net's: resume from another.")
+    states, histories = snapshot.solver["state"], {}
+    for index, parameter in enumerate(parameter for group in solver.param_groups for parameter in group["params"]):
+        if index not in states and not (parameter.requires_grad and snapshot.iteration > snapshot.start):
+            continue
+        history = states.get(index, {}).get(solver.HISTORY)
+        if history is None or not _is_like(history, parameter):
+            raise InputError(f"the snapshot's history {index} does not fit its parameter: resume from another.")
+        histories[index] = {solver.HISTORY: torch.zeros_like(parameter).copy_(history)}
+    if not states.keys() <= histories.keys():
+        raise InputError("the snapshot has histories without a parameter: resume from another.")
+    model.load_state_dict(snapshot.model)
+    solver.load_state_dict({"state": histories, "param_groups": groups})
+
+
+def _is_like(history: Tensor, parameter: Tensor) -> bool:
+    return history.shape == parameter.shape and history.is_floating_point() and bool(history.isfinite().all())
+
+
 def _is_sound(content: dict) -> bool:
     kinds = get_type_hints(Snapshot)
     required = {field.name for field in dataclasses.fields(Snapshot) if field.default is dataclasses.MISSING}
     return (
         required <= set(content) <= set(kinds)
         and all(isinstance(value, get_origin(kinds[name]) or kinds[name]) for name, value in content.items())
-        and all(isinstance(tensor, torch.Tensor) and is_stored(tensor) for tensor in content["model"].values())
+        and 0 <= content.get("start", 0) <= content["iteration"]
+        and _are_tensors(content["model"])
+        and _is_solvers(content["solver"])
+        and all(isinstance(losses, dict) for losses in content["losses"])
+        and all(isinstance(loss, float) for losses in content["losses"] for loss in losses.values())
     )
+
+
+def _is_solvers(state: dict) -> bool:
+    """Whether `state` has the form of a solver's state dict."""
+    groups, histories = state.get("param_groups"), state.get("state")
+    return (
+        isinstance(groups, list)
+        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+        and all(isinstance(group.get("owner"), bool) for group in groups)
+        and isinstance(histories, dict)
+        and all(isinstance(history, dict) and _are_tensors(history) for history in histories.values())
+    )
+
+
+def _are_tensors(tensors: dict) -> bool:
+    return all(isinstance(tensor, Tensor) and is_stored(tensor) for tensor in tensors.values())
 
 
 def _iteration(path: Path) -> int:

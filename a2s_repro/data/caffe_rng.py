@@ -6,6 +6,7 @@ against recorded draws. `a2s_repro.caffe.streams` draws them in the order of a t
 
 import copy
 import itertools
+import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -47,9 +48,13 @@ class WordStream:
         return {"key": state["key"].tolist(), "pos": state["pos"]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Returns to a position saved by `state`."""
-        key = np.array(state["key"], np.uint32)
-        self._bits.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": state["pos"]}}
+        """Returns to a position saved by `state`. Raises ValueError or TypeError for another generator's."""
+        key, position = np.array(state["key"]), operator.index(state["pos"])
+        if key.shape != (624,) or key.dtype.kind not in "iu" or not 0 <= position <= 624:
+            raise ValueError("the generator's state has 624 words and a position among them")
+        if key.min() < 0 or key.max() > MAX_WORD:
+            raise ValueError("the generator's words have 32 bits")
+        self._bits.state = {"bit_generator": "MT19937", "state": {"key": key.astype(np.uint32), "pos": position}}
 
 
 def uniform_int(stream: WordStream, largest: int) -> int:

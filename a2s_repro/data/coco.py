@@ -5,7 +5,9 @@ overlapping objects and crowd regions is not known.
 """
 
 import json
+import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from a2s_repro.data.archives import PublishedFiles, source_files
-from a2s_repro.data.images import IGNORE_LABEL
+from a2s_repro.data.images import IGNORE_LABEL, MAX_PIXELS
 from a2s_repro.data.lists import VOID, read_lines, write_lines
 from a2s_repro.data.preparation import IdList, Prepared, check_pairs, place_images, write_labels
-from a2s_repro.errors import InputError, check_known
+from a2s_repro.errors import InputError, check_known, first_line
 
 NUM_CLASSES = 91
 ORDERS = ("file", "area")
@@ -36,6 +38,10 @@ IMAGES = {
     split: PublishedFiles(f"COCO's {split}2014 images", url, f"{split}2014", (f"COCO_{split}2014_*.jpg",))
     for split, url in IMAGES_SOURCES.items()
 }
+
+_REMEDY = f"get {ANNOTATIONS_SOURCE}"
+_FEWEST_COORDINATES = 6
+"""Coordinates of a triangle, the smallest polygon with an area."""
 
 LABELS = "SegmentationClass"
 LISTS = {
@@ -69,15 +75,17 @@ def prepare_coco(
     _import_coco()
     root = Path(out)
     _keep_to_one_painting(root, f"order {order}, crowd {crowd}")
-    lists, classes = {}, []
+    lists, classes, without_area = {}, [], 0
     for (name, published), split, source in zip(LISTS.items(), IMAGES, (train, val), strict=True):
         images, classes = _read_instances(Path(annotations), split, published.count, order)
+        without_area += sum(_without_area(annotations) for _, annotations in images.values())
         arguments = tqdm(images.items(), "painting", unit="image")
         write_labels(root / LABELS, ((i, lambda of=of: (*of, crowd)) for i, of in arguments), paint, workers)
         place_images(source_files(Path(source), IMAGES[split]), root, set(images))
         check_pairs(root, LABELS, images, NUM_CLASSES, workers)
         lists[name] = sorted(images)
-    prepared = Prepared(root, lists)
+    notes = [f"left out {without_area} polygons of fewer than three points"] if without_area else []
+    prepared = Prepared(root, lists, tuple(notes))
     if check_counts:
         prepared.check("the COCO subset", LISTS)
     prepared.write(LABELS, classes)
@@ -103,49 +111,101 @@ def _read_instances(
         content = json.loads(encoded)
         images = sorted(content["images"], key=lambda image: image["id"])[:count]
         images = [{key: image[key] for key in ("id", "file_name", "height", "width")} for image in images]
+        images = [image | {key: _whole(image[key]) for key in ("height", "width")} for image in images]
         annotations = {image["id"]: [] for image in images}
         for annotation in content["annotations"]:
             if annotation["image_id"] in annotations:
                 annotations[annotation["image_id"]].append(annotation)
         if order == "area":
             for listed in annotations.values():
-                listed.sort(key=lambda annotation: -annotation["area"])
+                listed.sort(key=lambda annotation: -_finite(annotation["area"]))
         classes = ["background"] + [VOID] * (NUM_CLASSES - 1)
         for category in content["categories"]:
-            classes[category["id"]] = category["name"]
+            number, title = _whole(category["id"]), category["name"]
+            if not 0 < number < NUM_CLASSES or not (isinstance(title, str) and title.isprintable()):
+                raise ValueError(f"category {number} is named {title!r}")
+            classes[number] = title
         return {Path(image["file_name"]).stem: (image, annotations[image["id"]]) for image in images}, classes
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"{name} is damaged or not COCO's instance annotations ({error!r}): get {ANNOTATIONS_SOURCE}."
-        ) from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise InputError(f"{name} is damaged or not COCO's instance annotations ({error!r}): {_REMEDY}.") from None
 
 
 def paint(image: dict[str, Any], annotations: list[dict[str, Any]], crowd: str = "ignore") -> np.ndarray:
     """Label map (H, W) uint8 of one image: category ids, 0 where there is no object.
 
     `image` and `annotations` have COCO's JSON format; segmentations are polygons or run lengths, compressed or not.
-    Later annotations cover earlier ones. Raises InputError for an annotation that is damaged or does not fit the image.
+    Later annotations cover earlier ones. Polygons of fewer than three points have no area and are left out. Raises
+    InputError for an annotation that is damaged or does not fit the image.
     """
     coco = _import_coco()()
-    coco.imgs = {image["id"]: image}
-    labels = np.zeros((image["height"], image["width"]), np.uint8)
+    height, width = (_whole(image[side]) for side in ("height", "width"))
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        raise InputError(f"{image['file_name']} has {width}x{height} pixels, which is not possible: {_REMEDY}.")
+    coco.imgs = {image["id"]: image | {"height": height, "width": width}}
+    labels = np.zeros((height, width), np.uint8)
     for annotation in annotations:
         try:
+            category, is_crowd = _whole(annotation["category_id"]), annotation["iscrowd"]
+            if is_crowd not in (0, 1):
+                raise ValueError(f"iscrowd is {is_crowd!r}")
+            if isinstance(annotation["segmentation"], list):
+                annotation = annotation | {"segmentation": _areas(annotation["segmentation"], height, width)}
+                if not annotation["segmentation"]:
+                    continue
             mask = coco.annToMask(annotation).astype(bool)
-            category, is_crowd = annotation["category_id"], annotation["iscrowd"]
         except Exception as error:  # pycocotools raises many types for a damaged annotation
+            number = annotation.get("id") if isinstance(annotation, dict) else annotation
             raise InputError(
-                f"Annotation {annotation.get('id')} of {image['file_name']} is damaged ({error!r}): "
-                f"get {ANNOTATIONS_SOURCE}."
+                f"Annotation {number} of {image['file_name']} is damaged ({first_line(error)}): {_REMEDY}."
             ) from None
         if mask.shape != labels.shape or not 0 < category < NUM_CLASSES:
             raise InputError(
                 f"Annotation {annotation.get('id')} of {image['file_name']} is of category {category} and "
                 f"{mask.shape[1]}x{mask.shape[0]} pixels, but categories are 1..{NUM_CLASSES - 1} and the image has "
-                f"{labels.shape[1]}x{labels.shape[0]}: get {ANNOTATIONS_SOURCE}."
+                f"{labels.shape[1]}x{labels.shape[0]}: {_REMEDY}."
             )
         labels[mask] = IGNORE_LABEL if is_crowd and crowd == "ignore" else category
     return labels
+
+
+def _areas(polygons: list, height: int, width: int) -> list[list[float]]:
+    """The polygons of three or more points.
+
+    Raises ValueError for coordinates that are no numbers or are further outside the image than it is large, and for a
+    contour longer than all pixels' sides: pycocotools takes memory for every pixel that a contour passes.
+    """
+    length = 0.0
+    for polygon in polygons:
+        if not all(isinstance(value, int | float) for value in polygon) or len(polygon) % 2:
+            raise ValueError("a polygon is no list of pairs of numbers")
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        side = np.array([width, height])
+        if not ((points >= -side) & (points <= 2 * side)).all():
+            raise ValueError("a polygon has points far outside the image")
+        length += float(np.abs(points - np.roll(points, 1, 0)).max(1, initial=0).sum())
+    if length > 4 * height * width + 4 * (height + width):
+        raise ValueError("its contour is longer than all pixels' sides")
+    return [polygon for polygon in polygons if len(polygon) >= _FEWEST_COORDINATES]
+
+
+def _without_area(annotations: Iterable[Any]) -> int:
+    """The number of polygons of fewer than three points in annotations."""
+    segmentations = (annotation["segmentation"] for annotation in annotations)
+    polygons = (segmentation or [[]] for segmentation in segmentations if isinstance(segmentation, list))
+    return sum(len(polygon) < _FEWEST_COORDINATES for listed in polygons for polygon in listed)
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no area")
+    return value
+
+
+def _whole(value: Any) -> int:
+    """An integer of a JSON file, which may have it as 40.0. Raises ValueError for another value."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise ValueError(f"{value!r} is no integer")
+    return int(value)
 
 
 def _import_coco() -> type:

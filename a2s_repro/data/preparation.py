@@ -38,6 +38,8 @@ class Prepared(NamedTuple):
     root: Path
     lists: dict[str, list[str]]
     """The ids of each list, sorted."""
+    notes: tuple[str, ...] = ()
+    """Lines about the sources for the user."""
 
     def check(self, title: str, published: dict[str, IdList]) -> None:
         """Raises InputError naming the lists that differ from the published ones of the data set `title`."""
@@ -67,7 +69,7 @@ class Prepared(NamedTuple):
         lines = [f"data root: {self.root}"]
         for name, ids in self.lists.items():
             lines.append(f"list/{name}.txt: {len(ids)} images, md5 of list/{name}_id.txt {_md5(ids)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def place(file: SourceFile, target: Path) -> None:

@@ -21,7 +21,7 @@ from a2s_repro.data.lists import read_classes
 from a2s_repro.errors import InputError
 from a2s_repro.inference.crf import CRF, refine
 from a2s_repro.inference.tiles import run_tiled
-from a2s_repro.models import Net, build_model
+from a2s_repro.models import Net, restored_model
 from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.precision import autocast_of, check_precision, products_of
 
@@ -302,12 +302,7 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> t
     weights = load_weights(path)
     if "model" not in weights.meta:
         raise InputError(f"{path} holds initial weights, not a complete net: train from it, and evaluate the result.")
-    model = build_model(weights.meta["model"])
-    try:
-        model.load_state_dict(weights.state_dict)
-    except RuntimeError as error:
-        reasons = " ".join(str(error).split("\n\t")[1:]).rstrip(". ")
-        raise InputError(f"{path} does not fit the net that it describes: {reasons}.") from None
+    model = restored_model(weights.meta["model"], weights.state_dict, path)
     return model.to(usable_device(device), memory_format=torch.channels_last).eval(), weights.meta
 
 

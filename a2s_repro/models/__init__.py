@@ -1,5 +1,11 @@
 """The nets of the papers. State dict keys are the names of the authors' Caffe layers, and for ResNets torchvision's."""
 
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
 from a2s_repro.errors import InputError, first_line
 from a2s_repro.models.attention import AttentionHead
 from a2s_repro.models.base import Net, ParameterRule, Prediction, Widths
@@ -22,6 +28,8 @@ __all__ = [
     "Widths",
     "build_head",
     "build_model",
+    "check_state",
+    "restored_model",
 ]
 
 _NETS = {net.__name__: net for net in (DeepLabLargeFOV, DeepLabMSc, ShareNet, ResNetDilated8)}
@@ -52,3 +60,37 @@ def build_model(config: dict) -> Net:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # torch refuses sizes with a RuntimeError
         raise InputError(f"the model description does not fit {name}: {first_line(error)}.") from error
+
+
+def restored_model(config: dict, state_dict: Mapping[str, Tensor], file: str | os.PathLike) -> Net:
+    """The net that `config` describes, on the CPU, with the weights of `state_dict`; `file` holds both.
+
+    No memory is taken for a net that the weights do not fit.
+
+    Raises:
+        InputError: as `build_model` and `check_state`, naming the file.
+    """
+    with torch.device("meta"):
+        net = build_model(config)
+    check_state(net, state_dict, file)
+    net.to_empty(device="cpu").load_state_dict(state_dict)
+    return net
+
+
+def check_state(net: nn.Module, state_dict: Mapping[str, Tensor], file: str | os.PathLike) -> None:
+    """Raises InputError naming `file` unless `state_dict` has the tensors of `net`, each of its shape."""
+    ours = net.state_dict()
+    problems = [f"{key} is missing" for key in ours if key not in state_dict]
+    problems += [f"{key} is not of the net" for key in state_dict if key not in ours]
+    problems += [
+        f"{key} is {_spelled(tensor)}, the net's {_spelled(ours[key])}"
+        for key, tensor in state_dict.items()
+        if key in ours and tensor.shape != ours[key].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(f"{file} does not fit the net that it describes: {'; '.join(problems[:3])}{more}.")
+
+
+def _spelled(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"

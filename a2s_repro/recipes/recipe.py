@@ -8,7 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from a2s_repro.errors import InputError, check_known
+import torch
+
+from a2s_repro.errors import InputError, check_known, first_line
 from a2s_repro.inference.crf import CRF
 from a2s_repro.models import (
     AttentionHead,
@@ -237,14 +239,26 @@ class Recipe:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Recipe":
-        """The recipe of a `config`; unknown keys are ignored, missing fields take their defaults."""
+        """The recipe of a `config`; unknown keys are ignored, missing fields take their defaults.
+
+        Raises InputError for values from which no recipe or no net can be made.
+        """
         values = {name: config[name] for name in FIELDS if name in config}
-        for name, kind in _OF_PLAIN.items():
-            if values.get(name) is not None:
-                values[name] = kind(values[name])
-        if values.get("stem") == "deep":  # as files of version 0.1 have it, whatever the backbone
-            values["stem"] = "deep128" if values.get("backbone") == "resnet34" else FIELDS["stem"].default
-        return cls(**{"name": "", **values})
+        try:
+            for name, kind in _OF_PLAIN.items():
+                if values.get(name) is not None:
+                    values[name] = kind(values[name])
+            if values.get("stem") == "deep":  # as files of version 0.1 have it, whatever the backbone
+                values["stem"] = "deep128" if values.get("backbone") == "resnet34" else FIELDS["stem"].default
+            recipe = cls(**{"name": "", **values})
+            with torch.device("meta"):
+                recipe.net()
+            recipe.learning_rate()
+        except InputError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"the recipe has a value that is not possible ({first_line(error)}).") from error
+        return recipe
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}

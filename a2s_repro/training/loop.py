@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 
 from a2s_repro.checkpoint.initialisation import load_init
-from a2s_repro.checkpoint.snapshots import load_newest, load_snapshot, newest_snapshot, save_snapshot, snapshot_path
+from a2s_repro.checkpoint.snapshots import (
+    Snapshot,
+    load_newest,
+    load_snapshot,
+    newest_snapshot,
+    save_snapshot,
+    snapshot_path,
+)
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
@@ -221,14 +228,21 @@ def _start(trainer: Trainer, run: Run) -> str:
     if from_caffe:
         trainer.take_over(given)
     elif given is not None:
-        trainer.restore(load_snapshot(given))
+        _restore(trainer, given, load_snapshot(given))
     elif found := load_newest(run.out):
         given, snapshot, refused = found
         for sentence in refused:
             tell(sentence)
-        trainer.restore(snapshot)
+        _restore(trainer, given, snapshot)
     elif run.init is None:
         raise InputError("the net cannot start without --init: its trunk is that of a trained classifier.")
     else:
         return f"{run.init}: {load_init(trainer.model, run.init, trainer.recipe.classifier)}"
     return f"resumed from {given} at iteration {trainer.iteration}"
+
+
+def _restore(trainer: Trainer, path: Path, snapshot: Snapshot) -> None:
+    try:
+        trainer.restore(snapshot)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from a2s_repro.caffe.state import load_caffe_state
 from a2s_repro.caffe.streams import CaffeStreams
-from a2s_repro.checkpoint.snapshots import Snapshot
+from a2s_repro.checkpoint.snapshots import Snapshot, load_into
 from a2s_repro.data.image_seg import NORMALIZATIONS, RandomStream, Sample, SegmentationDataset, loader
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
@@ -218,7 +218,7 @@ class Trainer:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Restores a snapshot. Raises InputError, naming the settings, if it belongs to another run."""
+        """Restores a snapshot. Raises InputError if it belongs to another run, naming the settings, or is damaged."""
         theirs = {**snapshot.config, **Recipe.of_config(snapshot.config).config()}
         if "precision" in theirs:
             theirs["precision"] = precision_named(theirs["precision"])
@@ -229,15 +229,14 @@ class Trainer:
         ]
         if changed:
             raise InputError(f"the snapshot belongs to a run with {', '.join(changed)}: resume with the same settings.")
+        if snapshot.has_slots:
+            self._give_slots()
         try:
-            if snapshot.has_slots:
-                self._give_slots()
-            self.model.load_state_dict(snapshot.model)
-            self.solver.load_state_dict(snapshot.solver)
             if self.caffe:
                 self.caffe.restore(snapshot.random["caffe"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError("the snapshot does not hold what its settings tell: resume from another.") from error
+        load_into(snapshot, self.model, self.solver)
         self.recent.extend(snapshot.losses)
         self.iteration, self.start = snapshot.iteration, snapshot.start
 

@@ -149,7 +149,13 @@ def test_swapped_image_folders_are_named(sources, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"images": [{"id": 1}], "annotations": [], "categories": []}']
+    "content",
+    [
+        *("", "{", "[]", "{}", "[" * 100_000, '{"images": [{"id": 1}], "annotations": [], "categories": []}'),
+        '{"images": [{"id": 1, "file_name": 5, "height": 4, "width": 6}], "annotations": [], "categories": []}',
+        '{"images": [], "annotations": [], "categories": [{"id": -1, "name": "person"}]}',
+        '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a\\nb"}]}',
+    ],
 )
 def test_bad_annotation_files_are_named(sources, tmp_path, content):
     (sources[0] / "instances_train2014.json").write_text(content)
@@ -160,7 +166,17 @@ def test_bad_annotation_files_are_named(sources, tmp_path, content):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (annotation(7, [[1, 2]]), r"Annotation 70 of COCO_train2014_000000000009.jpg is damaged"),
+        (annotation(7, "[[1, 2]]"), r"Annotation 70 of COCO_train2014_000000000009.jpg is damaged"),
+        (annotation(7, [[1, 2, 3, 4, 5]]), "Annotation 70 .* is damaged .a polygon is no list of pairs of numbers"),
+        (annotation(7, [[None] * 6]), "a polygon is no list of pairs of numbers"),
+        (annotation(7, [["0", 0, 4, 0, 4, 4]]), "a polygon is no list of pairs of numbers"),
+        (annotation(7, [[float("nan"), 0, 4, 0, 4, 4]]), "a polygon has points far outside the image"),
+        (annotation(7, [[float("inf"), 0, 4, 0, 4, 4]]), "a polygon has points far outside the image"),
+        (annotation(7, [[1e12, 0, 4, 0, 4, 4]]), "a polygon has points far outside the image"),
+        (annotation(7, [[0, 0, 6, 4] * 1000]), "its contour is longer than all pixels' sides"),
+        (annotation(7, [box(0, 0, 1, 1)]) | {"category_id": "7"}, "Annotation 70 .* is damaged .'7' is no integer"),
+        (annotation(7, [box(0, 0, 1, 1)], crowd="0"), "iscrowd is '0'"),
+        ("annotation", "Annotation annotation of .* is damaged"),
         (annotation(7, run_lengths(10, 1000)), "Annotation 70 .* is damaged"),
         (annotation(7, {"counts": [42], "size": [6, 7]}), "Annotation 70 .* is of category 7 and 7x6 pixels"),
         (annotation(91, [box(0, 0, 1, 1)]), r"of category 91 .* categories are 1\.\.90"),
@@ -169,6 +185,31 @@ def test_bad_annotation_files_are_named(sources, tmp_path, content):
 def test_annotations_that_do_not_fit_are_named(wrong, message):
     with pytest.raises(InputError, match=message):
         paint(IMAGE, [PERSON, wrong])
+
+
+def test_polygons_without_an_area_are_left_out_and_counted(sources, tmp_path):
+    """pycocotools takes a single polygon of two points for a box, and fails on an empty list."""
+    lines = [annotation(7, [[1, 2, 3, 4]]), annotation(7, []), annotation(7, [[], box(0, 0, 1, 1)])]
+    assert (paint(IMAGE, lines) == 7 * (np.indices(SHAPE).sum(0) == 0)).all()
+
+    file = sources[0] / "instances_train2014.json"
+    content = json.loads(file.read_text())
+    content["annotations"] += [dict(line, image_id=9) for line in lines]
+    file.write_text(json.dumps(content))
+    made = prepare_coco(*sources, tmp_path / "made", check_counts=False)
+    assert made.summary().splitlines()[-1] == "left out 3 polygons of fewer than three points"
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    image = IMAGE | {"height": float(SHAPE[0]), "width": float(SHAPE[1])}
+    person = PERSON | {"category_id": 1.0}
+    assert (paint(image, [person, DOG, CROWD]) == IN_FILE_ORDER).all()
+
+
+@pytest.mark.parametrize("sides", [{"height": 2**31}, {"width": -6}, {"height": 0}])
+def test_impossible_sizes_of_images_are_named(sides):
+    with pytest.raises(InputError, match=r"COCO_train2014_000000000009.jpg has .* pixels, which is not possible"):
+        paint(IMAGE | sides, [PERSON])
 
 
 def test_unknown_choices_are_refused(sources, tmp_path):

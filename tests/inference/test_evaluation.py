@@ -231,6 +231,9 @@ def test_unusable_models_are_refused_with_the_reason(model_file, tmp_path):
     save_weights(path, state, meta)
     with pytest.raises(InputError, match=r"x.pth does not fit the net that it describes: .*fc8.bias"):
         load_model(path)
+    save_weights(path, model.state_dict(), meta | {"model": meta["model"] | {"num_classes": 2**31}})
+    with pytest.raises(InputError, match=r"x.pth does not fit .*fc8.weight is \d+x\d+x1x1, the net's 2147483648x"):
+        load_model(path)  # a net of this many classes takes 16 GB
     with pytest.raises(InputError, match="device nonsense cannot be used"):
         load_model(model_file, "nonsense")
 

@@ -253,7 +253,50 @@ def test_a_snapshot_without_a_part_is_refused(run, files, part):
     train(RECIPE.changed(max_iter=1), dataclasses.replace(run, **streams))
     newest = newest_snapshot(run.out)
     save_snapshot(newest, dataclasses.replace(load_snapshot(newest), **{part: {}}))
-    with pytest.raises(InputError, match=r"does not hold what its settings tell|belongs to a run with"):
+    with pytest.raises(InputError, match=r"does not hold what|belongs to a run with|has missing|does not fit"):
+        train(RECIPE, Run(out=run.out, resume="auto", workers=0, **streams, **files))
+
+
+FIRST = torch.ones(2, 3, 3, 3)
+"""A history of the shape of the first layer's weight."""
+
+
+@pytest.mark.parametrize("solver", ["caffe", "torch"])
+@pytest.mark.parametrize(
+    "history",
+    [torch.ones(1), torch.ones(54), FIRST.flip(0)[:1], FIRST.to(torch.int64), FIRST * torch.inf, None],
+    ids=["short", "flat", "fewer filters", "integers", "infinite", "missing"],
+)
+def test_a_history_that_does_not_fit_its_parameter_is_refused_before_anything_is_loaded(run, files, solver, history):
+    recipe = RECIPE.changed(max_iter=1, solver=solver)
+    train(recipe, run)
+    newest = newest_snapshot(run.out)
+    snapshot = load_snapshot(newest)
+    key = "history" if solver == "caffe" else "momentum_buffer"
+    assert snapshot.solver["state"][0][key].shape == FIRST.shape
+    snapshot.solver["state"][0] = {} if history is None else {key: history}
+    save_snapshot(newest, snapshot)
+    trainer = Trainer(recipe, read_list(files["train_list"], run.data_root), torch.device("cpu"), "fp32", seed=0)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    with pytest.raises(InputError, match="the snapshot's history 0 does not fit its parameter"):
+        trainer.restore(load_snapshot(newest))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    with pytest.raises(InputError, match=rf"{newest.name}: the snapshot's history 0 does not fit"):
+        train(RECIPE.changed(solver=solver), Run(out=run.out, resume="auto", workers=0, **files))
+
+
+@pytest.mark.parametrize(
+    "words", [{"pos": 10**6}, {"pos": -1}, {"key": [1] * 623}, {"key": [2**32] * 624}, {"key": "words"}]
+)
+def test_a_position_outside_the_random_words_is_refused(run, files, words):
+    """numpy's generator takes any position, and reads memory that is not its own."""
+    streams = {"caffe_streams": "ziggurat"}
+    train(RECIPE.changed(max_iter=1), dataclasses.replace(run, **streams))
+    newest = newest_snapshot(run.out)
+    snapshot = load_snapshot(newest)
+    snapshot.random["caffe"]["words"] |= words
+    save_snapshot(newest, snapshot)
+    with pytest.raises(InputError, match="does not hold what its settings tell"):
         train(RECIPE, Run(out=run.out, resume="auto", workers=0, **streams, **files))
 
 

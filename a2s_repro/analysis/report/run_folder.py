@@ -10,7 +10,7 @@ import torch
 from a2s_repro.checkpoint.snapshots import load_newest
 from a2s_repro.errors import InputError
 from a2s_repro.inference.segmenter import Segmenter, load
-from a2s_repro.models import build_model
+from a2s_repro.models import restored_model
 from a2s_repro.runtime.devices import usable_device
 from a2s_repro.training.run_log import read_log
 
@@ -42,11 +42,7 @@ def read_run_folder(path: str | os.PathLike, device: str = "cpu") -> RunFolder:
     if newest is None:
         raise InputError(f"{path} holds neither final.pth nor a snapshot yet: continue training, or lower --snapshot.")
     weights, snapshot, _ = newest
-    model = build_model(config["model"])
-    try:
-        model.load_state_dict(snapshot.model)
-    except RuntimeError:
-        raise InputError(f"{weights} does not fit the net that config.json describes: remove it.") from None
+    model = restored_model(config["model"], snapshot.model, weights)
     model = model.to(usable_device(device), memory_format=torch.channels_last)
     return RunFolder(path, config, log, weights, Segmenter(model, config["classes"]))
 
