@@ -20,6 +20,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
 
 
+def printable(text: object) -> str:
+    """The text with escapes in place of characters that would act on a terminal: control characters, line ends."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))
+
+
 def check_known(name: str, value: object, known: Collection) -> None:
     """Raises InputError if `value`, the setting `name`, is not among the known ones."""
     if value not in known:

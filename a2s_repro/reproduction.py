@@ -28,6 +28,7 @@ from a2s_repro.models import Widths
 from a2s_repro.recipes import PRETRAINED, RECIPES, Published, Recipe, recipes_of
 from a2s_repro.recipes.recipe import IMAGENET, RESNET34
 from a2s_repro.runtime.precision import precision_named
+from a2s_repro.runtime.progress import Progress
 from a2s_repro.training import Run, train
 from a2s_repro.training.run_log import cost
 from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
@@ -299,7 +300,7 @@ def smoke(out: Path, recipes: Sequence[Recipe] = tuple(RECIPES.values())) -> lis
     reproduction = Reproduction(draw_data_sets(out), draw_pretrained(out), out / "runs", SMOKE_CHANGES, workers=0)
     failed = []
     with open(out / "output.txt", "w") as output:
-        for recipe in tqdm(recipes, desc="recipes", unit="recipe", file=sys.stderr):
+        for recipe in Progress(recipes, "recipes", "recipe"):
             try:
                 with redirect_stdout(output), redirect_stderr(output):
                     reproduction.train(recipe)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import VOID, Item
@@ -16,6 +15,7 @@ from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.evaluation import ConfusionMatrix
 from a2s_repro.inference.segmenter import Segmenter
 from a2s_repro.runtime.pools import threads
+from a2s_repro.runtime.progress import Progress
 
 GRID = {
     "bi_w": (5, 10),
@@ -103,7 +103,7 @@ def search(
     without, *refined = (ConfusionMatrix(model.num_classes, void) for _ in range(len(crfs) + 1))
     with (
         threads(workers) as pool,
-        tqdm(total=len(items) * len(crfs), desc="refining", unit="CRF") as progress,
+        Progress(title="refining", unit="CRF", total=len(items) * len(crfs)) as progress,
     ):
         for item in items:
             image, truth = read_pair(item, model.num_classes)

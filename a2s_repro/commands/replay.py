@@ -80,24 +80,23 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def _of_a_thin_net(arguments: argparse.Namespace) -> "Report":
     import torch
-    from tqdm import tqdm
 
     from a2s_repro.replay.recording import read_recording
     from a2s_repro.replay.replay import replay
     from a2s_repro.runtime.devices import usable_device
+    from a2s_repro.runtime.progress import Progress
 
     device, dtype = usable_device(arguments.device), getattr(torch, arguments.dtype or "float64")
     recording = read_recording(arguments.folder, arguments.case)
     steps = len(recording.runs) * recording.iterations
-    with tqdm(total=steps, unit="it", desc=recording.name) as bar:
+    with Progress(title=recording.name, total=steps) as bar:
         return replay(recording, dtype, device, arguments.rtol, bar.update)
 
 
 def _at_full_width(arguments: argparse.Namespace) -> "Report":
-    from tqdm import tqdm
-
     from a2s_repro.replay.full_width import read_full_width, replay_full_width
     from a2s_repro.runtime.devices import usable_device
+    from a2s_repro.runtime.progress import Progress
 
     folder, data_root = arguments.folder, arguments.data_root
     if data_root is None:
@@ -105,7 +104,7 @@ def _at_full_width(arguments: argparse.Namespace) -> "Report":
     if arguments.dtype == "float64":
         raise InputError("a record at full width is replayed in float32: leave out --dtype.")
     device, record = usable_device(arguments.device), read_full_width(folder)
-    with tqdm(total=record.recipe.max_iter, unit="it", desc=folder.name) as bar:
+    with Progress(title=folder.name, total=record.recipe.max_iter) as bar:
         return replay_full_width(record, data_root, arguments.train_list, device, arguments.rtol, progress=bar.update)
 
 

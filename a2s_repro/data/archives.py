@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from tqdm import tqdm
-
 from a2s_repro.errors import InputError
+from a2s_repro.runtime.progress import Progress
 
 MAX_SIZE = 2**30
 """Largest accepted file, in bytes. The largest published one, COCO's training annotations, has less than half."""
@@ -98,7 +97,7 @@ def _folder_files(source: Path, published: PublishedFiles) -> Iterator[SourceFil
         paths = [path for pattern in published.patterns for path in sorted(root.glob(pattern))]
         if paths:
             break
-    for path in tqdm(paths, desc=published.title, unit="file"):
+    for path in Progress(paths, published.title, "file"):
         inside = PurePosixPath(path.relative_to(root))
         yield SourceFile(inside, str(path), path.stat().st_size, path.read_bytes, path)
 
@@ -141,8 +140,8 @@ class _Member(NamedTuple):
 def _tar_members(file: IO[bytes], source: Path) -> Iterator[_Member]:
     """Reads sequentially, because a compressed archive cannot seek."""
     with (
-        tqdm.wrapattr(file, "read", total=source.stat().st_size, desc=source.name) as counted,
-        tarfile.open(fileobj=counted, mode="r|*") as tar,
+        Progress(title=source.name, unit="B", total=source.stat().st_size) as progress,
+        tarfile.open(fileobj=progress.reading(file), mode="r|*") as tar,
     ):
         for member in tar:
             if not member.isdir():
@@ -151,7 +150,7 @@ def _tar_members(file: IO[bytes], source: Path) -> Iterator[_Member]:
 
 def _zip_members(file: IO[bytes], source: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(file) as archive:
-        for member in tqdm(archive.infolist(), desc=source.name, unit="file"):
+        for member in Progress(archive.infolist(), source.name, "file"):
             if not member.is_dir():
                 link = stat.S_ISLNK(member.external_attr >> 16)
                 yield _Member(member.filename, member.file_size, not link, partial(archive.open, member))

@@ -4,13 +4,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
 from a2s_repro.runtime import pools
 from a2s_repro.runtime.distributed import is_main
+from a2s_repro.runtime.progress import Progress
 
 LEFT = 0.25
 """Fraction of the machine's memory that must remain available, for the net among others."""
@@ -26,7 +26,7 @@ def decode_all(
     pairs = []
     with (
         pools.threads(threads) as pool,
-        tqdm(total=len(items), desc="decoding", unit="image", disable=not is_main()) as bar,
+        Progress(title="decoding", unit="image", total=len(items), shown=is_main()) as bar,
     ):
         for pair in pool.map(partial(read_pair, num_classes=num_classes), items):
             pairs.append(pair)

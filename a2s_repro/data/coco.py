@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from a2s_repro.data.archives import PublishedFiles, source_files
 from a2s_repro.data.images import IGNORE_LABEL, MAX_PIXELS
 from a2s_repro.data.lists import VOID, read_lines, write_lines
 from a2s_repro.data.preparation import IdList, Prepared, check_pairs, place_images, write_labels
 from a2s_repro.errors import InputError, check_known, first_line
+from a2s_repro.runtime.progress import Progress
 
 NUM_CLASSES = 91
 ORDERS = ("file", "area")
@@ -79,7 +79,7 @@ def prepare_coco(
     for (name, published), split, source in zip(LISTS.items(), IMAGES, (train, val), strict=True):
         images, classes = _read_instances(Path(annotations), split, published.count, order)
         without_area += sum(_without_area(annotations) for _, annotations in images.values())
-        arguments = tqdm(images.items(), "painting", unit="image")
+        arguments = Progress(list(images.items()), "painting", "image")
         write_labels(root / LABELS, ((i, lambda of=of: (*of, crowd)) for i, of in arguments), paint, workers)
         place_images(source_files(Path(source), IMAGES[split]), root, set(images))
         check_pairs(root, LABELS, images, NUM_CLASSES, workers)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from a2s_repro.data.archives import PublishedFiles, SourceFile, source_files
 from a2s_repro.data.images import jpeg_size, read_label, write_label
@@ -20,6 +19,7 @@ from a2s_repro.data.lists import read_lines, write_lines
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 from a2s_repro.runtime.pools import processes
+from a2s_repro.runtime.progress import Progress
 
 IMAGES = "JPEGImages"
 
@@ -147,7 +147,7 @@ def check_pairs(root: Path, label_folder: str, ids: Iterable[str], num_classes: 
     """
     pairs = [(root / IMAGES / f"{name}.jpg", root / label_folder / f"{name}.png") for name in sorted(ids)]
     _check_present([path for pair in pairs for path in pair])
-    for _ in tqdm(_map(partial(_check_pair, num_classes), pairs, workers), "checking", len(pairs), unit="image"):
+    for _ in Progress(_map(partial(_check_pair, num_classes), pairs, workers), "checking", "image", total=len(pairs)):
         pass
 
 
@@ -155,7 +155,7 @@ def check_images(root: Path, ids: Iterable[str]) -> None:
     """Raises InputError for the first id whose photograph is missing or damaged."""
     paths = [root / IMAGES / f"{name}.jpg" for name in sorted(ids)]
     _check_present(paths)
-    for path in tqdm(paths, "checking", unit="image"):
+    for path in Progress(paths, "checking", "image"):
         jpeg_size(path)
 
 

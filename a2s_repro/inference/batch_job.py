@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from a2s_repro.data.images import read_image
 from a2s_repro.data.voc import write_label_png
@@ -25,6 +24,7 @@ from a2s_repro.inference.sources import Source
 from a2s_repro.inference.video import FrameReader, video_file
 from a2s_repro.runtime import distributed
 from a2s_repro.runtime.pools import threads
+from a2s_repro.runtime.progress import Progress
 
 Read = tuple[str, np.ndarray]
 """Name and pixels, (H, W, 3) uint8 BGR, of a picture."""
@@ -184,7 +184,7 @@ class Work:
         if expected and written < expected:
             outcome.problems.append(f"{source.path}: only {written} of its {expected} frames could be decoded.")
 
-    def _copy_video(self, source: Source, reader: FrameReader, bar: tqdm) -> int:
+    def _copy_video(self, source: Source, reader: FrameReader, bar: Progress) -> int:
         """Writes the result video and returns its number of frames. Ctrl-C ends a camera's video, which is kept."""
 
         def decoded() -> Iterator[Read]:
@@ -256,8 +256,8 @@ def ahead(
         yield pending.popleft()
 
 
-def _bar(title: str, unit: str, total: int | None) -> tqdm:
-    return tqdm(desc=title, unit=unit, total=total, disable=not distributed.is_main() or total == 0)
+def _bar(title: str, unit: str, total: int | None) -> Progress:
+    return Progress(title=title, unit=unit, total=total, shown=distributed.is_main())
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from a2s_repro.data import voc
 from a2s_repro.data.images import IGNORE_LABEL, read_pair
@@ -18,6 +17,7 @@ from a2s_repro.inference.attention_by_size import AttentionBySize
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.segmenter import Segmenter
 from a2s_repro.runtime import distributed
+from a2s_repro.runtime.progress import Progress
 
 
 class ConfusionMatrix:
@@ -204,7 +204,7 @@ def evaluate(
     with distributed.failing_together():
         if by_size and model.merge != "attention":
             raise InputError("the net has no attention weights to measure by object size: leave out by_size.")
-        for item in tqdm(share, desc="evaluating", unit="image", disable=not distributed.is_main()):
+        for item in Progress(share, "evaluating", "image", shown=distributed.is_main()):
             image, truth = read_pair(item, model.num_classes)
             segmentation = segmenter(image, crf=crf)
             confusion.update(truth, segmentation.labels)

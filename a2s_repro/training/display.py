@@ -1,19 +1,18 @@
-"""What a run displays: a progress bar, and lines in its log."""
+"""What a run displays: its progress, and lines in its log."""
 
 import os
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from a2s_repro.runtime.devices import peak_memory
 from a2s_repro.runtime.distributed import is_main
+from a2s_repro.runtime.progress import Progress
 from a2s_repro.training.run_log import RunLog
 from a2s_repro.training.trainer import Trainer
 
 
 class Display:
-    """Progress bar and log of a run, in the first process alone.
+    """Progress and log of a run, in the first process alone.
 
     Losses, learning rate and speed are displayed every `recipe.display` iterations and at the last.
     """
@@ -21,12 +20,8 @@ class Display:
     def __init__(self, trainer: Trainer, folder: str | os.PathLike) -> None:
         self._trainer, recipe = trainer, trainer.recipe
         self._log = RunLog(folder, trainer.iteration) if is_main() else None
-        self._bar = tqdm(
-            total=recipe.max_iter,
-            initial=trainer.iteration,
-            unit="it",
-            desc=Path(folder).name,
-            disable=not is_main(),
+        self._progress: Progress = Progress(
+            title=Path(folder).name, total=recipe.max_iter, initial=trainer.iteration, shown=is_main()
         )
         self._since, self._shown = time.monotonic(), trainer.iteration - 1
 
@@ -41,16 +36,16 @@ class Display:
         losses, lr = self._trainer.smoothed(), self._trainer.rate(iteration)
         self._log.write(iteration, losses, lr, images_per_second, seconds, peak_memory(self._trainer.device))
         terms = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-        self._bar.set_postfix_str(f"{terms}, lr {lr:.1e}, {images_per_second:.1f} images/s", refresh=False)
+        self._progress.show(f"{images_per_second:.1f} images/s, {terms}, lr {lr:.1e}")
 
     def advance(self) -> None:
         """Call it after every update."""
-        self._bar.update()
+        self._progress.update()
 
     def __enter__(self) -> "Display":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._progress.__exit__()
         if self._log:
             self._log.close()

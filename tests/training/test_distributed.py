@@ -51,9 +51,9 @@ def losses(folder: Path) -> list[float]:
 
 
 def said(run: Run) -> list[str]:
-    """The lines that the processes of a run printed, without those of progress bars."""
-    lines = Path(f"{run.out}.txt").read_text().replace("\r", "\n").splitlines()
-    return [line for line in lines if line and "%|" not in line]
+    """The lines that the processes of a run printed, without those of their progress, which begin with the date."""
+    lines = Path(f"{run.out}.txt").read_text().splitlines()
+    return [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d ", line)]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

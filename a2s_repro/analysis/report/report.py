@@ -5,8 +5,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from a2s_repro.analysis.report.examples import example
 from a2s_repro.analysis.report.page import render
 from a2s_repro.analysis.report.run_folder import read_run_folder
@@ -16,6 +14,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 from a2s_repro.inference.evaluation import AttentionStatistics, ConfusionMatrix, Result
 from a2s_repro.inference.segmenter import Segmenter
+from a2s_repro.runtime.progress import Progress
 
 
 def write_report(
@@ -55,8 +54,7 @@ def write_report(
     groups = {"chosen": chosen, **_extremes(ious, count)}
     shown = [(group, index) for group, indices in groups.items() for index in indices]
     examples = [
-        (group, example(segmenter, items[index], ious[index]))
-        for group, index in tqdm(shown, desc="exploring", unit="image")
+        (group, example(segmenter, items[index], ious[index])) for group, index in Progress(shown, "exploring", "image")
     ]
     out = Path(out or run.path / "report.html")
     with replacing(out) as temporary:
@@ -71,7 +69,7 @@ def _score(segmenter: Segmenter, items: Sequence[Item]) -> tuple[Result, list[fl
     total = ConfusionMatrix(classes, void)
     attention = None
     ious = []
-    for item in tqdm(items, desc="evaluating", unit="image"):
+    for item in Progress(items, "evaluating", "image"):
         image, truth = read_pair(item, classes)
         segmentation = segmenter(image)
         own = ConfusionMatrix(classes, void)
