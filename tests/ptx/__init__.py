@@ -18,9 +18,12 @@ An operator raises `memory.Fault` where a kernel reads or writes outside of the 
 misaligned or uninitialised memory (shared memory, too), where threads race in shared or global memory, wait at
 different barriers, shuffle from a lane that is not there, or leave a part of a result unwritten.
 
-parse.py reads PTX; translate.py makes Python of it, with arithmetic.py; machine.py runs warps and blocks; memory.py
-holds the traps; counts.py counts; predict.py bounds the time, with registers and occupancy by ptxas.py; build.py
-compiles; device.py is all of it together. What was compiled is kept in build/ptx.
+From the PTX to a result: parse.py reads it; program.py makes Python of it, a function for each basic block, with what
+instructions.py writes for each instruction and arithmetic.py computes; machine.py runs the blocks of a grid, group.py
+the threads that are at one instruction; memory.py and shared.py are the memories, with their traps; counts.py counts;
+predict.py bounds the time, with registers and occupancy from ptxas.py. build.py compiles, device.py is all of it
+together. What was compiled is kept in build/ptx.
 
-An instruction that translate.py does not know raises `UnknownInstruction`: add it there.
+budgets.csv holds what each kernel may cost (budgets.py tells of its columns; `ptx_report.py --table --update` writes
+it anew). An instruction that instructions.py does not know raises `UnknownInstruction`: add it there.
 """

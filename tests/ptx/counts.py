@@ -5,12 +5,19 @@ that ptxas makes of it on sm_90, on average (`WEIGHTS`). A global access moves 3
 a warp's access counts once. Loads that hit in L1 because their block loaded the sector before are counted apart.
 """
 
+from __future__ import annotations
+
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.ptx.translate import Program
+from tests.ptx.memory import WARP, Access
+from tests.ptx.program import Program
+
+if TYPE_CHECKING:
+    from tests.ptx.machine import Machine
 
 SECTOR = 32
 
@@ -35,15 +42,17 @@ def weight(opcode: str) -> float:
 
 
 @dataclass
-class Access:
-    """What the executions of one load or store came to."""
+class Use:
+    """All executions of one load or store."""
 
+    space: str
+    store: bool
     width: int
     """Bytes per lane."""
-    store: bool
     requests: int = 0
     """Executions by a warp."""
     sectors: int = 0
+    """Of global memory."""
     bytes: int = 0
 
 
@@ -54,39 +63,54 @@ class Counts:
         self.program = program
         self.visits = np.zeros(len(program.blocks), np.int64)
         """Warps that ran each basic block."""
-        self.accesses: dict[int, Access] = {}
+        self.uses: dict[int, Use] = {}
         """By the instruction's index."""
         self.shared_wavefronts = 0
         """Passes over the 32 banks of shared memory."""
         self._touched: list[tuple[np.ndarray, np.ndarray]] = []
         self._pending = 0
 
-    def on_global(self, site: int, address: np.ndarray, size: int, lanes: np.ndarray, machine, store: bool) -> None:
-        access = self.accesses.setdefault(site, Access(size, store))
-        warp = lanes // 32
-        starts = np.flatnonzero(np.concatenate([[True], warp[1:] != warp[:-1]]))
-        access.requests += len(starts)
-        access.bytes += size * len(lanes)
-        memory = machine.launch.memory
-        if len(address) == 1:
-            access.sectors += len(starts) * max(1, size // SECTOR)
-            blocks = machine.ordinal_of(lanes[starts])
-            position = np.repeat(memory.locate(address, size, "")[0], len(starts))
+    def add(self, space: str, access: Access, store: bool, machine: Machine) -> None:
+        """Counts one access by a group of lanes."""
+        uses = self.uses.setdefault(access.site, Use(space, store, access.size))
+        warps = access.lanes // WARP
+        firsts = np.flatnonzero(np.concatenate([[True], warps[1:] != warps[:-1]]))
+        uses.requests += len(firsts)
+        uses.bytes += access.size * len(access.lanes)
+        if space == "global":
+            self._add_global(access, uses, warps, firsts, machine)
         else:
-            blocks = machine.ordinal_of(lanes)
-            position, _ = memory.locate(address, size, "")
-            sector = position // SECTOR
-            keys = warp << 40 | sector
-            step = keys[1:] - keys[:-1]
-            access.sectors += (int((step != 0).sum()) + 1 if (step >= 0).all() else len(np.unique(keys))) * max(
-                1, size // SECTOR
-            )
-        used = (np.uint32(2 ** min(size, 32) - 1) << (position % SECTOR).astype(np.uint32)).astype(np.uint32)
-        key = (blocks << 1 | int(store)) << 40 | position // SECTOR
-        self._touched.append((key, used))
-        self._pending += len(key)
+            self._add_shared(access)
+
+    def _add_global(self, access: Access, use: Use, warps: np.ndarray, firsts: np.ndarray, machine: Machine) -> None:
+        at, _ = machine.launch.memory.locate(access)
+        blocks, sectors = machine.first + access.blocks, at // SECTOR
+        if len(at) == 1:
+            use.sectors += len(firsts)
+            blocks = blocks[firsts]
+        else:
+            keys = warps << 40 | sectors
+            steps = keys[1:] - keys[:-1]
+            use.sectors += int((steps != 0).sum()) + 1 if (steps >= 0).all() else len(np.unique(keys))
+        bytes_used = np.uint32(2**access.size - 1) << (at % SECTOR).astype(np.uint32)
+        touched = (blocks << 1 | int(use.store)) << 40 | sectors
+        self._touched.append((touched, np.broadcast_to(bytes_used, len(touched))))
+        self._pending += len(touched)
         if self._pending > 1 << 21:
             self._compact()
+
+    def _add_shared(self, access: Access) -> None:
+        """32 banks of 4 bytes: a pass serves one word of each. Lanes that access 8 or 16 bytes take turns: half or a
+        quarter of a warp at a time."""
+        words = -(-access.size // 4)
+        turn = np.repeat(access.lanes * words // 32, words)
+        address = np.broadcast_to(access.address, len(access.lanes))
+        word = (address[:, None] // 4 + np.arange(words)).ravel()
+        distinct = np.unique(turn << 32 | word)
+        banks, words_of_bank = np.unique((distinct >> 32) * 32 + (distinct & 31), return_counts=True)
+        turns = banks // 32
+        firsts = np.flatnonzero(np.concatenate([[True], turns[1:] != turns[:-1]]))
+        self.shared_wavefronts += int(np.maximum.reduceat(words_of_bank, firsts).sum())
 
     def _compact(self) -> None:
         if not self._touched:
@@ -98,22 +122,6 @@ class Counts:
         starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
         self._touched = [(key[starts], np.bitwise_or.reduceat(used, starts))]
         self._pending = len(starts)
-
-    def on_shared(self, site: int, address: np.ndarray, size: int, lanes: np.ndarray, store: bool) -> None:
-        """32 banks of 4 bytes: a pass serves one word of each. Lanes that access 8 or 16 bytes take turns: half or a
-        quarter of a warp at a time."""
-        warp = lanes // 32
-        access = self.accesses.setdefault(site, Access(size, store))
-        access.requests += int((warp[1:] != warp[:-1]).sum()) + 1
-        access.bytes += size * len(lanes)
-        words = -(-size // 4)
-        turn = np.repeat(lanes * words // 32, words)
-        word = (address[:, None] // 4 + np.arange(words)).ravel()
-        distinct = np.unique(turn << 32 | word)
-        banks, words_of_bank = np.unique((distinct >> 32) * 32 + (distinct & 31), return_counts=True)
-        turns = banks // 32
-        firsts = np.flatnonzero(np.concatenate([[True], turns[1:] != turns[:-1]]))
-        self.shared_wavefronts += int(np.maximum.reduceat(words_of_bank, firsts).sum())
 
     def by_opcode(self) -> dict[str, int]:
         """Warp instructions by opcode."""
@@ -134,7 +142,7 @@ class Counts:
             if visits
         )
 
-    def touched(self) -> "Touched":
+    def touched(self) -> Touched:
         self._compact()
         key, used = self._touched[0] if self._touched else (np.zeros(0, np.int64), np.zeros(0, np.uint32))
         return Touched((key >> 40) & 1 == 1, key & ((1 << 40) - 1), np.bitwise_count(used).astype(np.int64))

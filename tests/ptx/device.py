@@ -24,7 +24,7 @@ from tests.ptx.counts import Counts
 from tests.ptx.machine import Launch
 from tests.ptx.memory import READABLE, WRITABLE, WRITTEN, Fault, GlobalMemory
 from tests.ptx.parse import Module
-from tests.ptx.translate import Program, translate
+from tests.ptx.program import Program, translate
 
 LARGE = 1 << 30
 """Bytes from which memory is not touched without need."""
@@ -75,9 +75,10 @@ class Allocations(TorchDispatchMode):
 
 
 class Device:
-    """A library and its PTX, ready to be called.
+    """CUDA sources, compiled and ready to be called.
 
-    `counting` keeps counts of each launch; `sample` chooses the blocks of a launch that are run, given their number.
+    `counting`: launches are counted. `checked`: races are looked for. `sample`: chooses the blocks of a launch that are
+    run (None: all of them). `last` is the latest call.
     """
 
     def __init__(self, sources: Sequence[Path], schemas: Path | None = None) -> None:
@@ -102,7 +103,7 @@ class Device:
         self.library.ptx_on_launch(self._callback)
         self.counting = False
         self.checked = True
-        self.sample = None
+        self.sample: Callable[[Launch], Sequence[int] | None] | None = None
         self.call: Call | None = None
         self.last: Call | None = None
 
@@ -160,21 +161,21 @@ class Device:
             Fault: a kernel did what it must not.
         """
         call = self.call = self.last = Call(GlobalMemory(self.checked))
+        for i, tensor in enumerate(inputs):
+            call.memory.allow(tensor, f"argument {i} {describe(tensor)}", READABLE | WRITTEN)
+        for i, tensor in enumerate(results):
+            call.memory.allow(tensor, f"result {i} {describe(tensor)}", READABLE | WRITABLE)
         try:
-            for i, tensor in enumerate(inputs):
-                call.memory.allow(tensor, f"argument {i} {describe(tensor)}", READABLE | WRITTEN)
-            for i, tensor in enumerate(results):
-                call.memory.allow(tensor, f"result {i} {describe(tensor)}", READABLE | WRITABLE)
             with Allocations(call):
                 yield call
-            if call.fault is not None:
-                raise call.fault
-        except Exception as error:
-            if call.fault is not None:
-                raise call.fault from error
-            raise
+        except Exception as error:  # the host code's, about a launch that failed
+            if call.fault is None:
+                raise
+            raise call.fault from error
         finally:
             self.call = None
+        if call.fault is not None:
+            raise call.fault
 
     def operator(self, name: str, *args: Any) -> Any:
         """Calls the CUDA implementation of `a2s_ptx::name`.

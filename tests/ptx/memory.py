@@ -8,6 +8,7 @@ written, holds a value, was written in this launch.
 import bisect
 import ctypes
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,6 @@ READABLE, WRITABLE, WRITTEN, THIS_LAUNCH = 1, 2, 4, 8
 MOST_BYTES = 1 << 36
 """Of the tensors of a call."""
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-SHARED_WINDOW = 1 << 60
-"""Where shared memory lies in the generic address space."""
 
 
 class Fault(Exception):
@@ -32,6 +31,36 @@ REPEATED = {
     for width, kind in UNSIGNED.items()
 }
 """Marks in each of 1, 2, 4 or 8 bytes."""
+
+
+@dataclass
+class Access:
+    """One load or store, by `lanes` lanes of a machine: `count` values of `width` bytes from `address` on."""
+
+    site: int
+    """The instruction's index."""
+    what: str
+    """The kernel and the instruction, for a fault."""
+    address: np.ndarray
+    """Of each lane; one element where all lanes share it."""
+    width: int
+    count: int
+    lanes: np.ndarray
+    blocks: np.ndarray
+    threads: np.ndarray
+    """Number of each lane's thread in the launch."""
+
+    @property
+    def size(self) -> int:
+        return self.width * self.count
+
+    def fault(self, reason: str) -> Fault:
+        return Fault(f"{self.what}: {reason}")
+
+    def check_alignment(self) -> None:
+        if np.bitwise_or.reduce(self.address) & (self.size - 1):
+            bad = int(self.address[(self.address & (self.size - 1)) != 0][0])
+            raise self.fault(f"misaligned: address {bad:#x} is no multiple of {self.size}")
 
 
 def lazy_zeros(size: int, kind: type) -> np.ndarray:
@@ -73,12 +102,6 @@ class GlobalMemory:
         data = np.frombuffer((ctypes.c_uint8 * (end - start)).from_address(start), np.uint8)
         self.origin = start
         self.words = {width: data.view(kind) for width, kind in UNSIGNED.items()}
-
-    def read(self, addresses: np.ndarray, width: int) -> np.ndarray:
-        return self.words[width][(addresses - self.origin) // width]
-
-    def write(self, addresses: np.ndarray, width: int, values: np.ndarray) -> None:
-        self.words[width][(addresses - self.origin) // width] = values
 
     def allow(self, tensor: Tensor, name: str, marks: int) -> None:
         """Gives the bytes of the tensor's elements `marks`, besides those they have."""
@@ -133,29 +156,51 @@ class GlobalMemory:
             self.marks.view(UNSIGNED[width])[at // width] &= ~REPEATED[width][THIS_LAUNCH]
         self._fresh = []
 
-    def locate(self, addresses: np.ndarray, size: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, access: Access) -> list[np.ndarray]:
+        """The values of each lane, as unsigned integers.
+
+        Raises:
+            Fault: misaligned, out of range of the tensors, uninitialised, or written by another thread.
+        """
+        at, given = self.locate(access)
+        for i in range(access.count):
+            self._check_read(access, i, at, given)
+        words, index = self.words[access.width], (access.address - self.origin) // access.width
+        return [words[index + i] for i in range(access.count)]
+
+    def store(self, access: Access, values: Sequence[np.ndarray]) -> None:
+        """Writes the values of each lane.
+
+        Raises:
+            Fault: misaligned, outside of the results, or written by another thread.
+        """
+        at, given = self.locate(access)
+        words, index = self.words[access.width], (access.address - self.origin) // access.width
+        for i, value in enumerate(values):
+            self._check_write(access, i, at, given)
+            words[index + i] = value
+
+    def locate(self, access: Access) -> tuple[np.ndarray, np.ndarray]:
         """Where the marks of each address lie, and the marks that its allocation has as a whole.
 
         Raises:
-            Fault: an access of `size` bytes is misaligned or lies outside of every tensor's storage.
+            Fault: an address is misaligned or lies outside of every tensor's storage.
         """
-        if np.bitwise_or.reduce(addresses) & (size - 1):
-            bad = addresses[(addresses & (size - 1)) != 0][0]
-            raise Fault(f"{what}: misaligned: address {bad:#x} is no multiple of {size}")
-        low, high = int(addresses.min()), int(addresses.max())
+        access.check_alignment()
+        address, size = access.address, access.size
+        low, high = int(address.min()), int(address.max())
         allocation = self._find(low)
         if allocation is not None and high + size <= allocation.end:
-            return addresses + (allocation.marks_at - allocation.start), np.array([allocation.marks])
+            return address + (allocation.marks_at - allocation.start), np.array([allocation.marks])
         starts = np.array(self.starts, np.int64)
         ends = np.array([a.end for a in self.allocations], np.int64)
         shift = np.array([a.marks_at - a.start for a in self.allocations], np.int64)
-        i = np.searchsorted(starts, addresses, "right") - 1
-        outside = (i < 0) | (addresses + size > ends[i]) if len(starts) else np.ones(len(addresses), bool)
+        i = np.searchsorted(starts, address, "right") - 1
+        outside = (i < 0) | (address + size > ends[i]) if len(starts) else np.ones(len(address), bool)
         if outside.any():
-            raise Fault(
-                f"{what}: out of range: {int(outside.sum())} lanes, the first at {self.describe(addresses[outside][0])}"
-            )
-        return addresses + shift[i], np.array([a.marks for a in self.allocations])[i]
+            lanes, first = int(outside.sum()), self.describe(address[outside][0])
+            raise access.fault(f"out of range: {lanes} lanes, the first at {first}")
+        return address + shift[i], np.array([a.marks for a in self.allocations])[i]
 
     def describe(self, address: int) -> str:
         """An address by the tensors around it."""
@@ -172,47 +217,49 @@ class GlobalMemory:
         )
         return f"{side} of {nearest.name}"
 
-    def check_read(
-        self, at: np.ndarray, given: np.ndarray, width: int, lanes: np.ndarray, what: str, addresses: np.ndarray
-    ) -> None:
-        """`given`: marks of the allocations as a whole."""
+    def _check_read(self, access: Access, i: int, at: np.ndarray, given: np.ndarray) -> None:
+        """Of the i-th value of each lane."""
+        width, at = access.width, at + i * access.width
         marks = self.marks.view(UNSIGNED[width])[at // width]
         wanted = REPEATED[width][(READABLE | WRITTEN) & ~given]
         bad = (marks & wanted) != wanted
         if bad.any():
             readable = REPEATED[width][READABLE & ~given]
             reason = "out of range of the tensor" if ((marks & readable) != readable).any() else "never written"
-            raise Fault(f"{what}: reads memory that is {reason}: {self.describe(addresses[bad][0])}")
-        if not self.races:
-            return
+            raise access.fault(f"reads memory that is {reason}: {self._place(access, i, bad)}")
         fresh = (marks & REPEATED[width][THIS_LAUNCH]) != 0
-        if fresh.any() and (self.writer[at[fresh]] != lanes[fresh]).any():
-            where = self.describe(addresses[fresh & (self.writer[at] != lanes)][0])
-            raise Fault(f"{what}: race: reads what another thread of this launch writes: {where}")
+        if self.races and fresh.any():
+            others = fresh & (self.writer[at] != (access.threads if len(at) > 1 else access.threads[:1]))
+            if others.any():
+                place = self._place(access, i, others)
+                raise access.fault(f"race: reads what another thread of this launch writes: {place}")
 
-    def check_write(
-        self, at: np.ndarray, given: np.ndarray, width: int, lanes: np.ndarray, what: str, addresses: np.ndarray
-    ) -> None:
-        """The same for a write, which it notes."""
+    def _check_write(self, access: Access, i: int, at: np.ndarray, given: np.ndarray) -> None:
+        """The same of a write, which is noted."""
+        width, at = access.width, at + i * access.width
         words = self.marks.view(UNSIGNED[width])
         marks = words[at // width]
         wanted = REPEATED[width][WRITABLE & ~given]
         bad = (marks & wanted) != wanted
         if bad.any():
-            raise Fault(f"{what}: writes outside of the results: {self.describe(addresses[bad][0])}")
+            raise access.fault(f"writes outside of the results: {self._place(access, i, bad)}")
         words[at // width] = marks | REPEATED[width][WRITTEN | THIS_LAUNCH]
         if not self.races:
             return
         self._fresh.append((at, width))
         again = (marks & REPEATED[width][THIS_LAUNCH]) != 0
-        if again.any() and (self.writer[at[again]] != lanes[again]).any():
-            other = again & (self.writer[at] != lanes)
-            raise Fault(f"{what}: race: two threads of this launch write {self.describe(addresses[other][0])}")
+        if again.any():
+            others = again & (self.writer[at] != access.threads)
+            if others.any():
+                raise access.fault(f"race: two threads of this launch write {self._place(access, i, others)}")
         for byte in range(width):
-            self.writer[at + byte] = lanes
-        overwritten = self.writer[at] != lanes
+            self.writer[at + byte] = access.threads
+        overwritten = self.writer[at] != access.threads
         if overwritten.any():
-            raise Fault(f"{what}: race: two threads write {self.describe(addresses[overwritten][0])} at once")
+            raise access.fault(f"race: two threads write {self._place(access, i, overwritten)} at once")
+
+    def _place(self, access: Access, i: int, bad: np.ndarray) -> str:
+        return self.describe(access.address[np.argmax(bad)] + i * access.width)
 
     def written_in_this_launch(self, tensor: Tensor) -> np.ndarray:
         """Sorted positions in the tensor's storage, in elements."""

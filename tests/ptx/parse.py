@@ -21,7 +21,7 @@ GUARD = re.compile(r"@(!?)(%?[\w$]+)\s+")
 
 
 class UnknownInstruction(Exception):
-    """PTX that this package does not know: add it to tests/ptx/translate.py."""
+    """PTX that this package does not know: add it to tests/ptx/instructions.py."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ class Kernel:
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     """Label -> index of the instruction that follows it."""
+
+    def label(self, name: str) -> int:
+        """Instruction that a branch leads to; a label within inline assembly hides one outside."""
+        return self.labels[name if name in self.labels else name.split("@")[0]]
 
     @property
     def parameter_bytes(self) -> int:

@@ -169,8 +169,7 @@ def cost_of(device: Device, ran: Ran) -> LaunchCost:
     sampled = launch.blocks if ran.blocks is None else len(ran.blocks)
     scale = launch.blocks / sampled
     touched = counts.touched()
-    accesses = [(ran.program.kernel.instructions[site], access) for site, access in counts.accesses.items()]
-    on_global = [access for instruction, access in accesses if "shared" not in instruction.parts]
+    on_global = [use for use in counts.uses.values() if use.space == "global"]
     loads, stores = ([a for a in on_global if a.store == store] for store in (False, True))
     wavefronts = counts.shared_wavefronts * scale
     passes = sum(max(a.requests, a.sectors / SECTORS_PER_PASS) for a in on_global) * scale + wavefronts

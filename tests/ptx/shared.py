@@ -1,23 +1,25 @@
 """Shared memory, and what stops a kernel there: misaligned, out-of-range and uninitialised accesses, and races."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from tests.ptx.memory import UNSIGNED, WARP, Fault
+from tests.ptx.memory import UNSIGNED, WARP, Access
 
 
 class SharedMemory:
     """Of `blocks` blocks at once; `size` bytes each. Marks are kept for every `grain` bytes, the narrowest access.
 
     An access races with one by another thread unless a barrier of the block, or of the warp that both are of, lies
-    between them.
+    between them. Unless `checked`, neither these nor uninitialised reads are looked for.
     """
 
     NOBODY, SEVERAL = -1, -2
     OF_WARP = -3
     """Several lanes of warp w: OF_WARP - w."""
 
-    def __init__(self, blocks: int, size: int, grain: int, warps: int) -> None:
-        self.size, self.grain = size, grain
+    def __init__(self, blocks: int, size: int, grain: int, warps: int, checked: bool) -> None:
+        self.size, self.grain, self.checked = size, grain, checked
         self.stride = -(-size // 16) * 16
         data = np.zeros(blocks * self.stride, np.uint8)
         self.words = {width: data.view(kind) for width, kind in UNSIGNED.items()}
@@ -39,57 +41,67 @@ class SharedMemory:
         """The same for threads of one warp among each other."""
         self.epoch[np.unique(lanes // WARP)] += 1
 
-    def locate(self, addresses: np.ndarray, size: int, blocks: np.ndarray, what: str) -> np.ndarray:
-        """Where the bytes of each lane's access begin.
+    def load(self, access: Access) -> list[np.ndarray]:
+        """The values of each lane, as unsigned integers.
 
         Raises:
-            Fault: one is misaligned or does not lie in its block's memory.
+            Fault: misaligned, out of range, uninitialised, or in a race.
         """
-        if np.bitwise_or.reduce(addresses) & (size - 1):
-            bad = addresses[(addresses & (size - 1)) != 0][0]
-            raise Fault(f"{what}: misaligned: shared address {int(bad)} is no multiple of {size}")
-        if addresses.min() < 0 or addresses.max() + size > self.size:
-            bad = addresses[(addresses < 0) | (addresses + size > self.size)][0]
-            raise Fault(f"{what}: out of range: byte {int(bad)} of {self.size} of shared memory")
-        return blocks * self.stride + addresses
+        at = self._locate(access)
+        if self.checked:
+            for byte in range(0, access.size, self.grain):
+                self._check_read(access, (at + byte) // self.grain)
+        return [self.words[access.width][at // access.width + i] for i in range(access.count)]
 
-    def check_read(self, at: np.ndarray, width: int, lanes: np.ndarray, what: str) -> None:
-        warps = lanes // WARP
-        for byte in range(0, width, self.grain):
-            i = (at + byte) // self.grain
-            if not self.written[i].all():
-                raise Fault(f"{what}: reads shared memory that was never written: {self._byte(i, ~self.written[i])}")
-            racing = self._races(self.writer[i], self.write_epoch[i], lanes, warps)
+    def store(self, access: Access, values: Sequence[np.ndarray]) -> None:
+        """Writes the values of each lane. Raises as `load` does."""
+        at = self._locate(access)
+        if self.checked:
+            for byte in range(0, access.size, self.grain):
+                self._check_write(access, (at + byte) // self.grain)
+        for i, value in enumerate(values):
+            self.words[access.width][at // access.width + i] = value
+
+    def _locate(self, access: Access) -> np.ndarray:
+        """Where the bytes of each lane's access begin."""
+        access.check_alignment()
+        address, end = access.address, self.size - access.size
+        if address.min() < 0 or address.max() > end:
+            bad = int(address[(address < 0) | (address > end)][0])
+            raise access.fault(f"out of range: byte {bad} of {self.size} of shared memory")
+        return access.blocks * self.stride + address
+
+    def _check_read(self, access: Access, cells: np.ndarray) -> None:
+        lanes, warps = access.lanes, access.lanes // WARP
+        if not self.written[cells].all():
+            raise access.fault(f"reads shared memory that was never written: {self._byte(cells, ~self.written[cells])}")
+        racing = self._races(self.writer[cells], self.write_epoch[cells], lanes, warps)
+        if racing.any():
+            raise access.fault(f"race: reads what another thread has just written: {self._byte(cells, racing)}")
+        before = self.reader[cells]
+        same_warp = np.where(before >= 0, before // WARP, self.OF_WARP - before) == warps
+        alone = (before == self.NOBODY) | (before == lanes)
+        self.reader[cells] = np.where(alone, lanes, np.where(same_warp, self.OF_WARP - warps, self.SEVERAL))
+        self.read_epoch[cells] = self.epoch[warps]
+        # Lanes of this very access that share a cell: one of them was kept.
+        kept = self.reader[cells]
+        together = (kept >= 0) & (kept != lanes)
+        if together.any():
+            of_warp = kept[together] // WARP == warps[together]
+            self.reader[cells[together]] = np.where(of_warp, self.OF_WARP - warps[together], self.SEVERAL)
+
+    def _check_write(self, access: Access, cells: np.ndarray) -> None:
+        lanes, warps = access.lanes, access.lanes // WARP
+        for who, epoch, did in ((self.writer, self.write_epoch, "written"), (self.reader, self.read_epoch, "read")):
+            racing = self._races(who[cells], epoch[cells], lanes, warps)
             if racing.any():
-                raise Fault(f"{what}: race: reads what another thread has just written: {self._byte(i, racing)}")
-            before = self.reader[i]
-            same_warp = np.where(before >= 0, before // WARP, self.OF_WARP - before) == warps
-            alone = (before == self.NOBODY) | (before == lanes)
-            self.reader[i] = np.where(alone, lanes, np.where(same_warp, self.OF_WARP - warps, self.SEVERAL))
-            self.read_epoch[i] = self.epoch[warps]
-            # Lanes of this very access that share a cell: one of them was kept.
-            kept = self.reader[i]
-            together = (kept >= 0) & (kept != lanes)
-            if together.any():
-                of_warp = kept[together] // WARP == warps[together]
-                self.reader[i[together]] = np.where(of_warp, self.OF_WARP - warps[together], self.SEVERAL)
-
-    def check_write(self, at: np.ndarray, width: int, lanes: np.ndarray, what: str) -> None:
-        warps = lanes // WARP
-        for byte in range(0, width, self.grain):
-            i = (at + byte) // self.grain
-            for who, epoch, did in (
-                (self.writer, self.write_epoch, "written"),
-                (self.reader, self.read_epoch, "read"),
-            ):
-                racing = self._races(who[i], epoch[i], lanes, warps)
-                if racing.any():
-                    raise Fault(f"{what}: race: writes what another thread has just {did}: {self._byte(i, racing)}")
-            self.writer[i] = lanes
-            self.write_epoch[i] = self.epoch[warps]
-            if (self.writer[i] != lanes).any():
-                raise Fault(f"{what}: race: two threads write at once: {self._byte(i, self.writer[i] != lanes)}")
-            self.written[i] = True
+                raise access.fault(f"race: writes what another thread has just {did}: {self._byte(cells, racing)}")
+        self.writer[cells] = lanes
+        self.write_epoch[cells] = self.epoch[warps]
+        overwritten = self.writer[cells] != lanes
+        if overwritten.any():
+            raise access.fault(f"race: two threads write at once: {self._byte(cells, overwritten)}")
+        self.written[cells] = True
 
     def _races(self, who: np.ndarray, epoch: np.ndarray, lanes: np.ndarray, warps: np.ndarray) -> np.ndarray:
         """Where an access by `lanes` is not ordered after the one by `who`."""

@@ -30,7 +30,7 @@ def test_counts_of_a_copy(kernels: Device) -> None:
     with kernels.counted(lambda launch: None), kernels.calling([x], [y]):
         kernels.library.run_copy(*[pointer(t) for t in (x, y)], 4096)
     counts = kernels.last.launches[0].launch.counts
-    load, store = sorted(counts.accesses.values(), key=lambda access: access.store)
+    load, store = sorted(counts.uses.values(), key=lambda use: use.store)
     for access in (load, store):
         assert (access.width, access.requests, access.sectors, access.bytes) == (4, 128, 512, 16384)
     touched = counts.touched()
@@ -41,7 +41,7 @@ def test_a_misaligned_copy_touches_more_sectors(kernels: Device) -> None:
     x, y = torch.ones(4097)[1:], torch.empty(4096)
     with kernels.counted(lambda launch: None), kernels.calling([x], [y]):
         kernels.library.run_copy(*[pointer(t) for t in (x, y)], 4096)
-    load, _ = sorted(kernels.last.launches[0].launch.counts.accesses.values(), key=lambda access: access.store)
+    load, _ = sorted(kernels.last.launches[0].launch.counts.uses.values(), key=lambda use: use.store)
     assert load.sectors == 128 * 5
 
 

@@ -1,172 +1,63 @@
-"""Kernels translated to Python: a function for each basic block, which works on numpy arrays with an element a lane.
+"""What each PTX instruction does, written as Python on numpy arrays with an element a lane.
 
 A register is an array of the lanes of a group, or of length 1 where all lanes share its value. What needs more than
-arithmetic (memory, shuffles, special registers) is a method of the group: see machine.py.
+arithmetic (memory, shuffles, special registers) is a method of the group, `g`: see group.py.
 """
 
 import functools
-import itertools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from tests.ptx import arithmetic
-from tests.ptx.memory import SHARED_WINDOW
+from tests.ptx.group import SHARED_WINDOW
 from tests.ptx.parse import SIZES, Instruction, Kernel, UnknownInstruction
 
-# How a register of a type is held, and how an instruction of a type sees it.
 HELD = {"pred": "bool_", "f32": "float32", "f64": "float64"}
 SEEN = {"pred": "bool_", "u8": "uint8", "s8": "int8", "b8": "uint8", "u16": "uint16", "s16": "int16", "b16": "uint16"}
 SEEN |= {"u32": "uint32", "s32": "int32", "b32": "uint32", "u64": "uint64", "s64": "int64", "b64": "uint64"}
 SEEN |= {"f32": "float32", "f64": "float64", "f16": "uint16", "bf16": "uint16", "f16x2": "uint32", "bf16x2": "uint32"}
+"""numpy type of an instruction's operands."""
 
-SYNCHRONISING = ("shfl", "vote", "redux", "match")
-COMPARISONS = {
-    "eq": "==",
-    "ne": "!=",
-    "lt": "<",
-    "le": "<=",
-    "gt": ">",
-    "ge": ">=",
-    "lo": "<",
-    "ls": "<=",
-    "hi": ">",
-    "hs": ">=",
-}
+COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+COMPARISONS |= {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 OPPOSITE = {"eq": "!=", "ne": "==", "lt": ">=", "le": ">", "gt": "<=", "ge": "<"}
 INFIX = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"}
+TEMPLATES = {
+    "mad": "({a} * {b} + {c})",
+    "rem": "A.remainder({a}, {b})",
+    "neg": "(-{a})",
+    "not": "(~{a})",
+    "cnot": "({a} == 0).astype(np.{type})",
+    "abs": "np.abs({a})",
+    "copysign": "np.copysign({b}, {a})",
+    "lg2": "np.log2({a})",
+    "rcp": "(np.{type}(1) / {a})",
+    "sqrt": "np.sqrt({a})",
+    "rsqrt": "(np.{type}(1) / np.sqrt({a}))",
+    "popc": "A.bit_count({a})",
+    "clz": "A.leading_zeros({a})",
+    "prmt": "A.permute_bytes({a}, {b}, {c})",
+}
+MODIFIERS = {"lo", "hi", "wide", "rn", "rm", "approx", "full", "ftz", "sat", "NaN", "l", "r", "wrap", "clamp"}
 ROUNDINGS = {"rni": "np.rint", "rzi": "np.trunc", "rmi": "np.floor", "rpi": "np.ceil"}
 
 
 def held(kind: str) -> str:
+    """numpy type in which a register of a type is held."""
     return HELD.get(kind) or f"uint{8 * max(SIZES[kind], 2)}"
 
 
-@dataclass
-class Block:
-    """Instructions [first, last) of a kernel that run one after the other."""
+class Writer:
+    """Writes the instructions of a kernel, a block at a time, into `lines`."""
 
-    first: int
-    last: int
-    run: Callable
-    """(registers, group) -> the branch's condition, where it has one."""
-    reads: tuple[int, ...]
-    """Registers that must be there before."""
-    writes: int
-    """Set of registers, as bits."""
-    ends: str
-    """How it ends: "fall", "jump", "branch", "exit" or "barrier"."""
-    target: int = -1
-    member_mask: Callable | None = None
-    """Of a block that begins with a warp-level instruction: (registers, group) -> the lanes that must take part."""
-    mask_reads: tuple[int, ...] = ()
-    live: int = 0
-    """Registers that this block or a later one reads before it writes them."""
-
-
-@dataclass
-class Program:
-    kernel: Kernel
-    blocks: list[Block]
-    registers: int
-    """How many."""
-    kinds: list[str]
-    """numpy type of each register."""
-    source: str
-    """The functions' text."""
-    shared_grain: int
-    """Width of the narrowest access to shared memory, at most 4 bytes."""
-
-
-def translate(kernel: Kernel) -> Program:
-    return Translator(kernel).program()
-
-
-class Translator:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.numbers = {name: i for i, name in enumerate(kernel.registers)}
-        self.lines: list[str] = []
         self.constants: dict[str, np.ndarray] = {}
-        self.read: set[int] = set()
-        self.written: set[int] = set()
-        self.certainly: set[int] = set()
+        self.begin_block()
 
-    # ---- blocks
-
-    def program(self) -> Program:
-        instructions = self.kernel.instructions
-        starts = {0, *self.kernel.labels.values()}
-        for i, instruction in enumerate(instructions):
-            if instruction.parts[0] in ("bra", "ret", "exit") or is_barrier(instruction):
-                starts.add(i + 1)
-            if is_warp_level(instruction):
-                starts.add(i)
-        ordered = [*sorted(s for s in starts if s < len(instructions)), len(instructions)]
-        index = {start: i for i, start in enumerate(ordered)}
-        texts, facts = [], []
-        for number, (first, last) in enumerate(itertools.pairwise(ordered)):
-            text, *rest = self.block(number, first, last, index)
-            texts.append(text)
-            facts.append(rest)
-        source = "\n".join(texts)
-        names = {"np": np, "A": arithmetic, **self.constants}
-        exec(compile(source, f"<{self.kernel.name}>", "exec"), names)
-        blocks = [
-            Block(first, last, names[f"block_{i}"], reads, writes, ends, target, names.get(f"mask_{i}"), mask_reads)
-            for i, ((first, last), (reads, writes, ends, target, mask_reads)) in enumerate(
-                zip(itertools.pairwise(ordered), facts, strict=True)
-            )
-        ]
-        find_live(blocks)
-        grain = min(
-            (SIZES[i.type] for i in instructions if ".shared" in i.opcode and i.parts[0] in ("ld", "st")), default=4
-        )
-        kinds = [held(kind) for kind in self.kernel.registers.values()]
-        return Program(self.kernel, blocks, len(kinds), kinds, source, min(grain, 4))
-
-    def block(self, number: int, first: int, last: int, index: dict[int, int]) -> tuple:
+    def begin_block(self) -> None:
         self.lines, self.read, self.written = [], set(), set()
-        mask_text, mask_reads, ends, target, result = "", (), "fall", -1, "None"
-        instructions = self.kernel.instructions
-        if is_warp_level(instructions[first]):
-            operand = instructions[first].operands[-1]
-            mask = self.operand(operand, "u32")
-            mask_reads = tuple(self.read)
-            loads = "".join(f" r{i} = R[{i}];" for i in mask_reads)
-            mask_text = f"def mask_{number}(R, g):\n   {loads} return {mask}\n"
-        for i in range(first, last):
-            instruction = instructions[i]
-            name = instruction.parts[0]
-            if name == "bra":
-                ends, target = "jump", index[self.label(instruction.operands[0])]
-                if instruction.guard:
-                    ends = "branch"
-                    result = ("~" if instruction.negated else "") + self.register(instruction.guard)
-            elif name in ("ret", "exit"):
-                ends = "exit"
-                if instruction.guard:
-                    ends, target = "branch", -1
-                    result = ("~" if instruction.negated else "") + self.register(instruction.guard)
-            elif is_barrier(instruction):
-                if instruction.guard or len(instruction.operands) != 1:
-                    raise UnknownInstruction(f"{self.kernel.name}: {instruction}")
-                ends = "barrier"
-            else:
-                self.instruction(i, instruction)
-        if last == len(instructions) and ends == "fall":
-            ends = "exit"
-        loads = "; ".join(f"r{i} = R[{i}]" for i in sorted(self.read))
-        stores = "; ".join(f"R[{i}] = r{i}" for i in sorted(self.written))
-        body = [loads, *self.lines, stores, f"return {result}"]
-        text = mask_text + f"def block_{number}(R, g):\n" + "".join(f"    {line}\n" for line in body if line)
-        writes = sum(1 << i for i in self.written)
-        return text, tuple(sorted(self.read)), writes, ends, target, mask_reads
-
-    def label(self, name: str) -> int:
-        return self.kernel.labels[name if name in self.kernel.labels else name.split("@")[0]]
 
     # ---- operands
 
@@ -233,12 +124,16 @@ class Translator:
 
     # ---- instructions
 
+    def guard(self, instruction: Instruction) -> str:
+        """Where a guarded instruction is executed."""
+        return ("~" if instruction.negated else "") + self.register(instruction.guard)
+
+    def unknown(self, instruction: Instruction) -> UnknownInstruction:
+        return UnknownInstruction(f"{self.kernel.name}: {instruction}")
+
     def instruction(self, number: int, instruction: Instruction) -> None:
-        guard = None
-        if instruction.guard:
-            guard = ("~" if instruction.negated else "") + self.register(instruction.guard)
-        name = instruction.parts[0]
-        method = getattr(self, f"on_{name}", None)
+        guard = self.guard(instruction) if instruction.guard else None
+        method = getattr(self, f"on_{instruction.parts[0]}", None)
         if method is not None:
             method(number, instruction, guard)
             return
@@ -248,101 +143,70 @@ class Translator:
     def value(self, instruction: Instruction) -> tuple[str, str]:
         """The expression of an instruction's result, and its numpy type."""
         parts, kind = instruction.parts, instruction.type
-        name = parts[0]
-        sources = instruction.operands[1:]
-        seen = SEEN.get(kind)
-        if kind in ("f16", "bf16", "f16x2", "bf16x2") and name not in ("mov", "selp"):
-            return self.half_value(name, parts, sources, kind)
-        a, b, c = ([self.operand(s, kind) for s in sources if s[0] not in "{["] + ["", "", ""])[:3]
+        name, sources, seen = parts[0], instruction.operands[1:], SEEN.get(kind)
+        if kind in ("f16", "bf16", "f16x2", "bf16x2") and name != "selp":
+            return self.half_value(instruction)
+        if set(parts[1:-1]) - MODIFIERS:
+            raise self.unknown(instruction)
+        a, b, c = [*(self.operand(source, kind) for source in sources), "", "", ""][:3]
         floating = kind in ("f32", "f64")
-        if name in INFIX and not {"hi", "wide"} & set(parts):
-            if {"rz", "rm", "rp", "cc"} & set(parts) or ("sat" in parts and not floating):
-                raise UnknownInstruction(f"{self.kernel.name}: {instruction}")
-            result = f"({a} {INFIX[name]} {b})"
-            result = f"A.saturate({result})" if "sat" in parts else result
-            return (f"A.flush({result})" if "ftz" in parts else result), seen
-        if name == "fma" or (name == "mad" and floating):
-            if "rm" in parts and kind == "f32":
-                return f"A.fma_down({a}, {b}, {c})", seen
-            if {"rz", "rm", "rp", "ftz", "sat"} & set(parts):
-                raise UnknownInstruction(f"{self.kernel.name}: {instruction}")
-            return f"A.fma({a}, {b}, {c})", seen
         if name in ("mul", "mad") and "wide" in parts:
             wide = f"{kind[0]}{2 * int(kind[1:])}"
             product = f"{a}.astype(np.{SEEN[wide]}) * {b}.astype(np.{SEEN[wide]})"
             return (f"{product} + {self.operand(sources[2], wide)}" if name == "mad" else product), SEEN[wide]
         if name in ("mul", "mad") and "hi" in parts:
             return f"A.multiply_high({a}, {b})" + (f" + {c}" if name == "mad" else ""), seen
-        if name == "mad":
-            return f"{a} * {b} + {c}", seen
-        if name == "div":
+        if "rm" in parts and instruction.opcode != "fma.rm.f32":
+            raise self.unknown(instruction)
+        if name == "fma":
+            result = f"A.fma_down({a}, {b}, {c})" if "rm" in parts else f"A.fma({a}, {b}, {c})"
+        elif name in INFIX:
+            result = f"({a} {INFIX[name]} {b})"
+        elif name == "div":
+            result = f"({a} / {b})" if floating else f"A.divide({a}, {b})"
+        elif name in ("min", "max"):
+            ignores_nan = floating and "NaN" not in parts
+            result = f"np.f{name}({a}, {b})" if ignores_nan else f"np.{name}imum({a}, {b})"
+        elif name in ("shl", "shr"):
+            result = f"({a} {'<<' if name == 'shl' else '>>'} {self.operand(sources[1], 'u32')}.astype(np.{seen}))"
+        elif name == "selp":
+            result = f"np.where({self.operand(sources[2], 'pred')}, {a}, {b})"
+        elif name == "ex2":
+            result = f"np.exp2(A.flush({a}))" if "ftz" in parts else f"np.exp2({a})"
+        elif name == "lop3":
+            result = f"A.logic3({a}, {b}, {c}, {int(sources[3], 0)})"
+        elif name == "bfe":
+            result = f"A.extract_bits({a}, {self.operand(sources[1], 'u32')}, {self.operand(sources[2], 'u32')})"
+        elif name == "bfi":
+            where = f"{self.operand(sources[2], 'u32')}, {self.operand(sources[3], 'u32')}"
+            result = f"A.insert_bits({a}, {b}, {where})"
+        elif name == "shf":
+            result = f"A.funnel_shift({a}, {b}, {c}, {'l' in parts}, {'wrap' in parts})"
+        elif name in TEMPLATES:
+            result = TEMPLATES[name].format(a=a, b=b, c=c, type=seen)
+            seen = "uint32" if name in ("popc", "clz") else seen
+        else:
+            raise self.unknown(instruction)
+        if "sat" in parts:
             if not floating:
-                return f"A.divide({a}, {b})", seen
-            return (f"A.flush({a} / {b})" if "ftz" in parts else f"{a} / {b}"), seen
-        if name == "rem":
-            return f"A.remainder({a}, {b})", seen
-        if name in ("min", "max"):
-            function = (
-                {"min": "fmin", "max": "fmax"}
-                if floating and "NaN" not in parts
-                else {"min": "minimum", "max": "maximum"}
-            )
-            return f"np.{function[name]}({a}, {b})", seen
-        if name in ("shl", "shr"):
-            return f"{a} {'<<' if name == 'shl' else '>>'} {self.operand(sources[1], 'u32')}.astype(np.{seen})", seen
-        if name == "selp":
-            condition = self.operand(sources[2], "pred")
-            return f"np.where({condition}, {a}, {b})", seen
-        if name == "neg":
-            return f"-{a}", seen
-        if name == "not":
-            return f"~{a}", seen
-        if name == "cnot":
-            return f"({a} == 0).astype(np.{seen})", seen
-        if name == "abs":
-            return f"np.abs({a})", seen
-        if name == "copysign":
-            return f"np.copysign({b}, {a})", seen
-        if name == "ex2":
-            return (f"A.flush(np.exp2(A.flush({a})))" if "ftz" in parts else f"np.exp2({a})"), seen
-        if name == "lg2":
-            return f"np.log2({a})", seen
-        if name == "rcp":
-            return f"np.{seen}(1) / {a}", seen
-        if name == "sqrt":
-            return f"np.sqrt({a})", seen
-        if name == "rsqrt":
-            return f"np.{seen}(1) / np.sqrt({a})", seen
-        if name == "popc":
-            return f"A.bit_count({a})", "uint32"
-        if name == "clz":
-            return f"A.leading_zeros({a})", "uint32"
-        if name == "prmt":
-            return f"A.permute_bytes({a}, {b}, {c})", "uint32"
-        if name == "lop3":
-            return f"A.logic3({a}, {b}, {c}, {int(sources[3], 0)})", seen
-        if name == "bfe":
-            return f"A.extract_bits({a}, {self.operand(sources[1], 'u32')}, {self.operand(sources[2], 'u32')})", seen
-        if name == "bfi":
-            return (
-                f"A.insert_bits({a}, {b}, {self.operand(sources[2], 'u32')}, {self.operand(sources[3], 'u32')})",
-                seen,
-            )
-        if name == "shf":
-            return f"A.funnel_shift({a}, {b}, {c}, {parts[1] == 'l'}, {parts[2] == 'wrap'})", seen
-        raise UnknownInstruction(f"{self.kernel.name}: {instruction}")
+                raise self.unknown(instruction)
+            result = f"A.saturate({result})"
+        return (f"A.flush({result})" if "ftz" in parts else result), seen
 
-    def half_value(self, name: str, parts: list[str], sources: tuple[str, ...], kind: str) -> tuple[str, str]:
-        """Arithmetic of one or two half-precision numbers: in float32, which holds sums and products, rounded once."""
+    def half_value(self, instruction: Instruction) -> tuple[str, str]:
+        """Arithmetic of one or two half-precision numbers: in float64, which holds sums and products, rounded once."""
+        name, *modifiers, kind = instruction.parts
+        if set(modifiers) - {"rn", "relu", "approx", "ftz", "NaN"} or ("ftz" in modifiers and kind == "f16"):
+            raise self.unknown(instruction)
         short = kind.removesuffix("x2")
-        operands = [self.operand(source, kind) for source in sources]
+        operands = [self.operand(source, kind) for source in instruction.operands[1:]]
 
         def compute(values: list[str]) -> str:
             a, b, c = [*values, "", "", ""][:3]
             a, b, c = (f"A.from_{short}({v})" if v else "" for v in (a, b, c))
             if name == "fma":
                 exact = f"A.fma_short({a}, {b}, {c})"
-                exact = f"np.maximum({exact}, 0)" if "relu" in parts else exact
+                exact = f"np.maximum({exact}, 0)" if "relu" in modifiers else exact
             elif name in ("add", "sub"):
                 sign = "-" if name == "sub" else ""
                 exact = f"A.sum_to_odd({a}.astype(np.float64), ({sign}{b}).astype(np.float64))"
@@ -355,7 +219,7 @@ class Translator:
             elif name == "ex2":
                 exact = f"np.exp2({a})"
             else:
-                raise UnknownInstruction(f"{self.kernel.name}: {'.'.join(parts)}")
+                raise self.unknown(instruction)
             return f"A.to_{short}({exact})"
 
         if kind == short:
@@ -430,7 +294,7 @@ class Translator:
             self.put(target, f"A.pair_of(A.to_{short}({low}), A.to_{short}({high}))", "uint32", guard)
             return
         if set(parts[1:-2]) - {"rn", "rzi", "rni", "rmi", "rpi", "sat", "ftz"}:
-            raise UnknownInstruction(f"{self.kernel.name}: {instruction}")
+            raise self.unknown(instruction)
         value = self.operand(sources[0], source)
         if source in ("f16", "bf16"):
             value, source = f"A.from_{source}({value})", "f32"
@@ -447,7 +311,7 @@ class Translator:
             value = f"A.saturate({value})" if "sat" in parts else value
         else:
             if "sat" in parts:
-                raise UnknownInstruction(f"{self.kernel.name}: {instruction}")
+                raise self.unknown(instruction)
             value = f"{value}.astype(np.{seen})"
         self.put(target, value, seen, guard)
 
@@ -459,7 +323,7 @@ class Translator:
             self.lines.append(f"loaded = g.parameter({address}, {width}, {len(names)})")
             guard = None
         else:
-            self.lines.append(f"loaded = g.load_{space}({number}, {address}, {width}, {len(names)}, {guard})")
+            self.lines.append(f"loaded = g.load({number}, {space!r}, {address}, {width}, {len(names)}, {guard})")
         for i, name in enumerate(names):
             raw = f"loaded[{i}]"
             seen = SEEN[kind]
@@ -479,7 +343,7 @@ class Translator:
             else:
                 values.append(self.operand(name, bits))
         address = self.address(instruction.operands[0])
-        self.lines.append(f"g.store_{space}({number}, {address}, {width}, ({', '.join(values)},), {guard})")
+        self.lines.append(f"g.store({number}, {space!r}, {address}, {width}, ({', '.join(values)},), {guard})")
 
     def memory_operands(self, instruction: Instruction, registers: str) -> tuple[str, str, list[str]]:
         """Address space, type, and the one to eight registers of an access."""
@@ -489,7 +353,7 @@ class Translator:
             "generic",
         )
         if space in ("local", "const") or {"acquire", "release", "sys", "gpu"} & set(parts):
-            raise UnknownInstruction(f"{self.kernel.name}: {instruction}")
+            raise self.unknown(instruction)
         return space, instruction.type, re.findall(r"[%\w$@.\-]+", registers)
 
     def on_shfl(self, number: int, instruction: Instruction, guard: str | None) -> None:
@@ -519,7 +383,7 @@ class Translator:
 
     def on_bar(self, number: int, instruction: Instruction, guard: str | None) -> None:
         if instruction.parts[1] != "warp":
-            raise UnknownInstruction(f"{self.kernel.name}: {instruction}")
+            raise self.unknown(instruction)
         self.lines.append("g.warp_barrier()")
 
     def on_prefetch(self, number: int, instruction: Instruction, guard: str | None) -> None:
@@ -529,17 +393,6 @@ class Translator:
         pass
 
     on_membar = on_fence
-
-
-def is_barrier(instruction: Instruction) -> bool:
-    """Of a block: __syncthreads()."""
-    parts = instruction.parts
-    return parts[0] in ("bar", "barrier") and parts[1] in ("sync", "cta")
-
-
-def is_warp_level(instruction: Instruction) -> bool:
-    parts = instruction.parts
-    return (parts[0] in SYNCHRONISING and "sync" in parts) or parts[:2] == ["bar", "warp"]
 
 
 def converted(expression: str, source: str, target: str) -> str:
@@ -556,20 +409,3 @@ def special_register(name: str) -> str:
     if re.fullmatch(r"%(tid|ntid|ctaid|nctaid)\.[xyz]|%laneid|%warpid", name):
         return f"g.special({name!r})"
     raise UnknownInstruction(f"register {name}")
-
-
-def find_live(blocks: list[Block]) -> None:
-    reads = [sum(1 << i for i in {*block.reads, *block.mask_reads}) for block in blocks]
-    changed = True
-    while changed:
-        changed = False
-        for i in range(len(blocks) - 1, -1, -1):
-            block = blocks[i]
-            after = 0
-            if block.ends in ("fall", "branch", "barrier") and i + 1 < len(blocks):
-                after |= blocks[i + 1].live
-            if block.ends in ("jump", "branch") and block.target >= 0:
-                after |= blocks[block.target].live
-            live = reads[i] | (after & ~block.writes)
-            if live != block.live:
-                block.live, changed = live, True
