@@ -42,8 +42,8 @@ def test_cells_are_named_with_or_without_their_group():
 
 
 def test_a_recipe_is_trained_once_and_after_the_one_it_starts_from():
-    asked = [find_recipe(f"voc12_coco/{name}") for name in ("max2", "msc_largefov", "largefov")]
-    names = [recipe.name for recipe in trainings(asked)]
+    wanted = [find_recipe(f"voc12_coco/{name}") for name in ("max2", "msc_largefov", "largefov")]
+    names = [recipe.name for recipe in trainings(wanted)]
     assert sorted(names) == ["coco_subset/largefov", *(f"voc12_coco/{x}" for x in ("largefov", "max2", "msc_largefov"))]
     assert names.index("coco_subset/largefov") == 0
     assert names.index("voc12_coco/largefov") < names.index("voc12_coco/msc_largefov")

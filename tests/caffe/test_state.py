@@ -222,10 +222,10 @@ def test_the_tools_convert_in_both_directions(files, tmp_path):
     settings |= {"num-classes": 5, "classifier": "fc8_voc12", "workers": 0, "device": "cpu"}
     settings |= {"data-root": files["data_root"], "train-list": files["train_list"], "out": "run", "resume": THEIRS}
     options = [f"--{name}={value}" for name, value in settings.items()]
-    said = run("train_voc.py", "--recipe=voc12/attention2_esupv", *options)
-    assert "trained 21 iterations" in said
-    said = run("convert_caffe.py", "run/snapshot_iter_21.pth", "back.caffemodel", "--to-caffe")
-    assert said == "wrote back.caffemodel\nwrote back.solverstate\nwrote back_deploy.prototxt\n"
+    printed = run("train_voc.py", "--recipe=voc12/attention2_esupv", *options)
+    assert "trained 21 iterations" in printed
+    printed = run("convert_caffe.py", "run/snapshot_iter_21.pth", "back.caffemodel", "--to-caffe")
+    assert printed == "wrote back.caffemodel\nwrote back.solverstate\nwrote back_deploy.prototxt\n"
     state = read_solverstate(tmp_path / "back.solverstate")
     assert (state.iter, state.current_step, state.learned_net) == (21, 2, "back.caffemodel")
     assert len(state.history) == len(read_solverstate(THEIRS).history)

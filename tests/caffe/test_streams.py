@@ -252,16 +252,16 @@ def test_layers_draw_in_the_order_of_the_authors_files(name):
             seen.add(module)
     assert streams.words.state() == words.state()
 
-    asked = []
+    order = []
     scale_of_side = {9: 1, 7: 0.75, 5: 0.5, 3: 0.25}
     for module, layer in net.named_modules():
         module = module.removeprefix("head.")
         if isinstance(layer, Dropout):
             layer.register_forward_hook(
-                lambda _, __, y, module=module: asked.append(module + SUFFIX_OF_SCALE[scale_of_side[y.shape[-1]]])
+                lambda _, __, y, module=module: order.append(module + SUFFIX_OF_SCALE[scale_of_side[y.shape[-1]]])
             )
     net(torch.rand(2, 3, 65, 65))
-    assert asked == [layer_name(layer) for layer in layers if 'type: "Dropout"' in layer]
+    assert order == [layer_name(layer) for layer in layers if 'type: "Dropout"' in layer]
 
 
 def layer_name(layer: str) -> str:

@@ -35,7 +35,7 @@ def test_what_is_kept_and_its_gradient_are_scaled_by_the_float32_ratio():
 
 def test_masks_are_for_training_only():
     layer = Dropout(0.5).eval()
-    take_masks_from(layer, lambda shape, ratio: pytest.fail("a mask was asked for"))
+    take_masks_from(layer, lambda shape, ratio: pytest.fail("a mask was drawn"))
     x = torch.randn(5)
     assert torch.equal(layer(x), x)
 
@@ -62,13 +62,13 @@ def test_without_masks_torch_draws_them(dtype: torch.dtype):
 
 def test_streams_draw_in_the_order_of_caffes_files():
     """drop6 and drop7 of scales 1, 0.5, 0.75, 0.25, then the attention's. The grid's size identifies the scale."""
-    net, asked = ShareNet(3, (1, 0.75, 0.5, 0.25), widths=THIN), []
+    net, drawn = ShareNet(3, (1, 0.75, 0.5, 0.25), widths=THIN), []
 
     def masks(shape, ratio):
-        asked.append((*shape, ratio))
+        drawn.append((*shape, ratio))
         return torch.ones(shape, dtype=torch.bool)
 
     take_masks_from(net, masks)
     net(torch.randn(2, 3, 65, 65))
     grids = [9, 9, 5, 5, 7, 7, 3, 3]
-    assert asked == [(2, 16, grid, grid, 0.5) for grid in grids] + [(2, 8, 9, 9, 0.5)]
+    assert drawn == [(2, 16, grid, grid, 0.5) for grid in grids] + [(2, 8, 9, 9, 0.5)]

@@ -90,7 +90,7 @@ def test_the_same_bits_every_time() -> None:
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
-def test_only_the_gradients_asked_for_are_made() -> None:
+def test_only_the_requested_gradients_are_computed() -> None:
     """A frozen weight's is not, nor an image's, and a weight alone has the same gradient as with the others."""
     x, weight, bias = random_inputs((12, 17))
     expected = with_gradients(conv2d(x, weight, bias), x, weight, bias)

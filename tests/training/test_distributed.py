@@ -50,7 +50,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["total"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def said(run: Run) -> list[str]:
+def printed(run: Run) -> list[str]:
     """The lines that the processes of a run printed, without those of their progress, which begin with the date."""
     lines = Path(f"{run.out}.txt").read_text().splitlines()
     return [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d ", line)]
@@ -60,10 +60,10 @@ def said(run: Run) -> list[str]:
 def test_several_processes_compute_what_one_computes(single, files, tmp_path, ranks):
     """Within 1e-6 after 20 updates: only the order differs in which the gradients of the passes are added."""
     run = Run(out=tmp_path / "run", workers=0, **files)
-    assert finish(start(SIX, run, ranks)) == [0] * ranks, said(run)
+    assert finish(start(SIX, run, ranks)) == [0] * ranks, printed(run)
     assert deviation(run.out, single) < 1e-6
     assert losses(run.out) == pytest.approx(losses(single), rel=1e-6)
-    assert len(said(run)) == 1  # where the weights are from: one voice
+    assert len(printed(run)) == 1  # where the weights are from: one voice
     assert json.loads((run.out / "config.json").read_text())["run"]["processes"] == ranks
 
 
@@ -79,7 +79,7 @@ def test_batch_norms_have_the_running_statistics_of_one_process(files, tmp_path)
     )
     files = files | {"init": tmp_path / "resnet34.pth"}
     one, two = (Run(out=tmp_path / name, workers=0, **files) for name in ("one", "two"))
-    assert finish(start(recipe, one) + start(recipe, two, 2)) == [0, 0, 0], said(two)
+    assert finish(start(recipe, one) + start(recipe, two, 2)) == [0, 0, 0], printed(two)
     assert deviation(two.out, one.out) < 1e-5
     nets = [load_weights(run.out / "final.pth").state_dict for run in (one, two)]
     counts = [key for key in nets[0] if key.endswith("num_batches_tracked")]
@@ -90,7 +90,7 @@ def test_caffes_streams_are_dealt_out_too(files, tmp_path):
     """Images, dropout masks and fillers come from one generator, in the order of the passes."""
     recipe = RECIPE.changed(max_iter=3)
     one, two = (Run(out=tmp_path / name, workers=0, caffe_streams="ziggurat", **files) for name in ("one", "two"))
-    assert finish(start(recipe, one) + start(recipe, two, 2)) == [0, 0, 0], said(two)
+    assert finish(start(recipe, one) + start(recipe, two, 2)) == [0, 0, 0], printed(two)
     assert deviation(two.out, one.out) < 1e-6
     states = [load_snapshot(newest_snapshot(run.out)).random for run in (one, two)]
     assert states[0] == states[1]
@@ -103,12 +103,12 @@ def test_a_killed_process_ends_the_run_and_others_go_on_with_it(single, files, t
         time.sleep(0.01)
     processes[1].kill()
     assert finish(processes) == [2, -signal.SIGKILL]
-    (sentence,) = said(run)[1:]
+    (sentence,) = printed(run)[1:]
     assert sentence.startswith("error: ")
     assert "another process of the run has died: continue with --resume auto." in sentence
 
     again = dataclasses.replace(run, resume="auto")
-    assert finish(start(SIX, again, 3)) == [0, 0, 0], said(run)
+    assert finish(start(SIX, again, 3)) == [0, 0, 0], printed(run)
     assert deviation(run.out, single) < 1e-6
     assert len(losses(run.out)) == 20
 
@@ -124,11 +124,11 @@ def test_a_file_that_one_process_cannot_read_ends_the_run_with_its_sentence(sing
     codes = finish(processes)
     hidden.rename(image)
     assert codes == [2, 2]
-    (sentence,) = said(run)[1:]
+    (sentence,) = printed(run)[1:]
     assert re.match(rf"error: iteration \d+: {image} cannot be read: No such file or directory\. The state", sentence)
 
     again = dataclasses.replace(run, resume="auto")
-    assert finish(start(SIX, again)) == [0], said(run)
+    assert finish(start(SIX, again)) == [0], printed(run)
     assert deviation(run.out, single) < 1e-6
 
 
@@ -138,7 +138,7 @@ def test_a_stop_signal_to_any_process_stops_them_all_after_the_same_update(files
     while newest_snapshot(run.out) is None:
         time.sleep(0.01)
     processes[1].terminate()
-    assert finish(processes) == [143, 143], said(run)
+    assert finish(processes) == [143, 143], printed(run)
     assert 10 <= load_snapshot(newest_snapshot(run.out)).iteration < 20
     assert not (run.out / "final.pth").exists()
 
@@ -146,7 +146,7 @@ def test_a_stop_signal_to_any_process_stops_them_all_after_the_same_update(files
 def test_passes_that_cannot_be_dealt_out_evenly_are_refused_once(files, tmp_path):
     run = Run(out=tmp_path / "run", workers=0, **files)
     assert finish(start(RECIPE, run, 3)) == [2, 2, 2]
-    (sentence,) = said(run)
+    (sentence,) = printed(run)
     assert "the 2 passes of an update (--iter-size) cannot be dealt out to 3 processes evenly" in sentence
 
 

@@ -143,9 +143,9 @@ def test_a_damaged_snapshot_is_refused_by_name_and_the_one_before_it_used(run, f
     model = load_snapshot(newest).model
     newest.write_bytes(content[damage])
     train(RECIPE.changed(max_iter=4, snapshot=1), dataclasses.replace(run, resume="auto"))
-    said = capsys.readouterr()
-    assert f"{newest} " in said.out + said.err
-    assert f"resumed from {snapshot_path(run.out, 3)} at iteration 3" in said.out + said.err
+    captured = capsys.readouterr()
+    assert f"{newest} " in captured.out + captured.err
+    assert f"resumed from {snapshot_path(run.out, 3)} at iteration 3" in captured.out + captured.err
     again = load_snapshot(newest).model
     assert all(torch.equal(again[name], tensor) for name, tensor in model.items())
 
