@@ -150,7 +150,6 @@ class Reproduction:
             lines.append(f"{command} {_options(settings)}")
             if recipe in recipes:
                 evaluation = recipe.changed(**self.changes).evaluation()
-                evaluation["pad_to"] = evaluation.pop("crop")
                 settings = {
                     "model": run.out / "final.pth",
                     "data_root": run.data_root,

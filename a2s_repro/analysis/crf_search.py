@@ -89,7 +89,7 @@ def search(
     items: Sequence[Item],
     crfs: Sequence[CRF],
     *,
-    crop: int = 513,
+    pad_to: int = 513,
     classes: Sequence[str] = (),
     workers: int = 1,
 ) -> Search:
@@ -98,7 +98,7 @@ def search(
     The net segments each image once; then `workers` threads refine its scores. Outputs named 'void' in `classes` are
     excluded from means. Raises InputError naming a bad file.
     """
-    segmenter = Segmenter(model, crop=crop)
+    segmenter = Segmenter(model, pad_to=pad_to)
     void = [label for label, name in enumerate(classes) if name == VOID]
     without, *refined = (ConfusionMatrix(model.num_classes, void) for _ in range(len(crfs) + 1))
     with (

@@ -81,6 +81,6 @@ def main(arguments: argparse.Namespace) -> None:
     classes = class_names(model.num_classes, meta, arguments.classes)
     items = read_list(arguments.list, arguments.data_root, label_dir=arguments.label_dir)
     items = sample(items, arguments.count, arguments.seed)
-    result = search(model, items, crfs, crop=arguments.pad_to, classes=classes, workers=arguments.workers)
+    result = search(model, items, crfs, pad_to=arguments.pad_to, classes=classes, workers=arguments.workers)
     best = f"best on {result.images} images: {result.best}"
     print_results(f"{result.table()}\n{best}", result.summary(), arguments.json)

@@ -61,7 +61,7 @@ def main(arguments: argparse.Namespace) -> None:
     result = evaluate(
         model,
         items,
-        crop=arguments.pad_to,
+        pad_to=arguments.pad_to,
         crf=crf,
         short_sides=arguments.short_sides,
         classes=classes,

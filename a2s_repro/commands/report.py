@@ -37,7 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
         data_root=arguments.data_root,
         list_file=arguments.list,
         label_dir=arguments.label_dir,
-        crop=arguments.pad_to,
+        pad_to=arguments.pad_to,
         ids=arguments.ids,
         count=arguments.count,
         device=arguments.device,

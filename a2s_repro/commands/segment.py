@@ -91,7 +91,7 @@ def main(arguments: argparse.Namespace) -> int:
             model,
             classes,
             meta,
-            crop=arguments.pad_to,
+            pad_to=arguments.pad_to,
             short_sides=arguments.short_sides,
             memory=arguments.memory,
             precision=arguments.precision,

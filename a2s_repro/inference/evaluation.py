@@ -178,7 +178,7 @@ def evaluate(
     model: nn.Module,
     items: Sequence[Item],
     *,
-    crop: int = 513,
+    pad_to: int = 513,
     crf: CRF | None = None,
     short_sides: Sequence[int] = (),
     classes: Sequence[str] = (),
@@ -188,7 +188,7 @@ def evaluate(
 ) -> Result:
     """Scores `model` on `items` on the model's device; shows a progress bar.
 
-    `crop`, `short_sides` and `precision` are passed to Segmenter; `crf` refines the labels. As in the authors'
+    `pad_to`, `short_sides` and `precision` are passed to Segmenter; `crf` refines the labels. As in the authors'
     evaluation, outputs named 'void' in `classes` (COCO's unused ids) are excluded from means. Items without a label
     file (VOC test) do not affect the scores. With `label_folder` every segmentation is written there as ID.png, an
     index PNG in VOC's palette. `by_size` measures attention weights against object sizes.
@@ -196,7 +196,7 @@ def evaluate(
     Several processes share the items, and all return the scores of the whole set. Raises InputError naming a bad file,
     and for `by_size` with a net without attention.
     """
-    segmenter = Segmenter(model, crop=crop, short_sides=short_sides, precision=precision)
+    segmenter = Segmenter(model, pad_to=pad_to, short_sides=short_sides, precision=precision)
     void = [label for label, name in enumerate(classes) if name == VOID]
     confusion = ConfusionMatrix(model.num_classes, void)
     attention, objects = AttentionStatistics(model.scales), AttentionBySize(model.scales)

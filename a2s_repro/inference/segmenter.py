@@ -61,7 +61,7 @@ class Segmentation:
 class Segmenter:
     """Segments images of any size with a net: `segmenter(image)`.
 
-    The normalised image is padded with 0, the mean colour, at the bottom and right: each side to `crop` or, if it is
+    The normalised image is padded with 0, the mean colour, at the bottom and right: each side to `pad_to` or, if it is
     longer, to the next multiple of the net's grid step plus 1. The score map is interpolated to that size (fc8_interp),
     the class with the largest score is taken, and the padding is cut off. As in the authors' test nets, arithmetic is
     exact float32, unless `precision` selects another.
@@ -79,10 +79,10 @@ class Segmenter:
     """Names of the C classes."""
     meta: dict = dataclasses.field(default_factory=dict)
     """Meta of the weights file."""
-    crop: int = 513
+    pad_to: int = 513
     """Minimum side, in pixels, to which an image is padded; 1 pads only to the grid."""
     short_sides: Sequence[int] = ()
-    """Shorter sides, in pixels, to which an image is resized in turn; `crop` is then ignored."""
+    """Shorter sides, in pixels, to which an image is resized in turn; `pad_to` is then ignored."""
     memory: float = 4
     """Memory limit for the activations of a forward pass in GB, as estimated by `bytes_per_pixel`."""
     precision: str = "fp32"
@@ -90,8 +90,8 @@ class Segmenter:
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self._device)
-        if min((self.crop, *self.short_sides)) < 1:
-            raise InputError(f"crop is {self.crop}, the short sides {[*self.short_sides]}; they must be at least 1.")
+        if min((self.pad_to, *self.short_sides)) < 1:
+            raise InputError(f"pad_to is {self.pad_to}, short sides {[*self.short_sides]}; they must be at least 1.")
         if not self.memory > 0:
             raise InputError(f"memory is {self.memory} GB; it must be positive.")
 
@@ -140,7 +140,7 @@ class Segmenter:
 
     def padded_size(self, image: np.ndarray) -> tuple[int, int]:
         """Rows and columns to which an image (H, W, 3) is padded."""
-        return self._fitting(max(self.crop, side) for side in image.shape[:2])
+        return self._fitting(max(self.pad_to, side) for side in image.shape[:2])
 
     def padded(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
         """The net's input (N, 3, *size), on its device, from images (H, W, 3) uint8 BGR no larger than `size`."""
@@ -227,7 +227,7 @@ class Segmenter:
         if math.prod(size) <= self._pixels:
             return net(batch)
         step = self.model.grid_step
-        longest = max(math.isqrt(self._pixels) - 1, self.crop - 1, SMALLEST_TILE * step) // step * step + 1
+        longest = max(math.isqrt(self._pixels) - 1, self.pad_to - 1, SMALLEST_TILE * step) // step * step + 1
         rows, columns = (min(side, longest) for side in size)
         return _Maps(*run_tiled(net, batch, (rows, columns), step))
 

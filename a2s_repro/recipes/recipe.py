@@ -200,7 +200,7 @@ class Recipe:
     def evaluation(self) -> dict[str, Any]:
         """Keyword arguments of `evaluation.evaluate`."""
         crf = CRF(**self.crf) if self.crf else None
-        return {"crop": self.test_crop, "crf": crf, "short_sides": self.short_sides}
+        return {"pad_to": self.test_crop, "crf": crf, "short_sides": self.short_sides}
 
     def start(self, out: str | os.PathLike, pretrained: Mapping[str, str | os.PathLike] = PRETRAINED) -> Path:
         """Path of the initial weights; `out` is the folder of all runs."""

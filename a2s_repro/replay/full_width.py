@@ -199,7 +199,7 @@ def _compared_state(
 def _compared_labels(
     trainer: Trainer, record: FullWidth, photographs: str | os.PathLike, gates: dict[str, float | None]
 ) -> Iterator[Comparison]:
-    segmenter = Segmenter(trainer.model, crop=record.recipe.test_crop)
+    segmenter = Segmenter(trainer.model, pad_to=record.recipe.test_crop)
     for item in read_list(record.folder / "test_ids.txt", photographs, labelled=False):
         differing = float((segmenter(item.image).labels != record.labels[item.id]).mean())
         yield Comparison("test label", item.id, differing, differing, gates["test label"], by="absolute")

@@ -38,7 +38,7 @@ def folders(tmp_path_factory) -> list[Path]:
         recipe = find_recipe(f"voc12/{cell}").changed(**trial, num_classes=len(CLASSES))
         train(recipe, Run(data, out, init, train_list=lists / "train.txt", seed=seed, workers=0))
         model, _ = load_model(out / "final.pth")
-        result = evaluate(model, read_list(lists / "val.txt", data), crop=161, by_size="attention" in cell)
+        result = evaluate(model, read_list(lists / "val.txt", data), pad_to=161, by_size="attention" in cell)
         (out / "val.json").write_text(json.dumps(result.summary(CLASSES)))
         outs.append(out)
     return outs

@@ -89,7 +89,7 @@ def test_the_tool_scores_every_combination(demo: Path, model_file: Path, tmp_pat
     without, refined = ConfusionMatrix(len(CLASSES)), ConfusionMatrix(len(CLASSES))
     for item in sample(read_list(listed, demo), 2, seed=10):
         image, truth = read_pair(item, len(CLASSES))
-        segmentation = Segmenter(model, crop=161)(image, scores=True)
+        segmentation = Segmenter(model, pad_to=161)(image, scores=True)
         without.update(truth, segmentation.labels)
         refined.update(truth, refine(image[:, :, ::-1], segmentation.scores, crf))
     assert report["without"] == without.mean_iou

@@ -35,7 +35,7 @@ def segmenter(merge="attention", scales=(1, 0.5), **head):
     for name, parameter in net.named_parameters():
         if name.endswith("weight"):
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-    return Segmenter(net, CLASSES, crop=65)
+    return Segmenter(net, CLASSES, pad_to=65)
 
 
 def items(demo):

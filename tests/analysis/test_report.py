@@ -107,7 +107,7 @@ def data_of(page: Path) -> dict:
 @pytest.mark.parametrize("kind", NETS)
 def test_arrays_are_the_nets_values_at_every_eighth_pixel(reports, data, kind):
     """Fractions are rounded to 1/65535; all other values are exact."""
-    segmenter = Segmenter(random_net(kind), CLASSES, crop=CROP)
+    segmenter = Segmenter(random_net(kind), CLASSES, pad_to=CROP)
     for shown in data_of(reports[kind])["examples"]:
         image, truth = read_pair(items_of(data)[shown["id"]], len(CLASSES))
         inspection = inspect(segmenter, image)
@@ -138,7 +138,7 @@ def test_large_images_are_shrunk_and_their_grid_is_thinned(tmp_path):
     image = rng.integers(0, 256, (20, 1300, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "wide.png"), image)
     write_label(tmp_path / "label.png", rng.integers(0, len(CLASSES), (20, 1300), np.uint8))
-    segmenter = Segmenter(random_net("attention"), CLASSES, crop=CROP)
+    segmenter = Segmenter(random_net("attention"), CLASSES, pad_to=CROP)
     shown = example(segmenter, Item("wide", tmp_path / "wide.png", tmp_path / "label.png"), 0.5)
     assert shown.step == 24 and shown.size == (20, 1300)
     assert shown.picture.shape == (7, 434, 3) and shown.truth.shape == shown.labels.shape == (7, 434)
@@ -149,7 +149,7 @@ def test_large_images_are_shrunk_and_their_grid_is_thinned(tmp_path):
 
 def test_scores_are_those_of_the_evaluation_and_groups_are_ranked(reports, data):
     net = random_net("attention")
-    result = evaluate(net, list(items_of(data).values()), crop=CROP, classes=CLASSES)
+    result = evaluate(net, list(items_of(data).values()), pad_to=CROP, classes=CLASSES)
     page = data_of(reports["attention"])
     assert page["confusion"]["counts"] == result.confusion.counts.tolist()
     groups = {

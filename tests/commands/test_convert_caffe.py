@@ -21,8 +21,8 @@ def run(tool: str, *args: object) -> subprocess.CompletedProcess:
 def test_to_torch_and_back_gives_the_same_blobs(tmp_path):
     forth = run("convert_caffe.py", SHARED, tmp_path / "net.safetensors", "--num-classes", 5)
     assert forth.returncode == 0, forth.stderr
-    for sentence in ("matched 18 layers", "folded 16 shared copies; scales 1 0.5", "pool5a: no", "classifier: fc8_voc12"):
-        assert sentence in forth.stdout
+    for line in ("matched 18 layers", "folded 16 shared copies; scales 1 0.5", "pool5a: no", "classifier: fc8_voc12"):
+        assert line in forth.stdout
     assert forth.stdout.endswith(f"wrote {tmp_path / 'net.safetensors'}\n")
 
     back = run("convert_caffe.py", tmp_path / "net.safetensors", tmp_path / "net.caffemodel", "--to-caffe")

@@ -112,4 +112,4 @@ def test_the_tool_measures_a_net_with_attention(tmp_path):
     assert "the same within classes" in done.stdout
 
     with pytest.raises(InputError, match="no attention weights to measure"):
-        evaluate(DeepLabLargeFOV(len(CLASSES), widths=widths), read_list(val, data), crop=161, by_size=True)
+        evaluate(DeepLabLargeFOV(len(CLASSES), widths=widths), read_list(val, data), pad_to=161, by_size=True)

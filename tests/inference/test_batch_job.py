@@ -51,7 +51,7 @@ def run(model_file: Path, tmp_path: Path) -> Run:
 
     def segment(*inputs: Path, results: dict | None = None, **options) -> Summary:
         segmenter = load(model_file)
-        segmenter.crop = 65
+        segmenter.pad_to = 65
         return Work(segmenter, Results(tmp_path / "out", **results or {}), **options).run(find_sources(inputs))
 
     return segment
@@ -160,7 +160,7 @@ def test_the_tool_segments_readable_files_and_reports_the_others(model_file: Pat
     assert files(out) == written | {"attention/c.mp4", "legend.png", "segment.json"}
 
     segmenter = load(model_file)
-    segmenter.crop = 65
+    segmenter.pad_to = 65
     expected = segmenter(folder / "a.png", scores=True, crf=CRF(iterations=1))
     labels = Image.open(out / "labels/a.png")
     assert labels.mode == "P" and labels.getpalette() == palette().ravel().tolist()
@@ -263,7 +263,7 @@ def test_a_video_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path:
 
 
 def test_a_net_without_attention_has_no_panels(tmp_path: Path) -> None:
-    segmenter = Segmenter(DeepLabLargeFOV(3, widths=Widths().scaled(1 / 32)), crop=65)
+    segmenter = Segmenter(DeepLabLargeFOV(3, widths=Widths().scaled(1 / 32)), pad_to=65)
     work = Work(segmenter, Results(tmp_path / "out", attention=True))
     with pytest.raises(InputError, match="no attention weights to draw"):
         work.run([Source("a", write_picture(tmp_path / "a.png"))])

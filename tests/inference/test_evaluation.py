@@ -122,7 +122,7 @@ def test_attention_statistics_resolve_a_spread_of_a_millionth():
 def test_segmentation_pads_at_the_bottom_and_right(height, width, padded):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     model = thin(ShareNet)
-    segmentation = Segmenter(model, crop=65)(image)
+    segmentation = Segmenter(model, pad_to=65)(image)
 
     framed = np.tile(MEAN_BGR, (*padded, 1))  # the mean colour becomes 0
     framed[:height, :width] = image
@@ -139,7 +139,7 @@ def test_segmentation_pads_at_the_bottom_and_right(height, width, padded):
 
 def test_a_net_without_attention_has_no_weights(items):
     model = thin(DeepLabLargeFOV)
-    result = evaluate(model, items[:1], crop=65)
+    result = evaluate(model, items[:1], pad_to=65)
     assert result.attention is None
     assert result.attention_table() == ""
     assert result.summary(CLASSES)["attention"] is None
@@ -180,12 +180,12 @@ def test_tool_scores_agree_with_the_written_labels(demo, items, model_file, tmp_
 
 def test_the_crf_refines_the_scored_labels(items):
     model, crf = thin(ShareNet, (1, 0.5)), CRF(iterations=2)
-    segmenter, expected = Segmenter(model, crop=161), ConfusionMatrix(len(CLASSES))
+    segmenter, expected = Segmenter(model, pad_to=161), ConfusionMatrix(len(CLASSES))
     for item in items:
         image, truth = read_pair(item, len(CLASSES))
         expected.update(truth, segmenter(image, crf=crf).labels)
-    assert (evaluate(model, items, crop=161, crf=crf).confusion.counts == expected.counts).all()
-    assert (evaluate(model, items, crop=161).confusion.counts != expected.counts).any()
+    assert (evaluate(model, items, pad_to=161, crf=crf).confusion.counts == expected.counts).all()
+    assert (evaluate(model, items, pad_to=161).confusion.counts != expected.counts).any()
 
 
 def test_two_processes_give_the_scores_of_one(demo, items, model_file, tmp_path):
@@ -273,7 +273,7 @@ def test_scores_by_their_published_names():
 def test_outputs_named_void_are_excluded_from_means(items):
     model = thin(DeepLabLargeFOV)
     counting, voided = (
-        evaluate(model, items[:1], crop=65, classes=names) for names in (CLASSES, (*CLASSES[:-1], "void"))
+        evaluate(model, items[:1], pad_to=65, classes=names) for names in (CLASSES, (*CLASSES[:-1], "void"))
     )
     assert voided.confusion.counts.tolist() == counting.confusion.counts.tolist()
     assert voided.confusion.mean_iou == pytest.approx(counting.confusion.iou[:-1].mean(), abs=1e-15)

@@ -54,7 +54,7 @@ def sizes_seen(segmenter: Segmenter) -> Iterator[list[tuple[int, int]]]:
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    return Segmenter(thin(ShareNet, (1, 0.5)), CLASSES, crop=65)
+    return Segmenter(thin(ShareNet, (1, 0.5)), CLASSES, pad_to=65)
 
 
 def assert_same(first: Segmentation, second: Segmentation) -> None:
@@ -123,7 +123,7 @@ def test_a_batch_gives_the_results_of_single_images(segmenter: Segmenter) -> Non
 
 def test_scores_are_returned_on_request() -> None:
     head = RefineHead()
-    segmenter = Segmenter(thin(ShareNet, (1, 0.5), head=head), crop=65)
+    segmenter = Segmenter(thin(ShareNet, (1, 0.5), head=head), pad_to=65)
     image = picture(40, 60)
     labels_alone, complete = segmenter(image), segmenter(image, scores=True)
     assert labels_alone.scores is None and labels_alone.recalibration is None
@@ -137,10 +137,10 @@ def test_scores_are_returned_on_request() -> None:
 @pytest.mark.parametrize(("scales", "step"), [((1,), 8), ((1, 0.5), 16), ((1, 0.75, 0.5), 32)])
 def test_images_are_padded_to_the_grid_of_the_scales(scales: tuple, step: int) -> None:
     model = thin(ShareNet, scales) if len(scales) > 1 else thin(DeepLabLargeFOV)
-    segmenter = Segmenter(model, crop=513)
+    segmenter = Segmenter(model, pad_to=513)
     assert segmenter.padded_size(picture(1, 513)) == (513, 513)
     assert segmenter.padded_size(picture(514, 1000)) == (513 + step, (999 // step + 1) * step + 1)
-    assert Segmenter(model, crop=1).padded_size(picture(1, 2)) == (1, 1 + step)
+    assert Segmenter(model, pad_to=1).padded_size(picture(1, 2)) == (1, 1 + step)
 
 
 def test_a_dense_crf_refines_the_labels_but_not_the_scores(segmenter: Segmenter) -> None:
@@ -182,8 +182,8 @@ def test_an_image_too_large_for_the_memory_runs_in_tiles() -> None:
     """The receptive field of a cell reaches 209 pixels, and pixels are interpolated between cells 8 pixels apart, so
     tiling changes only pixels within 217 pixels of an inner tile edge."""
     image, model, reach = picture(449, 961), thin(DeepLabLargeFOV), 209 + 8
-    whole = Segmenter(model, crop=65)
-    tiled = Segmenter(model, crop=65, memory=whole.bytes_per_pixel * 641 * 641 / 1e9)
+    whole = Segmenter(model, pad_to=65)
+    tiled = Segmenter(model, pad_to=65, memory=whole.bytes_per_pixel * 641 * 641 / 1e9)
     with sizes_seen(tiled) as sizes:
         segmentation = tiled(image, scores=True)
     assert sizes == [(449, 641), (449, 641)]  # from columns 0 and 320
@@ -199,9 +199,9 @@ def test_load_returns_a_segmenter(segmenter: Segmenter, tmp_path: Path) -> None:
     meta = {"model": segmenter.model.config(), "pool5a": False, "classes": CLASSES}
     save_weights(tmp_path / "x.safetensors", segmenter.model.state_dict(), meta)
     loaded = a2s_repro.load(tmp_path / "x.safetensors")
-    assert loaded.classes == CLASSES and loaded.crop == 513 and loaded.meta["model"] == meta["model"]
+    assert loaded.classes == CLASSES and loaded.pad_to == 513 and loaded.meta["model"] == meta["model"]
     image = picture(20, 30)
-    loaded.crop = segmenter.crop
+    loaded.pad_to = segmenter.pad_to
     segmenter.model.to(memory_format=torch.channels_last)  # as in a loaded net, for equal rounding
     assert_same(loaded(image), segmenter(image))
 
@@ -220,7 +220,7 @@ def test_bfloat16_gives_nearly_the_same_in_float32_maps(segmenter: Segmenter) ->
 def test_invalid_options_are_refused() -> None:
     model = thin(DeepLabLargeFOV)
     for options, sentence in (
-        ({"crop": 0}, "crop is 0"),
+        ({"pad_to": 0}, "pad_to is 0"),
         ({"short_sides": (300, 0)}, r"short sides \[300, 0\]"),
         ({"memory": 0}, "memory is 0 GB"),
         ({"precision": "int8"}, "precision 'int8' is not known"),

@@ -108,7 +108,7 @@ def test_the_protocol_of_ade20k():
         assert recipe.max_iter == 126300 and recipe.batch_size * recipe.iter_size == 16
         assert recipe.crop == 384 + 1 and (recipe.crop - 1) % recipe.changed(width=1 / 64).net().grid_step == 0
         assert (recipe.base_lr, recipe.momentum, recipe.weight_decay) == (1e-3, 0.9, 1e-4)
-        assert recipe.evaluation() == {"crop": 1, "crf": None, "short_sides": (300, 400, 500, 600)}
+        assert recipe.evaluation() == {"pad_to": 1, "crf": None, "short_sides": (300, 400, 500, 600)}
 
 
 def test_settings_that_the_paper_leaves_open_are_marked_as_ours():

@@ -24,14 +24,14 @@ def write_report(
     data_root: str | os.PathLike | None = None,
     list_file: str | os.PathLike | None = None,
     label_dir: str | None = None,
-    crop: int | None = None,
+    pad_to: int | None = None,
     ids: Sequence[str] = (),
     count: int = 6,
     device: str = "cpu",
 ) -> Path:
     """Writes the page of a run to `out` (default: report.html in the run's folder) and returns its path.
 
-    Defaults come from the run: `data_root`, the list (the run's evaluation list, else its recipe's) and `crop`, the
+    Defaults come from the run: `data_root`, the list (the run's evaluation list, else its recipe's) and `pad_to`, the
     minimum side to which images are padded. The explorer shows the images `ids`, the `count` images with the lowest IoU
     and the `count` with the highest. Shows a progress bar.
 
@@ -41,7 +41,7 @@ def write_report(
         raise InputError(f"count is {count}: give a number of best and worst images of at least 0.")
     run = read_run_folder(folder, device)
     settings, recipe = run.config["run"], run.config["recipe"]
-    segmenter = dataclasses.replace(run.segmenter, crop=recipe["test_crop"] if crop is None else crop)
+    segmenter = dataclasses.replace(run.segmenter, pad_to=recipe["test_crop"] if pad_to is None else pad_to)
     root = Path(data_root or settings["data_root"])
     named = list_file or settings["val_list"]
     list_file = Path(named or root / recipe["evaluation_set"])
