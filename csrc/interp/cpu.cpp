@@ -29,7 +29,7 @@ struct Store {
 
 // Resizes x into y. `y` may be a slice of a map's channels; in channels_last its channels are adjacent.
 void interp_rows(const Tensor& x, const Tensor& y) {
-  dispatch("interp", x, [&](auto type) {
+  dispatch_cpu("interp", x, [&](auto type) {
     using T = typename decltype(type)::type;
     const Map<T> out = map_of<T>(y);
     const ScaleSet<T, 1> scale_set({x}, out.h, out.w);
@@ -59,7 +59,7 @@ Tensor interp_cpu(const Tensor& x, int64_t height, int64_t width) {
 
 Tensor interp_backward_cpu(const Tensor& grad, int64_t height, int64_t width) {
   Tensor grad_x = empty_resized("interp_backward", "grad", grad, height, width);
-  dispatch("interp_backward", grad, [&](auto type) {
+  dispatch_cpu("interp_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
     const Map<T> out = map_of<T>(grad_x);
     const Rows<const T> rows(map_of<const T>(grad), out.channels_last);

@@ -211,7 +211,7 @@ class ShiftAddGradRows {
 
 Tensor interp_shift_add_cpu(const Tensor& planes, const Tensor& base) {
   Tensor y = empty_shift_add(planes, base);
-  dispatch("interp_shift_add", planes, [&](auto type) {
+  dispatch_cpu("interp_shift_add", planes, [&](auto type) {
     using T = typename decltype(type)::type;
     const Map<T> out = map_of<T>(y);
     const Strips strips(out);
@@ -225,7 +225,7 @@ Tensor interp_shift_add_cpu(const Tensor& planes, const Tensor& base) {
 
 Tensor interp_shift_add_backward_cpu(const Tensor& grad, int64_t height, int64_t width) {
   Tensor grad_planes = empty_shift_add_backward(grad, height, width);
-  dispatch("interp_shift_add_backward", grad, [&](auto type) {
+  dispatch_cpu("interp_shift_add_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
     const Map<const T> grad_map = map_of<const T>(grad);
     const Strips strips(grad_map);

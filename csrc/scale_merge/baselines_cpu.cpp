@@ -23,7 +23,7 @@ void merge_all_rows(const std::vector<Tensor>& scores, const Map<T>& merged, con
 
 Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width, double factor) {
   Tensor merged = empty_merged("scale_average", scores, height, width);
-  dispatch_merge("scale_average", scores, [&](auto type, auto count) {
+  dispatch_merge_cpu("scale_average", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
     merge_all_rows<T, S>(scores, map_of<T>(merged), [&](T* out, int64_t, int64_t) {
@@ -36,7 +36,7 @@ Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int6
 std::vector<Tensor> scale_average_backward_cpu(const Tensor& grad, const std::vector<Tensor>& scores, double factor) {
   check_average_backward("scale_average_backward", grad, scores);
   std::vector<Tensor> grad_scores = empty_grads(grad, scores);
-  dispatch("scale_average_backward", grad, [&](auto type) {
+  dispatch_cpu("scale_average_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
     for (const Tensor& grad_score : grad_scores) {
       const Map<T> out = map_of<T>(grad_score);
@@ -54,7 +54,7 @@ std::vector<Tensor> scale_average_backward_cpu(const Tensor& grad, const std::ve
 std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width) {
   Tensor merged = empty_merged("scale_max", scores, height, width);
   Tensor winner = empty_winner(merged);
-  dispatch_merge("scale_max", scores, [&](auto type, auto count) {
+  dispatch_merge_cpu("scale_max", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
     const Rows<uint8_t> winner_rows(map_of<uint8_t>(winner), is_channels_last(merged));
@@ -69,7 +69,7 @@ std::vector<Tensor> scale_max_backward_cpu(const Tensor& grad, const Tensor& win
                                            const std::vector<Tensor>& scores) {
   check_max_backward("scale_max_backward", grad, winner, scores);
   std::vector<Tensor> grad_scores = empty_same_all(scores);
-  dispatch("scale_max_backward", grad, [&](auto type) {
+  dispatch_cpu("scale_max_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
     for (size_t s = 0; s < scores.size(); ++s) {
       const Map<T> out = map_of<T>(grad_scores[s]);

@@ -10,6 +10,14 @@
 
 namespace a2s {
 
+// Calls body(Type<T>{}, S) for the dtype and number of `scores`.
+template <class Body>
+void dispatch_merge_cpu(const char* op, const std::vector<Tensor>& scores, Body&& body) {
+  dispatch_cpu(op, scores[0], [&](auto type) {
+    dispatch_scales(static_cast<int64_t>(scores.size()), [&](auto count) { body(type, count); });
+  });
+}
+
 // S rows of numbers, for example the weights of all scales for one row of pixels.
 template <class Acc, int S>
 struct RowSet {
@@ -92,6 +100,39 @@ A2S_CLONES static void softmax_backward_row(const RowSet<Acc, S>& grads, const R
     weights.at(x, w);
     softmax_backward(g, w);
     grads.set(x, g);
+  }
+}
+
+// Fills `weights` with the softmax of the logits, on the same grid.
+template <class T, int S, class Out>
+void softmax_rows(const Map<const T>& logits, const Map<Out>& weights) {
+  using Acc = acc_t<T>;
+  const ScaleChannels<const T, S> in(logits);
+  const ScaleChannels<Out, S> out(weights);
+  for_each_part(logits.n * logits.h, S * logits.w, [&](int64_t begin, int64_t end) {
+    std::vector<Acc> buffer(S * logits.w);
+    const RowSet<Acc, S> row(buffer.data(), logits.w);
+    for (int64_t r = begin; r < end; ++r) {
+      in.load(r / logits.h, r % logits.h, row);
+      softmax_row(row, logits.w);
+      out.store(r / logits.h, r % logits.h, row);
+    }
+  });
+}
+
+// Rows are processed in bands, so that a band's softmax weights stay in L1 and serve all channels. A band has at least
+// 16 rows, because adjacent bands recompute the source rows they share.
+inline int64_t band_rows(int64_t values_per_row) { return std::max<int64_t>(16, 8192 / values_per_row); }
+
+// Divides the rows [begin, end) of all images into bands, nearly equal, of at most `most` rows. Calls work(n, first,
+// last) for the rows [first, last) of image n.
+template <class Work>
+void for_each_band(int64_t begin, int64_t end, int64_t height, int64_t most, const Work& work) {
+  while (begin < end) {
+    const int64_t first = begin % height, left = std::min(height - first, end - begin);
+    const int64_t bands = (left + most - 1) / most, count = (left + bands - 1) / bands;
+    work(begin / height, first, first + count);
+    begin += count;
   }
 }
 

@@ -25,7 +25,7 @@ A2S_CLONES static void update_labels(const Lerp<Acc>& scores, int64_t width, Acc
 Tensor segment_cpu(const Tensor& scores, int64_t height, int64_t width) {
   Tensor labels = empty_labels(scores, height, width);
   auto* const label_data = static_cast<uint8_t*>(labels.data_ptr());
-  dispatch("segment", scores, [&](auto type) {
+  dispatch_cpu("segment", scores, [&](auto type) {
     using T = typename decltype(type)::type;
     using Acc = acc_t<T>;
     const Map<const T> in = map_of<const T>(scores);

@@ -95,6 +95,19 @@ void dispatch(const char* op, const Tensor& tensor, Body&& body) {
   }
 }
 
+// The same for the loops on the CPU. They have no float16, which there runs on the references (ops/_native.py).
+template <class Body>
+void dispatch_cpu(const char* op, const Tensor& tensor, Body&& body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return body(Type<float>{});
+    case ScalarType::Double: return body(Type<double>{});
+    case ScalarType::BFloat16: return body(Type<BFloat16>{});
+    default:
+      throw std::runtime_error(std::string("a2s::") + op +
+                               ": maps must be float32, float64 or bfloat16 on the CPU.");
+  }
+}
+
 // Calls body(std::integral_constant<int, S>{}) for 1 <= scales <= kMaxScales.
 template <class Body>
 void dispatch_scales(int64_t scales, Body&& body) {

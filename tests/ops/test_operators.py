@@ -121,6 +121,14 @@ def test_dtypes_and_layouts(operator: str, channels_last: bool, dtype: torch.dty
     assert_close(given, expected, dtype)
 
 
+def test_the_cpu_loops_refuse_float16() -> None:
+    """The public functions run it on the references."""
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.float16)
+    with pytest.raises(RuntimeError, match="a2s::interp: maps must be float32, float64 or bfloat16 on the CPU"):
+        torch.ops.a2s.interp(x, 3, 3)
+    assert ops.interp(x, (3, 3)).dtype == torch.float16
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_result_keeps_the_layout_of_its_first_input(operator: str) -> None:
     for layout in (torch.contiguous_format, torch.channels_last):

@@ -1,0 +1,167 @@
+// The CPU loops of attention merging's gradients, on the row engine (rows/rows.h).
+#include <torch/csrc/stable/library.h>
+
+#include "merge_rows.h"
+
+namespace {
+
+using namespace a2s;
+
+// The rows of the merged scores' gradient, and of the recalibration if there is one.
+template <class T>
+class GradRows {
+ public:
+  GradRows(const Tensor& grad, const std::optional<Tensor>& recalibration, bool interleaved)
+      : rows_(map_of<const T>(grad), interleaved), recalibration_(optional_rows<T>(recalibration, interleaved)),
+        buffer_(rows_.values()), recalibration_buffer_(recalibration_ ? rows_.values() : 0) {}
+
+  int64_t planes_per_image() const { return rows_.planes_per_image(); }
+
+  // Both are valid until the next call.
+  const T* grad(int64_t plane, int64_t y) { return rows_.read(plane, y, buffer_.data()); }
+  // Null if there is no recalibration.
+  const T* recalibration(int64_t plane, int64_t y) {
+    return recalibration_ ? recalibration_->read(plane, y, recalibration_buffer_.data()) : nullptr;
+  }
+
+ private:
+  Rows<const T> rows_;
+  std::optional<Rows<const T>> recalibration_;
+  std::vector<T> buffer_, recalibration_buffer_;
+};
+
+// The arguments of scale_merge_backward.
+struct BackwardInputs {
+  const Tensor& grad;
+  const std::optional<Tensor>& grad_weights;
+  const std::vector<Tensor>& scores;
+  const Tensor& logits;
+  const Tensor& weights;
+  const std::optional<Tensor>& recalibration;
+};
+
+// Fills the gradient of the recalibration, and in `out` that of the weights on the merged grid or, ThroughSoftmax, that
+// of logits on the same grid.
+template <bool ThroughSoftmax, bool Recalibrated, class T, int S, class Out>
+void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const Map<Out>& out,
+                      const std::vector<Tensor>& recalibration_grad) {
+  using Acc = acc_t<T>;
+  const bool interleaved = is_channels_last(m.grad);
+  const int64_t width = m.grad.size(3);
+  const ScaleChannels<const T, S> weight_rows(map_of<const T>(m.weights));
+  const ScaleChannels<Out, S> out_rows(out);
+  std::optional<Rows<T>> recalibration_grad_rows;
+  if constexpr (Recalibrated) recalibration_grad_rows.emplace(map_of<T>(recalibration_grad[0]), interleaved);
+  std::optional<ScaleChannels<const T, S>> grad_weight_rows;
+  if (m.grad_weights) grad_weight_rows.emplace(map_of<const T>(*m.grad_weights));
+  for_each_part(out.n * out.h, m.grad.size(1) * width, [&](int64_t begin, int64_t end) {
+    ScaleRows<T, S> scales(scale_set, interleaved);
+    GradRows<T> grads(m.grad, m.recalibration, interleaved);
+    const int64_t most = std::min(band_rows(2 * S * width), end - begin);
+    std::vector<Acc> band(most * S * width), weight_band(most * S * width);
+    std::vector<T> buffer(Recalibrated ? recalibration_grad_rows->values() : 0);
+    for_each_band(begin, end, out.h, most, [&](int64_t n, int64_t first, int64_t last) {
+      const auto sums_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
+      const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&weight_band[(y - first) * S * width], width); };
+      if (ThroughSoftmax || Recalibrated) {
+        for (int64_t y = first; y < last; ++y) weight_rows.load(n, y, weights_of(y));
+      }
+      if (grad_weight_rows) {
+        for (int64_t y = first; y < last; ++y) grad_weight_rows->load(n, y, sums_of(y));
+      } else {
+        std::fill(band.begin(), band.end(), Acc(0));
+      }
+      for (int64_t p = 0; p < grads.planes_per_image(); ++p) {
+        const int64_t plane = n * grads.planes_per_image() + p;
+        for (int64_t y = first; y < last; ++y) {
+          T* recalibration_row = Recalibrated ? recalibration_grad_rows->in_place(plane, y, buffer.data()) : nullptr;
+          const SumGrad<Recalibrated, T, S> grad{grads.grad(plane, y), grads.recalibration(plane, y),
+                                                 recalibration_row, weights_of(y)};
+          add_products(scales, plane, y, grad, sums_of(y));
+          if (Recalibrated) recalibration_grad_rows->store(plane, y, recalibration_row);
+        }
+      }
+      for (int64_t y = first; y < last; ++y) {
+        if constexpr (ThroughSoftmax) softmax_backward_row(sums_of(y), weights_of(y), width);
+        out_rows.store(n, y, sums_of(y));
+      }
+    });
+  });
+}
+
+// Fills `out` with the gradient of logits on a grid of their own, from that of the weights on the merged grid.
+template <class T, int S>
+void logit_grad_rows(const BackwardInputs& m, const Tensor& weight_grad, const Map<T>& out) {
+  using Acc = acc_t<T>;
+  const ScaleChannels<const T, S> logit_rows(map_of<const T>(m.logits));
+  const Rows<const Acc> weight_grad_rows(map_of<const Acc>(weight_grad), false);
+  const ScaleChannels<T, S> out_rows(out);
+  const Resize resize(out.h, out.w, weight_grad.size(2), weight_grad.size(3));
+  for_each_part(out.n * out.h, S * weight_grad.size(3), [&](int64_t begin, int64_t end) {
+    GatheredRows<Acc> gathered(resize, 1);
+    std::vector<Acc> weight_buffer(S * out.w), grad_buffer(S * out.w);
+    const RowSet<Acc, S> weights(weight_buffer.data(), out.w), grads(grad_buffer.data(), out.w);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t n = r / out.h, i = r % out.h;
+      logit_rows.load(n, i, weights);
+      softmax_row(weights, out.w);
+      for (int s = 0; s < S; ++s) {
+        const auto value_of = [&](int64_t y) {
+          return ScaledValue<Acc>{weight_grad_rows.start(n * S + s, y), 1};
+        };
+        gathered.row(i, value_of, grads.row[s]);
+      }
+      softmax_backward_row(grads, weights, out.w);
+      out_rows.store(n, i, grads);
+    }
+  });
+}
+
+// Fills all gradients of a merge.
+template <bool Recalibrated, class T, int S>
+void merge_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const std::vector<Tensor>& grad_scores,
+                     const Tensor& grad_logits, const std::vector<Tensor>& grad_recalibration) {
+  using Acc = acc_t<T>;
+  const int64_t height = m.grad.size(2), width = m.grad.size(3);
+  if (m.logits.size(2) == height && m.logits.size(3) == width) {
+    weight_grad_rows<true, Recalibrated>(m, scale_set, map_of<T>(grad_logits), grad_recalibration);
+  } else {
+    const Tensor weight_grad = empty_planes<Acc>(m.weights);
+    weight_grad_rows<false, Recalibrated>(m, scale_set, map_of<Acc>(weight_grad), grad_recalibration);
+    logit_grad_rows<T, S>(m, weight_grad, map_of<T>(grad_logits));
+  }
+  const Rows<const T> weight_rows(map_of<const T>(m.weights), false);
+  for (int s = 0; s < S; ++s) {
+    const Map<T> out = map_of<T>(grad_scores[s]);
+    gather_rows(out, scale_set.resize[s], [&, s] {
+      return [&, s, grads = GradRows<T>(m.grad, m.recalibration, out.channels_last),
+              buffer = std::vector<T>(width)](int64_t plane, int64_t y) mutable {
+        const T* weight = weight_rows.read(plane / grads.planes_per_image() * S + s, y, buffer.data());
+        return WeightedValue<Recalibrated, T>{weight, grads.grad(plane, y), grads.recalibration(plane, y)};
+      };
+    });
+  }
+}
+
+std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backward_cpu(
+    const Tensor& grad, const std::optional<Tensor>& grad_weights, const std::vector<Tensor>& scores,
+    const Tensor& logits, const Tensor& weights, const std::optional<Tensor>& recalibration) {
+  check_merge_backward("scale_merge_backward", grad, grad_weights, scores, logits, weights);
+  check_recalibration("scale_merge_backward", recalibration, grad);
+  const BackwardInputs merge{grad, grad_weights, scores, logits, weights, recalibration};
+  std::vector<Tensor> grad_scores = empty_same_all(scores), grad_recalibration;
+  if (recalibration) grad_recalibration.push_back(empty_same(*recalibration));
+  Tensor grad_logits = empty_same(logits);
+  dispatch_merge_cpu("scale_merge_backward", scores, [&](auto type, auto count) {
+    using T = typename decltype(type)::type;
+    constexpr int S = decltype(count)::value;
+    const ScaleSet<T, S> scale_set(scores, grad.size(2), grad.size(3));
+    if (recalibration) merge_grad_rows<true>(merge, scale_set, grad_scores, grad_logits, grad_recalibration);
+    else merge_grad_rows<false>(merge, scale_set, grad_scores, grad_logits, grad_recalibration);
+  });
+  return {grad_scores, grad_logits, grad_recalibration};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(a2s, CPU, m) { m.impl("scale_merge_backward", TORCH_BOX(&scale_merge_backward_cpu)); }

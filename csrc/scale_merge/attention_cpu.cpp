@@ -1,0 +1,108 @@
+// The CPU loops of attention merging, on the row engine (rows/rows.h).
+#include <torch/csrc/stable/library.h>
+
+#include "merge_rows.h"
+
+namespace {
+
+using namespace a2s;
+
+// The rows of the weights on the merged grid: the softmax of the logits there, or Interp of `coarse`, the softmax on
+// the logits' grid.
+template <class T, int S>
+class WeightRows {
+ public:
+  using Acc = acc_t<T>;
+
+  WeightRows(const Map<const T>& logits, const std::optional<Map<const Acc>>& coarse, const Resize& resize)
+      : logits_(logits), width_(resize.x.out) {
+    if (coarse) coarse_.emplace(*coarse, resize);
+  }
+
+  void fill(int64_t n, int64_t y, const RowSet<Acc, S>& weights) {
+    if (coarse_) {
+      for (int s = 0; s < S; ++s) {
+        const ScaleRow<Acc, 1, Lerp<Acc>> row{{coarse_->row(n * S + s, y)}, nullptr, 1};
+        resize_row<false>(row, width_, AverageOp<Acc, 1>{1, weights.row[s]});
+      }
+    } else {
+      logits_.load(n, y, weights);
+      softmax_row(weights, width_);
+    }
+  }
+
+ private:
+  ScaleChannels<const T, S> logits_;
+  std::optional<PlanarRows<Acc>> coarse_;
+  int64_t width_;
+};
+
+// The results of a merge.
+template <class T>
+struct Merged {
+  Map<T> scores, weights;
+  bool interleaved;
+};
+
+// Merges all rows and stores the weights. make_weight_rows() is called for each part of the rows.
+template <bool Recalibrated, class T, int S, class MakeWeightRows>
+void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weight_rows,
+                const std::optional<Tensor>& recalibration, const Merged<T>& to) {
+  using Acc = acc_t<T>;
+  const int64_t height = to.scores.h, width = to.scores.w;
+  const Rows<T> out_rows(to.scores, to.interleaved);
+  const ScaleChannels<T, S> weight_rows(to.weights);
+  const auto recalibration_rows = optional_rows<T>(recalibration, to.interleaved);
+  for_each_part(to.scores.n * height, to.scores.c * width, [&](int64_t begin, int64_t end) {
+    ScaleRows<T, S> scales(scale_set, to.interleaved);
+    auto merged_weights = make_weight_rows();
+    const int64_t most = std::min(band_rows(S * width), end - begin);
+    std::vector<Acc> band(most * S * width);
+    std::vector<T> recalibration_buffer(Recalibrated ? out_rows.values() : 0);
+    for_each_band(begin, end, height, most, [&](int64_t n, int64_t first, int64_t last) {
+      const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
+      for (int64_t y = first; y < last; ++y) {
+        merged_weights.fill(n, y, weights_of(y));
+        weight_rows.store(n, y, weights_of(y));
+      }
+      for (int64_t p = 0; p < out_rows.planes_per_image(); ++p) {
+        const int64_t plane = n * out_rows.planes_per_image() + p;
+        for (int64_t y = first; y < last; ++y) {
+          const T* factors = Recalibrated ? recalibration_rows->read(plane, y, recalibration_buffer.data()) : nullptr;
+          scales.row(plane, y, AttentionOp<Recalibrated, T, S>{weights_of(y), factors, out_rows.start(plane, y)});
+        }
+      }
+    });
+  });
+}
+
+std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, const Tensor& logits, int64_t height,
+                                           int64_t width, const std::optional<Tensor>& recalibration) {
+  Tensor merged = empty_merged("scale_merge", scores, height, width);
+  Tensor weights = empty_weights("scale_merge", scores, logits, height, width);
+  check_recalibration("scale_merge", recalibration, merged);
+  dispatch_merge_cpu("scale_merge", scores, [&](auto type, auto count) {
+    using T = typename decltype(type)::type;
+    using Acc = acc_t<T>;
+    constexpr int S = decltype(count)::value;
+    const ScaleSet<T, S> scale_set(scores, height, width);
+    const Map<const T> logit_map = map_of<const T>(logits);
+    const Resize weight_resize(logit_map.h, logit_map.w, height, width);
+    std::optional<Tensor> coarse;
+    std::optional<Map<const Acc>> coarse_map;
+    if (!weight_resize.copies) {
+      coarse = empty_planes<Acc>(logits);
+      softmax_rows<T, S>(logit_map, map_of<Acc>(*coarse));
+      coarse_map = map_of<const Acc>(*coarse);
+    }
+    const Merged<T> to{map_of<T>(merged), map_of<T>(weights), is_channels_last(merged)};
+    const auto weight_rows_of = [&] { return WeightRows<T, S>(logit_map, coarse_map, weight_resize); };
+    if (recalibration) merge_rows<true>(scale_set, weight_rows_of, recalibration, to);
+    else merge_rows<false>(scale_set, weight_rows_of, recalibration, to);
+  });
+  return {merged, weights};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(a2s, CPU, m) { m.impl("scale_merge", TORCH_BOX(&scale_merge_cpu)); }
