@@ -86,6 +86,20 @@ def test_a_wrong_architecture_is_refused(tmp_path: Path) -> None:
     assert done.returncode != 0 and "'Hopper' is no architecture" in " ".join(done.stderr.split())
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_an_nvcc_of_another_cuda_than_torchs_is_named(tmp_path: Path) -> None:
+    """By AUTO it leaves out the CUDA library, and the reason is on record; ON is refused."""
+    (tmp_path / "torch.py").write_text("__version__ = '2.13.0'\nclass version: cuda = '99.1'\n")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libtorch_cpu.so").touch()
+    sentence = "does not match torch, which was built with CUDA 99.1: set CUDA_HOME to a toolkit of CUDA 99"
+    done = configure(tmp_path, "-DA2S_CUDA=AUTO", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert sentence in json.loads((tmp_path / "lib" / "build.json").read_text())["cuda"]
+    done = configure(tmp_path, "-DA2S_CUDA=ON", PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0 and sentence in " ".join(done.stderr.split())
+
+
 def test_a_missing_compiler_is_reported_in_one_sentence() -> None:
     done = run(sys.executable, "setup.py", "build_ext", CXX="no-such-compiler", A2S_REQUIRE_NATIVE="1")
     assert done.returncode != 0 and "no C++ compiler 'no-such-compiler'" in done.stderr
