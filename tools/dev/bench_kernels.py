@@ -134,24 +134,24 @@ def cases(quick: bool) -> list[Case]:
     merges = [(10, 21, 41), (1, 21, 65), (8, 21, 65), (1, 150, 129), (8, 150, 129)]
     if not quick:
         merges += [(1, 150, 65), (8, 150, 65), (1, 21, 129), (8, 21, 129)]
-    found = [Case("scale_merge", n, c, GRIDS[size], size, size) for n, c, size in merges]
-    found.append(Case("scale_merge", 8, 21, GRIDS[513], 513, 65))
+    listed = [Case("scale_merge", n, c, GRIDS[size], size, size) for n, c, size in merges]
+    listed.append(Case("scale_merge", 8, 21, GRIDS[513], 513, 65))
     for n, c, size in merges[:1] + merges[2:3] + merges[4:5]:
-        found.append(Case("scale_merge recalibrated", n, c, GRIDS[size], size, size))
-        found.append(Case("scale_average", n, c, GRIDS[size], size))
-        found.append(Case("scale_max", n, c, GRIDS[size], size))
-    found.append(Case("scale_softmax", 8, 3, (65,), 65))
-    segments = [(1, 21, 65, 513), (8, 21, 65, 513), (1, 150, 65, 513), (1, 150, 129, 1025), (8, 150, 129, 1025)]
-    found += [Case("segment", n, c, (side,), size) for n, c, side, size in segments]
-    found.append(Case("interp", 3, 3, (321,), 241))
-    found.append(Case("interp", 8, 21, (65,), 513))
-    found += [Case("interp", 10, 1024, (side,), 41) for side in (31, 21)]
-    found.append(Case("interp_concat", 10, 1024, (41, 31, 21), 41))
-    found += [
+        listed.append(Case("scale_merge recalibrated", n, c, GRIDS[size], size, size))
+        listed.append(Case("scale_average", n, c, GRIDS[size], size))
+        listed.append(Case("scale_max", n, c, GRIDS[size], size))
+    listed.append(Case("scale_softmax", 8, 3, (65,), 65))
+    segments = [(1, 21, 65, 513), (8, 21, 65, 513), (1, 150, 65, 513), (1, 150, 129, 1025)]
+    listed += [Case("segment", n, c, (side,), size) for n, c, side, size in segments]
+    listed.append(Case("interp", 3, 3, (321,), 241))
+    listed.append(Case("interp", 8, 21, (65,), 513))
+    listed += [Case("interp", 10, 1024, (side,), 41) for side in (31, 21)]
+    listed.append(Case("interp_concat", 10, 1024, (41, 31, 21), 41))
+    listed += [
         Case("interp_shift_add", 1, 512, (side,), size) for side, size in ((31, 41), (21, 41), (49, 65), (33, 65))
     ]
-    found.append(Case("interp_concat_conv2d", 1, 1024, (41, 31, 21), 41))
-    return found
+    listed.append(Case("interp_concat_conv2d", 1, 1024, (41, 31, 21), 41))
+    return listed
 
 
 def measure(
