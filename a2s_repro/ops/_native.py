@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from a2s_repro.ops import _memory
+
 LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"
 NAMESPACES = {"native": "a2s", "emulated": "a2s_emulated"}
 """torch namespace of each backend but `reference`."""
@@ -76,13 +78,21 @@ def use_backend(name: str) -> Iterator[None]:
         _backend = before
 
 
-def operators(tensor: Tensor, scales: int = 1) -> Any | None:
-    """The torch.ops namespace to call for `tensor` and a merge of `scales` maps; None selects the reference."""
+def namespace_for(tensor: Tensor, scales: int = 1) -> str | None:
+    """The torch namespace of the operators for `tensor` and a merge of `scales` maps; None selects the reference."""
     if _backend == "reference" or tensor.device.type not in _devices or scales > MAX_SCALES:
         return None
     if _backend == "native" and tensor.device.type == "cpu" and tensor.dtype == torch.float16:
         return None  # no CPU net uses float16, and every dtype of the CPU loops takes a third of a minute to compile
-    return getattr(torch.ops, NAMESPACES[_backend])
+    return NAMESPACES[_backend]
+
+
+def operators(tensor: Tensor, scales: int = 1) -> Any | None:
+    """The operators of `namespace_for`."""
+    namespace = namespace_for(tensor, scales)
+    if namespace is None:
+        return None
+    return getattr(torch.ops, namespace) if torch.compiler.is_compiling() else _memory.operators(namespace)
 
 
 def add_backend(name: str, namespace: str) -> None:
@@ -131,7 +141,8 @@ def register(
             return
         torch.library.register_fake(qualified, fake)
         if backward is not None:
-            torch.library.register_autograd(qualified, functools.partial(backward, ops), setup_context=setup_context)
+            backward_on = functools.partial(backward, _memory.operators(namespace))
+            torch.library.register_autograd(qualified, backward_on, setup_context=setup_context)
         elif differentiable:
             torch.library.register_autograd(qualified, functools.partial(_no_double_backward, name))
         if promote:

@@ -32,7 +32,7 @@ def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
     """Whether a convolution is one that `conv2d` takes and is faster for it."""
     if os.environ.get("A2S_WINOGRAD") == "0":
         return False
-    if x.device.type != "cpu" or _native.operators(x) is not torch.ops.a2s or weight.shape[2:] != (3, 3):
+    if x.device.type != "cpu" or _native.namespace_for(x) != "a2s" or weight.shape[2:] != (3, 3):
         return False
     if x.dtype not in (torch.float32, torch.float64) or min(weight.shape[:2]) < FEWEST_CHANNELS or x.numel() == 0:
         return False
