@@ -12,7 +12,7 @@ export A2S_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 PY := .venv/bin/python
 INSTALLED := .venv/.installed-$(A2S_CUDA)
 
-.PHONY: setup demo test smoke lint sanitize ptxas gpu-report clean
+.PHONY: setup demo test smoke lint sanitize slow-ops ptxas cuda-torch-check gpu-report clean
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
@@ -41,7 +41,8 @@ CONFIGURE = $(CMAKE) -S . -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY)
 
 # Tests the CPU operators, and the CUDA kernels looped on the CPU, in a copy of the Python sources with instrumented
 # libraries. Python and torch are not instrumented, so libasan is preloaded (with libstdc++, whose exceptions it
-# intercepts) and leak detection is off. Any report aborts the run; --capture=sys lets it through.
+# intercepts) and leak detection is off. Any report aborts the run; --capture=sys lets it through. Left out are tests
+# that run no native code: the references, and compilation of the graph around the operators.
 SANITIZED := build/sanitize
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 sanitize: setup
@@ -51,12 +52,23 @@ sanitize: setup
 	  -DA2S_CUDA=OFF -DA2S_SANITIZE=address,undefined,float-cast-overflow
 	$(CMAKE) --build $(SANITIZED)/build --target a2s_ops --target _crf
 	cd $(SANITIZED)/source && A2S_REQUIRE_NATIVE=1 LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(CURDIR)/$(PY) -m pytest --capture=sys tests/ops tests/inference/test_crf.py tests/inference/test_golden_crf.py
+	  $(CURDIR)/$(PY) -m pytest --capture=sys -k "not [reference and not compiles" \
+	  tests/ops tests/inference/test_crf.py tests/inference/test_golden_crf.py
+
+# Tests the operators in programs that inductor has compiled.
+slow-ops: setup
+	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest -m slow tests/ops
 
 # Checks that no CUDA kernel spills registers, on both shipped architectures.
 ptxas:
 	$(MAKE) setup A2S_CUDA=ON
 	$(PY) tools/dev/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/csrc/*/*.ptxas --arch sm_80 sm_90
+
+# Checks that the libraries load and register in a torch with CUDA; docs/contributing.md has the commands that install it.
+CUDA_TORCH ?= build/cuda-torch/bin/python
+cuda-torch-check:
+	$(MAKE) setup A2S_CUDA=ON
+	PYTHONPATH=$(CURDIR) $(CUDA_TORCH) tools/dev/check_cuda_torch.py
 
 # Works without installing: `make gpu-report PYTHON=python3` builds in the checkout with that torch, without downloads.
 gpu-report:
