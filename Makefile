@@ -39,10 +39,10 @@ smoke: setup
 CMAKE := PATH="$(CURDIR)/.venv/bin:$$PATH" cmake
 CONFIGURE = $(CMAKE) -S . -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY)
 
-# Tests the CPU operators, and the CUDA kernels looped on the CPU, in a copy of the Python sources with instrumented
-# libraries. Python and torch are not instrumented, so libasan is preloaded (with libstdc++, whose exceptions it
-# intercepts) and leak detection is off. Any report aborts the run; --capture=sys lets it through. Left out are tests
-# that run no native code: the references, and compilation of the graph around the operators.
+# Tests the CPU operators in a copy of the Python sources with instrumented libraries. Python and torch are not
+# instrumented, so libasan is preloaded (with libstdc++, whose exceptions it intercepts) and leak detection is off. Any
+# report aborts the run; --capture=sys lets it through. Left out are tests that run no native code: the references, and
+# compilation of the graph around the operators.
 SANITIZED := build/sanitize
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 sanitize: setup

@@ -1,10 +1,7 @@
-// The schemas of all operators. Namespace a2s is the operators that users call. In a2s_emulated, for tests, the CUDA
-// code runs on the CPU. Sizes are SymInt, so that torch.compile does not recompile for each shape.
+// The schemas of all operators. Sizes are SymInt, so that torch.compile does not recompile for each shape.
 #include <torch/csrc/stable/library.h>
 
-namespace {
-
-void define_operators(torch::stable::detail::StableLibrary& m) {
+STABLE_TORCH_LIBRARY(a2s, m) {
   m.def("interp(Tensor x, SymInt height, SymInt width) -> Tensor");
   m.def("interp_backward(Tensor grad, SymInt height, SymInt width) -> Tensor");
   m.def("interp_concat(Tensor[] features, SymInt height, SymInt width) -> Tensor");
@@ -23,20 +20,10 @@ void define_operators(torch::stable::detail::StableLibrary& m) {
   m.def("scale_max(Tensor[] scores, SymInt height, SymInt width) -> (Tensor merged, Tensor winner)");
   m.def("scale_max_backward(Tensor grad, Tensor winner, Tensor[] scores) -> Tensor[]");
   m.def("segment(Tensor scores, SymInt height, SymInt width) -> Tensor");
-}
 
-// Operators without CUDA code: on GPUs, convolutions are torch's.
-void define_cpu_operators(torch::stable::detail::StableLibrary& m) {
+  // Without CUDA code: on GPUs, convolutions are torch's.
   m.def("winograd_input(Tensor x, SymInt dilation, SymInt first, bool mirrored, Tensor(a!) points) -> ()");
   m.def(
       "winograd_output(Tensor points, Tensor? bias, SymInt dilation, SymInt first, bool mirrored, Tensor(a!) y) -> ()");
   m.def("winograd_output_grad(Tensor grad, SymInt dilation, SymInt first, Tensor(a!) points) -> ()");
 }
-
-}  // namespace
-
-STABLE_TORCH_LIBRARY(a2s, m) {
-  define_operators(m);
-  define_cpu_operators(m);
-}
-STABLE_TORCH_LIBRARY(a2s_emulated, m) { define_operators(m); }

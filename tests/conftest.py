@@ -18,7 +18,6 @@ torch.set_num_threads(THREADS)
 BACKENDS = [
     pytest.param(("reference", "cpu"), id="reference"),
     pytest.param(("native", "cpu"), id="native-cpu"),
-    pytest.param(("emulated", "cpu"), id="cuda-code-on-cpu"),
 ]
 if torch.cuda.is_available():
     BACKENDS.append(pytest.param(("native", "cuda"), id="native-cuda", marks=pytest.mark.cuda))

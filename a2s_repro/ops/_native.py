@@ -1,7 +1,7 @@
 """Loads the native libraries, chooses between them and the pure-torch references, and registers operators with torch.
 
-An operator exists in up to three equivalent forms: native (`torch.ops.a2s`), the pure-torch reference beside its public
-function, and, for tests, its CUDA kernels looped over their grid on the CPU (`torch.ops.a2s_emulated`).
+An operator exists in two equivalent forms: native (`torch.ops.a2s`) and the pure-torch reference beside its public
+function.
 """
 
 import functools
@@ -18,7 +18,7 @@ from torch import Tensor
 from a2s_repro.ops import _memory
 
 LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"
-NAMESPACES = {"native": "a2s", "emulated": "a2s_emulated"}
+NAMESPACES = {"native": "a2s"}
 """torch namespace of each backend but `reference`."""
 MAX_SCALES = 4
 
@@ -65,8 +65,8 @@ def loaded_devices() -> frozenset[str]:
 def use_backend(name: str) -> Iterator[None]:
     """Selects the form of the operators within the block.
 
-    `native` is the default, `reference` is pure torch (for ONNX export, debugging and comparison), and for tests
-    `emulated` loops the CUDA kernels over their grid on the CPU. Raises ValueError for another name.
+    `native` is the default, `reference` is pure torch (for ONNX export, debugging and comparison). Raises ValueError
+    for another name.
     """
     if name not in ("reference", *NAMESPACES):
         raise ValueError(f"use_backend: unknown backend {name!r}; known are {', '.join(['reference', *NAMESPACES])}.")
@@ -156,7 +156,7 @@ def register(
 
 
 def namespaces_of(name: str) -> list[str]:
-    """The namespaces that define an operator; those for the CPU alone are not emulated."""
+    """The namespaces that define an operator; the operators for the CPU alone are in `a2s` only."""
     return [namespace for namespace in NAMESPACES.values() if hasattr(getattr(torch.ops, namespace), name)]
 
 

@@ -3,7 +3,7 @@
 #include "kernels.h"
 
 STABLE_TORCH_LIBRARY_IMPL(a2s, CUDA, m) {
-  m.impl("interp", TORCH_BOX(&a2s::interp<a2s::CudaLaunch>));
-  m.impl("interp_backward", TORCH_BOX(&a2s::interp_backward<a2s::CudaLaunch>));
-  m.impl("interp_concat", TORCH_BOX(&a2s::interp_concat<a2s::CudaLaunch>));
+  m.impl("interp", TORCH_BOX(&a2s::interp));
+  m.impl("interp_backward", TORCH_BOX(&a2s::interp_backward));
+  m.impl("interp_concat", TORCH_BOX(&a2s::interp_concat));
 }

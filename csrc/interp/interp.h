@@ -107,60 +107,6 @@ struct PixelTaps {
 
 A2S_HD PixelTaps taps_at(const Resize& resize, int64_t y, int64_t x) { return {resize.y.tap(y), resize.x.tap(x)}; }
 
-// The value of a resized map in one pixel and channel.
-template <class T>
-A2S_HD acc_t<T> sample(const Map<T>& map, bool copies, const PixelTaps& at, int64_t n, int64_t c) {
-  using Acc = acc_t<T>;
-  if (copies) return static_cast<Acc>(map.at(n, c, at.y.low, at.x.low));
-  const Acc ly = at.y.lambda, lx = at.x.lambda;
-  const auto value = [&](int64_t y, int64_t x) { return static_cast<Acc>(map.at(n, c, y, x)); };
-  const Acc low = lerp(value(at.y.low, at.x.low), value(at.y.low, at.x.high), lx);
-  const Acc high = lerp(value(at.y.high, at.x.low), value(at.y.high, at.x.high), lx);
-  return lerp(low, high, ly);
-}
-
-// The position of an element in a map.
-struct Element {
-  int64_t n, c, y, x;
-};
-
-// Returns i / divisor and leaves the remainder in `i`. Divides in 32 bits if both fit, which is many times faster on a
-// GPU.
-A2S_HD int64_t split(int64_t& i, int64_t divisor) {
-  if (((i | divisor) >> 31) == 0) {
-    const auto quotient = static_cast<uint32_t>(i) / static_cast<uint32_t>(divisor);
-    i = static_cast<uint32_t>(i) - quotient * static_cast<uint32_t>(divisor);
-    return quotient;
-  }
-  const int64_t quotient = i / divisor;
-  i -= quotient * divisor;
-  return quotient;
-}
-
-// The i-th element in memory order.
-A2S_HD Element element_at(int64_t i, int64_t channels, int64_t height, int64_t width, bool channels_last) {
-  Element e;
-  int64_t rest = i;
-  if (channels_last) {
-    i = split(rest, channels);
-    e.c = rest;
-    rest = i;
-  }
-  i = split(rest, width);
-  e.x = rest;
-  rest = i;
-  i = split(rest, height);
-  e.y = rest;
-  rest = i;
-  if (!channels_last) {
-    i = split(rest, channels);
-    e.c = rest;
-    rest = i;
-  }
-  e.n = rest;
-  return e;
-}
-
 // The uninitialised result of interp or, with `x` the gradient of its result, of its adjoint. Checks the arguments.
 inline Tensor empty_resized(const char* op, const char* argument, const Tensor& x, int64_t height, int64_t width) {
   check_map(op, argument, x);

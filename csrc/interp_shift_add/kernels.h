@@ -1,141 +1,185 @@
-// GPU kernels of interp_shift_add and its adjoint, and the host code that launches them. Both are flat: threads follow
-// each other as the pixels or, in channels_last, the channels that they own do in memory.
+// GPU kernels of interp_shift_add and its adjoint, and the host code that launches them.
 #pragma once
 
-#include "../interp/kernels.h"
+#include "../interp/gather.h"
+#include "../interp/resize.h"
 #include "interp_shift_add.h"
 
 namespace a2s {
 
-// Where the taps of an output pixel sample their planes along one axis; a tap beyond the border is not inside.
-struct ShiftedTaps {
-  Tap tap[kTaps];
-  bool inside[kTaps];
-
-  A2S_HD ShiftedTaps(const Axis& axis, int64_t o) {
-    for (int d = 0; d < kTaps; ++d) {
-      tap[d] = axis.tap(o + d - 1);
-      inside[d] = o + d >= 1 && o + d <= axis.out;
-    }
-  }
-};
-
-// A thread computes V adjacent channels of its pixel or, in planar maps, several channels.
-template <class T, int V>
-struct InterpShiftAdd {
+template <class T>
+struct ShiftAddArguments {
   Map<const T> planes, base;
   Map<T> out;
   Resize resize;
-  int64_t groups;
+  Tiling tiling;
+  Staging staging;
+};
 
-  InterpShiftAdd(const Tensor& planes_tensor, const Tensor& base_tensor, const Tensor& y)
-      : planes(map_of<const T>(planes_tensor)), base(map_of<const T>(base_tensor)), out(map_of<T>(y)),
-        resize(planes.h, planes.w, out.h, out.w), groups(out.channels_last ? out.c / V : channel_groups(out.c)) {}
+constexpr int kShiftAddRows = 8;
 
-  int64_t threads() const { return out.n * groups * out.h * out.w; }
-
-  A2S_HD void operator()(int64_t i) const {
-    using Acc = acc_t<T>;
-    const Element e = element_at(i, groups, out.h, out.w, out.channels_last);
-    const ShiftedTaps y(resize.y, e.y), x(resize.x, e.x);
-    for (int64_t c = e.c * V; c < out.c; c += groups * V) {
-      Acc sum[V];
-      const auto start = Pack<const T, V>::load(&base.at(e.n, c, e.y, e.x));
-      for (int k = 0; k < V; ++k) sum[k] = static_cast<Acc>(start.v[k]);
-      for (int dx = 0; dx < kTaps; ++dx) {
-        if (!x.inside[dx]) continue;
-        Acc low[V] = {}, high[V] = {};
-        for (int dy = 0; dy < kTaps; ++dy) {
-          if (!y.inside[dy]) continue;
-          const auto load = [&](int64_t row, int64_t column) {
-            return Pack<const T, V>::load(&planes.at(e.n, (kTaps * dy + dx) * out.c + c, row, column));
-          };
-          const auto a00 = load(y.tap[dy].low, x.tap[dx].low), a01 = load(y.tap[dy].low, x.tap[dx].high);
-          const auto a10 = load(y.tap[dy].high, x.tap[dx].low), a11 = load(y.tap[dy].high, x.tap[dx].high);
-          const Acc ly = y.tap[dy].lambda;
-          for (int k = 0; k < V; ++k) {
-            low[k] += (1 - ly) * static_cast<Acc>(a00.v[k]) + ly * static_cast<Acc>(a10.v[k]);
-            high[k] += (1 - ly) * static_cast<Acc>(a01.v[k]) + ly * static_cast<Acc>(a11.v[k]);
+// A thread goes down a column. The planes of each tap sample rows and columns of their own, next to the thread's; for
+// each the two rows around the sample are held, already resized along x.
+template <class T, bool kInterleaved>
+__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4) shift_add(const __grid_constant__ ShiftAddArguments<T> a) {
+  using Acc = acc_t<T>;
+  __shared__ Tap rows[kShiftAddRows + kTaps - 1];
+  extern __shared__ __align__(16) unsigned char shared[];
+  auto* staged = reinterpret_cast<T*>(shared);
+  const Tile tile = a.tiling.tile(blockIdx.x);
+  const int first_x = kInterleaved ? tile.o : tile.i, first_c = kInterleaved ? tile.i : tile.o;
+  const auto height = static_cast<int>(a.out.h), width = static_cast<int>(a.out.w);
+  if (threadIdx.x < kShiftAddRows + kTaps - 1) {
+    const int y = tile.y + static_cast<int>(threadIdx.x) - 1;
+    rows[threadIdx.x] = tap_of(a.resize.y, min(max(y, 0), height - 1));
+  }
+  __syncthreads();
+  T* const out = a.out.data + tile.n * a.out.stride_n + tile.y * a.out.stride_h + first_c * a.out.stride_c +
+                 first_x * a.out.stride_w;
+  const int start = Staging::start(out);
+  const int columns = tile.outer * a.tiling.inner;
+  for (int column = threadIdx.x; column < columns; column += blockDim.x) {
+    int i = column;
+    const int o = a.tiling.columns_inner.split(i);
+    if (i >= tile.inner) continue;
+    const int x = first_x + (kInterleaved ? o : i), c = first_c + (kInterleaved ? i : o);
+    uint32_t left[kTaps], right[kTaps];
+    Acc lambda[kTaps], upper[kTaps][kTaps], lower[kTaps][kTaps];
+    int held[kTaps];
+#pragma unroll
+    for (int d = 0; d < kTaps; ++d) {
+      const Tap tap = tap_of(a.resize.x, min(max(x + d - 1, 0), width - 1));
+      left[d] = offset_in(a.planes, 0, tap.low);
+      right[d] = offset_in(a.planes, 0, tap.high);
+      lambda[d] = tap.lambda;
+      held[d] = -2;
+    }
+    const T* const planes = a.planes.data + tile.n * a.planes.stride_n + c * a.planes.stride_c;
+    const T* from = row_of(a.base, tile.n, c, x, tile.y);
+    T* to = staged + start + i + o * a.staging.outer_pitch;
+#pragma unroll 1
+    for (int r = 0; r < tile.rows; ++r) {
+      Acc sum = static_cast<Acc>(*from);
+      from += a.base.stride_h;
+#pragma unroll
+      for (int dy = 0; dy < kTaps; ++dy) {
+        const int y = tile.y + r + dy - 1;
+        if (y < 0 || y >= height) continue;
+        const Tap tap = rows[r + dy];
+        const auto read = [&](int row, Acc (&v)[kTaps]) {
+#pragma unroll
+          for (int dx = 0; dx < kTaps; ++dx) {
+            const T* at = planes + ((kTaps * dy + dx) * a.out.c * a.planes.stride_c + row * a.planes.stride_h);
+            v[dx] = lerp(static_cast<Acc>(*advanced(at, left[dx])), static_cast<Acc>(*advanced(at, right[dx])), lambda[dx]);
           }
+        };
+        if (tap.low != held[dy]) {
+          if (tap.low == held[dy] + 1) {
+#pragma unroll
+            for (int dx = 0; dx < kTaps; ++dx) upper[dy][dx] = lower[dy][dx];
+          } else {
+            read(tap.low, upper[dy]);
+          }
+          read(tap.high, lower[dy]);
+          held[dy] = tap.low;
         }
-        const Acc lx = x.tap[dx].lambda;
-        for (int k = 0; k < V; ++k) sum[k] += (1 - lx) * low[k] + lx * high[k];
+        const Acc below = tap.lambda;
+        const Acc left_sum = lerp(upper[dy][0], lower[dy][0], below), right_sum = lerp(upper[dy][2], lower[dy][2], below);
+        sum += lerp(upper[dy][1], lower[dy][1], below);
+        if (x > 0) sum += left_sum;
+        if (x < width - 1) sum += right_sum;
       }
-      Pack<T, V> result;
-      for (int k = 0; k < V; ++k) result.v[k] = static_cast<T>(sum[k]);
-      result.store(&out.at(e.n, c, e.y, e.x));
+      *to = static_cast<T>(sum);
+      to += a.staging.row_pitch;
     }
   }
-};
+  __syncthreads();
+  a.staging.store(staged, out, tile, tile.rows);
+}
 
-// A thread owns a pixel of V adjacent channels in the planes of all taps, and visits the outputs that read it.
-template <class T, int V>
-struct InterpShiftAddBackward {
-  Map<const T> grad;
-  Map<T> grad_planes;
-  Resize resize;
-
-  InterpShiftAddBackward(const Tensor& grad_tensor, const Tensor& grad_planes_tensor)
-      : grad(map_of<const T>(grad_tensor)), grad_planes(map_of<T>(grad_planes_tensor)),
-        resize(grad_planes.h, grad_planes.w, grad.h, grad.w) {}
-
-  int64_t threads() const { return grad.n * (grad.c / V) * grad_planes.h * grad_planes.w; }
-
-  A2S_HD void operator()(int64_t i) const {
-    using Acc = acc_t<T>;
-    const Element e = element_at(i, grad.c / V, grad_planes.h, grad_planes.w, grad_planes.channels_last);
-    int64_t y_first, y_last, x_first, x_last;
-    resize.y.readers(e.y, y_first, y_last);
-    resize.x.readers(e.x, x_first, x_last);
-    Acc sum[kTaps * kTaps][V] = {};
-    for (int64_t v = y_first; v <= y_last; ++v) {
-      for (int64_t u = x_first; u <= x_last; ++u) {
-        const Acc weight = resize.y.template weight<Acc>(v, e.y) * resize.x.template weight<Acc>(u, e.x);
-        for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-          const int64_t y = v + 1 - tap / kTaps, x = u + 1 - tap % kTaps;
-          if (y < 0 || y >= grad.h || x < 0 || x >= grad.w) continue;
-          const auto g = Pack<const T, V>::load(&grad.at(e.n, e.c * V, y, x));
-          for (int k = 0; k < V; ++k) sum[tap][k] += weight * static_cast<Acc>(g.v[k]);
-        }
-      }
-    }
-    for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-      Pack<T, V> result;
-      for (int k = 0; k < V; ++k) result.v[k] = static_cast<T>(sum[tap][k]);
-      result.store(&grad_planes.at(e.n, tap * grad.c + e.c * V, e.y, e.x));
-    }
-  }
-};
-
-template <class Launch>
-Tensor interp_shift_add(const Tensor& planes, const Tensor& base) {
+inline Tensor interp_shift_add(const Tensor& planes, const Tensor& base) {
   Tensor y = empty_shift_add(planes, base);
   dispatch("interp_shift_add", planes, [&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr int V = kPackBytes / sizeof(T);
-    if (packs<V>(map_of<const T>(planes)) && packs<V>(map_of<const T>(base)) && packs<V>(map_of<T>(y))) {
-      const InterpShiftAdd<T, V> kernel(planes, base, y);
-      Launch::run(planes, kernel.threads(), kernel);
-    } else {
-      const InterpShiftAdd<T, 1> kernel(planes, base, y);
-      Launch::run(planes, kernel.threads(), kernel);
-    }
+    const Map<T> out = map_of<T>(y);
+    dispatch_layout(out, [&](auto layout) {
+      constexpr bool kInterleaved = decltype(layout)::value;
+      const Tensor from = addressable(planes, false);
+      ShiftAddArguments<T> a{};
+      a.planes = map_of<const T>(from);
+      a.base = map_of<const T>(base);
+      a.out = out;
+      a.resize = Resize(a.planes.h, a.planes.w, out.h, out.w);
+      const int64_t all_outer = kInterleaved ? out.w : out.c, all_inner = kInterleaved ? out.c : out.w;
+      const int64_t inner = balanced(all_inner, 2 * kBlockThreads);
+      int64_t outer = std::max<int64_t>(1, 2 * kBlockThreads / inner), rows = kShiftAddRows;
+      const auto cut = [&] { a.tiling = Tiling(out.n, out.h, all_outer, all_inner, rows, outer, inner); };
+      cut();
+      for (; a.tiling.blocks() < kBlocksWanted && outer > 1 && outer * inner > kBlockThreads; cut()) --outer;
+      for (; a.tiling.blocks() < kBlocksWanted && rows > 4; cut()) --rows;
+      a.staging = Staging(out, a.tiling, a.tiling.rows, kInterleaved);
+      launch(planes, a.tiling.blocks(), kBlockThreads, a.staging.template bytes<T>(), shift_add<T, kInterleaved>, a);
+    });
   });
   return y;
 }
 
-template <class Launch>
-Tensor interp_shift_add_backward(const Tensor& grad, int64_t height, int64_t width) {
+// The gradient, shifted by `shift` rows and padded with zeros: outputs in row y pass back row y - shift.
+template <class T>
+struct ShiftedGrad {
+  Map<const T> grad;
+  int shift;
+
+  struct Rows {
+    const T* grad;
+    int y;
+  };
+  struct Column {
+    uint32_t offset;
+    bool inside;
+  };
+  int64_t outer_limit(bool interleaved, double step) const { return a2s::outer_limit(grad, interleaved, step); }
+  __device__ Rows rows(int n, int c, int x, int y) const {
+    return {row_of(grad, n, c, x, y - shift), y - shift};
+  }
+  __device__ void next(Rows& rows) const {
+    rows.grad += grad.stride_h;
+    ++rows.y;
+  }
+  __device__ Column column(int c, int first_x, int x) const {
+    return {offset_in(grad, c, x), static_cast<uint32_t>(first_x + x) < static_cast<uint32_t>(grad.w)};
+  }
+  template <int V>
+  __device__ void load(const Rows& rows, const Column& column, acc_t<T> (&v)[V]) const {
+    if (column.inside && static_cast<uint32_t>(rows.y) < static_cast<uint32_t>(grad.h)) {
+      load_values<T, V>(advanced(rows.grad, column.offset), v);
+    } else {
+#pragma unroll
+      for (int k = 0; k < V; ++k) v[k] = 0;
+    }
+  }
+};
+
+// Each row of taps gathers the gradient shifted by its distance along y, at the three shifts along x.
+inline Tensor interp_shift_add_backward(const Tensor& grad, int64_t height, int64_t width) {
   Tensor grad_planes = empty_shift_add_backward(grad, height, width);
   dispatch("interp_shift_add_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr int V = kPackBytes / sizeof(T);
-    if (packs<V>(map_of<const T>(grad)) && packs<V>(map_of<T>(grad_planes))) {
-      const InterpShiftAddBackward<T, V> kernel(grad, grad_planes);
-      Launch::run(grad, kernel.threads(), kernel);
+    constexpr int kPack = kPackBytes / sizeof(T);
+    const Map<T> to = map_of<T>(grad_planes);
+    const Tensor source = addressable(grad, is_interleaved(to));
+    const Map<const T> from = map_of<const T>(source);
+    std::vector<Tensor> rows_of_taps;
+    for (int dy = 0; dy < kTaps; ++dy) {
+      rows_of_taps.push_back(torch::stable::narrow(grad_planes, 1, dy * kTaps * from.c, kTaps * from.c));
+    }
+    const auto value_of = [&](int dy) { return ShiftedGrad<T>{from, dy - 1}; };
+    if (packs<kPack>(from) && packs<kPack>(to) && from.c % kPack == 0) {
+      launch_gather<T, kPack, true, kTaps>(grad, rows_of_taps, from.h, from.w, 1, value_of);
     } else {
-      const InterpShiftAddBackward<T, 1> kernel(grad, grad_planes);
-      Launch::run(grad, kernel.threads(), kernel);
+      dispatch_layout(to, [&](auto interleaved) {
+        launch_gather<T, 1, decltype(interleaved)::value, kTaps>(grad, rows_of_taps, from.h, from.w, 1, value_of);
+      });
     }
   });
   return grad_planes;

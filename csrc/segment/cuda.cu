@@ -2,4 +2,4 @@
 
 #include "kernels.h"
 
-STABLE_TORCH_LIBRARY_IMPL(a2s, CUDA, m) { m.impl("segment", TORCH_BOX(&a2s::segment<a2s::CudaLaunch>)); }
+STABLE_TORCH_LIBRARY_IMPL(a2s, CUDA, m) { m.impl("segment", TORCH_BOX(&a2s::segment)); }

@@ -1,6 +1,6 @@
 """Gradients beyond gradcheck: of some inputs or outputs, with odd strides, in every run and thread, and twice."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -8,12 +8,6 @@ from torch import Tensor
 
 from a2s_repro import ops
 from tests.ops.test_operators import GRIDS, OPERATORS, assert_close, make_inputs, outputs_and_gradients
-
-
-@pytest.fixture(params=["native", "emulated"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with ops.use_backend(request.param):
-        yield request.param
 
 
 def used_inputs(operator: str, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -65,7 +59,7 @@ def test_output_gradients_of_any_strides(operator: str, layout: str, device: str
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_inputs_changed_before_backward_are_noticed(operator: str, backend: str) -> None:
+def test_inputs_changed_before_backward_are_noticed(operator: str) -> None:
     """Operators that save values refuse; Interp's gradient needs only sizes, so it is unchanged."""
     inputs = make_inputs(operator, "tiny")
     outputs = run(operator, "tiny", [x.requires_grad_() for x in inputs])
@@ -99,7 +93,7 @@ def test_same_bits_in_every_run_with_any_number_of_threads(operator: str, channe
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_double_backward_is_refused_by_name(operator: str, backend: str) -> None:
+def test_double_backward_is_refused_by_name(operator: str) -> None:
     inputs = [x.requires_grad_() for x in make_inputs(operator, "tiny")]
     total = sum((y**2).sum() for y in run(operator, "tiny", inputs))
     first = torch.autograd.grad(total, used_inputs(operator, inputs), create_graph=True)

@@ -145,16 +145,13 @@ BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
     ids=["low", "mixed", "full"],
 )
 @pytest.mark.parametrize("operator", ["interp_concat", "scale_average", "scale_max", "scale_merge"])
-@pytest.mark.parametrize("backend", ["native", "emulated"])
-def test_autocast_brings_maps_to_their_widest_dtype(
-    backend: str, operator: str, dtypes: tuple, result: torch.dtype
-) -> None:
+def test_autocast_brings_maps_to_their_widest_dtype(operator: str, dtypes: tuple, result: torch.dtype) -> None:
     """Autocast treats maps as it does the inputs of torch.cat: float32 is not cast down. A gradient has its map's
     dtype."""
     a, b, logits = (x.detach() for x in merge_inputs(5, batch=2))
     inputs = [a.to(dtypes[0]), b.to(dtypes[1]), *([logits.to(dtypes[1])] if operator == "scale_merge" else [])]
     inputs = [x.requires_grad_() for x in inputs]
-    with ops.use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16):
         outputs = OPERATORS[operator][0](*inputs, size=(5, 7))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     assert all(y.dtype == result for y in outputs)

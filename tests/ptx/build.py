@@ -26,7 +26,7 @@ CACHE = ROOT / "build" / "ptx"
 ARCHITECTURE = "90"
 TORCH = Path(torch.__file__).parent
 FLAGS = ["-O3", "-DNDEBUG", "-std=c++17", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Da2s=a2s_ptx"]
-FLAGS += ["-Da2s_emulated=a2s_ptx_unused", "-isystem", str(TORCH / "include"), "-diag-suppress=20012"]
+FLAGS += ["-isystem", str(TORCH / "include"), "-diag-suppress=20012"]
 FLAGS += ["-Xcompiler=-fPIC,-ffp-contract=off,-fvisibility=hidden"]
 
 

@@ -1,0 +1,43 @@
+// scale_average on a GPU.
+#include <torch/csrc/stable/library.h>
+
+#include "merge.h"
+#include "score_grads.h"
+
+namespace a2s {
+namespace {
+
+template <class T, int S>
+struct AverageMerge {
+  static constexpr bool kFactor = false, kWinner = false;
+  acc_t<T> factor;
+
+  struct Pixel {};
+  __device__ acc_t<T> value(const Pixel&, const acc_t<T> (&v)[S], acc_t<T>&) const { return average(v, factor); }
+};
+
+Tensor scale_average(const std::vector<Tensor>& scores, int64_t height, int64_t width, double factor) {
+  Tensor merged = empty_merged("scale_average", scores, height, width);
+  launch_merge("scale_average", scores, merged, nullptr, [&](auto type, auto count) {
+    using T = typename decltype(type)::type;
+    return AverageMerge<T, decltype(count)::value>{static_cast<float>(factor)};
+  });
+  return merged;
+}
+
+std::vector<Tensor> scale_average_backward(const Tensor& grad, const std::vector<Tensor>& scores, double factor) {
+  check_average_backward("scale_average_backward", grad, scores);
+  std::vector<Tensor> grad_scores = empty_grads(grad, scores);
+  gather_scores("scale_average_backward", grad, grad_scores, factor, [&](auto type, const Tensor& grad_map, int) {
+    return PlainGrad<typename decltype(type)::type>{map_of<const typename decltype(type)::type>(grad_map)};
+  });
+  return grad_scores;
+}
+
+}  // namespace
+}  // namespace a2s
+
+STABLE_TORCH_LIBRARY_IMPL(a2s, CUDA, m) {
+  m.impl("scale_average", TORCH_BOX(&a2s::scale_average));
+  m.impl("scale_average_backward", TORCH_BOX(&a2s::scale_average_backward));
+}

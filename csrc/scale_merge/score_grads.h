@@ -1,0 +1,100 @@
+// What merged scores pass back to the maps that they were merged from, for the kernel that gathers it.
+#pragma once
+
+#include "../interp/gather.h"
+#include "scale_merge.h"
+
+namespace a2s {
+
+// Under attention: recalibration * weight of the map * grad.
+template <class T>
+struct WeightedGrad {
+  Map<const T> grad, recalibration, weights;  // `weights` of this map alone; data of `recalibration` is null if none
+
+  struct Rows {
+    const T *grad, *recalibration, *weight;
+  };
+  struct Column {
+    uint32_t grad, recalibration, weight;
+  };
+  int64_t outer_limit(bool interleaved, double step) const {
+    return std::min(a2s::outer_limit(grad, interleaved, step), a2s::outer_limit(recalibration, interleaved, step));
+  }
+  __device__ Rows rows(int n, int c, int x, int y) const {
+    return {row_of(grad, n, c, x, y), recalibration.data ? row_of(recalibration, n, c, x, y) : nullptr,
+            row_of(weights, n, 0, x, y)};
+  }
+  __device__ void next(Rows& rows) const {
+    rows.grad += grad.stride_h;
+    rows.weight += weights.stride_h;
+    if (rows.recalibration) rows.recalibration += recalibration.stride_h;
+  }
+  __device__ Column column(int c, int, int x) const {
+    return {offset_in(grad, c, x), offset_in(recalibration, c, x), offset_in(weights, 0, x)};
+  }
+  template <int V>
+  __device__ void load(const Rows& rows, const Column& column, acc_t<T> (&v)[V]) const {
+    using Acc = acc_t<T>;
+    v[0] = static_cast<Acc>(*advanced(rows.grad, column.grad)) * static_cast<Acc>(*advanced(rows.weight, column.weight));
+    if (rows.recalibration) v[0] *= static_cast<Acc>(*advanced(rows.recalibration, column.recalibration));
+  }
+};
+
+// Under max merging: grad where the map won.
+template <class T>
+struct WonGrad {
+  Map<const T> grad;
+  Map<const uint8_t> winner;
+  int s;
+
+  struct Rows {
+    const T* grad;
+    const uint8_t* winner;
+  };
+  struct Column {
+    uint32_t grad, winner;
+  };
+  int64_t outer_limit(bool interleaved, double step) const {
+    return std::min(a2s::outer_limit(grad, interleaved, step), a2s::outer_limit(winner, interleaved, step));
+  }
+  __device__ Rows rows(int n, int c, int x, int y) const {
+    return {row_of(grad, n, c, x, y), row_of(winner, n, c, x, y)};
+  }
+  __device__ void next(Rows& rows) const {
+    rows.grad += grad.stride_h;
+    rows.winner += winner.stride_h;
+  }
+  __device__ Column column(int c, int, int x) const { return {offset_in(grad, c, x), offset_in(winner, c, x)}; }
+  template <int V>
+  __device__ void load(const Rows& rows, const Column& column, acc_t<T> (&v)[V]) const {
+    v[0] = grad_if_won(static_cast<acc_t<T>>(*advanced(rows.grad, column.grad)), *advanced(rows.winner, column.winner), s);
+  }
+};
+
+// Fills the gradients of all scores, in one launch if they have one layout. value_of(type, grad, s) is what outputs pass
+// back to scores[s].
+template <class ValueOf>
+void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores, double scale,
+                   const ValueOf& value_of) {
+  dispatch(op, grad, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto gather = [&](auto layout) {
+      constexpr bool kInterleaved = decltype(layout)::value;
+      std::vector<Tensor> grads;
+      std::vector<int> index;
+      for (size_t s = 0; s < grad_scores.size(); ++s) {
+        if (is_interleaved(map_of<T>(grad_scores[s])) != kInterleaved) continue;
+        grads.push_back(grad_scores[s]);
+        index.push_back(static_cast<int>(s));
+      }
+      if (grads.empty()) return;
+      const Tensor source = addressable(grad, kInterleaved);
+      launch_gather<T, 1, kInterleaved>(grad, grads, grad.size(2), grad.size(3), static_cast<float>(scale),
+                                        [&](int k) { return value_of(type, source, index[k]); });
+    };
+    gather(std::false_type{});
+    gather(std::true_type{});
+  });
+}
+
+}  // namespace a2s

@@ -1,0 +1,43 @@
+// V adjacent values, loaded and stored at once.
+#pragma once
+
+#include "tensor.h"
+
+namespace a2s {
+
+constexpr int kPackBytes = 16;
+
+template <class T, int V>
+struct alignas(V * sizeof(T)) Pack {
+  T v[V];
+};
+
+// Whether every pixel's channels are whole, aligned packs of V.
+template <int V, class T>
+bool packs(const Map<T>& map) {
+  return map.stride_c == 1 && map.c % V == 0 && map.stride_n % V == 0 && map.stride_h % V == 0 &&
+         map.stride_w % V == 0 && reinterpret_cast<uintptr_t>(map.data) % kPackBytes == 0 && map.channels_last;
+}
+
+template <class T, int V>
+__device__ void load_values(const T* from, acc_t<T> (&v)[V]) {
+  using Values = Pack<std::remove_const_t<T>, V>;
+  const Values values = *reinterpret_cast<const Values*>(from);
+#pragma unroll
+  for (int k = 0; k < V; ++k) v[k] = static_cast<acc_t<T>>(values.v[k]);
+}
+
+template <class T, int V>
+__device__ void store_values(T* to, const acc_t<T> (&v)[V]) {
+  if constexpr (V == 1) {
+    *to = static_cast<T>(v[0]);
+  } else {
+    static_assert(V * sizeof(T) == sizeof(uint4));
+    Pack<T, V> values;
+#pragma unroll
+    for (int k = 0; k < V; ++k) values.v[k] = static_cast<T>(v[k]);
+    *reinterpret_cast<uint4*>(to) = __builtin_bit_cast(uint4, values);  // the struct itself would be stored in four parts
+  }
+}
+
+}  // namespace a2s
