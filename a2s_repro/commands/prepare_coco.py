@@ -1,6 +1,6 @@
-"""Build the paper's subset of MS COCO 2014.
+"""Build the paper's subset of MS COCO 2014, or all of it.
 
-It has 10000 images for training and 1500 for validation. The archives:
+The subset has 10000 images for training and 1500 for validation; --full adds all 82783 of train2014. The archives:
 
   annotations  http://images.cocodataset.org/annotations/annotations_trainval2014.zip
   train        http://images.cocodataset.org/zips/train2014.zip
@@ -13,7 +13,9 @@ from a2s_repro.commands.options import add_archive_option, add_preparing_options
 
 EXAMPLES = """\
   a2s prepare-coco --annotations annotations_trainval2014.zip --train train2014.zip --val val2014.zip \\
-      --out data/coco_subset"""
+      --out data/coco_subset
+  a2s prepare-coco --full --annotations annotations_trainval2014.zip --train train2014.zip --val val2014.zip \\
+      --out data/coco"""
 
 ORDERS = ("file", "area")
 CROWDS = ("ignore", "paint")
@@ -23,6 +25,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_archive_option(parser, "--annotations", "annotations of COCO")
     add_archive_option(parser, "--train", "images of train2014")
     add_archive_option(parser, "--val", "images of val2014")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="all of train2014 as list/train.txt, beside the lists of the subset: what coco/largefov is trained on",
+    )
     parser.add_argument(
         "--order", choices=ORDERS, default="file", help="order of painting: as in the file (default), or large first"
     )
@@ -40,6 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.train,
         arguments.val,
         arguments.out,
+        full=arguments.full,
         order=arguments.order,
         crowd=arguments.crowd,
         check_counts=not arguments.allow_other_counts,

@@ -1,4 +1,5 @@
-"""The subset of MS COCO 2014 that A2S uses: the first 10000 training and 1500 validation images, 80 classes.
+"""MS COCO 2014 as A2S uses it, with 80 classes: all training images, or the subset of its tables, the first 10000
+training and 1500 validation images.
 
 The authors' labels are COCO's own category ids up to 90, so their nets have 91 outputs. How the authors painted
 overlapping objects and crowd regions is not known.
@@ -45,6 +46,7 @@ _FEWEST_COORDINATES = 6
 
 LABELS = "SegmentationClass"
 LISTS = {
+    "train": IdList(82783, None),
     "train_small": IdList(10000, "bc6d4978b2638a8a74d95d17109cc27f"),
     "val_small": IdList(1500, "af79f311ee7d494ea265bc1adf1dc349"),
 }
@@ -56,6 +58,7 @@ def prepare_coco(
     val: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    full: bool = False,
     order: str = "file",
     crowd: str = "ignore",
     check_counts: bool = True,
@@ -64,7 +67,8 @@ def prepare_coco(
     """Makes the data root `out` with the authors' lists from COCO's annotations and images, archives or folders.
 
     Labels (SegmentationClass) are painted by `paint`; `order` is one of ORDERS, `crowd` one of CROWDS. The lists are
-    train_small and val_small; classes.txt names the 91 label values, `void` where COCO has no category.
+    train_small and val_small, and with `full` train, all of train2014; classes.txt names the 91 label values, `void`
+    where COCO has no category.
 
     A repeated call resumes an interrupted one: files already in `out` are checked and kept. Raises InputError for
     missing or damaged sources, for a data root painted with another order or crowd, for annotations of another size
@@ -76,18 +80,21 @@ def prepare_coco(
     root = Path(out)
     _keep_to_one_painting(root, f"order {order}, crowd {crowd}")
     lists, classes, without_area = {}, [], 0
-    for (name, published), split, source in zip(LISTS.items(), IMAGES, (train, val), strict=True):
-        images, classes = _read_instances(Path(annotations), split, published.count, order)
+    for split, source in (("train", train), ("val", val)):
+        subset, whole = LISTS[f"{split}_small"].count, full and split == "train"
+        images, classes = _read_instances(Path(annotations), split, None if whole else subset, order)
         without_area += sum(_without_area(annotations) for _, annotations in images.values())
         arguments = Progress(list(images.items()), "painting", "image")
         write_labels(root / LABELS, ((i, lambda of=of: (*of, crowd)) for i, of in arguments), paint, workers)
         place_images(source_files(Path(source), IMAGES[split]), root, set(images))
         check_pairs(root, LABELS, images, NUM_CLASSES, workers)
-        lists[name] = sorted(images)
+        if whole:
+            lists[split] = sorted(images)
+        lists[f"{split}_small"] = sorted(images)[:subset]
     notes = [f"left out {without_area} polygons of fewer than three points"] if without_area else []
     prepared = Prepared(root, lists, tuple(notes))
     if check_counts:
-        prepared.check("the COCO subset", LISTS)
+        prepared.check("COCO 2014" if full else "the COCO subset", LISTS)
     prepared.write(LABELS, classes)
     return prepared
 
@@ -102,9 +109,10 @@ def _keep_to_one_painting(root: Path, painting: str) -> None:
 
 
 def _read_instances(
-    source: Path, split: str, count: int, order: str
+    source: Path, split: str, count: int | None, order: str
 ) -> tuple[dict[str, tuple[dict[str, Any], list[dict[str, Any]]]], list[str]]:
-    """The first `count` images of a split with their annotations, by file name without suffix; and all class names."""
+    """The first `count` images of a split (None: all) with their annotations, by file name without suffix; and all
+    class names."""
     for file in source_files(source, ANNOTATIONS[split]):
         name, encoded = file.name, file.read()
     try:

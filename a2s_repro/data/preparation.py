@@ -28,8 +28,8 @@ class IdList(NamedTuple):
     """A published list of images."""
 
     count: int
-    md5: str
-    """MD5 of the text file of the sorted ids, one per line."""
+    md5: str | None
+    """MD5 of the text file of the sorted ids, one per line; None if it is not known."""
 
 
 class Prepared(NamedTuple):
@@ -48,7 +48,7 @@ class Prepared(NamedTuple):
             if len(ids) != published[name].count
             else f"{name} has other images"
             for name, ids in self.lists.items()
-            if _md5(ids) != published[name].md5
+            if len(ids) != published[name].count or published[name].md5 not in (None, _md5(ids))
         ]
         if wrong:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Preparation of the COCO subset from JSON with polygons, run lengths and crowd regions."""
+"""Preparation of COCO and of its subset from JSON with polygons, run lengths and crowd regions."""
 
 import json
 
@@ -113,6 +113,20 @@ def test_folders_work_and_an_interrupted_run_resumes(sources, tmp_path):
     assert (made / "SegmentationClass/COCO_val2014_000000000073.png").stat().st_mtime_ns == kept
 
 
+def test_the_full_list_stands_beside_the_subset(sources, tmp_path, monkeypatch):
+    """A subset of one image: the first by id, of two."""
+    monkeypatch.setitem(LISTS, "train_small", LISTS["train_small"]._replace(count=1))
+    for folder, full in (("subset", False), ("full", True)):
+        prepare_coco(*sources, tmp_path / folder, full=full, check_counts=False)
+    first, second = (f"COCO_train2014_{number:012}" for number in (9, 30))
+    for folder in ("subset", "full"):
+        assert (tmp_path / folder / "list/train_small_id.txt").read_text() == f"{first}\n"
+    assert not (tmp_path / "subset/list/train.txt").exists()
+    items = read_list(tmp_path / "full/list/train.txt", tmp_path / "full")
+    assert [item.id for item in items] == [first, second]
+    assert all(item.label.exists() for item in items)
+
+
 def test_order_by_area_paints_large_objects_first(sources, tmp_path):
     prepare_coco(*sources, tmp_path / "made", order="area", check_counts=False)
     check_prepared(tmp_path / "made", LARGE_FIRST)
@@ -139,7 +153,9 @@ def test_classes_are_named_by_category_id(sources, tmp_path):
 def test_lists_that_differ_from_the_published_are_refused(sources, tmp_path):
     with pytest.raises(InputError, match=r"train_small has 2 images, not 10000; val_small has 1 images, not 1500"):
         prepare_coco(*sources, tmp_path / "made")
-    assert [listed.count for listed in LISTS.values()] == [10000, 1500]
+    with pytest.raises(InputError, match=r"lists of COCO 2014 \(train has 2 images, not 82783; train_small has 2"):
+        prepare_coco(*sources, tmp_path / "full", full=True)
+    assert [listed.count for listed in LISTS.values()] == [82783, 10000, 1500]
 
 
 def test_swapped_image_folders_are_named(sources, tmp_path):
