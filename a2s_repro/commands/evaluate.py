@@ -35,6 +35,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--attention-by-size", action="store_true", help="attention weights of each scale against the size of objects"
     )
     add_out_option(parser, "palette PNGs in OUT/results/VOC2012/Segmentation/comp6_LIST_cls", required=False)
+    parser.add_argument(
+        "--first-label",
+        type=int,
+        default=0,
+        metavar="N",
+        help="value of the first class in the PNGs: 1 for ADE20K's server, whose classes are 1 to 150 (default 0)",
+    )
     add_json_option(parser)
     add_device_option(parser)
     add_precision_option(parser)
@@ -64,8 +71,10 @@ def main(arguments: argparse.Namespace) -> None:
         pad_to=arguments.pad_to,
         crf=crf,
         short_sides=arguments.short_sides,
+        factors=arguments.factors,
         classes=classes,
         label_folder=folder,
+        first_label=arguments.first_label,
         by_size=arguments.attention_by_size,
         precision=arguments.precision,
     )

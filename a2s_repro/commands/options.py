@@ -155,10 +155,10 @@ def add_refining_options(parser: Options) -> None:
     parser.add_argument(
         "--crf", nargs="*", metavar="WORD", help="refine by a dense CRF: a recipe's name, values as bi_w=4, or neither"
     )
-    add_short_sides_option(parser, default=[])
+    add_size_options(parser, default=[])
 
 
-def add_short_sides_option(parser: Options, default: list[int] | None) -> None:
+def add_size_options(parser: Options, default: list | None) -> None:
     """default: None is the recipe's."""
     parser.add_argument(
         "--short-sides",
@@ -167,6 +167,14 @@ def add_short_sides_option(parser: Options, default: list[int] | None) -> None:
         default=default,
         metavar="PIXELS",
         help="average the scores over images of these shorter sides, without padding: 300 400 500 600 for ADE20K",
+    )
+    parser.add_argument(
+        "--factors",
+        type=float,
+        nargs="*",
+        default=default,
+        metavar="F",
+        help="average the scores over images resized by these factors, without padding: 0.5 0.75 1 1.25 1.5 for ADE20K",
     )
 
 

@@ -80,12 +80,16 @@ PARAMETERS = {
     "person_part/average3_esupv": CRF(bi_w=5, bi_xy_std=11, bi_rgb_std=5),
     "person_part/max3_esupv": CRF(bi_w=4, bi_xy_std=15, bi_rgb_std=3),
     "person_part/attention3_esupv": CRF(bi_w=4, bi_xy_std=19, bi_rgb_std=3),
+    "person_part/max4_esupv": CRF(bi_w=4, bi_xy_std=20, bi_rgb_std=5),
+    "person_part_msc/average3_esupv": CRF(bi_w=4, bi_xy_std=9, bi_rgb_std=5),
+    "person_part_msc/max3_esupv": CRF(bi_w=4, bi_xy_std=19, bi_rgb_std=3),
     "person_part_msc/attention3_esupv": CRF(bi_w=4, bi_xy_std=13, bi_rgb_std=3),
     "voc12/largefov": CRF(bi_w=4, bi_xy_std=121, bi_rgb_std=5),
     "voc12_coco/largefov": CRF(bi_w=5, bi_xy_std=69, bi_rgb_std=5),
     "voc12_coco/attention3_esupv": CRF(bi_w=4, bi_xy_std=49, bi_rgb_std=5),
 }
-"""The authors' parameters by recipe (SetupEnv.m, run_densecrf.sh), found by grid search on 100 validation images."""
+"""The authors' parameters by recipe (SetupEnv.m, run_densecrf.sh), found by grid search on 100 validation images.
+person_part/max4_esupv, attention46 of the release, is of a net with four scales that has no number and no recipe."""
 
 
 def dense_crf(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from a2s_repro.data import voc
-from a2s_repro.data.images import IGNORE_LABEL, read_pair
+from a2s_repro.data.images import IGNORE_LABEL, read_pair, write_label
 from a2s_repro.data.lists import VOID, Item
 from a2s_repro.errors import InputError
 from a2s_repro.inference.attention_by_size import AttentionBySize
@@ -181,22 +181,27 @@ def evaluate(
     pad_to: int = 513,
     crf: CRF | None = None,
     short_sides: Sequence[int] = (),
+    factors: Sequence[float] = (),
     classes: Sequence[str] = (),
     label_folder: str | os.PathLike | None = None,
+    first_label: int = 0,
     by_size: bool = False,
     precision: str = "fp32",
 ) -> Result:
     """Scores `model` on `items` on the model's device; shows a progress bar.
 
-    `pad_to`, `short_sides` and `precision` are passed to Segmenter; `crf` refines the labels. As in the authors'
-    evaluation, outputs named 'void' in `classes` (COCO's unused ids) are excluded from means. Items without a label
-    file (VOC test) do not affect the scores. With `label_folder` every segmentation is written there as ID.png, an
-    index PNG in VOC's palette. `by_size` measures attention weights against object sizes.
+    `pad_to`, `short_sides`, `factors` and `precision` are passed to Segmenter; `crf` refines the labels. As in the
+    authors' evaluation, outputs named 'void' in `classes` (COCO's unused ids) are excluded from means. Items without a
+    label file (VOC test) do not affect the scores. With `label_folder` every segmentation is written there as ID.png,
+    an index PNG in VOC's palette. The first class has the value `first_label`, and the others follow: with 1 the PNGs
+    are grey and hold 1 to 150, as those of ADE20K's server. `by_size` measures attention weights against object sizes.
 
     Several processes share the items, and all return the scores of the whole set. Raises InputError naming a bad file,
     and for `by_size` with a net without attention.
     """
-    segmenter = Segmenter(model, pad_to=pad_to, short_sides=short_sides, precision=precision)
+    if not 0 <= first_label <= 256 - model.num_classes:
+        raise InputError(f"the first label is {first_label}; {model.num_classes} labels from it must lie in 0 to 255.")
+    segmenter = Segmenter(model, pad_to=pad_to, short_sides=short_sides, factors=factors, precision=precision)
     void = [label for label, name in enumerate(classes) if name == VOID]
     confusion = ConfusionMatrix(model.num_classes, void)
     attention, objects = AttentionStatistics(model.scales), AttentionBySize(model.scales)
@@ -213,7 +218,8 @@ def evaluate(
             if by_size:
                 objects.update(truth, segmentation.weights)
             if label_folder is not None:
-                voc.write_label_png(Path(label_folder) / f"{item.id}.png", segmentation.labels)
+                values, colours = segmentation.labels + np.uint8(first_label), None if first_label else voc.palette()
+                write_label(Path(label_folder) / f"{item.id}.png", values, colours)
     for part in (confusion, attention, objects):
         part.merge()
     return Result(len(items), confusion, attention if attention.pixels else None, objects if by_size else None)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, overload
 
 import cv2
@@ -69,9 +69,10 @@ class Segmenter:
     An image whose activations exceed `memory` runs in overlapping tiles (see `tiles.spans`). Tiling depends only on the
     net, the image's size and `memory`, so results do not depend on the load of the machine.
 
-    With `short_sides` the image is resized instead of padded, limited by LONG_SIDE and with both sides rounded up to
-    the grid. The softmax of the scores and the attention weights are averaged over the sizes: the protocol of
-    CSAILVision's ADE20K evaluation. `scores` are then the logarithms of the averaged softmax.
+    With `factors` or `short_sides` the image is resized instead of padded, with both sides rounded up to the grid, and
+    the softmax of the scores and the attention weights are averaged over the sizes: CSAILVision's ADE20K evaluation.
+    `factors` resize as that of 2017 did, bilinearly with the corners aligned; `short_sides`, its later form, by OpenCV,
+    limited by LONG_SIDE. `scores` are then the logarithms of the averaged softmax.
     """
 
     model: Net
@@ -83,6 +84,8 @@ class Segmenter:
     """Minimum side, in pixels, to which an image is padded; 1 pads only to the grid."""
     short_sides: Sequence[int] = ()
     """Shorter sides, in pixels, to which an image is resized in turn; `pad_to` is then ignored."""
+    factors: Sequence[float] = ()
+    """Factors by which an image is resized in turn, in place of `short_sides`."""
     memory: float = 4
     """Memory limit for the activations of a forward pass in GB, as estimated by `bytes_per_pixel`."""
     precision: str = "fp32"
@@ -92,6 +95,8 @@ class Segmenter:
         check_precision(self.precision, self._device)
         if min((self.pad_to, *self.short_sides)) < 1:
             raise InputError(f"pad_to is {self.pad_to}, short sides {[*self.short_sides]}; they must be at least 1.")
+        if self.factors and (self.short_sides or not min(self.factors) > 0):
+            raise InputError(f"the factors are {[*self.factors]}; they must be positive, and without short sides.")
         if not self.memory > 0:
             raise InputError(f"memory is {self.memory} GB; it must be positive.")
 
@@ -183,7 +188,7 @@ class Segmenter:
         return tuple(-(-(side - 1) // step) * step + 1 for side in sides)
 
     def _segment(self, images: Sequence[np.ndarray], scores: bool) -> list[Segmentation]:
-        if self.short_sides:
+        if self.short_sides or self.factors:
             return [_on_images(self._average(image), image.shape[:2], [image], scores)[0] for image in images]
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
@@ -198,14 +203,9 @@ class Segmenter:
         return [segmentations[index] for index in range(len(images))]
 
     def _average(self, image: np.ndarray) -> "_Maps":
-        """Averages over the short sides, at the size of the image: log of the mean softmax, and means of other maps."""
+        """Averages over the resized images, at the size of the image: log of the mean softmax, means of other maps."""
         size = image.shape[:2]
-        passes = []
-        for short in self.short_sides:
-            factor = min(short / min(size), LONG_SIDE / max(size))
-            height, width = self._fitting(max(1, int(side * factor)) for side in size)
-            resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-            passes.append(self._maps([resized], (height, width)))
+        passes = [self._maps_of(batch) for batch in self._resized(image)]
         mean = sum(ops.interp(maps.scores, size).softmax(1) for maps in passes) / len(passes)
         scores = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # the clamp keeps scores finite if the softmax is 0
         others = (
@@ -214,8 +214,25 @@ class Segmenter:
         )
         return _Maps(scores, *others)
 
+    def _resized(self, image: np.ndarray) -> Iterator[Tensor]:
+        """The net's inputs (1, 3, h, w) from the image at each of the short sides, or at each of the factors."""
+        size = image.shape[:2]
+        for short in self.short_sides:
+            factor = min(short / min(size), LONG_SIDE / max(size))
+            height, width = self._fitting(max(1, int(side * factor)) for side in size)
+            resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+            yield self.padded([resized], (height, width))
+        if self.factors:
+            whole = self.padded([image], size)
+            for factor in self.factors:
+                yield ops.interp(whole, self._fitting(max(1, round(side * factor)) for side in size))
+
     def _maps(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> "_Maps":
-        """The net's maps for images padded to `size`; tiled if a forward pass would exceed the memory limit."""
+        """The net's maps for images padded to `size`."""
+        return self._maps_of(self.padded(images, size))
+
+    def _maps_of(self, batch: Tensor) -> "_Maps":
+        """The net's maps for its input; tiled if a forward pass would exceed the memory limit."""
 
         def net(batch: Tensor) -> _Maps:
             with autocast_of(self.precision, batch.device):
@@ -223,7 +240,7 @@ class Segmenter:
             maps = prediction.scores, prediction.weights, prediction.recalibration
             return _Maps(*(None if values is None else values.to(batch.dtype) for values in maps))
 
-        batch = self.padded(images, size)
+        size = batch.shape[2:]
         if math.prod(size) <= self._pixels:
             return net(batch)
         step = self.model.grid_step

@@ -178,6 +178,21 @@ def test_tool_scores_agree_with_the_written_labels(demo, items, model_file, tmp_
     assert "attention weight at scale 0.5: mean" in done.stdout
 
 
+def test_labels_are_written_from_the_first_label_on(items, tmp_path):
+    """ADE20K's server takes grey PNGs of 1 to 150; the scores are the same."""
+    model = thin(ShareNet, (1, 0.5))
+    results = [
+        evaluate(model, items, crop=161, label_folder=tmp_path / str(first), first_label=first) for first in (0, 1)
+    ]
+    assert (results[0].confusion.counts == results[1].confusion.counts).all()
+    for item in items:
+        zero, one = (Image.open(tmp_path / f"{first}/{item.id}.png") for first in (0, 1))
+        assert (zero.mode, one.mode) == ("P", "L")
+        assert (np.asarray(one) == np.asarray(zero) + 1).all()
+    with pytest.raises(InputError, match="the first label is 251; 6 labels from it must lie in 0 to 255"):
+        evaluate(model, items, first_label=251)
+
+
 def test_the_crf_refines_the_scored_labels(items):
     model, crf = thin(ShareNet, (1, 0.5)), CRF(iterations=2)
     segmenter, expected = Segmenter(model, pad_to=161), ConfusionMatrix(len(CLASSES))

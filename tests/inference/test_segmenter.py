@@ -166,6 +166,23 @@ def test_softmax_is_averaged_over_short_sides() -> None:
     np.testing.assert_allclose(segmentation.weights.sum(0), 1, atol=1e-6)
 
 
+def test_softmax_is_averaged_over_factors() -> None:
+    """CSAILVision's evaluation of 2017: scipy's zoom of the normalised image, bilinear with the corners aligned. Sides
+    are its rounded ones, raised to the net's grid."""
+    model = thin(ShareNet, (1, 0.5)).eval()
+    image = picture(40, 60)
+    segmentation = Segmenter(model, factors=(0.5, 1, 1.5))(image, scores=True)
+    mean, normalised = 0, torch.from_numpy(subtract_mean(image))[None]
+    for size in ((33, 33), (49, 65), (65, 97)):  # 20 x 30, 40 x 60, 60 x 90, rounded up to 16k + 1
+        resized = torch.nn.functional.interpolate(normalised, size, mode="bilinear", align_corners=True)
+        with torch.no_grad():
+            scores = model(resized).scores
+        mean = mean + ops.interp(scores, (40, 60)).softmax(1)[0] / 3
+    np.testing.assert_allclose(np.exp(segmentation.scores), mean, atol=1e-5)
+    assert (segmentation.labels == mean.argmax(0).numpy()).mean() > 0.99
+    np.testing.assert_allclose(segmentation.weights.sum(0), 1, atol=1e-6)
+
+
 def test_the_longer_side_of_a_resized_image_is_at_most_1000() -> None:
     segmenter = Segmenter(thin(DeepLabLargeFOV), short_sides=(100,))
     with sizes_seen(segmenter) as sizes:
@@ -222,6 +239,8 @@ def test_invalid_options_are_refused() -> None:
     for options, sentence in (
         ({"pad_to": 0}, "pad_to is 0"),
         ({"short_sides": (300, 0)}, r"short sides \[300, 0\]"),
+        ({"factors": (1, 0)}, r"the factors are \[1, 0\]; they must be positive"),
+        ({"factors": (1,), "short_sides": (300,)}, "without short sides"),
         ({"memory": 0}, "memory is 0 GB"),
         ({"precision": "int8"}, "precision 'int8' is not known"),
     ):
