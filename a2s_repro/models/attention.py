@@ -35,8 +35,11 @@ class AttentionHead:
     """Side of att_conv1's window, 1 or 3; the other layers are 1x1."""
 
     stride: ClassVar[int] = 8
-    """Pixels per cell of the grid on which the attention is computed and the scores are merged."""
+    """Pixels per cell of the grid on which the attention is computed."""
+    merge_stride: ClassVar[int] = 8
+    """Pixels per cell of the grid on which the scores are merged."""
     recalibration: ClassVar[None] = None
+    supervision: ClassVar[str] = "raw"
 
     def __post_init__(self) -> None:
         for name, known in (("features", ("fc6", "fc7", "fc8", "layer4")), ("layers", (1, 2, 3)), ("kernel", (1, 3))):

@@ -39,8 +39,8 @@ class Prediction(NamedTuple):
     """Prediction for a batch of N images; C classes, S scales, (h, w) the grid of the merged map.
 
     That grid is the one of scale 1, 1/8 of the image, as 8k + 1 pixels make k + 1 cells; where the attention is that of
-    Attention to Refine, 1/4. A skip-net in evaluation mode predicts every pixel: (h, w) is then the image, and every
-    scale's map as large as the image at that scale.
+    Attention to Refine, 1/4 by default. A skip-net in evaluation mode predicts every pixel: (h, w) is then the image,
+    and every scale's map as large as the image at that scale.
     """
 
     scores: Tensor
@@ -57,6 +57,8 @@ class Prediction(NamedTuple):
     """(N, C, h, w) recalibration: factors in (0, 1) that the scores are multiplied by, or biases; None without."""
     stride: int = 8
     """Pixels of the image per cell of `scores` in training."""
+    supervised: tuple[Tensor, ...] | None = None
+    """(N, C, h, w) recalibrated score maps of the S scales that extra supervision takes; None: `scale_scores`."""
 
 
 class ParameterRule(NamedTuple):
@@ -118,7 +120,8 @@ class Net(nn.Module, abc.ABC):
             raise InputError(f"dropout is {dropout}; a drop ratio lies in [0, 1).")
         self.num_classes, self.dropout = num_classes, dropout
         self.new_layers: dict[str, float] = {}
-        """Layers with a gaussian filler, of this standard deviation, in the order of the file."""
+        """Layers with a gaussian filler, of this standard deviation, in the order of the file; 0: that keep their
+        constant start."""
 
     @abc.abstractmethod
     def stream(self, image: Tensor) -> Stream:
@@ -156,9 +159,11 @@ class Net(nn.Module, abc.ABC):
         return {key: tensor for key, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
 
     def _fill(self, deviations: Mapping[str, float]) -> None:
-        """Fills layers, gaussian weights and zero biases, and notes them as new."""
+        """Fills layers, gaussian weights and zero biases, and notes them as new; of deviation 0 it only notes them."""
         self.new_layers |= deviations
         for name, std in deviations.items():
+            if not std:
+                continue
             for kind, parameter in self.layer(name).named_parameters():
                 nn.init.normal_(parameter, std=std) if kind == "weight" else nn.init.zeros_(parameter)
 

@@ -85,8 +85,11 @@ class DeepLab(Net):
 
     def map_channels(self) -> dict[str, int]:
         """Channels of the maps that a head can read: the trunk's, fc6's and fc7's after their dropout, and fc8's."""
-        names = [name for names in TRUNK.values() for name in names]
-        return {name: len(self.get_parameter(f"{name}.weight")) for name in (*names, "fc6", "fc7", "fc8")}
+        channels = {
+            name: len(self.get_parameter(f"{name}.weight"))
+            for name in (*(name for names in TRUNK.values() for name in names), "fc6", "fc7", "fc8")
+        }
+        return channels | {pool: channels[names[-1]] for pool, names in TRUNK.items()}
 
     def trunk_maps(self, image: Tensor) -> dict[str, Tensor]:
         """The image (N, 3, H, W) as `data`, pool1 to pool5, and after their ReLU the convolutions in `head_maps`."""

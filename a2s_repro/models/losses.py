@@ -95,34 +95,48 @@ def seg_accuracy(scores: Tensor, labels: Tensor, ignore_labels: Sequence[int] = 
     )
 
 
-def loss_inputs(prediction: Prediction, labels: Tensor, extra_supervision: bool) -> dict[str, tuple[Tensor, Tensor]]:
+def loss_inputs(
+    prediction: Prediction, labels: Tensor, extra_supervision: bool, label_stride: int | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
     """The scores and labels that meet in each loss of a training net, by the loss's name in the authors' files.
 
-    `loss` is the merged map's, on its own grid; extra supervision adds one per scale: `loss_res1`, `loss_res075`,
-    `loss_res05`, `loss_res025`. `labels` is (N, H, W) at the size of the image.
+    `loss` is the merged map's; extra supervision adds one per scale: `loss_res1`, `loss_res075`, `loss_res05`,
+    `loss_res025`. Each is taken on the grid of its scores, or all of them at every `label_stride`-th pixel, to which
+    the scores are interpolated. `labels` is (N, H, W) at the size of the image.
 
     Raises:
         InputError: extra supervision of a single scale, or a label size that does not align with the grids.
     """
-    inputs = {"loss": (prediction.scores, shrink_labels(labels, prediction.stride))}
+
+    def meeting(scores: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+        if label_stride is None:
+            return scores, shrink_labels(labels, stride)
+        sparse = shrink_labels(labels, label_stride)
+        return ops.interp(scores, sparse.shape[1:]), sparse
+
+    inputs = {"loss": meeting(prediction.scores, prediction.stride)}
     if extra_supervision:
         if len(prediction.scales) == 1:
             raise InputError("extra supervision takes two or more scales; a single scale has only the one loss.")
-        scores_at = dict(zip(prediction.scales, prediction.scale_scores, strict=True))
+        on_own_grids = prediction.supervised is None
+        scores_at = dict(zip(prediction.scales, prediction.supervised or prediction.scale_scores, strict=True))
         for scale in prediction.loss_order:
             scores = scores_at[scale]
-            if scale == 0.75:
+            if scale == 0.75 and on_own_grids:
                 scores = ops.interp(scores, scores_at[1].shape[2:])
-            inputs[SCALE_LOSS_NAMES[scale]] = scores, shrink_labels(labels, LABEL_SHRINK[scale])
+            stride = LABEL_SHRINK[scale] if on_own_grids else prediction.stride
+            inputs[SCALE_LOSS_NAMES[scale]] = meeting(scores, stride)
     return inputs
 
 
-def training_loss(prediction: Prediction, labels: Tensor, extra_supervision: bool) -> dict[str, Tensor]:
+def training_loss(
+    prediction: Prediction, labels: Tensor, extra_supervision: bool, label_stride: int | None = None
+) -> dict[str, Tensor]:
     """The losses of a training net, each a scalar of weight 1; the net is trained on their sum.
 
     Args and names as for `loss_inputs`.
     """
-    inputs = loss_inputs(prediction, labels, extra_supervision)
+    inputs = loss_inputs(prediction, labels, extra_supervision, label_stride)
     return {name: softmax_with_loss(scores, grid_labels) for name, (scores, grid_labels) in inputs.items()}
 
 

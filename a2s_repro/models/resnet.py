@@ -62,9 +62,10 @@ class ResNetDilated8(MultiScale):
     4, as are the first of layer4 by 2. Images are RGB, normalised as ImageNet is for torchvision's nets. Over scales,
     the same weights and batch normalisations run on each, so that running statistics see the images of all scales.
 
-    The encoder starts random (He, over the outputs), for `load_resnet34` to fill. The decoder starts gaussian with
-    standard deviation 0.001, as CSAILVision's did; of the attention the last layers with 0.01, so that the weights of
-    the scales start nearly even, and the others by He's rule over their inputs. Biases start at 0.
+    The encoder starts random (He, over the outputs), for `load_resnet34` to fill. The decoder starts as CSAILVision's
+    did: convolutions gaussian with standard deviation 0.001, the scales of batch normalisations around 1 with 0.02. Of
+    the attention the last layers start with 0.01, so that the weights of the scales are nearly even, and the others by
+    He's rule over their inputs. Biases start at 0.
 
     Args:
         num_classes: C, background included.
@@ -142,6 +143,9 @@ class ResNetDilated8(MultiScale):
             else:
                 std = 0.01 if name.endswith("_fc") else math.sqrt(2 / layer.weight[0].numel())
                 self._fill({name.removeprefix("head."): std})
+        for layer in self.decoder.modules():  # after all convolutions, whose values do not depend on these
+            if isinstance(layer, tuple(NORMS.values())):
+                nn.init.normal_(layer.weight, 1, 0.02)
 
     def _blocks(
         self, name: str, count: int, norm: type[nn.Module], stride: int = 1, dilation: int = 1

@@ -59,7 +59,7 @@ class MultiScale(Net):
                 raise InputError(
                     f"the net has no map '{unknown[0]}' for attention to read: it has {', '.join(channels)}."
                 )
-            self.head_maps, self.stride, self.unshared_layers = head.maps, head.stride, tuple(head.fillers())
+            self.head_maps, self.stride, self.unshared_layers = head.maps, head.merge_stride, tuple(head.fillers())
             self.head = head.build(channels, scales, self.num_classes, self.widths, self.dropout)
             leave_out_of_state_dict(self, "head")
 
@@ -75,26 +75,31 @@ class MultiScale(Net):
             return super().forward(image)
         check_image(image, self.grid_step)
         nets = dict(zip(self.scales, (self, *self.copies) if self.copies else (self,) * len(self.scales), strict=True))
-        height, width = (ops.interp_size(side, shrink=self.stride) for side in image.shape[-2:])
-        grid = height, width
+        merged_grid = _shrunk(image, self.stride)
+        grid = _shrunk(image, self.head_config.stride) if self.merge == "attention" else merged_grid
         with shared_filters(self):
             outputs = {
                 scale: self._read(nets[scale].stream(rescaled(image, scale)), grid) for scale in self.stream_order
             }
         scores, features = zip(*(outputs[scale] for scale in self.scales), strict=True)
-        size = image.shape[2:] if self.skip_net and not self.training else grid
-        weights = recalibration = None
+        size = image.shape[2:] if self.skip_net and not self.training else merged_grid
+        weights = recalibration = supervised = None
         if self.merge == "attention":
             logits, recalibration = self.head(features, grid)
+            if recalibration is not None and merged_grid != grid:
+                recalibration = ops.interp(recalibration, merged_grid)
             factors = recalibration if self.head_config.recalibration == "multiply" else None
             merged, weights = ops.scale_merge(scores, logits, size, factors)
             if self.head_config.recalibration == "add":
                 merged = merged + recalibration
+            if self.training and self.head_config.supervision == "recalibrated":
+                on_grid = [ops.interp(stream, merged_grid) for stream in scores]
+                supervised = tuple(s + recalibration if factors is None else s * factors for s in on_grid)
         elif self.merge == "average":
             merged = ops.scale_average(scores, size, AVERAGE_FACTOR[len(scores)])
         else:
             merged = ops.scale_max(scores, size)
-        return Prediction(merged, scores, weights, self.scales, self.loss_order, recalibration, self.stride)
+        return Prediction(merged, scores, weights, self.scales, self.loss_order, recalibration, self.stride, supervised)
 
     def _read(self, stream: Stream, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """The scores of a stream, and the features that the head reads of it; its other maps are released."""
@@ -182,6 +187,12 @@ class ShareNet(MultiScale, DeepLab):
             "skip_net": self.skip_net,
             "head": self.head_config.config(),
         }
+
+
+def _shrunk(image: Tensor, stride: int) -> tuple[int, int]:
+    """Rows and columns of the grid with a cell for every `stride`-th pixel of the image."""
+    height, width = (ops.interp_size(side, shrink=stride) for side in image.shape[-2:])
+    return height, width
 
 
 def rescaled(image: Tensor, scale: float) -> Tensor:

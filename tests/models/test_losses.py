@@ -103,6 +103,29 @@ def test_the_merged_map_meets_labels_of_its_own_stride():
         assert scores.shape[2:] == grid_labels.shape[1:], name
 
 
+@pytest.mark.parametrize("stride", [1, 4, 8])
+def test_all_losses_meet_labels_of_one_density(stride):
+    """`label_stride`: scores are interpolated to the grid of every `stride`-th pixel."""
+    labels = torch.arange(65 * 65).view(1, 65, 65)
+    corners = torch.zeros(1, 4, 9, 9)
+    corners[..., -1, -1] = 1
+    inputs = loss_inputs(prediction(1, 0.75, 0.5)._replace(scores=corners), labels, True, label_stride=stride)
+    for name, (scores, grid_labels) in inputs.items():
+        assert torch.equal(grid_labels, labels[:, ::stride, ::stride]), name
+        assert scores.shape[2:] == grid_labels.shape[1:], name
+    assert torch.equal(inputs["loss"][0][..., :: 8 // stride, :: 8 // stride], corners)
+
+
+def test_recalibrated_scores_of_the_scales_meet_labels_of_the_merged_map():
+    labels = torch.arange(65 * 65).view(1, 65, 65)
+    maps = tuple(torch.full((1, 4, 17, 17), float(scale)) for scale in (1, 0.75, 0.5))
+    refined = prediction(1, 0.75, 0.5)._replace(scores=maps[0], stride=4, supervised=maps)
+    inputs = loss_inputs(refined, labels, extra_supervision=True)
+    for name, supervised in zip(("loss_res1", "loss_res075", "loss_res05"), maps, strict=True):
+        assert inputs[name][0] is supervised
+    assert all(torch.equal(grid_labels, labels[:, ::4, ::4]) for _, grid_labels in inputs.values())
+
+
 def test_losses_come_in_the_order_of_the_authors_file():
     """In skip-nets with attention scale 0.5 comes before 0.75."""
     in_order = prediction(1, 0.75, 0.5)._replace(loss_order=(1, 0.5, 0.75))

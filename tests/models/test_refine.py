@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from a2s_repro import ops
 from a2s_repro.errors import InputError
 from a2s_repro.models import AttentionHead, RefineHead, ShareNet, Widths, build_head, build_model
+from a2s_repro.models.layers import Dropout
 from tests.models.receptive_field import rows_seen, smooth
 
 THIN = Widths().scaled(1 / 32)
@@ -116,6 +117,11 @@ def composed(net: ShareNet, image: torch.Tensor) -> torch.Tensor:
             if f"conv{group}_{count}" in net.head_config.stages:
                 stages.append(resized(x, size))
             x = F.max_pool2d(x, 3, 2 if group < 4 else 1, 1)
+            if f"pool{group}" in net.head_config.stages:
+                stages.append(resized(x, size))
+        if net.head_config.normalization == "l2":
+            stages = [stage / stage.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt() for stage in stages]
+            stages = [torch.cat(stages, 1) * net.layer(f"ref_norm{index}").weight.view(1, -1, 1, 1)]
         conv, dilation = net.layer(f"ref_conv{index}"), net.head_config.dilations[index - 1]
         hypercolumn = torch.cat(stages, 1)
         streams.append(F.relu(F.conv2d(hypercolumn, conv.weight, conv.bias, padding=dilation, dilation=dilation)))
@@ -123,8 +129,14 @@ def composed(net: ShareNet, image: torch.Tensor) -> torch.Tensor:
     x = torch.cat(streams, 1)
     weights = net.head.att_fc(F.relu(net.head.att_conv1(x))).softmax(1)
     recalibration = net.head.rec_fc(F.relu(net.head.rec_conv1(x))) if net.head_config.recalibration else None
+    if recalibration is not None and net.head_config.recalibration == "multiply":
+        recalibration = recalibration.sigmoid()
+    if net.head_config.merge_stride == 8:
+        size = tuple((side - 1) // 8 + 1 for side in image.shape[2:])
+        weights = weights[..., ::2, ::2]
+        recalibration = None if recalibration is None else recalibration[..., ::2, ::2]
     if net.head_config.recalibration == "multiply":  # Eq. 3: the scores of each scale, before they are weighed
-        scores = [resized(each, size) * recalibration.sigmoid() for each in scores]
+        scores = [resized(each, size) * recalibration for each in scores]
     merged = sum(weights[:, s : s + 1] * resized(each, size) for s, each in enumerate(scores))
     return merged + recalibration if net.head_config.recalibration == "add" else merged
 
@@ -137,8 +149,15 @@ def composed(net: ShareNet, image: torch.Tensor) -> torch.Tensor:
         RefineHead(recalibration=None),
         RefineHead((1, 1), recalibration=None),
         RefineHead((12, 2), ("conv2_2", "conv5_3")),
+        RefineHead(stages=("pool1", "pool3", "pool5")),
+        RefineHead(normalization="l2"),
+        RefineHead(merge_stride=8),
+        RefineHead(merge_stride=8, recalibration="add"),
     ],
-    ids=["ours", "bias", "no-recalibration", "no-diverse-dilations", "other-reading-and-stages"],
+    ids=[
+        *("ours", "bias", "no-recalibration", "no-diverse-dilations", "other-reading-and-stages"),
+        *("pools", "l2", "merged-at-8", "bias-merged-at-8"),
+    ],
 )
 def test_the_net_is_its_composition(head, device):
     """Merged scores and all gradients, in float64. Every grid is a power of two of another, so that Interp's float32
@@ -183,6 +202,45 @@ def test_any_stage_can_be_read():
     torch.testing.assert_close(hypercolumn[:, : THIN.conv5], ops.interp(stream.features["conv5_1"], (9, 9)))
 
 
+@pytest.mark.parametrize("recalibration", ["multiply", "add"])
+def test_the_recalibrated_scores_of_the_scales_are_supervised(recalibration):
+    """Those whose weighted sum is the merged map. Without training they are not made."""
+    net = filled(refine_net(RefineHead(recalibration=recalibration, supervision="recalibrated"))).train()
+    for layer in net.modules():
+        if isinstance(layer, Dropout):
+            layer.p = 0
+    prediction = net(torch.randn(1, 3, 33, 33))
+    assert [scores.shape for scores in prediction.supervised] == [(1, 5, 9, 9)] * 2
+    merged = sum(prediction.weights[:, s : s + 1] * scores for s, scores in enumerate(prediction.supervised))
+    torch.testing.assert_close(prediction.scores, merged, rtol=1e-4, atol=1e-4 * float(merged.detach().abs().max()))
+    assert net.eval()(torch.randn(1, 3, 33, 33)).supervised is None
+    assert filled(refine_net()).train()(torch.randn(1, 3, 33, 33)).supervised is None
+
+
+def test_batch_normalised_stages_have_mean_0_and_variance_1_for_each_scale():
+    net = filled(refine_net(RefineHead(normalization="batch"))).train()
+    normalised = []
+    for name in ("ref_norm1", "ref_norm2"):
+        torch.nn.init.ones_(net.layer(name).weight)
+        torch.nn.init.zeros_(net.layer(name).bias)
+        net.layer(name).register_forward_hook(lambda _, __, output: normalised.append(output.detach()))
+    net(torch.randn(2, 3, 65, 65))
+    for hypercolumn in normalised:
+        used = hypercolumn.std((0, 2, 3)) > 0
+        assert used.float().mean() > 0.5
+        assert hypercolumn.mean((0, 2, 3)).abs().max() < 1e-4
+        torch.testing.assert_close(hypercolumn.std((0, 2, 3))[used].median(), torch.tensor(1.0), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(("normalization", "start"), [("l2", 10), ("batch", 1)])
+def test_normalisations_start_at_constants_and_learn_as_new_layers(normalization, start):
+    net = refine_net(RefineHead(normalization=normalization))
+    rules = net.parameter_rules()
+    for name in ("ref_norm1", "ref_norm2"):
+        assert (net.layer(name).weight == start).all() and name in net.new_layers
+        assert rules[f"{name}.weight"] == (10, 1, 1)
+
+
 def test_attention_and_recalibration_draw_their_own_dropout_masks():
     net = refine_net()
     torch.nn.init.ones_(net.head.att_conv1.bias)
@@ -209,7 +267,14 @@ def test_fillers_and_rules():
     assert rules["fc8.weight"] == (10, 1, 2) and rules["conv1_1.weight"] == (1, 1, 2)
 
 
-@pytest.mark.parametrize("head", [RefineHead((1, 3), ("conv1_1", "fc6"), "add"), RefineHead(recalibration=None)])
+@pytest.mark.parametrize(
+    "head",
+    [
+        RefineHead((1, 3), ("conv1_1", "fc6"), "add"),
+        RefineHead(recalibration=None),
+        RefineHead(normalization="batch", merge_stride=8, supervision="recalibrated"),
+    ],
+)
 def test_the_net_is_rebuilt_from_its_config(head):
     net = refine_net(head)
     again = build_model(net.config())
@@ -228,6 +293,13 @@ def test_the_net_is_rebuilt_from_its_config(head):
         (lambda: RefineHead(stages=()), r"stages \(none\) are not possible: give one or more"),
         (lambda: RefineHead(stages=("conv1_2", "conv1_2")), "each once"),
         (lambda: RefineHead(recalibration="divide"), "recalibration 'divide' is not known; it is multiply, add"),
+        (lambda: RefineHead(normalization="layer"), "normalization 'layer' is not known; it is l2, batch"),
+        (lambda: RefineHead(merge_stride=2), "merged at every 4 or 8 pixels, not at every 2"),
+        (lambda: RefineHead(supervision="both"), "supervision 'both' is not known; it is one of raw, recalibrated"),
+        (
+            lambda: RefineHead(recalibration=None, supervision="recalibrated"),
+            "is not possible without recalibration: give",
+        ),
         (lambda: refine_net(RefineHead(stages=("layer1",))), "no map 'layer1' for attention to read: it has conv1_1"),
         (lambda: ShareNet(5, SCALES, head=AttentionHead("layer4"), widths=THIN), "no map 'layer4'"),
         (lambda: ShareNet(5, SCALES, skip_net=True, head=RefineHead(), widths=THIN), "without skip branches"),

@@ -238,6 +238,9 @@ def test_how_layers_start():
     for name, std in (("decoder.conv_last.0", 0.001), ("att_fc", 0.01), ("rec_fc", 0.01)):
         assert net.layer(name).weight.std().item() == pytest.approx(std, rel=0.2), name
     assert not net.head.rec_fc.bias.any()
+    scales = torch.cat([layer.weight for layer in net.decoder.modules() if isinstance(layer, nn.BatchNorm2d)])
+    assert scales.mean().item() == pytest.approx(1, abs=0.004) and scales.std().item() == pytest.approx(0.02, rel=0.15)
+    assert not any(layer.bias.any() for layer in net.decoder.modules() if isinstance(layer, nn.BatchNorm2d))
 
 
 def classifier(net: ResNetDilated8) -> dict[str, torch.Tensor]:
