@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import math
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from a2s_repro.caffe.conversion import from_caffe, random_init
+from a2s_repro.caffe.conversion import convert_file
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.demo import make_demo_data
 from a2s_repro.data.lists import read_lines, read_list, write_lines
@@ -24,7 +25,6 @@ from a2s_repro.files import replacing
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.evaluation import evaluate, server_folder
 from a2s_repro.inference.segmenter import load_model
-from a2s_repro.models import Widths
 from a2s_repro.recipes import PRETRAINED, RECIPES, Published, Recipe, recipes_of
 from a2s_repro.recipes.recipe import IMAGENET, RESNET34
 from a2s_repro.runtime.precision import precision_named
@@ -49,6 +49,8 @@ class Reproduction:
     """Folder of RESULTS.md, RESULTS.json and the runs; a run's folder has its recipe's name."""
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Changed fields of all recipes, for a trial; results are marked as changed."""
+    starts: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Recipes from which others start, and those that take their place; results are marked as changed."""
     device: str = "cpu"
     precision: str = "fp32"
     seed: int = 0
@@ -60,8 +62,9 @@ class Reproduction:
         The results are written after every recipe. Raises InputError naming the recipe; missing files are reported
         before the first training.
         """
+        recipes = [self.started(recipe) for recipe in recipes]
         self.check(recipes)
-        for recipe in trainings(recipes):
+        for recipe in trainings(recipes, self.started):
             with _naming(recipe):
                 if not self.train(recipe):
                     return False
@@ -73,7 +76,7 @@ class Reproduction:
     def check(self, recipes: Sequence[Recipe]) -> None:
         """Raises InputError naming the recipe for missing weights, data sets, lists or images."""
         read = cache(read_list)
-        for recipe in trainings(recipes):
+        for recipe in trainings(recipes, self.started):
             root = self.data_root / recipe.dataset
             with _naming(recipe):
                 if not root.is_dir():
@@ -84,6 +87,10 @@ class Reproduction:
                 read(root / recipe.training_set, root)
                 if recipe in recipes:
                     read(root / recipe.evaluation_set, root, labelled=not recipe.hidden_labels)
+
+    def started(self, recipe: Recipe) -> Recipe:
+        """The recipe with the start that `starts` gives it; it keeps its published numbers."""
+        return dataclasses.replace(recipe, init=self.starts.get(recipe.init, recipe.init))
 
     def run(self, recipe: Recipe) -> Run:
         """The settings of a recipe's run."""
@@ -111,7 +118,9 @@ class Reproduction:
             theirs = {**Recipe.of_config(earlier["recipe"]).config(), **earlier["run"]}
             theirs["precision"] = precision_named(theirs["precision"])
             ours = changed.config() | {"seed": run.seed, "precision": precision_named(run.precision)}
-            other = [name for name in ours if name not in NO_EFFECT_ON_TRAINING and theirs[name] != ours[name]]
+            fields = [name for name in ours if name not in NO_EFFECT_ON_TRAINING or name == "init"]
+            theirs["init"] = earlier["recipe"].get("init", recipe.init)  # of the run it is the file
+            other = [name for name in fields if theirs[name] != ours[name]]
             if other:
                 values = ", ".join(f"{name} {theirs[name]} instead of {ours[name]}" for name in other)
                 raise InputError(f"{run.out} holds a run with {values}: give another --out.")
@@ -130,7 +139,10 @@ class Reproduction:
         folder = server_folder(run.out, image_set.stem) if recipe.hidden_labels else None
         classes = meta["classes"]
         result = evaluate(model, items, classes=classes, label_folder=folder, **changed.evaluation())
-        content: dict[str, Any] = {"changes": self.changes, "scores": {}, "note": ""}
+        chain = trainings([recipe], self.started)
+        other = [link.init for link in chain if link.init != RECIPES.get(link.name, link).init]
+        changes = {"init": other[0], **self.changes} if other else self.changes
+        content: dict[str, Any] = {"changes": changes, "scores": {}, "note": ""}
         if recipe.hidden_labels:
             content["note"] = f"not scored: upload {folder.relative_to(self.out)} to VOC's evaluation server"
         else:
@@ -143,7 +155,8 @@ class Reproduction:
         """The equivalent commands step by step, without RESULTS.md."""
         options = {"device": self.device, "precision": self.precision, "seed": self.seed, "workers": self.workers}
         lines = []
-        for recipe in trainings(recipes):
+        recipes = [self.started(recipe) for recipe in recipes]
+        for recipe in trainings(recipes, self.started):
             run = self.run(recipe)
             command = recipe.command(self.data_root, self.out, self.pretrained)
             settings = {"classes": run.classes, "resume": run.resume, **self.changes, **options}
@@ -242,13 +255,16 @@ def _is_called(recipe: Recipe, name: str) -> bool:
     return name in (recipe.name, recipe.name.partition("/")[2])
 
 
-def trainings(recipes: Iterable[Recipe]) -> list[Recipe]:
-    """The recipes and those they start from, without duplicates; a recipe comes after the one it starts from."""
+def trainings(recipes: Iterable[Recipe], started: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> list[Recipe]:
+    """The recipes and those they start from, without duplicates; a recipe comes after the one it starts from.
+
+    `started` gives the recipes that others start from their own starts.
+    """
     ordered: dict[str, Recipe] = {}
     for recipe in recipes:
         chain = [recipe]
         while chain[0].init in RECIPES:
-            chain.insert(0, RECIPES[chain[0].init])
+            chain.insert(0, started(RECIPES[chain[0].init]))
         ordered |= {link.name: link for link in chain}
     return list(ordered.values())
 
@@ -335,20 +351,46 @@ def _class_names(recipe: Recipe) -> list[str]:
 
 
 def draw_pretrained(out: Path) -> dict[str, Path]:
-    """Writes random initial weights of the thin nets to the files of PRETRAINED."""
+    """Writes random initial weights of thin nets to the files of PRETRAINED.
+
+    As the real ones, they are state dicts of other programs, drawn by the shapes of those: torchvision's VGG-16, which
+    `convert_file` turns into LargeFOV's trunk, and CSAILVision's ResNet-34.
+    """
     files = {name: out / file for name, file in PRETRAINED.items()}
-    weights = from_caffe(random_init(Widths().scaled(SMOKE_CHANGES["width"]), seed=0), "random weights").weights
+    width, generator = SMOKE_CHANGES["width"], torch.Generator().manual_seed(0)
+    torch.save({key: _drawn(key, shape, generator) for key, shape in vgg16_shapes(width).items()}, out / "vgg16.pth")
+    weights = convert_file(out / "vgg16.pth", subsample=True).weights
     save_weights(files[IMAGENET], weights.state_dict, weights.meta)
-    shapes = csailvision_shapes(SMOKE_CHANGES["width"])
-    torch.save({key: _drawn(key, shape) for key, shape in shapes.items()}, files[RESNET34])
+    shapes = csailvision_shapes(width)
+    torch.save({key: _drawn(key, shape, generator) for key, shape in shapes.items()}, files[RESNET34])
     return files
 
 
-def _drawn(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+def _drawn(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Weights by He's rule; batch norms that leave their input nearly as it is."""
-    if len(shape) == 4:
-        return torch.randn(shape) * (2 / (shape[1] * shape[2] * shape[3])) ** 0.5
+    if len(shape) > 1:
+        return torch.randn(shape, generator=generator) * (2 / math.prod(shape[1:])) ** 0.5
     return torch.zeros(shape) if key.endswith(("bias", "mean")) else torch.ones(shape)
+
+
+def vgg16_shapes(width: float = 1) -> dict[str, tuple[int, ...]]:
+    """The state dict of torchvision's vgg16, restated from its layers: 13 convolutions of 3x3, and three matrices.
+
+    Each convolution is followed by a ReLU and each group by a pool, which take numbers, too; in the classifier ReLU and
+    dropout do.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    number, inputs = 0, 3
+    for outputs, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            channels = max(1, round(outputs * width))
+            shapes |= {f"features.{number}.weight": (channels, inputs, 3, 3), f"features.{number}.bias": (channels,)}
+            number, inputs = number + 2, channels
+        number += 1
+    hidden = round(4096 * width)
+    for number, size in ((0, (hidden, inputs * 7 * 7)), (3, (hidden, hidden)), (6, (1000, hidden))):
+        shapes |= {f"classifier.{number}.weight": size, f"classifier.{number}.bias": size[:1]}
+    return shapes
 
 
 def csailvision_shapes(width: float = 1) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """Reproduction: recipes are trained in order, scored, and reported next to the published numbers."""
 
 import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -13,11 +14,21 @@ import torch
 from a2s_repro.checkpoint.weights import load_weights
 from a2s_repro.errors import InputError
 from a2s_repro.recipes import find_recipe, recipes_of
-from a2s_repro.reproduction import Reproduction, cells, draw_data_sets, draw_pretrained, smoke, trainings
+from a2s_repro.reproduction import (
+    Reproduction,
+    cells,
+    csailvision_shapes,
+    draw_data_sets,
+    draw_pretrained,
+    smoke,
+    trainings,
+    vgg16_shapes,
+)
 from tests.paths import ROOT
 
 TRIAL = {"width": 1 / 16, "max_iter": 2, "batch_size": 2, "iter_size": 1, "crop": 65, "test_crop": 65}
 MSC = find_recipe("voc12/msc_largefov")
+SUBSET = {"coco/largefov": "coco_subset/largefov"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +39,7 @@ def files(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def done(files, tmp_path_factory) -> Reproduction:
-    """A reproduced cell of Table 3 that starts from another recipe."""
+    """A reproduced number that starts from another recipe."""
     reproduction = Reproduction(**files, out=tmp_path_factory.mktemp("done"), changes=TRIAL, workers=0)
     assert reproduction.reproduce([MSC])
     return reproduction
@@ -36,7 +47,7 @@ def done(files, tmp_path_factory) -> Reproduction:
 
 def test_cells_are_named_with_or_without_their_group():
     assert cells("a2s:3") == recipes_of("a2s:3")
-    assert cells("a2s:3", ["max2", "voc12/msc_largefov"]) == [find_recipe("voc12/max2"), MSC]
+    assert cells("a2s:3", ["max2", "voc12/largefov"]) == [find_recipe(f"voc12/{x}") for x in ("largefov", "max2")]
     with pytest.raises(InputError, match="a2s:3 has no cell 'max5'; its cells are voc12/largefov, "):
         cells("a2s:3", ["max5"])
 
@@ -44,14 +55,14 @@ def test_cells_are_named_with_or_without_their_group():
 def test_a_recipe_is_trained_once_and_after_the_one_it_starts_from():
     wanted = [find_recipe(f"voc12_coco/{name}") for name in ("max2", "msc_largefov", "largefov")]
     names = [recipe.name for recipe in trainings(wanted)]
-    assert sorted(names) == ["coco_subset/largefov", *(f"voc12_coco/{x}" for x in ("largefov", "max2", "msc_largefov"))]
-    assert names.index("coco_subset/largefov") == 0
+    assert sorted(names) == ["coco/largefov", *(f"voc12_coco/{x}" for x in ("largefov", "max2", "msc_largefov"))]
+    assert names.index("coco/largefov") == 0
     assert names.index("voc12_coco/largefov") < names.index("voc12_coco/msc_largefov")
 
 
 def test_results_are_listed_next_to_the_papers_numbers(done):
     rows = {(row["recipe"], row["metric"]): row for row in json.loads((done.out / "RESULTS.json").read_text())}
-    assert {recipe for recipe, _ in rows} == {recipe.name for recipe in recipes_of("a2s:3")}
+    assert {recipe for recipe, _ in rows} == {recipe.name for recipe in recipes_of("a2s:text")}
 
     row = rows.pop(("voc12/msc_largefov", "mIoU"))
     result = json.loads((done.out / "voc12/msc_largefov/result.json").read_text())
@@ -110,6 +121,20 @@ def test_the_printed_commands_are_equivalent(done, files, tmp_path):
     assert scores["mean_iou"] == result["summary"]["mean_iou"]
 
 
+def test_coco_pretrained_nets_start_from_the_subset_on_request(files, tmp_path):
+    """The numbers stay, and are marked; the results of one start are not taken for those of the other."""
+    best = find_recipe("voc12_coco/max2")
+    subset = Reproduction(**files, out=tmp_path, changes=TRIAL, workers=0, starts=SUBSET)
+    commands = subset.commands([best])
+    assert "--recipe coco_subset/largefov" in commands[0] and "--init" in commands[1]
+    assert f"--init {tmp_path}/coco_subset/largefov/final.pth" in commands[1]
+    assert subset.reproduce([best]) and not (tmp_path / "coco").exists()
+    row = next(row for row in json.loads((tmp_path / "RESULTS.json").read_text()) if row["recipe"] == best.name)
+    assert (row["paper"], row["note"].split(",")[0]) == (69.15, "changed: init coco_subset/largefov")
+    with pytest.raises(InputError, match="a run with init coco_subset/largefov instead of coco/largefov: give another"):
+        Reproduction(**files, out=tmp_path, changes=TRIAL, workers=0).reproduce([best])
+
+
 def test_an_error_names_its_recipe(files, tmp_path):
     reproduction = Reproduction(files["data_root"] / "nowhere", files["pretrained"], tmp_path, TRIAL)
     with pytest.raises(InputError, match=r"voc12/largefov: .*nowhere.voc12"):
@@ -127,7 +152,7 @@ def test_missing_files_are_reported_before_the_first_training(files, tmp_path):
     shutil.rmtree(tmp_path / "data/voc12")
     with pytest.raises(InputError, match=r"voc12_coco/attention3_esupv: .*data.voc12 is missing: prepare the data set"):
         Reproduction(tmp_path / "data", files["pretrained"], out, TRIAL).reproduce([best])
-    with pytest.raises(InputError, match=r"coco_subset/largefov: .*init.pth is missing: get the weights of imagenet"):
+    with pytest.raises(InputError, match=r"coco/largefov: .*init.pth is missing: get the weights of imagenet"):
         Reproduction(files["data_root"], {"imagenet": tmp_path / "init.pth"}, out, TRIAL).reproduce([best])
     assert not out.exists()
 
@@ -139,6 +164,15 @@ def test_hidden_labels_are_segmented_for_the_server_and_not_scored(files, tmp_pa
     folder = "voc12_test/largefov/results/VOC2012/Segmentation/comp6_test_cls"
     assert row["ours"] is None and f"upload {folder} to VOC's evaluation server" in row["note"]
     assert len(list((tmp_path / "runs" / folder).glob("*.png"))) == 1
+
+
+def test_the_smoke_run_starts_from_files_of_other_programs(files):
+    """Their nets are restated: torchvision's VGG-16 of 138357544 parameters, whose file is converted, and CSAILVision's
+    ResNet-34. The project's own nets draw none of them."""
+    assert sum(map(math.prod, vgg16_shapes().values())) == 138_357_544
+    source = load_weights(files["pretrained"]["imagenet"]).meta["source"]
+    assert source["file"].endswith("vgg16.pth") and source["subsampled"]
+    assert set(torch.load(files["pretrained"]["resnet34"], weights_only=True)) == set(csailvision_shapes())
 
 
 def test_the_smoke_run_names_failed_recipes(tmp_path, capsys):

@@ -1,12 +1,14 @@
 """List the recipes with their published numbers.
 
-A recipe has every setting of an experiment of the papers; given by name, it is printed whole.
+A recipe has every setting of an experiment of the papers; given by name, it is printed whole, with the net's parameters
+and multiply-accumulates.
 """
 
 import argparse
 
 EXAMPLES = """\
   a2s recipes --table a2s:3
+  a2s recipes --cost
   a2s recipes voc12/attention3_esupv"""
 
 
@@ -15,18 +17,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "words", nargs="*", metavar="RECIPE", help="show its settings, its numbers and its command (default: list all)"
     )
     parser.add_argument("--table", metavar="TABLE", help="table of a paper: list its recipes alone, such as a2s:3")
+    parser.add_argument(
+        "--cost", action="store_true", help="list parameters and multiply-accumulates of the nets: for a training crop"
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
-    from a2s_repro.recipes import RECIPES, find_recipe, recipes_of
+    from a2s_repro.recipes import OTHER_SYSTEMS, RECIPES, find_recipe, recipes_of
 
     names = arguments.words
     if names and names[0] in ("list", "show"):  # the old spelling
         names = names[1:]
-    if names:
-        print("\n\n".join(find_recipe(name).description() for name in names))
+    recipes = [find_recipe(name) for name in names]
+    if recipes and not arguments.cost:
+        print("\n\n".join(recipe.description() for recipe in recipes))
         return
-    for recipe in recipes_of(arguments.table) if arguments.table else RECIPES.values():
-        for table, metric, value in recipe.published:
-            if arguments.table in (None, table):
-                print(f"{recipe.name:<42} {table:<13} {metric:<15} {value}")
+    recipes = recipes or (recipes_of(arguments.table) if arguments.table else list(RECIPES.values()))
+    if arguments.cost:
+        for recipe in recipes:
+            print(f"{recipe.name:<42} {recipe.cost()}")
+        return
+    rows = [
+        (recipe.name, *number)
+        for recipe in recipes
+        for number in recipe.published or (("", "no published number", ""),)
+        if arguments.table in (None, number[0])
+    ]
+    others = [(name, table, "mIoU", value) for table, name, value in OTHER_SYSTEMS if arguments.table in (None, table)]
+    for name, table, metric, value in rows:
+        print(f"{name:<42} {table:<13} {metric:<15} {value}".rstrip())
+    for name, table, metric, value in others:
+        print(f"({name}, another group's)".ljust(42) + f" {table:<13} {metric:<15} {value}")
+    numbers = sum(bool(table) for _, table, *_ in rows)
+    print(f"{len(recipes)} recipes with {numbers} numbers; {len(others)} numbers of other groups' systems")

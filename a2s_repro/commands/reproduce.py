@@ -1,7 +1,7 @@
 """Train and score the cells of a paper's table.
 
 Trains what they start from, too, and writes RESULTS.md. The same command again goes on where it was interrupted.
-`a2s recipes` lists the tables. The data sets are DIR/voc12, person_part, coco_subset and ade20k, as the commands
+`a2s recipes` lists the tables. The data sets are DIR/voc12, person_part, coco, coco_subset and ade20k, as the commands
 `a2s prepare-...` make them.
 """
 
@@ -28,6 +28,8 @@ EXAMPLES = """\
   a2s reproduce --table a2s:3 --cell attention3_esupv --dry-run
   a2s reproduce --table a2r:3 --cell refine --resnet34 resnet34.pth
   a2s reproduce --smoke --out /tmp/smoke"""
+
+COCO_STARTS = ("full", "subset")
 
 TRIAL = ("width", "max-iter", "stepsize", "batch-size", "iter-size", "crop", "test-crop")
 
@@ -56,6 +58,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights file that nets on ResNet-34 start from (default %(default)s)",
     )
+    parser.add_argument(
+        "--coco",
+        choices=COCO_STARTS,
+        default="full",
+        help="images of COCO on which nets pretrained there start: all of train2014 (default), or the subset's 10000",
+    )
     add_out_option(parser, "a folder for the runs and RESULTS.md", default="reproduction")
     add_device_option(parser)
     add_precision_option(parser)
@@ -83,6 +91,7 @@ def main(arguments: argparse.Namespace) -> int:
         pretrained={"imagenet": arguments.init, "resnet34": arguments.resnet34},
         out=out,
         changes=recipe_changes(arguments, *TRIAL, "stem"),
+        starts={"coco/largefov": "coco_subset/largefov"} if arguments.coco == "subset" else {},
         device=arguments.device,
         precision=arguments.precision,
         seed=arguments.seed,

@@ -18,7 +18,7 @@ from a2s_repro.commands.options import (
     add_recipe_option,
     add_recipe_options,
     add_seed_option,
-    add_short_sides_option,
+    add_size_options,
     add_stem_option,
     add_train_list_option,
     add_workers_option,
@@ -37,6 +37,9 @@ NORMS = ("batch", "sync")
 MERGES = ("attention", "average", "max")
 HEADS = ("attention", "refine")
 RECALIBRATIONS = ("none", "multiply", "add")
+NORMALIZATIONS = ("none", "l2", "batch")
+MERGE_STRIDES = (4, 8)
+SUPERVISIONS = ("raw", "recalibrated")
 SOLVERS = ("caffe", "torch")
 LR_POLICIES = ("step", "poly", "fixed", "multistep")
 GAUSSIANS = ("ziggurat", "box-muller")
@@ -103,6 +106,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     head.add_argument("--head-stages", nargs="+", metavar="MAP", help="refine: maps that make up the hypercolumns")
     head.add_argument("--head-dilations", type=int, nargs="+", metavar="D", help="refine: a dilation for each scale")
     head.add_argument("--head-recalibration", choices=RECALIBRATIONS, help="refine: use of the recalibration")
+    head.add_argument(
+        "--head-normalization", choices=NORMALIZATIONS, help="refine: normalisation of the stages in a hypercolumn"
+    )
+    head.add_argument(
+        "--head-merge-stride", type=int, choices=MERGE_STRIDES, help="refine: pixels per cell of the merged score map"
+    )
+    head.add_argument(
+        "--head-supervision", choices=SUPERVISIONS, help="refine: score maps of the scales that have a loss"
+    )
     head.add_argument("--refine", type=int, metavar="N", help="refine: filters of its layers")
 
     training = parser.add_argument_group("changes to the training of the recipe")
@@ -115,6 +127,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="range of the random factors by which images are resized",
     )
     training.add_argument("--fill-crop", action=either, help="enlarge small images to the crop instead of padding them")
+    training.add_argument(
+        "--label-stride",
+        type=int,
+        metavar="PIXELS",
+        help="pixels between the labels that all losses meet: 1 is full resolution; otherwise those of each score map",
+    )
     add_recipe_options(training, "batch-size", "iter-size", "max-iter")
     training.add_argument("--solver", choices=SOLVERS, help="SGD of Caffe, or torch.optim.SGD")
     training.add_argument("--lr-policy", choices=LR_POLICIES, help="schedule of the learning rate")
@@ -133,7 +151,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--snapshot", type=int, metavar="N", help="iterations between two snapshots")
     training.add_argument("--display", type=int, metavar="N", help="iterations between two lines of the log")
     add_recipe_options(training, "test-crop")
-    add_short_sides_option(training, default=None)
+    add_size_options(training, default=None)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -151,8 +169,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.classes and arguments.num_classes is None:
         given["num_classes"] = len(read_classes(arguments.classes))
     head = {name.removeprefix("head_"): value for name, value in given.items() if name.startswith("head_")}
-    if head.get("recalibration") == "none":
-        head["recalibration"] = None
+    head = {name: None if value == "none" else value for name, value in head.items()}
     settings, recipe = fields(Run), find_recipe(arguments.recipe)
     changes = {name: value for name, value in fields(Recipe).items() if name not in settings}  # both have `init`
     recipe = recipe.changed(**changes | {"head": recipe.changed_head(arguments.head, **head)})

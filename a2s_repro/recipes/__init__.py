@@ -3,10 +3,10 @@
 from a2s_repro.errors import InputError
 from a2s_repro.recipes.a2r import a2r_recipes
 from a2s_repro.recipes.a2s import a2s_recipes
-from a2s_repro.recipes.published import PUBLISHED, Published
+from a2s_repro.recipes.published import OTHER_SYSTEMS, PUBLISHED, Published
 from a2s_repro.recipes.recipe import PRETRAINED, Recipe, nearest
 
-__all__ = ["PRETRAINED", "PUBLISHED", "RECIPES", "Published", "Recipe", "find_recipe", "recipes_of"]
+__all__ = ["OTHER_SYSTEMS", "PRETRAINED", "PUBLISHED", "RECIPES", "Published", "Recipe", "find_recipe", "recipes_of"]
 
 RECIPES = {recipe.name: recipe for recipe in (*a2s_recipes(), *a2r_recipes())}
 """All recipes by name; a recipe comes after the one it starts from."""

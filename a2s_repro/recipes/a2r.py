@@ -26,6 +26,25 @@ ATTENTION = TWO_SCALES | {"merge": "attention", "extra_supervision": True}
 
 REFINE_OURS = ("head", "refine", "dropout")
 
+READINGS = {
+    "refine_other_reading": RefineHead(dilations=(12, 2)),
+    "refine_conv3_to_conv5": RefineHead(stages=("conv3_3", "conv4_3", "conv5_3")),
+    "refine_conv3_to_fc7": RefineHead(stages=("conv3_3", "conv4_3", "conv5_3", "fc7")),
+    "refine_pools": RefineHead(stages=("pool1", "pool2", "pool3", "pool4", "pool5")),
+    "refine_l2": RefineHead(normalization="l2"),
+    "refine_batch_norm": RefineHead(normalization="batch"),
+    "refine_recalibrated_streams": RefineHead(supervision="recalibrated"),
+    "refine_merged_at_8": RefineHead(merge_stride=8),
+}
+"""The full method by other readings of the text, one at a time (docs/refine.md)."""
+
+ABLATION = {
+    "multi_stage": RefineHead(dilations=(1, 1), recalibration=None),
+    "multi_stage_dilation": RefineHead(recalibration=None),
+    "refine": RefineHead(),
+}
+"""Rows of Table 2 after the first."""
+
 VOC12 = TRAINING | {"batch_size": 3, "iter_size": 10}
 """Table 1: "following the set of attention-to-scale"."""
 
@@ -45,7 +64,7 @@ ADE20K = TRAINING | {
     "scale_augmentation": (0.5, 1.5),
     "fill_crop": True,
     "test_crop": 1,
-    "short_sides": (300, 400, 500, 600),
+    "factors": (0.5, 0.75, 1, 1.25, 1.5),
     "batch_size": 16,
     "iter_size": 1,
     "base_lr": 1e-3,
@@ -60,7 +79,7 @@ ResNet34-dilated8 and for PSP on it agree with the paper's baselines within 0.1.
 
 ADE20K_OURS = (
     *TRAINING_OURS,
-    *("init", "stem", "crop", "scale_augmentation", "fill_crop", "test_crop", "short_sides"),
+    *("init", "stem", "crop", "scale_augmentation", "fill_crop", "test_crop", "factors"),
     *("batch_size", "iter_size", "base_lr", "max_iter", "momentum", "weight_decay"),
 )
 
@@ -77,16 +96,19 @@ def a2r_recipes() -> list[Recipe]:
             for merge in ("max", "average")
         ),
         _voc12("attention2_esupv", **ATTENTION),
-        _refine("multi_stage", RefineHead(dilations=(1, 1), recalibration=None)),
-        _refine("multi_stage_dilation", RefineHead(recalibration=None)),
-        _refine("refine", RefineHead()),
+        *(_refine(cell, head) for cell, head in ABLATION.items()),
         _refine("refine_bias", RefineHead(recalibration="add")),
-        _refine("refine_other_reading", RefineHead(dilations=(12, 2))),
+        *(_refine(cell, head) for cell, head in READINGS.items()),
+        _refine("refine_full_resolution", RefineHead(), label_stride=1),
+        _voc12("attention2_esupv_labels4", ("label_stride",), **ATTENTION, label_stride=4),
+        *(_refine(f"{cell}_labels4", head, label_stride=4) for cell, head in ABLATION.items()),
         _ade20k("resnet34"),
         _ade20k("attention", ("head", "dropout"), **ATTENTION),
         _ade20k("psp", decoder="psp"),
         _ade20k("refine", REFINE_OURS, **ATTENTION, **refine),
         _ade20k("refine_psp", REFINE_OURS, **ATTENTION, **refine, decoder="psp"),
+        _ade20k("resnet34_full_resolution", label_stride=1),
+        _ade20k("refine_full_resolution", REFINE_OURS, **ATTENTION, **refine, label_stride=1),
     ]
 
 
@@ -96,8 +118,8 @@ def _voc12(cell: str, ours: tuple[str, ...] = (), **fields: Any) -> Recipe:
     return Recipe(name, PUBLISHED.get(name, ()), (*VOC12_OURS, *ours), **VOC12 | fields)
 
 
-def _refine(cell: str, head: RefineHead) -> Recipe:
-    return _voc12(cell, REFINE_OURS, **ATTENTION, head=head)
+def _refine(cell: str, head: RefineHead, **fields: Any) -> Recipe:
+    return _voc12(cell, (*REFINE_OURS, *fields), **ATTENTION, head=head, **fields)
 
 
 def _ade20k(cell: str, ours: tuple[str, ...] = (), **fields: Any) -> Recipe:

@@ -15,7 +15,7 @@ from a2s_repro.recipes.recipe import Recipe
 SCALES = {"2": (1, 0.5), "3": (1, 0.75, 0.5), "4": (1, 0.75, 0.5, 0.25)}
 
 VOC12: dict[str, Any] = {}
-VOC12_COCO = {"init": "coco_subset/largefov", "ours": ("init",)}
+VOC12_COCO = {"init": "coco/largefov", "ours": ("init",)}
 PERSON_PART = {
     "dataset": "person_part",
     "num_classes": 7,
@@ -30,6 +30,14 @@ COCO_SUBSET = {
     "evaluation_set": "list/val_small.txt",
     "test_crop": 641,
 }
+
+COCO = COCO_SUBSET | {
+    "dataset": "coco",
+    "training_set": "list/train.txt",
+    "ours": ("training_set", "batch_size", "iter_size", "max_iter", "stepsize"),
+}
+"""All of train2014: "DeepLab-LargeFOV, has been pretrained on the MS-COCO 2014 dataset" (Section 4.2). The images of
+val2014 are left for validation, as in Section 4.3. The schedule is that of the subset."""
 
 BATCHES = {"attention": (3, 10), "average": (10, 3), "max": (10, 3)}
 """(images per pass, passes per update). Either way an update sees 30 images, but the loss of a pass is normalised by
@@ -64,6 +72,7 @@ def a2s_recipes() -> list[Recipe]:
         ours=(*best.ours, "scale_augmentation"),
     )
     crf = {"bi_w": 4, "bi_xy_std": 49, "bi_rgb_std": 5}
+    crf_of_largefov = {"bi_w": 5, "bi_xy_std": 69, "bi_rgb_std": 5}
     test = [
         _second_stage(name, val[f"voc12/{name}"])
         for name in ("largefov", "msc_largefov", "average3_esupv", "max3_esupv", "attention3_esupv")
@@ -72,13 +81,16 @@ def a2s_recipes() -> list[Recipe]:
         *val.values(),
         scale_augmented,
         *test,
+        _second_stage("coco_crf_largefov", val["voc12_coco/largefov"], ("pool5a",), crf=crf_of_largefov),
+        _second_stage("coco_crf_msc_largefov", val["voc12_coco/msc_largefov"], ("crf",), crf=crf_of_largefov),
         _second_stage("coco_crf_attention", best, crf=crf),
         _second_stage("coco_crf_attention_scaleaug", scale_augmented, crf=crf),
     ]
 
 
 def _tables() -> Iterator[Recipe]:
-    """Tables 1, 3 and 5 to 7, the skip-nets of the text, and the unprinted tables."""
+    """Tables 1, 3 and 5 to 7, the skip-nets of the text, the unprinted tables, and the nets that these start from."""
+    yield _recipe("coco/largefov", **COCO, batch_size=15, iter_size=2)
     for group, dataset, (batch_size, iter_size) in (
         ("person_part", PERSON_PART, (10, 3)),
         ("coco_subset", COCO_SUBSET, (15, 2)),
@@ -97,6 +109,18 @@ def _tables() -> Iterator[Recipe]:
         )
         if group != "voc12_coco":
             yield from _cells(f"{group}_msc", skip_net | {"init": f"{group}/msc_largefov"})
+    yield from _published_deeplab()
+
+
+def _published_deeplab() -> Iterator[Recipe]:
+    """DeepLab's own nets with pool5a, for which Section 4.2 cites 62.25 and 64.21.
+
+    LargeFOV has the settings of the published DeepLab v1 model, 30 images in one pass. MSc is the net of this paper's
+    release, which has pool5a, on a trunk that was trained with it; `voc12/msc_largefov` freezes one that was not.
+    """
+    yield _recipe("voc12/largefov_pool5a", pool5a=True, batch_size=30, iter_size=1)
+    start = {"init": "voc12/largefov_pool5a", "ours": ("init", "batch_size", "iter_size")}
+    yield _recipe("voc12/msc_largefov_pool5a", **start, skip_net=True, pool5a=True, batch_size=10, iter_size=3)
 
 
 def _cells(group: str, settings: dict[str, Any]) -> Iterator[Recipe]:
@@ -138,7 +162,7 @@ def _design_choices() -> Iterator[Recipe]:
     yield _recipe("person_part/attention4_esupv", **PERSON_PART, **_share_net("attention4_esupv"))
 
 
-def _second_stage(name: str, first: Recipe, **fields: Any) -> Recipe:
+def _second_stage(name: str, first: Recipe, ours: tuple[str, ...] = (), **fields: Any) -> Recipe:
     """A row of Table 4, VOC's test server: fine-tunes the first stage's weights on train_aug and val (solver2).
 
     It is not known whether the authors' second stage started from other weights (an init2.caffemodel).
@@ -148,7 +172,7 @@ def _second_stage(name: str, first: Recipe, **fields: Any) -> Recipe:
         name=f"voc12_test/{name}",
         published=PUBLISHED[f"voc12_test/{name}"],
         init=first.name,
-        ours=tuple(dict.fromkeys((*first.ours, "init"))),
+        ours=tuple(dict.fromkeys((*first.ours, "init", *ours))),
         training_set="list/trainval_aug.txt",
         evaluation_set="list/test.txt",
         hidden_labels=True,

@@ -23,6 +23,7 @@ from a2s_repro.models import (
     Widths,
     build_head,
 )
+from a2s_repro.models.cost import Cost, cost
 from a2s_repro.recipes.published import Published
 from a2s_repro.solver import FORMER_NAMES, SOLVERS, CaffeSGD, LearningRate, TorchSGD, parameter_groups
 
@@ -92,6 +93,8 @@ class Recipe:
     """Minimum side to which images are padded in evaluation."""
     short_sides: tuple[int, ...] = ()
     """Shorter sides to which images are resized in evaluation, with averaged softmax; empty: the original size."""
+    factors: tuple[float, ...] = ()
+    """Factors by which images are resized in evaluation, with averaged softmax; empty: the original size."""
     crf: dict[str, Any] | None = None
     """Parameters of the dense CRF's bilateral kernel: weight and standard deviations (position in pixels, colour in
     8-bit steps); None: no CRF."""
@@ -116,6 +119,9 @@ class Recipe:
     """Learning-rate multipliers of layers that deviate from the net's rule."""
     uniform_layers: bool = False
     """Whether biases and batch norms have the weights' learning rate and decay; otherwise the net's rule holds."""
+    label_stride: int | None = None
+    """Pixels between the labels that all losses meet, the scores interpolated to their grid: 1 is full resolution.
+    None: each loss is taken on the grid of its scores, as in Caffe."""
     average_loss: int = 10
     """Iterations over which the displayed losses are averaged."""
     display: int = 10
@@ -132,6 +138,12 @@ class Recipe:
         for name in other:
             if getattr(self, name) != FIELDS[name].default:
                 raise InputError(f"{name} {getattr(self, name)} is not for the backbone {self.backbone}: leave it out.")
+        if self.label_stride is not None and (self.label_stride < 1 or (self.crop - 1) % self.label_stride):
+            raise InputError(
+                f"label_stride is {self.label_stride}; for a crop of {self.crop} it must divide {self.crop - 1}."
+            )
+        if self.short_sides and self.factors:
+            raise InputError("images are resized to shorter sides or by factors: give one of short_sides and factors.")
         if len(self.scales) == 1 and tuple(self.scales) != (1,):
             raise InputError(f"the only scale is {self.scales[0]:g}; a net of one scale takes the image at scale 1.")
         if self.extra_supervision and len(self.scales) == 1:
@@ -141,14 +153,18 @@ class Recipe:
         """The recipe with other values; a changed recipe has no published numbers.
 
         A different number of classes means another data set, so the classifier's name becomes `fc8` unless given.
+        `short_sides` replace `factors`, and the other way round.
         Raises InputError for an unknown field, with the nearest names.
         """
         for name in fields:
             if name not in FIELDS:
                 raise InputError(f"recipes have no field '{name}'; the nearest are {nearest(name, FIELDS)}.")
-        for name in ("scales", "short_sides", "stepvalues"):
+        for name in ("scales", "short_sides", "factors", "stepvalues"):
             if name in fields:
                 fields[name] = tuple(fields[name])
+        for name, other in (("short_sides", "factors"), ("factors", "short_sides")):
+            if name in fields:
+                fields.setdefault(other, ())
         if fields.get("num_classes", self.num_classes) != self.num_classes:
             fields.setdefault("classifier", "fc8")
         fields = {name: value for name, value in fields.items() if value != getattr(self, name)}
@@ -200,7 +216,7 @@ class Recipe:
     def evaluation(self) -> dict[str, Any]:
         """Keyword arguments of `evaluation.evaluate`."""
         crf = CRF(**self.crf) if self.crf else None
-        return {"pad_to": self.test_crop, "crf": crf, "short_sides": self.short_sides}
+        return {"pad_to": self.test_crop, "crf": crf, "short_sides": self.short_sides, "factors": self.factors}
 
     def start(self, out: str | os.PathLike, pretrained: Mapping[str, str | os.PathLike] = PRETRAINED) -> Path:
         """Path of the initial weights; `out` is the folder of all runs."""
@@ -220,9 +236,15 @@ class Recipe:
         files = ("--data-root", f"{data_root}/{self.dataset}", "--init", start, "--out", f"{out}/{self.name}")
         return shlex.join(("a2s", "train", "--recipe", self.name, *files))
 
+    def cost(self) -> Cost:
+        """Parameters of the net, and multiply-accumulates of a training crop."""
+        with torch.device("meta"):
+            return cost(self.net(), self.crop)
+
     def description(self) -> str:
-        """The published numbers, all settings and the training command, as text."""
+        """The published numbers, the cost, all settings and the training command, as text."""
         lines = [f"{table}: {metric} {value}" for table, metric, value in self.published]
+        lines.append(f"{self.cost()} for a crop of {self.crop}")
         for name, value in self.config().items():
             if name not in ("name", "published", "ours"):
                 lines.append(f"{name:<19} {value}{'   (ours)' if name in self.ours else ''}")
@@ -232,7 +254,7 @@ class Recipe:
         """All fields as plain values."""
         return dataclasses.asdict(self) | {
             "published": [list(number) for number in self.published],
-            **{name: list(getattr(self, name)) for name in ("ours", "scales", "short_sides", "stepvalues")},
+            **{name: list(getattr(self, name)) for name in ("ours", "scales", "short_sides", "factors", "stepvalues")},
             "scale_augmentation": self.scale_augmentation and list(self.scale_augmentation),
             "head": self.head.config(),
         }
@@ -269,7 +291,7 @@ _FIELDS_OF_BACKBONE = {
 _OF_PLAIN = {
     "published": lambda numbers: tuple(Published(*number) for number in numbers),
     "head": build_head,
-    **dict.fromkeys(("ours", "scales", "short_sides", "stepvalues", "scale_augmentation"), tuple),
+    **dict.fromkeys(("ours", "scales", "short_sides", "factors", "stepvalues", "scale_augmentation"), tuple),
 }
 """Constructors that restore the fields flattened by `config`."""
 

@@ -30,7 +30,7 @@ from a2s_repro.training.batch_norm import RunningStatistics
 
 NO_EFFECT_ON_TRAINING = (
     *("name", "published", "ours", "dataset", "training_set", "evaluation_set", "hidden_labels"),
-    *("init", "test_crop", "crf", "short_sides", "display", "snapshot"),
+    *("init", "test_crop", "crf", "short_sides", "factors", "display", "snapshot"),
 )
 """Fields of a recipe that may change when a run is resumed; max_iter may, too, unless the rate depends on it (poly)."""
 
@@ -157,7 +157,7 @@ class Trainer:
             torch.manual_seed(int(np.random.SeedSequence((self.config["seed"], 2, number)).generate_state(1)[0]))
         with autocast_of(self.precision, self.device):
             prediction = self.forward(image)
-        losses = training_loss(prediction, label, self.recipe.extra_supervision)
+        losses = training_loss(prediction, label, self.recipe.extra_supervision, self.recipe.label_stride)
         sum(losses.values()).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 

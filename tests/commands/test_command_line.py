@@ -157,12 +157,21 @@ def test_a_closed_pipe_ends_with_141():
 
 
 def test_recipes_lists_every_number(capsys):
-    from a2s_repro.recipes import PUBLISHED
+    """And recipes without one, the numbers of other groups' systems, and at the end how many there are of each."""
+    from a2s_repro.recipes import OTHER_SYSTEMS, PUBLISHED, RECIPES
 
     status, printed, _ = ended("recipes", capsys=capsys)
-    assert status == 0 and len(printed.splitlines()) == sum(map(len, PUBLISHED.values()))
-    assert "voc12/attention3_esupv                     a2s:3         mIoU            69.08\n" in printed
-    assert ended("recipes", "list", "--table", "a2s:3", capsys=capsys)[1] in printed
+    numbers, others = sum(map(len, PUBLISHED.values())), len(OTHER_SYSTEMS)
+    without = len(RECIPES) - len(PUBLISHED)
+    *lines, counts = printed.splitlines()
+    assert status == 0 and len(lines) == numbers + without + others
+    assert counts == f"{len(RECIPES)} recipes with {numbers} numbers; {others} numbers of other groups' systems"
+    assert "voc12/attention3_esupv                     a2s:3         mIoU            69.08" in lines
+    assert "(ParseNet, another group's)                a2s:4         mIoU            69.8" in lines
+    *table, counts = ended("recipes", "list", "--table", "a2s:3", capsys=capsys)[1].splitlines()
+    assert set(table) < set(lines) and counts.startswith("13 recipes with 13 numbers; 0 numbers")
+    costs = ended("recipes", "--cost", "voc12/max2", capsys=capsys)[1]
+    assert costs == "voc12/max2                                 20,505,429 parameters, 64.1 GMAC\n"
     shown = ended("recipes", "show", "voc12/max2", capsys=capsys)[1]
     assert shown == ended("recipes", "voc12/max2", capsys=capsys)[1] and "\nscales" in shown
 

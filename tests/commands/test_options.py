@@ -74,6 +74,7 @@ def test_a_net_runs_on_a_device_and_draws_by_a_seed():
 
 
 RECALIBRATIONS = tuple(str(value).lower() for value in refine.RECALIBRATIONS)
+NORMALIZATIONS = tuple(str(value).lower() for value in refine.NORMALIZATIONS)
 CHOICES = [
     ("train", "--backbone", recipe.BACKBONES),
     ("train", "--head", recipe.HEADS),
@@ -82,6 +83,9 @@ CHOICES = [
     ("train", "--batch-norm", resnet.NORMS),
     ("train", "--merge", share_net.MERGES),
     ("train", "--head-recalibration", RECALIBRATIONS),
+    ("train", "--head-normalization", NORMALIZATIONS),
+    ("train", "--head-merge-stride", refine.MERGE_STRIDES),
+    ("train", "--head-supervision", refine.SUPERVISIONS),
     ("train", "--solver", solver.SOLVERS),
     ("train", "--lr-policy", solver.LR_POLICIES),
     ("train", "--caffe-streams", caffe_rng.GAUSSIANS),

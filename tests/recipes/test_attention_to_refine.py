@@ -91,7 +91,6 @@ def test_the_rows_of_the_ablation_differ_only_in_the_head():
         "multi_stage_dilation": RefineHead(dilations=(2, 12), recalibration=None),
         "refine": RefineHead(dilations=(2, 12), recalibration="multiply"),
         "refine_bias": RefineHead(dilations=(2, 12), recalibration="add"),
-        "refine_other_reading": RefineHead(dilations=(12, 2), recalibration="multiply"),
     }
     full = find_recipe("a2r_voc12/refine")
     for name, head in rows.items():
@@ -101,6 +100,37 @@ def test_the_rows_of_the_ablation_differ_only_in_the_head():
     assert base.head == AttentionHead() and base.changed(head=full.head) == full.changed(name=base.name, ours=base.ours)
 
 
+def test_every_open_reading_is_a_recipe_that_differs_from_refine_in_one_field():
+    head = RefineHead()
+    readings = {
+        "other_reading": {"dilations": (12, 2)},
+        "conv3_to_conv5": {"stages": head.stages[2:]},
+        "conv3_to_fc7": {"stages": (*head.stages[2:], "fc7")},
+        "pools": {"stages": ("pool1", "pool2", "pool3", "pool4", "pool5")},
+        "l2": {"normalization": "l2"},
+        "batch_norm": {"normalization": "batch"},
+        "recalibrated_streams": {"supervision": "recalibrated"},
+        "merged_at_8": {"merge_stride": 8},
+    }
+    full = find_recipe("a2r_voc12/refine")
+    for name, change in readings.items():
+        reading = find_recipe(f"a2r_voc12/refine_{name}")
+        assert reading == dataclasses.replace(
+            full, name=reading.name, published=(), head=dataclasses.replace(head, **change)
+        )
+    for name, stride in {"full_resolution": 1, "labels4": 4}.items():
+        reading = find_recipe(f"a2r_voc12/refine_{name}")
+        ours = (*full.ours, "label_stride")
+        assert reading == dataclasses.replace(full, name=reading.name, published=(), ours=ours, label_stride=stride)
+
+
+def test_the_ablation_has_one_label_density():
+    """Every row of Table 2 with losses at every 4th pixel, whatever grid its scores are on."""
+    for cell in ("attention2_esupv", "multi_stage", "multi_stage_dilation", "refine"):
+        row, dense = find_recipe(f"a2r_voc12/{cell}"), find_recipe(f"a2r_voc12/{cell}_labels4")
+        assert row.changed(label_stride=4) == dataclasses.replace(dense, name=row.name, ours=row.ours)
+
+
 def test_the_protocol_of_ade20k():
     """100 epochs of the 20210 training images in full batches of 16; crops of 384, rounded up to 16k + 1."""
     for recipe in ADE20K:
@@ -108,7 +138,10 @@ def test_the_protocol_of_ade20k():
         assert recipe.max_iter == 126300 and recipe.batch_size * recipe.iter_size == 16
         assert recipe.crop == 384 + 1 and (recipe.crop - 1) % recipe.changed(width=1 / 64).net().grid_step == 0
         assert (recipe.base_lr, recipe.momentum, recipe.weight_decay) == (1e-3, 0.9, 1e-4)
-        assert recipe.evaluation() == {"pad_to": 1, "crf": None, "short_sides": (300, 400, 500, 600)}
+        factors = (0.5, 0.75, 1, 1.25, 1.5)
+        assert recipe.evaluation() == {"pad_to": 1, "crf": None, "short_sides": (), "factors": factors}
+        later = recipe.changed(short_sides=(300, 400, 500, 600))
+        assert later.evaluation()["short_sides"] == (300, 400, 500, 600) and later.factors == ()
 
 
 def test_settings_that_the_paper_leaves_open_are_marked_as_ours():
@@ -116,11 +149,13 @@ def test_settings_that_the_paper_leaves_open_are_marked_as_ours():
         assert {"solver", "uniform_layers", "shared_decay", "max_iter", "batch_size", "iter_size"} <= set(recipe.ours)
         assert ("extra_supervision" in recipe.ours) == (recipe.merge in ("max", "average"))
         assert {"head", "refine"} <= set(recipe.ours) or not isinstance(recipe.head, RefineHead)
-        assert {"crop", "init", "short_sides", "scale_augmentation"} <= set(recipe.ours) or recipe in VOC12
+        assert {"crop", "init", "factors", "scale_augmentation"} <= set(recipe.ours) or recipe in VOC12
 
 
 def test_recipes_train_and_are_scored(tmp_path):
-    """Covers both backbones, decoders and heads, and both kinds of recalibration, up to RESULTS.md."""
+    """Covers both backbones, decoders and heads, both kinds of recalibration, and other readings, up to RESULTS.md."""
+    readings = ("pools", "l2", "batch_norm", "recalibrated_streams", "merged_at_8", "full_resolution")
+    assert smoke(tmp_path / "readings", [find_recipe(f"a2r_voc12/refine_{name}") for name in readings]) == []
     names = ("a2r_voc12/refine", "a2r_voc12/refine_bias", "a2r_ade20k/attention", "a2r_ade20k/refine_psp")
     assert smoke(tmp_path, [find_recipe(name) for name in names]) == []
     rows = json.loads((tmp_path / "runs/RESULTS.json").read_text())

@@ -1,9 +1,9 @@
 """Every recipe of Attention to Scale against the settings in the authors' solvers and training nets.
 
 Columns: the recipe; the authors' net in the experiment of its data set, where `noup:X` stands for
-vgg128_noup_pool3_20M_largewinX; images per pass x passes; scales; whether the net has the skip branches of
-MSc-LargeFOV, and pool5a; merge; features, filters and kernel of att_conv1; number of losses; lr_mult of fc8
-(weight/bias).
+vgg128_noup_pool3_20M_largewinX, and `v1` for the published DeepLab v1; images per pass x passes; scales; whether the
+net has the skip branches of MSc-LargeFOV, and pool5a; merge; features, filters and kernel of att_conv1; number of
+losses; lr_mult of fc8 (weight/bias).
 """
 
 import pytest
@@ -66,6 +66,7 @@ coco_subset_msc/average3_esupv   ms:_attention7          10x3 1,0.75,0.5      sk
 coco_subset_msc/attention3       ms:_attention10         10x3 1,0.75,0.5      skip -      attention fc7:512x3  1 0/0
 coco_subset_msc/attention3_esupv ms:_attention12         10x3 1,0.75,0.5      skip -      attention fc7:512x3  4 0/0
 voc12/largefov                   noup:3                  15x2 1               -    -      -         -          1 10/20
+voc12/largefov_pool5a            v1                  30x1 1               -    pool5a -         -          1 10/20
 voc12/average2                   noup:_attention5_2      10x3 1,0.5           -    -      average   -          1 10/20
 voc12/average2_esupv             noup:_attention9_2      10x3 1,0.5           -    -      average   -          3 1/2
 voc12/attention2                 noup:_attention1        3x10 1,0.5           -    -      attention fc7:512x3  1 10/20
@@ -141,8 +142,8 @@ def test_the_schedule_is_the_same_for_all(recipe):
     assert recipe.max_iter == (8000 if recipe.training_set == "list/trainval_aug.txt" else 6000)
     assert recipe.batch_size * recipe.iter_size == 30
     assert (recipe.crop, recipe.dropout) == (321, 0.5)
-    assert recipe.test_crop == (641 if recipe.dataset == "coco_subset" else 513)
-    assert recipe.num_classes == {"voc12": 21, "person_part": 7, "coco_subset": 91}[recipe.dataset]
+    assert recipe.test_crop == (641 if recipe.dataset.startswith("coco") else 513)
+    assert recipe.num_classes == {"voc12": 21, "person_part": 7, "coco_subset": 91, "coco": 91}[recipe.dataset]
 
 
 def test_settings_that_the_authors_lack_are_marked_as_ours():
@@ -153,6 +154,7 @@ def test_settings_that_the_authors_lack_are_marked_as_ours():
         "voc12_coco",
         "person_part",
         "voc12_test",
+        "coco",
     }
     assert all(recipe.ours for recipe in rest)
-    assert len(rest) == 4 + 8 + 1 + 2 + 7
+    assert len(rest) == 4 + 8 + 1 + 2 + 9 + 1 + 1

@@ -1,5 +1,6 @@
 """Every published number has a recipe, changed recipes lose their numbers, and chains of recipes are trainable."""
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -7,7 +8,7 @@ import pytest
 
 from a2s_repro.errors import InputError
 from a2s_repro.models import AttentionHead, DeepLabMSc
-from a2s_repro.recipes import PUBLISHED, RECIPES, Recipe, find_recipe, recipes_of
+from a2s_repro.recipes import OTHER_SYSTEMS, PUBLISHED, RECIPES, Recipe, find_recipe, recipes_of
 
 
 def test_the_main_recipe():
@@ -26,10 +27,43 @@ def test_every_published_number_has_a_recipe():
     assert all(recipe.published == PUBLISHED.get(name, ()) for name, recipe in RECIPES.items())
     in_table = Counter(number.table for numbers in PUBLISHED.values() for number in numbers)
     assert in_table == {
-        **{"a2s:1": 13, "a2s:2": 7, "a2s:3": 14, "a2s:4": 7, "a2s:5": 13, "a2s:6": 13, "a2s:7": 13},
-        **{"a2s:text": 12, "a2s:unprinted": 37},
+        **{"a2s:1": 13, "a2s:2": 7, "a2s:3": 13, "a2s:4": 9, "a2s:5": 13, "a2s:6": 13, "a2s:7": 13},
+        **{"a2s:text": 15, "a2s:unprinted": 37},
         **{"a2r:1": 5, "a2r:2": 4, "a2r:3": 10, "a2r:text": 1},
     }
+
+
+def test_table_4_is_complete():
+    """16 rows: nine with a recipe, and seven of other groups' systems, which have none."""
+    ours = {str(number.value): recipe.name for recipe in recipes_of("a2s:4") for number in recipe.published}
+    assert ours["72.7"] == "voc12_test/coco_crf_largefov" and ours["73.6"] == "voc12_test/coco_crf_msc_largefov"
+    others = {value for table, _, value in OTHER_SYSTEMS if table == "a2s:4"}
+    assert len(ours) == 9 and others == {69.6, 69.8, 74.7, 75.2, 77.5, 77.8, 76.3}
+
+
+def test_deeplabs_own_numbers_are_of_nets_with_pool5a_throughout():
+    """Section 4.2: "They are similar to those (62.25% and 64.21%) reported in [11]"."""
+    largefov, msc = (find_recipe(f"voc12/{name}_pool5a") for name in ("largefov", "msc_largefov"))
+    assert [recipe.published[0].value for recipe in (largefov, msc)] == [62.25, 64.21]
+    assert largefov.pool5a and msc.pool5a and msc.init == largefov.name
+    assert dataclasses.replace(largefov, batch_size=15, iter_size=2, pool5a=False).changed(name="") == find_recipe(
+        "voc12/largefov"
+    ).changed(name="")
+
+
+def test_coco_pretrained_nets_start_from_all_of_train2014():
+    """The 16 numbers of this paper's nets in Tables 4 and 5 and unprinted ones, and 72.7 and 73.6."""
+    pretrained = [recipe for recipe in RECIPES.values() if "coco" in recipe.name and recipe.dataset == "voc12"]
+    assert sum(len(recipe.published) for recipe in pretrained) == 18
+    for recipe in pretrained:
+        while recipe.init.startswith("voc12_coco/"):
+            recipe = find_recipe(recipe.init)
+        assert recipe.init == "coco/largefov"
+    full, subset = find_recipe("coco/largefov"), find_recipe("coco_subset/largefov")
+    assert (full.training_set, subset.training_set) == ("list/train.txt", "list/train_small.txt")
+    assert full.changed(dataset="coco_subset", training_set=subset.training_set).config() | {
+        "name": subset.name, "ours": [], "published": subset.config()["published"]
+    } == subset.config()  # fmt: skip
 
 
 def test_the_parts_of_a_person_average_to_the_published_mean():
@@ -67,7 +101,7 @@ def test_the_chain_of_the_submitted_system():
     assert [link.name for link in (*chain, recipe)] == [
         "voc12_test/coco_crf_attention_scaleaug",
         "voc12_coco/attention3_esupv_scaleaug",
-        "coco_subset/largefov",
+        "coco/largefov",
     ]
     submitted, first_stage = chain
     assert (submitted.training_set, submitted.evaluation_set) == ("list/trainval_aug.txt", "list/test.txt")
@@ -94,12 +128,12 @@ def test_the_command_of_a_recipe_starts_from_its_chain():
     assert "--data-root /data/voc12 --init vgg.pth --out out/voc12/max2" in command
     assert "--init resnet34.pth" in find_recipe("a2r_ade20k/psp").command()
     command = find_recipe("voc12_coco/max2").command("/data", "out")
-    assert "--data-root /data/voc12 --init out/coco_subset/largefov/final.pth --out out/voc12_coco/max2" in command
+    assert "--data-root /data/voc12 --init out/coco/largefov/final.pth --out out/voc12_coco/max2" in command
 
 
 def test_a_description_marks_what_is_ours():
     lines = find_recipe("voc12/max2").description().splitlines()
-    assert lines[:2] == ["voc12/max2", "a2s:3: mIoU 64.81"]
+    assert lines[:2] == ["voc12/max2", "a2s:3: mIoU 64.81"] and " parameters, " in lines[2]
     assert {"iter_size           3   (ours)", "max_iter            6000"} <= set(lines)
 
 
@@ -134,6 +168,22 @@ def test_another_number_of_classes_means_another_data_set():
     assert recipe.changed(num_classes=11, classifier="fc8_camvid").classifier == "fc8_camvid"
 
 
+def test_the_cost_of_a_recipe():
+    """Counted by hand for crops of 321: maps of 321, 161, 81 and 41 cells a side, convolutions with 9 or 1 taps."""
+    largefov = find_recipe("voc12/largefov").cost()
+    trunk = [(321, 3, 64), (321, 64, 64), (161, 64, 128), (161, 128, 128), (81, 128, 256), *[(81, 256, 256)] * 2]
+    trunk += [(41, 256, 512), *[(41, 512, 512)] * 5, (41, 512, 1024)]
+    expected = sum(9 * side**2 * inputs * outputs for side, inputs, outputs in trunk) + 41**2 * 1024 * (1024 + 21)
+    assert largefov.total == expected and largefov.head == 0
+    assert largefov.parameters == 14_714_688 + 4_719_616 + 1_049_600 + 21_525
+
+    refine = find_recipe("a2r_voc12/refine").cost()
+    assert refine.parameters == 43_522_412
+    assert refine.head == 81**2 * (9 * 2 * 1472 * 512 + 9 * 2 * 1024 * 512 + 512 * (2 + 21))
+    assert str(refine) == "43,522,412 parameters, 215.1 GMAC, of which 151.0 in the attention"
+    assert f"\n{refine} for a crop of 321\n" in find_recipe("a2r_voc12/refine").description()
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_recipe_round_trips_as_plain_values(recipe):
     assert Recipe.of_config(recipe.config()) == recipe
@@ -151,6 +201,8 @@ def test_settings_of_runs_before_skip_nets_existed_are_read():
         ({"batch_size": 0}, "batch_size is 0"),
         ({"snapshot": 0}, "snapshot is 0"),
         ({"scales": (1,)}, "two or more scales: give --no-extra-supervision"),
+        ({"label_stride": 3}, "label_stride is 3; for a crop of 321 it must divide 320"),
+        ({"short_sides": (300,), "factors": (1,)}, "give one of short_sides and factors"),
     ],
 )
 def test_impossible_changes_are_refused(fields, sentence):
