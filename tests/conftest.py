@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from a2s_repro import ops
+from tests.backends import BACKENDS, Backend
 from tests.paths import GOLDEN
 
 # xdist workers share the machine's cores; their subprocesses inherit the setting.
@@ -15,20 +16,14 @@ THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKE
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 torch.set_num_threads(THREADS)
 
-BACKENDS = [
-    pytest.param(("reference", "cpu"), id="reference"),
-    pytest.param(("native", "cpu"), id="native-cpu"),
-]
-if torch.cuda.is_available():
-    BACKENDS.append(pytest.param(("native", "cuda"), id="native-cuda", marks=pytest.mark.cuda))
 
-
-@pytest.fixture(params=BACKENDS)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once per backend of the operators; yields the device for tensors."""
-    backend, device = request.param
-    with ops.use_backend(backend):
-        yield device
+@pytest.fixture(
+    params=[pytest.param(b, id=str(b), marks=[pytest.mark.cuda] if b.device == "cuda" else []) for b in BACKENDS]
+)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Runs the test once on each backend of the operators."""
+    with ops.use_backend(request.param.name):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

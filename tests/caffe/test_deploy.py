@@ -23,8 +23,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.models import AttentionHead, DeepLab, DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths
 from a2s_repro.replay.recording import read_recording
 from caffe_weights import write_caffemodel
-from tests.conftest import GOLDEN
-from tests.paths import TOOLS
+from tests.paths import GOLDEN, TOOLS
 
 TOOL = TOOLS / "convert_caffe.py"
 TOLERANCE = 1e-5

@@ -29,8 +29,7 @@ from a2s_repro.recipes import Recipe
 from a2s_repro.replay.recording import read_recording
 from a2s_repro.training import Run, Trainer, train
 from caffe_weights import SUFFIX_OF_SCALE, read_caffemodel, stream_of
-from tests.conftest import GOLDEN
-from tests.paths import TOOLS
+from tests.paths import GOLDEN, TOOLS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -159,11 +159,11 @@ def composed(net: ShareNet, image: torch.Tensor) -> torch.Tensor:
         *("pools", "l2", "merged-at-8", "bias-merged-at-8"),
     ],
 )
-def test_the_net_is_its_composition(head, device):
+def test_the_net_is_its_composition(head, backend):
     """Merged scores and all gradients, in float64. Every grid is a power of two of another, so that Interp's float32
     coordinates are exact; the sums are in another order."""
-    net = filled(refine_net(head)).to(device, torch.float64).eval()
-    image = torch.randn(2, 3, 33, 49, dtype=torch.float64, device=device, requires_grad=True)
+    net = filled(refine_net(head)).to(backend.device, torch.float64).eval()
+    image = torch.randn(2, 3, 33, 49, dtype=torch.float64, device=backend.device, requires_grad=True)
     found, expected = net(image).scores, composed(net, image)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from a2s_repro import ops
+from tests.backends import Backend
 from tests.ops.test_operators import GRIDS, OPERATORS, assert_close, make_inputs, outputs_and_gradients
 
 
@@ -20,8 +21,8 @@ def run(operator: str, grid: str, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_each_input_alone_gets_the_gradient_that_it_gets_among_all(operator: str, device: str) -> None:
-    inputs = [x.to(device).requires_grad_() for x in make_inputs(operator, "unaligned")]
+def test_each_input_alone_gets_the_gradient_that_it_gets_among_all(operator: str, backend: Backend) -> None:
+    inputs = [x.to(backend.device).requires_grad_() for x in make_inputs(operator, "unaligned")]
     used = used_inputs(operator, inputs)
     together = torch.autograd.grad(sum((y**2).sum() for y in run(operator, "unaligned", inputs)), used)
     for wanted, expected in zip(used, together, strict=True):
@@ -33,8 +34,8 @@ def test_each_input_alone_gets_the_gradient_that_it_gets_among_all(operator: str
 
 @pytest.mark.parametrize("output", [0, 1], ids=["merged", "weights"])
 @pytest.mark.parametrize("operator", ["scale_merge", "scale_merge_resized_weights"])
-def test_gradcheck_of_one_output_of_scale_merge(operator: str, output: int, device: str) -> None:
-    inputs = [x.to(device).requires_grad_() for x in make_inputs(operator, "tiny", batch=1, channels=2)]
+def test_gradcheck_of_one_output_of_scale_merge(operator: str, output: int, backend: Backend) -> None:
+    inputs = [x.to(backend.device).requires_grad_() for x in make_inputs(operator, "tiny", batch=1, channels=2)]
     assert torch.autograd.gradcheck(lambda *s: run(operator, "tiny", s)[output], inputs)
 
 
@@ -48,9 +49,9 @@ GRADIENTS = {
 
 @pytest.mark.parametrize("layout", GRADIENTS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_output_gradients_of_any_strides(operator: str, layout: str, device: str) -> None:
+def test_output_gradients_of_any_strides(operator: str, layout: str, backend: Backend) -> None:
     """autograd hands over what the next layer's backward made: `y.sum()` an expanded scalar, `cat` a slice."""
-    inputs = [x.to(device).requires_grad_() for x in make_inputs(operator, "unaligned")]
+    inputs = [x.to(backend.device).requires_grad_() for x in make_inputs(operator, "unaligned")]
     outputs, used = run(operator, "unaligned", inputs), used_inputs(operator, inputs)
     strided = [GRADIENTS[layout](torch.randn_like(y)) for y in outputs]
     given = torch.autograd.grad(outputs, used, strided, retain_graph=True)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from a2s_repro import ops
-from tests.conftest import GOLDEN
+from tests.backends import Backend
+from tests.paths import GOLDEN
 
 RECORD = np.load(GOLDEN / "interp.npz")
 META = json.loads(str(RECORD["meta_json"]))
@@ -28,21 +29,21 @@ def interp_as_layer(x: torch.Tensor, parameters: dict) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("case", [c for c in META if f"{c}.x" in RECORD])
-def test_matches_caffe(case: str, device: str) -> None:
-    x = torch.from_numpy(RECORD[f"{case}.x"]).to(device).requires_grad_()
+def test_matches_caffe(case: str, backend: Backend) -> None:
+    x = torch.from_numpy(RECORD[f"{case}.x"]).to(backend.device).requires_grad_()
     y = interp_as_layer(x, META[case])
     expected = torch.from_numpy(RECORD[f"{case}.y"])
     assert y.shape == expected.shape
     assert (y.detach().cpu() - expected).abs().max() <= FORWARD * expected.abs().max()
 
-    (dx,) = torch.autograd.grad(y, x, torch.from_numpy(RECORD[f"{case}.dy"]).to(device))
+    (dx,) = torch.autograd.grad(y, x, torch.from_numpy(RECORD[f"{case}.dy"]).to(backend.device))
     expected = torch.from_numpy(RECORD[f"{case}.dx"])
     assert (dx.cpu() - expected).abs().max() <= BACKWARD * expected.abs().max()
 
 
 @pytest.mark.parametrize("case", [c for c in META if f"{c}.x_uint8" in RECORD])
-def test_label_maps_match_caffe_exactly(case: str, device: str) -> None:
-    x = torch.from_numpy(RECORD[f"{case}.x_uint8"]).float()[None, None].to(device)
+def test_label_maps_match_caffe_exactly(case: str, backend: Backend) -> None:
+    x = torch.from_numpy(RECORD[f"{case}.x_uint8"]).float()[None, None].to(backend.device)
     y = interp_as_layer(x, META[case])
     expected = torch.from_numpy(RECORD[f"{case}.y"]).reshape(y.shape)
     if "unaligned" in case:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from a2s_repro import ops
-from tests.conftest import GOLDEN
+from tests.backends import Backend
+from tests.paths import GOLDEN
 
 RECORD = np.load(GOLDEN / "layers.npz")
 NAMES = tuple(json.loads(str(RECORD["meta_json"])))
@@ -37,45 +38,45 @@ def check(name: str, device: str, operator: Callable[[list[Tensor]], Tensor], to
 
 
 @pytest.mark.parametrize("name", cases("softmax_c"))
-def test_softmax(name: str, device: str) -> None:
+def test_softmax(name: str, backend: Backend) -> None:
     """Another exponential function: 1.2e-7 forward and 3.6e-7 backward were seen."""
-    check(name, device, lambda x: ops.scale_softmax(x[0]), 1e-6)
+    check(name, backend.device, lambda x: ops.scale_softmax(x[0]), 1e-6)
 
 
 @pytest.mark.parametrize("name", cases("eltwise_max"))
-def test_eltwise_max(name: str, device: str) -> None:
+def test_eltwise_max(name: str, backend: Backend) -> None:
     """The map that wins a tie, and so gets the gradient, is compared exactly."""
-    check(name, device, lambda x: ops.scale_max(x, x[0].shape[2:]))
+    check(name, backend.device, lambda x: ops.scale_max(x, x[0].shape[2:]))
 
 
 @pytest.mark.parametrize("name", cases("eltwise_sum", without=["eltwise_sum_coeff"]))
-def test_eltwise_sum(name: str, device: str) -> None:
+def test_eltwise_sum(name: str, backend: Backend) -> None:
     """Caffe's BLAS may add in another order: 3e-7 was seen between two correct programs."""
-    check(name, device, lambda x: ops.scale_average(x, x[0].shape[2:], factor=1), 1e-6)
+    check(name, backend.device, lambda x: ops.scale_average(x, x[0].shape[2:], factor=1), 1e-6)
 
 
 @pytest.mark.parametrize("name", cases("power_scale"))
-def test_power(name: str, device: str) -> None:
+def test_power(name: str, backend: Backend) -> None:
     factor = float(name.removeprefix("power_scale_"))
-    check(name, device, lambda x: ops.scale_average(x, x[0].shape[2:], factor))
+    check(name, backend.device, lambda x: ops.scale_average(x, x[0].shape[2:], factor))
 
 
-def test_concat(device: str) -> None:
-    check("concat", device, lambda x: ops.interp_concat(x, x[0].shape[2:]))
+def test_concat(backend: Backend) -> None:
+    check("concat", backend.device, lambda x: ops.interp_concat(x, x[0].shape[2:]))
 
 
 @pytest.mark.parametrize("name", ["argmax", "argmax_ties"])
-def test_argmax(name: str, device: str) -> None:
-    x = torch.from_numpy(RECORD[f"{name}.x"]).to(device)
+def test_argmax(name: str, backend: Backend) -> None:
+    x = torch.from_numpy(RECORD[f"{name}.x"]).to(backend.device)
     labels = ops.segment(x, x.shape[2:])
     assert np.array_equal(labels.cpu().numpy(), RECORD[f"{name}.top_y"][:, 0])
 
 
 @pytest.mark.parametrize("name", cases("spatialproduct"))
-def test_spatial_product(name: str, device: str) -> None:
+def test_spatial_product(name: str, backend: Backend) -> None:
     """x * a is the merge of x and a zero map by the weights a and 1 - a, where those are weights: a is taken through a
     sigmoid first. The expected product and its gradients are SpatialProduct's rule, which the record confirms."""
-    x, a, dy = (torch.from_numpy(RECORD[f"{name}.{key}"]).to(device) for key in ("x", "a", "dy"))
+    x, a, dy = (torch.from_numpy(RECORD[f"{name}.{key}"]).to(backend.device) for key in ("x", "a", "dy"))
     assert torch.allclose((x * a).cpu(), torch.from_numpy(RECORD[f"{name}.top_y"]), rtol=1e-6)
     assert torch.allclose((dy * x).sum(1, keepdim=True).cpu(), torch.from_numpy(RECORD[f"{name}.grad_a"]), atol=1e-5)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from a2s_repro import ops
+from tests.backends import Backend
 from tests.ops.test_operators import assert_close
 
 SIZE = (9, 13)
@@ -36,8 +37,8 @@ def result_and_gradients(function: Callable, *inputs: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("sides", SIDES)
-def test_equals_its_definition(sides: str, kernel: int, channels_last: bool, device: str) -> None:
-    inputs = [x.to(device) for x in make_inputs(sides, kernel)]
+def test_equals_its_definition(sides: str, kernel: int, channels_last: bool, backend: Backend) -> None:
+    inputs = [x.to(backend.device) for x in make_inputs(sides, kernel)]
     if channels_last:
         inputs = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
     assert_close(
@@ -47,17 +48,17 @@ def test_equals_its_definition(sides: str, kernel: int, channels_last: bool, dev
     )
 
 
-def test_no_bias(device: str) -> None:
+def test_no_bias(backend: Backend) -> None:
     for sides in SIDES:
-        *features, weight, _, _ = (x.to(device) for x in make_inputs(sides, 3))
+        *features, weight, _, _ = (x.to(backend.device) for x in make_inputs(sides, 3))
         given = ops.interp_concat_conv2d(features, weight, None, SIZE)
         assert_close([given], [definition(features, weight, None, SIZE)], torch.float64)
 
 
-def test_autocast_rounds_after_each_map(device: str) -> None:
+def test_autocast_rounds_after_each_map(backend: Backend) -> None:
     """bfloat16 has 8 bits: planes and sums are rounded to half a unit of the last, sums of nine taps are not."""
-    *features, weight, bias, _ = (x.to(device) for x in make_inputs("first map aligned", 3, torch.float32))
-    with torch.autocast(device, torch.bfloat16):
+    *features, weight, bias, _ = (x.to(backend.device) for x in make_inputs("first map aligned", 3, torch.float32))
+    with torch.autocast(backend.device, torch.bfloat16):
         given = ops.interp_concat_conv2d(features, weight, bias, SIZE)
     expected = definition(features, weight, bias, SIZE)
     assert given.dtype == torch.bfloat16

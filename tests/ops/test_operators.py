@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from a2s_repro import ops
+from tests.backends import Backend
 
 # One float32 program against another: relative to the largest value. float16 and bfloat16 results are the float32 ones
 # rounded once, so half a unit in the last place of each, plus a flip of it.
@@ -100,23 +101,24 @@ def assert_close(given: Sequence[Tensor], expected: Sequence[Tensor], dtype: tor
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_equals_the_reference(operator: str, grid: str, device: str) -> None:
+def test_equals_the_reference(operator: str, grid: str, backend: Backend) -> None:
     inputs = make_inputs(operator, grid)
     with ops.use_backend("reference"):
         expected = outputs_and_gradients(operator, grid, inputs)
-    given = outputs_and_gradients(operator, grid, [x.to(device) for x in inputs])
+    given = outputs_and_gradients(operator, grid, [x.to(backend.device) for x in inputs])
     assert_close(given, expected, torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_dtypes_and_layouts(operator: str, channels_last: bool, dtype: torch.dtype, device: str) -> None:
+def test_dtypes_and_layouts(operator: str, channels_last: bool, dtype: torch.dtype, backend: Backend) -> None:
     inputs = make_inputs(operator, "paper", dtype, channels=21)
     with ops.use_backend("reference"):
         expected = outputs_and_gradients(operator, "paper", [x.double() for x in inputs])
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    given = outputs_and_gradients(operator, "paper", [x.to(device).contiguous(memory_format=layout) for x in inputs])
+    inputs = [x.to(backend.device).contiguous(memory_format=layout) for x in inputs]
+    given = outputs_and_gradients(operator, "paper", inputs)
     assert all(y.dtype == dtype for y in given)
     assert_close(given, expected, dtype)
 
@@ -139,14 +141,14 @@ def test_result_keeps_the_layout_of_its_first_input(operator: str) -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_arbitrary_strides_need_no_copy(operator: str, device: str) -> None:
+def test_arbitrary_strides_need_no_copy(operator: str, backend: Backend) -> None:
     inputs = make_inputs(operator, "unaligned")
     with ops.use_backend("reference"):
         expected = outputs_and_gradients(operator, "unaligned", inputs)
     # Every second element of a wider, transposed buffer.
     strided = []
     for x in inputs:
-        buffer = torch.full((*x.shape[:2], x.shape[3] * 2, x.shape[2]), torch.nan, dtype=x.dtype, device=device)
+        buffer = torch.full((*x.shape[:2], x.shape[3] * 2, x.shape[2]), torch.nan, dtype=x.dtype, device=backend.device)
         view = buffer[:, :, ::2].transpose(2, 3)
         view.copy_(x)
         strided.append(view)
@@ -154,22 +156,22 @@ def test_arbitrary_strides_need_no_copy(operator: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_empty_batch(operator: str, device: str) -> None:
-    inputs = [x.to(device) for x in make_inputs(operator, "two-scales", batch=0)]
+def test_empty_batch(operator: str, backend: Backend) -> None:
+    inputs = [x.to(backend.device) for x in make_inputs(operator, "two-scales", batch=0)]
     results = outputs_and_gradients(operator, "two-scales", inputs)
     assert all(result.size(0) == 0 for result in results)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_gradcheck(operator: str, device: str) -> None:
+def test_gradcheck(operator: str, backend: Backend) -> None:
     function, _ = OPERATORS[operator]
-    inputs = [x.to(device).requires_grad_() for x in make_inputs(operator, "tiny", batch=1, channels=2)]
+    inputs = [x.to(backend.device).requires_grad_() for x in make_inputs(operator, "tiny", batch=1, channels=2)]
     assert torch.autograd.gradcheck(lambda *s: function(*s, size=GRIDS["tiny"][0]), inputs)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_same_bits_every_run(operator: str, device: str) -> None:
-    inputs = [x.to(device) for x in make_inputs(operator, "paper", torch.float32, channels=21)]
+def test_same_bits_every_run(operator: str, backend: Backend) -> None:
+    inputs = [x.to(backend.device) for x in make_inputs(operator, "paper", torch.float32, channels=21)]
     first = outputs_and_gradients(operator, "paper", inputs)
     for _ in range(3):
         again = outputs_and_gradients(operator, "paper", inputs)
@@ -177,34 +179,34 @@ def test_same_bits_every_run(operator: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [129, 132], ids=["odd", "whole packs"])
-def test_shift_add_of_more_channels_than_are_worked_on_at_once(channels: int, device: str) -> None:
+def test_shift_add_of_more_channels_than_are_worked_on_at_once(channels: int, backend: Backend) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = (1, 9 * channels, 2, 3), (1, channels, 4, 5)
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     with ops.use_backend("reference"):
         expected = outputs_and_gradients("interp_shift_add", "tiny", inputs)
-    inputs = [x.to(device).contiguous(memory_format=torch.channels_last) for x in inputs]
+    inputs = [x.to(backend.device).contiguous(memory_format=torch.channels_last) for x in inputs]
     assert_close(outputs_and_gradients("interp_shift_add", "tiny", inputs), expected, torch.float64)
 
 
-def test_average_is_bit_equal_to_sum_then_multiply(device: str) -> None:
-    scores = [s.to(device) for s in make_scores("paper", channels=21, dtype=torch.float32)]
+def test_average_is_bit_equal_to_sum_then_multiply(backend: Backend) -> None:
+    scores = [s.to(backend.device) for s in make_scores("paper", channels=21, dtype=torch.float32)]
     merged = ops.scale_average(scores, (41, 41), 0.33333)
     one, two, three = (ops.interp(s, (41, 41)) for s in scores)
     assert torch.equal(merged, (one + two + three) * torch.tensor(0.33333, dtype=torch.float32))
 
 
-def test_max_ties_go_where_caffes_eltwise_sends_them(device: str) -> None:
+def test_max_ties_go_where_caffes_eltwise_sends_them(backend: Backend) -> None:
     """The second map wins a tie with the first; a later map must be strictly greater."""
-    scores = [torch.ones(1, 1, 2, 2, dtype=torch.float64, device=device, requires_grad=True) for _ in range(3)]
+    scores = [torch.ones(1, 1, 2, 2, dtype=torch.float64, device=backend.device, requires_grad=True) for _ in range(3)]
     ops.scale_max(scores, (2, 2)).sum().backward()
     assert [s.grad.sum().item() for s in scores] == [0, 4, 0]
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_segment_labels_the_largest_resized_score(dtype: torch.dtype, channels_last: bool, device: str) -> None:
-    scores = torch.randn(2, 21, 9, 9, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+def test_segment_labels_the_largest_resized_score(dtype: torch.dtype, channels_last: bool, backend: Backend) -> None:
+    scores = torch.randn(2, 21, 9, 9, generator=torch.Generator().manual_seed(0)).to(backend.device, dtype)
     if channels_last:
         scores = scores.contiguous(memory_format=torch.channels_last)
     labels = ops.segment(scores, (65, 65))
@@ -212,35 +214,35 @@ def test_segment_labels_the_largest_resized_score(dtype: torch.dtype, channels_l
     assert labels.dtype == torch.uint8 and labels.shape == (2, 65, 65)
     chosen = resized.gather(1, labels.long()[:, None])
     assert torch.equal(chosen[:, 0], resized.amax(1))
-    later = torch.arange(21, device=device)[:, None, None] > labels.long()[:, None]
+    later = torch.arange(21, device=backend.device)[:, None, None] > labels.long()[:, None]
     assert not ((resized >= chosen) & later).any()
 
 
-def test_segment_gives_ties_to_the_larger_class(device: str) -> None:
-    scores = torch.zeros(1, 4, 3, 3, device=device)
+def test_segment_gives_ties_to_the_larger_class(backend: Backend) -> None:
+    scores = torch.zeros(1, 4, 3, 3, device=backend.device)
     scores[0, 3] = -1
     assert ops.segment(scores, (5, 7)).unique().tolist() == [2]
 
 
-def test_equal_sizes_copy_even_infinities(device: str) -> None:
+def test_equal_sizes_copy_even_infinities(backend: Backend) -> None:
     """A copy, not a sum with zero weights: 0 * inf would be NaN."""
-    x = torch.tensor([[[[float("inf"), 1.0], [2.0, -float("inf")]]]], device=device)
+    x = torch.tensor([[[[float("inf"), 1.0], [2.0, -float("inf")]]]], device=backend.device)
     assert torch.equal(ops.interp(x, (2, 2)), x)
     assert torch.equal(ops.scale_max([x, x - 1], (2, 2)), x)
 
 
-def test_coordinates_are_float32_in_float64_too(device: str) -> None:
+def test_coordinates_are_float32_in_float64_too(backend: Backend) -> None:
     """321 -> 241 samples at fl(4/3) * i: the rounding of the coordinate is part of the layer."""
-    ramp = torch.arange(321, dtype=torch.float64, device=device).reshape(1, 1, 1, 321)
+    ramp = torch.arange(321, dtype=torch.float64, device=backend.device).reshape(1, 1, 1, 321)
     position = torch.tensor(4 / 3, dtype=torch.float32) * torch.arange(241, dtype=torch.float32)
     assert torch.equal(ops.interp(ramp, (1, 241)).flatten().cpu(), position.double().clamp(max=320))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
-def test_any_number_of_scales(count: int, device: str) -> None:
+def test_any_number_of_scales(count: int, backend: Backend) -> None:
     """Up to four scales are fused; more run on the reference."""
-    scores = [torch.randn(1, 2, 3 + s, 3, dtype=torch.float64, device=device) for s in range(count)]
-    logits = torch.randn(1, count, 6, 5, dtype=torch.float64, device=device)
+    scores = [torch.randn(1, 2, 3 + s, 3, dtype=torch.float64, device=backend.device) for s in range(count)]
+    logits = torch.randn(1, count, 6, 5, dtype=torch.float64, device=backend.device)
     merged, weights = ops.scale_merge(scores, logits)
     expected = sum(weights[:, s : s + 1] * ops.interp(scores[s], (6, 5)) for s in range(count))
     assert torch.allclose(merged, expected, atol=1e-12)
@@ -281,7 +283,7 @@ MAP = torch.zeros(2, 3, 4, 4)
         (lambda: ops.scale_softmax(torch.zeros(2, 0, 3, 3)), ["scale_softmax", "logits", "(2, 0, 3, 3)"]),
     ],
 )
-def test_wrong_arguments_get_one_sentence(call: Callable, words: list[str], device: str) -> None:
+def test_wrong_arguments_get_one_sentence(call: Callable, words: list[str], backend: Backend) -> None:
     with pytest.raises((ValueError, TypeError)) as error:
         call()
     message = str(error.value)

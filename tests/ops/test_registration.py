@@ -6,6 +6,7 @@ from torch import Tensor
 
 from a2s_repro import ops
 from a2s_repro.ops import _native
+from tests.backends import Backend
 from tests.ops.test_operators import GRIDS, OPERATORS, make_inputs, make_logits, make_scores
 
 
@@ -159,17 +160,17 @@ def test_autocast_brings_maps_to_their_widest_dtype(operator: str, dtypes: tuple
     assert all(grad.dtype == x.dtype for grad, x in zip(grads, inputs, strict=True))
 
 
-def test_autocast_leaves_operators_of_one_map_in_its_dtype(device: str) -> None:
-    x = torch.randn(1, 2, 5, 5, device=device)
-    with torch.autocast(device, torch.bfloat16):
+def test_autocast_leaves_operators_of_one_map_in_its_dtype(backend: Backend) -> None:
+    x = torch.randn(1, 2, 5, 5, device=backend.device)
+    with torch.autocast(backend.device, torch.bfloat16):
         for dtype in (torch.float32, torch.bfloat16):
             assert ops.interp(x.to(dtype), (3, 3)).dtype == ops.scale_softmax(x.to(dtype)).dtype == dtype
 
 
-def test_mixed_dtypes_without_autocast_are_refused(device: str) -> None:
-    scores = [torch.randn(1, 2, 5, 5, device=device), torch.randn(1, 2, 3, 3, device=device).bfloat16()]
+def test_mixed_dtypes_without_autocast_are_refused(backend: Backend) -> None:
+    scores = [torch.randn(1, 2, 5, 5, device=backend.device), torch.randn(1, 2, 3, 3, device=backend.device).bfloat16()]
     with pytest.raises(ValueError, match="dtype"):
-        ops.scale_merge(scores, torch.randn(1, 2, 5, 5, device=device))
+        ops.scale_merge(scores, torch.randn(1, 2, 5, 5, device=backend.device))
 
 
 def test_native_operators_refuse_what_would_read_out_of_bounds() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from a2s_repro import ops
+from tests.backends import Backend
 from tests.ptx import build
 from tests.ptx.device import Device, operators
 
@@ -35,6 +36,6 @@ def ptx(project: Device) -> Iterator[Device]:
 
 
 @pytest.fixture
-def device(ptx: Device) -> str:
-    """Where the operators' own tests put their tensors, which makes them tests of the kernels."""
-    return "cpu"
+def backend(ptx: Device) -> Backend:
+    """Replaces the fixture of the operators' own tests, which makes them tests of the kernels."""
+    return Backend("ptx", "cpu")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from a2s_repro import ops
 
-# The tests among these run here on the fixture `device` of this folder.
+# The tests among these run here on the fixture `backend` of this folder.
 from tests.ops.test_operators import (  # noqa: F401
     GRIDS,
     OPERATORS,

@@ -22,7 +22,7 @@ from a2s_repro.replay.gates import Comparison
 from a2s_repro.replay.recording import Recording, read_recording
 from a2s_repro.replay.replay import compare_first_pass, compare_gradients, compare_run, compare_test_phase
 from caffe_weights import stream_of
-from tests.conftest import GOLDEN
+from tests.paths import GOLDEN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,8 +52,8 @@ def learning(name: str) -> set[str]:
 
 
 @pytest.fixture(params=["reference", "native"])
-def backend(request):
-    """Runs the test with the reference and with the native operators."""
+def cpu_backend(request):
+    """Runs the test with the reference and with the native operators on the CPU."""
     if request.param == "native" and "cpu" not in _native.loaded_devices():
         pytest.skip("the native operators are not built")
     with ops.use_backend(request.param):
@@ -89,8 +89,8 @@ def test_every_slot_has_the_recorded_rule(name):
 
 @over_dtypes
 @over_nets
-def test_every_blob_of_the_first_pass(name, dtype, device, check):
-    compared = compare_first_pass(record(name), dtype, device)
+def test_every_blob_of_the_first_pass(name, dtype, backend, check):
+    compared = compare_first_pass(record(name), dtype, backend.device)
     assert {comparison.name for comparison in compared} == record(name).blobs.keys()
     check(compared)
 
@@ -107,11 +107,11 @@ def test_the_images_and_labels_at_each_scale_are_exact():
 
 @over_dtypes
 @over_nets
-def test_the_gradients_of_the_first_iteration(name, dtype, device, check):
+def test_the_gradients_of_the_first_iteration(name, dtype, backend, check):
     """iv: the gradients of every sharing copy are compared. iii in float32 has no gate on kernels that flip a unit
     of its second pass: a max-pool window (pool5[1, 26, 0, 7]) has two values 1.2e-6 apart."""
-    compared = compare_gradients(record(name), dtype, device)
-    if (name, dtype) != ("iii_max3_esupv", torch.float32) and device == "cpu":
+    compared = compare_gradients(record(name), dtype, backend.device)
+    if (name, dtype) != ("iii_max3_esupv", torch.float32) and backend.device == "cpu":
         assert all(comparison.gate for comparison in compared)
     assert len(compared) == len(record(name).gradients) + len(record(name).copy_gradients) > 0
     if not record(name).per_copy:
@@ -121,7 +121,7 @@ def test_the_gradients_of_the_first_iteration(name, dtype, device, check):
 
 @pytest.mark.parametrize("run", ["A", "B"])
 @over_nets
-def test_twenty_iterations_in_float64(name, run, backend, check):
+def test_twenty_iterations_in_float64(name, run, cpu_backend, check):
     """Compares losses and accuracies of every iteration, the final weights, and the histories after run B, for iv per
     copy."""
     compared, _ = compare_run(record(name), run, torch.float64, "cpu")
@@ -176,12 +176,12 @@ def test_with_winograd_for_every_3x3_convolution(name, dtype, check, monkeypatch
 
 @over_dtypes
 @pytest.mark.parametrize("name", ["iv_att2_esupv", "v_att3_esupv", "vi_msc_test", "viii_msc_att3_esupv"])
-def test_the_test_phase(name, dtype, device, check):
+def test_the_test_phase(name, dtype, backend, check):
     """The image is lower and wider than the crop: zero padding below, centre crop across, scores enlarged by 8, argmax.
 
     Skip-nets sum and merge at the size of the image, with skip branches of stride 1; five rows of their large maps are
     recorded.
     """
-    compared = compare_test_phase(record(name), dtype, device)
+    compared = compare_test_phase(record(name), dtype, backend.device)
     assert {comparison.name for comparison in compared} == record(name).test.keys() - {"rows"}
     check(compared)

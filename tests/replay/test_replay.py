@@ -23,8 +23,7 @@ from a2s_repro.replay.gates import Comparison, Report
 from a2s_repro.replay.recorder import record
 from a2s_repro.replay.recording import read_recording
 from a2s_repro.replay.replay import replay
-from tests.conftest import GOLDEN
-from tests.paths import TOOLS
+from tests.paths import GOLDEN, TOOLS
 
 TOOL = TOOLS / "replay_caffe.py"
 
