@@ -23,6 +23,11 @@ _LEGACY_AXES = ("num", "channels", "height", "width")
 _MAX_AXES = 32  # Caffe's kMaxBlobAxes
 _MAX_BYTES = 2**31 - 1  # protobuf's own limit
 _DTYPES = {"data": np.dtype("<f4"), "double_data": np.dtype("<f8")}
+_DTYPES |= {"diff": _DTYPES["data"], "double_diff": _DTYPES["double_data"]}
+_RAW_DTYPES = {0: np.dtype("<f8"), 1: np.dtype("<f4"), 2: np.dtype("<f2")}
+"""Types of raw data in NVIDIA's fork of Caffe."""
+_FIELDS = ("double_data", "data", "raw_data", "double_diff", "diff", "raw_diff")
+"""Fields that can hold a blob's values: the first one that is not empty does. A blob may hold only its gradient."""
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -31,7 +36,8 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 class Layer:
     """A layer: its name, its type in the new format's spelling, and its blobs (weight, bias, ...).
 
-    Blobs are float32 or float64 arrays; blobs read from a file are read-only views with the file's shapes. A V1 type
+    Blobs are float32 or float64 arrays; blobs read from a file have the file's shapes and are read-only views, or
+    float32 copies of float16 values. A V1 type
     number that only a fork defines is kept as a string of digits. The type is informative; layers are identified by
     name and blobs.
     """
@@ -161,8 +167,7 @@ def _write(path: str | os.PathLike, *parts: Iterable[Message]) -> None:
 
 
 def _array(blob: Message, where: str) -> np.ndarray:
-    field = "double_data" if len(blob.double_data) else "data"
-    values = _values(blob, field, where)
+    values = _values(blob, where)
     legacy = any(blob.HasField(axis) for axis in _LEGACY_AXES)
     shape = tuple(getattr(blob, axis) for axis in _LEGACY_AXES) if legacy else tuple(blob.shape.dim)
     if len(shape) > _MAX_AXES or any(n < 1 for n in shape) or math.prod(shape) != values.size:
@@ -173,15 +178,28 @@ def _array(blob: Message, where: str) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _values(blob: Message, field: str, where: str) -> np.ndarray:
-    dtype = _DTYPES[field]
+def _values(blob: Message, where: str) -> np.ndarray:
+    field = next((field for field in _FIELDS if any(getattr(blob, field))), None)
+    if field is None:
+        return _unpacked(blob)
+    dtype = _RAW_DTYPES.get(getattr(blob, f"{field}_type")) if field.startswith("raw") else _DTYPES[field]
+    if dtype is None:
+        kind = getattr(blob, f"{field}_type")
+        raise CaffeFileError(f"{where} holds values of type {kind}, which is none of double, float and float16.")
     raw = b"".join(getattr(blob, field))
     if len(raw) % dtype.itemsize:
         raise CaffeFileError(f"{where} has {len(raw)} bytes of {dtype.name} values: the file is damaged.")
-    if raw:
-        return np.frombuffer(raw, dtype)
+    values = np.frombuffer(raw, dtype)
+    return values.astype(np.float32) if dtype.itemsize == 2 else values
+
+
+def _unpacked(blob: Message) -> np.ndarray:
+    """The values of the rare blobs that are not packed; empty if it has none."""
     unpacked = UnpackedBlobProto.FromString(blob.SerializeToString())
-    return np.array(unpacked.double_data, np.float64) if unpacked.double_data else np.array(unpacked.data, np.float32)
+    for field in _FIELDS:
+        if field in _DTYPES and (values := getattr(unpacked, field)):
+            return np.array(values, _DTYPES[field])
+    return np.empty(0, np.float32)
 
 
 def _net_of_one_layer(layer: Layer, v1: bool, path: str | os.PathLike) -> Message:

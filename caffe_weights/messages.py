@@ -22,10 +22,21 @@ _MESSAGES: dict[str, list[tuple[str, int, str, bool]]] = {
         ("height", 3, "int32", False),
         ("width", 4, "int32", False),
         ("data", 5, "bytes", True),
+        ("diff", 6, "bytes", True),
         ("shape", 7, "BlobShape", False),
         ("double_data", 8, "bytes", True),
+        ("double_diff", 9, "bytes", True),
+        ("raw_data_type", 10, "int32", False),  # of NVIDIA's fork, as are those below; an enum
+        ("raw_diff_type", 11, "int32", False),
+        ("raw_data", 12, "bytes", True),
+        ("raw_diff", 13, "bytes", True),
     ],
-    "UnpackedBlobProto": [("data", 5, "float", True), ("double_data", 8, "double", True)],
+    "UnpackedBlobProto": [
+        ("data", 5, "float", True),
+        ("diff", 6, "float", True),
+        ("double_data", 8, "double", True),
+        ("double_diff", 9, "double", True),
+    ],
     "LayerParameter": [
         ("name", 1, "bytes", False),
         ("type", 2, "bytes", False),

@@ -63,6 +63,50 @@ def test_shapes_are_the_files_own():
     assert [blob.shape for blob in blobs(read_caffemodel(V1))["fc8_voc12"]] == [(5, 64, 1, 1), (1, 1, 1, 5)]
 
 
+def test_half_precision_models_are_read(tmp_path):
+    """OpenCV writes them in the fields of NVIDIA's Caffe; float16 values are exact in float32."""
+    cv2.dnn.shrinkCaffeModel(str(NEW), str(tmp_path / "half.caffemodel"))
+    whole, half = blobs(read_caffemodel(NEW)), blobs(read_caffemodel(tmp_path / "half.caffemodel"))
+    assert (tmp_path / "half.caffemodel").stat().st_size < 0.6 * NEW.stat().st_size
+    assert list(half) == list(whole)
+    for name, arrays in whole.items():
+        for array, read in zip(arrays, half[name], strict=True):
+            assert read.dtype == np.float32 and np.array_equal(read, array.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(0, "<f8"), (1, "<f4"), (2, "<f2")])
+@pytest.mark.parametrize("field", ["raw_data", "raw_diff"])
+def test_raw_values_have_the_type_that_the_blob_names(tmp_path, field, number, dtype):
+    values = np.array([1.5, -2.25, 0.125, 3], dtype)
+    blob = {"shape": {"dim": (2, 2)}, field: [values.tobytes()], f"{field}_type": number}
+    path = tmp_path / "raw.caffemodel"
+    path.write_bytes(NetParameter(layer=[{"name": b"fc6", "blobs": [blob]}]).SerializeToString())
+    assert np.array_equal(read_caffemodel(path).layers[0].blobs[0], values.reshape(2, 2))
+
+
+def test_raw_values_of_another_type_are_refused(tmp_path):
+    blob = {"shape": {"dim": (2,)}, "raw_data": [bytes(8)], "raw_data_type": 3}
+    path = tmp_path / "raw.caffemodel"
+    path.write_bytes(NetParameter(layer=[{"name": b"fc6", "blobs": [blob]}]).SerializeToString())
+    with pytest.raises(CaffeFileError, match="blob 0 of layer 'fc6' holds values of type 3, which is none of"):
+        read_caffemodel(path)
+
+
+@pytest.mark.parametrize(("field", "dtype"), [("diff", "<f4"), ("double_diff", "<f8")])
+@pytest.mark.parametrize("packed", [True, False])
+def test_blobs_that_hold_only_their_gradient_are_read(tmp_path, field, dtype, packed):
+    values = np.array([1.5, -2, 3], dtype)
+    blob = BlobProto(shape={"dim": (3,)})
+    if packed:
+        blob.MergeFrom(BlobProto(**{field: [values.tobytes()]}))
+    else:
+        blob.MergeFromString(UnpackedBlobProto(**{field: values}).SerializeToString())
+    path = tmp_path / "diff.caffemodel"
+    path.write_bytes(NetParameter(layer=[{"name": b"fc6", "blobs": [blob]}]).SerializeToString())
+    (read,) = read_caffemodel(path).layers[0].blobs
+    assert read.dtype == np.dtype(dtype) and np.array_equal(read, values)
+
+
 def test_layers_without_blobs_have_names_and_types():
     new = [(layer.name, layer.type) for layer in read_caffemodel(NEW).layers]
     assert new[:4] == [
