@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from a2s_repro.errors import InputError
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -47,6 +49,14 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def refuse_foreign(path: str | os.PathLike) -> None:
+    """Raises InputError for a Git LFS pointer, a web page or an HDF5 file, and OSError if the file cannot be read."""
+    from caffe_weights.foreign import foreign_kind  # imports protobuf, which few commands need
+
+    if kind := foreign_kind(path):
+        raise InputError(f"{path} {kind}.")
 
 
 def check_archive(path: str | os.PathLike) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from caffe_weights.errors import CaffeFileError
+from caffe_weights.foreign import foreign_kind
 from caffe_weights.messages import V1_TYPES, BlobProto, NetParameter, SolverStateParameter, UnpackedBlobProto
 
 _LEGACY_AXES = ("num", "channels", "height", "width")
@@ -131,11 +132,16 @@ def write_solverstate(path: str | os.PathLike, state: SolverState) -> None:
 
 
 def _parse(path: str | os.PathLike, kind: type[AnyMessage]) -> AnyMessage:
+    if kind_of_file := foreign_kind(path):
+        raise CaffeFileError(f"{path} {kind_of_file}.")
     size = os.stat(path).st_size
     if size > _MAX_BYTES:
         raise CaffeFileError(f"{path} has {size} bytes, more than the 2 GiB that a binary Caffe file can have.")
     with open(path, "rb") as file:
-        if file.read(1) == b"\0":  # no message begins with 0; a file of zeros is rejected before it is read
+        head = file.read(4)
+        if head.startswith((b"PK", b"\x1f\x8b")):
+            raise CaffeFileError(f"{path} is an archive or a PyTorch file, no binary Caffe file: unpack or convert it.")
+        if head[:1] == b"\0":  # no message begins with 0; a file of zeros is rejected before it is read
             raise CaffeFileError(f"{path} begins with a zero byte: it is damaged or no binary Caffe file.")
         file.seek(0)
         content = file.read()

@@ -12,7 +12,8 @@ from tests.paths import ROOT
 PACKAGE = ROOT / "a2s_repro"
 
 ORDER = (
-    ("errors", "files"),
+    ("errors",),
+    ("files",),
     ("ops", "solver"),
     ("info", "models"),
     ("checkpoint", "runtime"),

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
@@ -83,12 +83,12 @@ def _slots(net: CaffeNet, model: DeepLab) -> Iterator[tuple[nn.Parameter | None,
 
 
 def _weights_of(path: Path, state: SolverState) -> Path:
-    named = Path(state.learned_net)
-    for candidate in (named, path.parent / named.name):
-        if candidate.is_file():
-            return candidate
+    name = PureWindowsPath(state.learned_net).name  # splits at / as well as at \\
+    for candidate in (state.learned_net, path.parent / Path(state.learned_net).name, path.parent / name):
+        if os.path.isfile(candidate):
+            return Path(candidate)
     raise InputError(
-        f"the weights of {path} are missing: put {named.name or 'the .caffemodel (which it does not name)'} next to it."
+        f"the weights of {path} are missing: put {name or 'the .caffemodel (which it does not name)'} next to it."
     )
 
 

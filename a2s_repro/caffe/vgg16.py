@@ -14,6 +14,7 @@ import torch
 from a2s_repro.checkpoint.weights import is_stored
 from a2s_repro.data.image_seg import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError
+from a2s_repro.files import refuse_foreign
 from caffe_weights import CaffeNet, Layer
 
 KERNEL = 7
@@ -90,8 +91,7 @@ def net_from_torchvision(path: str | os.PathLike) -> CaffeNet:
 
     Raises InputError if the file is damaged or is not such a state dict.
     """
-    with open(path, "rb"):  # a missing or unreadable file is an OSError that names it
-        pass
+    refuse_foreign(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles

@@ -7,7 +7,7 @@ from torch import nn
 
 from a2s_repro.checkpoint.weights import Weights, load_weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import Net, ResNetDilated8
+from a2s_repro.models import AttentionHead, Net, ResNetDilated8, build_head
 from a2s_repro.models.resnet import load_resnet34
 
 
@@ -42,12 +42,15 @@ def load_layers(model: Net, weights: Weights, path: str | os.PathLike, classifie
 
     The file must hold the whole trunk with the net's shapes, because the trunk has no filler, and all frozen layers,
     such as a skip-net's fc8. fc8 is loaded if its name in the file is also `classifier`. Other layers that the file
-    lacks keep their fillers; layers that only the file has are ignored.
+    lacks keep their fillers; layers that only the file has are ignored. The layers of the attention are loaded if the
+    file's net has the same head over the same scales: those of other heads have the same names.
 
     Raises:
         InputError: a missing trunk or frozen layer, or another shape; names the layers and the remedy.
     """
     ours, theirs = _by_layer(model.state_dict()), _by_layer(_under_names_of(weights, classifier))
+    if not _has_head_of(weights, model):
+        theirs = {f"{la} of another head" if la in model.unshared_layers else la: of for la, of in theirs.items()}
     missing = [layer for layer in ours if layer not in theirs and layer not in model.new_layers]
     if missing:
         raise InputError(f"{path} lacks layers that have no filler: {', '.join(missing)}; convert a whole VGG-16.")
@@ -64,7 +67,7 @@ def load_layers(model: Net, weights: Weights, path: str | os.PathLike, classifie
         if shapes[0] != shapes[1]:
             raise InputError(
                 f"{path}: {layer} is {_spelled(shapes[1])}, but the net's is {_spelled(shapes[0])}: "
-                + _remedy(layer, model)
+                + _remedy(layer, model, described="model" in weights.meta)
             )
     state = {f"{layer}.{kind}": tensor for layer in taken for kind, tensor in theirs[layer].items()}
     model.load_state_dict(state, strict=False)
@@ -96,9 +99,19 @@ def _spelled(shapes: list[tuple[int, ...]]) -> str:
     return " + ".join("x".join(map(str, shape)) for shape in shapes)
 
 
-def _remedy(layer: str, model: Net) -> str:
+def _has_head_of(weights: Weights, model: Net) -> bool:
+    """Whether the head of the file's net is that of `model`. Files of Caffe may not describe their net."""
+    if model.merge != "attention":
+        return True
+    theirs, ours = weights.meta.get("model"), model.config()
+    if not isinstance(theirs, dict):
+        return isinstance(build_head(ours["head"]), AttentionHead)
+    return all(theirs.get(field) == ours[field] for field in ("merge", "scales", "head"))
+
+
+def _remedy(layer: str, model: Net, described: bool) -> str:
     if layer == "fc8":
         return "give the matching --num-classes, or another --classifier name to initialise it with its filler."
-    if layer in model.new_layers:
+    if layer in model.new_layers and not described:
         return f"drop the layer when converting (`a2s convert --skip {layer}`)."
-    return "give the --width that the file was made with."
+    return "give the --width, --att-conv1 and --refine that the file was made with."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from a2s_repro.checkpoint.weights import is_stored
 from a2s_repro.errors import InputError, not_written
-from a2s_repro.files import check_archive, replacing
+from a2s_repro.files import check_archive, refuse_foreign, replacing
 from a2s_repro.models import check_state
 from a2s_repro.solver import CaffeSGD, TorchSGD
 
@@ -92,15 +92,22 @@ def is_snapshot(path: str | os.PathLike) -> bool:
 
 def load_snapshot(path: str | os.PathLike) -> Snapshot:
     """Reads a snapshot to the CPU. Raises InputError if the file is damaged or no snapshot, OSError if missing."""
-    with open(path, "rb"):  # a missing or unreadable file is an OSError that names it
-        pass
+    refuse_foreign(path)
+    if Path(path).suffix in (".caffemodel", ".safetensors"):
+        raise InputError(
+            f"{path} holds weights alone: resume from the .solverstate beside a .caffemodel or from a "
+            "snapshot_iter_*.pth, or start from weights by --init."
+        )
     try:
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many types for a damaged file
         raise InputError(f"{path} cannot be read: the file is damaged or no snapshot; resume from another.") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise InputError(f"{path} is not a training snapshot (format {FORMAT!r}): give a snapshot_iter_*.pth.")
+        raise InputError(
+            f"{path} is not a training snapshot (format {FORMAT!r}): give a snapshot_iter_*.pth, or start from weights "
+            "by --init."
+        )
     if not _is_sound(content):
         raise InputError(f"{path} has missing or unknown parts: resume from another snapshot.")
     return Snapshot(**content)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from a2s_repro.errors import InputError, first_line, not_written
-from a2s_repro.files import check_archive, replacing
+from a2s_repro.files import check_archive, refuse_foreign, replacing
 
 FORMAT = "a2s_repro.weights/1"
 
@@ -59,8 +59,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
     FileNotFoundError if it is missing.
     """
     load = {".pth": _load_pth, ".safetensors": _load_safetensors}[weights_suffix(path)]
-    with open(path, "rb"):  # a missing or unreadable file is an OSError that names it, in either format
-        pass
+    refuse_foreign(path)
     try:
         weights = load(path)
     except Exception as error:  # the unpicklers raise many types for a damaged file
@@ -80,6 +79,8 @@ def load_weights(path: str | os.PathLike) -> Weights:
 def weights_suffix(path: str | os.PathLike) -> str:
     """The suffix of a weights file, `.pth` or `.safetensors`; raises InputError for any other."""
     suffix = Path(path).suffix
+    if suffix == ".caffemodel":
+        raise InputError(f"{path} is a Caffe file: make a weights file of it by `a2s convert {path} model.pth`.")
     if suffix not in (".pth", ".safetensors"):
         raise InputError(f"{path}: a weights file ends in .pth or .safetensors.")
     return suffix

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from a2s_repro.errors import InputError, check_known, first_line
+from a2s_repro.files import refuse_foreign
 from a2s_repro.models.attention import ON_LAYER4, AttentionHead
 from a2s_repro.models.base import ParameterRule, Prediction, Stream, Widths, relu
 from a2s_repro.models.layers import Conv2d
@@ -256,8 +257,7 @@ def _stem_of(state: dict[str, Tensor]) -> str | None:
 
 
 def _read_state(path: str | os.PathLike) -> dict[str, Tensor]:
-    with open(path, "rb"):  # a missing or unreadable file is an OSError that names it, in either form
-        pass
+    refuse_foreign(path)
     try:
         if Path(path).suffix == ".safetensors":
             state = load_file(path)

@@ -1,5 +1,6 @@
 """Runs resume from Caffe's files and Caffe's from ours: weights, a history per copy, iteration and step."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -247,6 +248,15 @@ def test_missing_weights_are_named(files, copied):
     copied.with_suffix(".caffemodel").unlink()
     with pytest.raises(InputError, match=rf"the weights of {copied} are missing: put {THEIRS.stem}\.caffemodel next"):
         trainer_of(files).take_over(copied)
+
+
+@pytest.mark.parametrize("folder", ["C:\\models\\", "/home/other/", ""])
+def test_weights_beside_the_state_are_found_whatever_folder_it_names(files, copied, folder):
+    state = read_solverstate(copied)
+    write_solverstate(copied, dataclasses.replace(state, learned_net=f"{folder}{THEIRS.stem}.caffemodel"))
+    trainer = trainer_of(files)
+    trainer.take_over(copied)
+    assert trainer.iteration == 20
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Initialisation from a weights file as in Caffe: layers are matched by name, and shapes must agree."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from a2s_repro.checkpoint.initialisation import load_init
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths
+from a2s_repro.models import DeepLabLargeFOV, DeepLabMSc, RefineHead, ShareNet, Widths
 from a2s_repro.models.skip_branches import SKIP_LAYERS
 from a2s_repro.solver import CaffeSGD, parameter_groups
 
@@ -52,6 +54,27 @@ def test_a_classifier_of_another_name_keeps_its_filler(source, tmp_path, theirs,
     outcome = load_init(net, saved(tmp_path / "other.pth", source, theirs), "fc8_voc12")
     assert outcome.fresh == ["fc8"]
     assert outcome.ignored == [called, "att_conv1", "att_fc"]
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_a_head_starts_from_the_same_head_alone(source, tmp_path, described):
+    """Layers of both papers' heads are named att_conv1 and att_fc, and their att_fc may have one shape."""
+    path = tmp_path / "a2s.pth"
+    meta = {"classifier": "fc8_voc12"} | ({"model": source.config()} if described else {})
+    save_weights(path, source.state_dict(), meta)
+    refining = ShareNet(5, (1, 0.5), head=RefineHead(), widths=dataclasses.replace(THIN, refine=THIN.att_conv1))
+    before = refining.head.att_fc.weight.clone()
+    assert before.shape == source.head.att_fc.weight.shape
+    outcome = load_init(refining, path, "fc8_voc12")
+    assert outcome.ignored == ["att_conv1 of another head", "att_fc of another head"]
+    assert {"att_conv1", "att_fc"} <= set(outcome.fresh) and "fc8" in outcome.loaded
+    assert torch.equal(refining.head.att_fc.weight, before)
+
+    same = ShareNet(5, (1, 0.5), widths=THIN)
+    assert not load_init(same, path, "fc8_voc12").fresh
+    if described:
+        more_scales = ShareNet(5, (1, 0.75, 0.5), widths=THIN)
+        assert load_init(more_scales, path, "fc8_voc12").fresh == ["att_conv1", "att_fc"]
 
 
 def learning(net):

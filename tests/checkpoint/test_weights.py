@@ -8,8 +8,13 @@ import sys
 import pytest
 import torch
 
+from a2s_repro.caffe.vgg16 import net_from_torchvision
+from a2s_repro.checkpoint.snapshots import load_snapshot
 from a2s_repro.checkpoint.weights import load_weights, save_weights
 from a2s_repro.errors import InputError
+from a2s_repro.models import ResNetDilated8
+from a2s_repro.models.resnet import load_resnet34
+from caffe_weights import CaffeFileError, read_caffemodel, read_solverstate
 
 META = {
     "pool5a": True,
@@ -74,8 +79,42 @@ def test_a_state_dict_of_another_program_is_refused_with_the_remedy(tmp_path):
 
 @pytest.mark.parametrize("use", [lambda path: save_weights(path, {}, {}), load_weights])
 def test_another_suffix_is_refused(tmp_path, use):
-    with pytest.raises(InputError, match=r"net\.caffemodel: a weights file ends in \.pth or \.safetensors"):
-        use(tmp_path / "net.caffemodel")
+    with pytest.raises(InputError, match=r"net\.bin: a weights file ends in \.pth or \.safetensors"):
+        use(tmp_path / "net.bin")
+
+
+FOREIGN = {
+    "is a Git LFS pointer, .* `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n",
+    "is a web page: download": b"\n<!DOCTYPE html>\n<html><body>404</body></html>",
+    "is an HDF5 file: .*snapshot_format": b"\x89HDF\r\n\x1a\n" + bytes(100),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [
+        *(("model.pth", load_weights), ("model.safetensors", load_weights), ("snapshot_iter_2.pth", load_snapshot)),
+        *(("vgg16.pth", net_from_torchvision), ("train_iter_2.solverstate.h5", load_snapshot)),
+        *(("train.caffemodel", read_caffemodel), ("train.solverstate", read_solverstate)),
+        ("resnet34.pth", lambda path: load_resnet34(ResNetDilated8(2, width=1 / 32), path)),
+    ],
+)
+@pytest.mark.parametrize("sentence", FOREIGN)
+def test_files_that_are_mistaken_for_a_model_are_named_for_what_they_are(tmp_path, name, reader, sentence):
+    (tmp_path / name).write_bytes(FOREIGN[sentence])
+    with pytest.raises((InputError, CaffeFileError), match=f"{name} {sentence}"):
+        reader(tmp_path / name)
+
+
+def test_weights_are_no_snapshot_and_caffe_files_are_no_weights(tmp_path):
+    (tmp_path / "a.caffemodel").write_bytes(b"\x0a\x01a")
+    with pytest.raises(InputError, match=r"a.caffemodel is a Caffe file: .*`a2s convert .*a.caffemodel model.pth`"):
+        load_weights(tmp_path / "a.caffemodel")
+    with pytest.raises(InputError, match=r"a.caffemodel holds weights alone: resume from the .solverstate"):
+        load_snapshot(tmp_path / "a.caffemodel")
+    save_weights(tmp_path / "a.pth", some_weights(), META)
+    with pytest.raises(InputError, match=r"a.pth is not a training snapshot .*--init"):
+        load_snapshot(tmp_path / "a.pth")
 
 
 @both_formats
