@@ -1,5 +1,6 @@
 """The exception for mistakes that the user can correct, and the sentences that many modules have in common."""
 
+import errno
 import os
 from collections.abc import Collection
 
@@ -34,4 +35,13 @@ def check_known(name: str, value: object, known: Collection) -> None:
 def not_written(path: str | os.PathLike, error: Exception) -> InputError:
     """The error for a file or folder that could not be written."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-    return InputError(f"{path} cannot be written ({reason}): is the disk full?")
+    number = error.errno if isinstance(error, OSError) else None
+    remedy = _REMEDIES.get(number, "is the disk full?" if number in _FULL else "give another path.")
+    return InputError(f"{path} cannot be written ({reason}): {remedy}")
+
+
+_FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_REMEDIES = {
+    errno.ENAMETOOLONG: "give a shorter name.",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions, or give another path."),
+}

@@ -57,6 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     import hashlib
+    from collections import Counter
     from dataclasses import asdict
 
     import torch
@@ -68,7 +69,8 @@ def main(arguments: argparse.Namespace) -> int:
     from a2s_repro.runtime import distributed
 
     crf = None if arguments.crf is None else CRF.parse(arguments.crf)
-    sources = find_sources(arguments.inputs, arguments.out)
+    left_out: Counter[str] = Counter()
+    sources = find_sources(arguments.inputs, arguments.out, left_out)
     model, meta = load_model(arguments.model, distributed.initialise(arguments.device))
     classes = class_names(model.num_classes, meta, arguments.classes)
     results = Results(
@@ -114,4 +116,7 @@ def main(arguments: argparse.Namespace) -> int:
     done, skipped, problems = distributed.sum_(counts).tolist()
     if distributed.is_main():
         print(f"{arguments.out}: {done} segmented, {skipped} already there, {problems} with problems.")
+        if left_out:
+            kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(left_out.items()))
+            print(f"left out, no images or videos by their suffix: {kinds}.")
     return PARTLY_DONE if problems else 0

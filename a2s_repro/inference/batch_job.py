@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 from collections import deque
@@ -15,7 +16,7 @@ import numpy as np
 
 from a2s_repro.data.images import read_image
 from a2s_repro.data.voc import write_label_png
-from a2s_repro.errors import InputError, not_written
+from a2s_repro.errors import InputError, first_line, not_written
 from a2s_repro.files import replacing
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.overlays import attention_panel, legend, overlay
@@ -154,8 +155,8 @@ class Work:
             for source, reading in ahead(lambda source: read_image(source.path), sources, readers, 2 * self.workers):
                 try:
                     yield source.name, reading.result()
-                except InputError as error:
-                    outcome.problems.append(str(error))
+                except Exception as error:  # of any kind, one file's error is no reason to leave out the others
+                    outcome.problems.append(_problem(source, error))
                     bar.update()
 
         with (
@@ -167,7 +168,9 @@ class Work:
                 try:
                     writing.result()
                     outcome.done += 1
-                except InputError as error:
+                except (InputError, OSError, cv2.error) as error:
+                    if _is_of_folder(error):
+                        raise
                     outcome.problems.append(f"{name}: {error}")
                 bar.update()
 
@@ -176,33 +179,47 @@ class Work:
             with contextlib.closing(FrameReader(source.path)) as reader:
                 expected = min(filter(None, (reader.frames, self.max_frames)), default=None)
                 with _bar(source.name, "frame", expected) as bar:
-                    written = self._copy_video(source, reader, bar)
-        except InputError as error:
-            outcome.problems.append(str(error))
+                    written, seconds = self._copy_video(source, reader, bar)
+                # Where frames have their own times, the header's number of frames is a guess from the duration.
+                if expected and seconds and reader.duration and written > 1:
+                    step = seconds / (written - 1)
+                    expected = written if seconds + 1.5 * step > reader.duration else expected
+        except Exception as error:  # as for pictures
+            if _is_of_folder(error):
+                raise
+            outcome.problems.append(_problem(source, error))
             return
         outcome.done += 1
         if expected and written < expected:
             outcome.problems.append(f"{source.path}: only {written} of its {expected} frames could be decoded.")
 
-    def _copy_video(self, source: Source, reader: FrameReader, bar: Progress) -> int:
-        """Writes the result video and returns its number of frames. Ctrl-C ends a camera's video, which is kept."""
+    def _copy_video(self, source: Source, reader: FrameReader, bar: Progress) -> tuple[int, float]:
+        """Writes the result video; returns the number of frames read and the time of the last one in seconds.
+
+        Ctrl-C ends a camera's video, which is kept.
+        """
+        times: dict[str, float | None] = {}
 
         def decoded() -> Iterator[Read]:
             numbers = itertools.count() if self.max_frames is None else range(self.max_frames)
-            for number, reading in ahead(lambda _: reader.read(), numbers, decoder, 2 * self.workers):
-                if (frame := reading.result()) is None:
+            for number, reading in ahead(lambda _: reader.read_at(), numbers, decoder, 2 * self.workers):
+                if (read := reading.result()) is None:
                     return
-                yield f"{source.name}/{number:06}", frame
+                name = f"{source.name}/{number:06}"
+                frame, times[name] = read
+                yield name, frame
 
-        interrupted = False
+        written, seconds, interrupted = 0, 0.0, False
         with (
             threads(1) as decoder,
             threads(self.workers) as finishers,
             video_file(self.results.video(source.name), reader.fps) as video,
         ):
             try:
-                for _, drawing in ahead(self._draw, self._segmented(decoded()), finishers, self.workers):
-                    video.write(drawing.result())
+                for (name, *_), drawing in ahead(self._draw, self._segmented(decoded()), finishers, self.workers):
+                    at = times.pop(name)
+                    video.write(drawing.result(), at)
+                    written, seconds = written + 1, at or 0.0
                     bar.update()
             except KeyboardInterrupt:
                 if not source.is_camera:
@@ -212,7 +229,7 @@ class Work:
                 raise InputError(f"{source.path}: no frame can be decoded; replace the file.")
         if interrupted:
             raise KeyboardInterrupt
-        return video.frames
+        return written, seconds
 
     def _segmented(self, pictures: Iterator[Read]) -> Iterator[Segmented]:
         scores = self.results.scores or self.crf is not None
@@ -241,6 +258,17 @@ class Work:
 def _of_today(settings: str) -> str:
     """Settings with the name that version 0.1 had for the precision fp32 replaced."""
     return settings.replace('"precision": "caffe"', '"precision": "fp32"')
+
+
+def _is_of_folder(error: Exception) -> bool:
+    """Whether an error in writing a result concerns the folder of results, and not the result of one source."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+
+
+def _problem(source: Source, error: Exception) -> str:
+    """A sentence that names the source."""
+    sentence = str(error) if isinstance(error, InputError) else f"{first_line(error)}."
+    return sentence if str(source.path) in sentence else f"{source.path}: {sentence}"
 
 
 def ahead(

@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,9 +130,56 @@ def test_empty_and_missing_inputs_are_refused(tmp_path: Path) -> None:
 
 
 def test_two_files_with_one_result_name_are_refused(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.jpg"), write_picture(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"a.jpg and .*a.png would be written under one name, a:"):
-        find_sources([tmp_path])
+    for folder in ("x", "y"):
+        write_picture(tmp_path / folder / "a.png")
+    with pytest.raises(InputError, match=r"x/a.png and .*y/a.png would be written under one name, a:"):
+        find_sources([tmp_path / "x", tmp_path / "y"])
+
+
+def test_files_of_a_folder_that_differ_in_their_suffix_keep_it(run: Run, tmp_path: Path) -> None:
+    """Phones name a photograph and the film beside it alike."""
+    write_picture(tmp_path / "in/IMG_1.JPG"), write_picture(tmp_path / "in/IMG_2.JPG")
+    write_video(tmp_path / "in/IMG_1.MP4", 2)
+    assert [source.name for source in find_sources([tmp_path / "in"])] == ["IMG_1.JPG", "IMG_1.MP4", "IMG_2"]
+    outcome = run(tmp_path / "in")
+    assert (outcome.done, outcome.problems) == (3, [])
+    assert (tmp_path / "out/labels/IMG_1.JPG.png").is_file() and (tmp_path / "out/overlays/IMG_1.MP4.mp4").is_file()
+
+
+@pytest.mark.parametrize("out", [".", "..", "results"])
+def test_results_may_lie_beside_their_sources(tmp_path: Path, out: str) -> None:
+    """The results alone are left out, be it their folder, its parent, or a folder in it."""
+    folder, results = tmp_path / "photos", tmp_path / "photos" / out
+    write_picture(folder / "a.png")
+    for name in ("labels/a.png", "overlays/a.jpg", "attention/b/000000.jpg", "legend.png"):
+        write_picture(results / name)
+    assert [source.name for source in find_sources([folder], results)] == ["a"]
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    write_picture(tmp_path / "elsewhere/b.png"), write_picture(tmp_path / "in/a.png")
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
+    assert [source.name for source in find_sources([tmp_path / "in"])] == ["a", "link/b"]
+
+
+def test_every_kind_that_opencv_decodes_is_segmented_and_others_are_counted(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    kinds = {"gif": "GIF", "jfif": "JPEG", "avif": "AVIF", "jp2": "JPEG2000", "pgm": "PPM"}
+    for suffix, form in kinds.items():
+        Image.fromarray(picture()[:, :, 0]).convert("RGB").save(folder / f"{suffix}.{suffix}", form)
+    for suffix in ("ts", "flv", "wmv"):
+        writer = cv2.VideoWriter(str(folder / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (60, 40))
+        writer.write(picture())
+        writer.release()
+        (folder / "v.avi").rename(folder / f"{suffix}.{suffix}")
+    for name in ("a.heic", "b.HEIC", "notes.txt", "README"):
+        (folder / name).touch()
+    left_out: Counter[str] = Counter()
+    assert len(find_sources([folder], left_out=left_out)) == 8
+    assert left_out == {".heic": 2, ".txt": 1, "": 1}
+    assert (run(folder).done, run(folder).problems) == (8, [])
 
 
 def test_the_tool_segments_readable_files_and_reports_the_others(model_file: Path, tmp_path: Path) -> None:
@@ -203,7 +252,7 @@ def test_results_that_cannot_be_written_end_the_run(run: Run, tmp_path: Path) ->
     write_picture(tmp_path / "a.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "labels").touch()
-    with pytest.raises(InputError, match=r"out cannot be written \(File exists\): is the disk full\?"):
+    with pytest.raises(InputError, match=r"out cannot be written \(File exists\): give another path"):
         run(tmp_path / "a.png")
 
 
@@ -232,6 +281,86 @@ def test_a_truncated_video_is_segmented_partly_and_reported(run: Run, tmp_path: 
     frames = len(read_video(tmp_path / "out/overlays/torn.mp4"))
     assert 0 < frames < 10
     assert outcome.problems == [f"{torn}: only {frames} of its 10 frames could be decoded."]
+
+
+def write_film(path: Path, milliseconds: list[int], duration: int) -> Path:
+    """A Matroska file of frames at these times, whose header has a rate of 30 frames a second and the duration."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (60, 40))
+    for number in range(len(milliseconds)):
+        writer.write(np.full((40, 60, 3), 25 * number, np.uint8))
+    writer.release()
+    content, at = bytearray(path.read_bytes()), 0
+    for number, time_of in enumerate(milliseconds):  # a block of track 1: its time, flags, and a JPEG
+        block = b"\x81" + struct.pack(">h", round(number * 1000 / 30)) + b"\x80\xff\xd8"
+        at = content.index(block, at)
+        content[at + 1 : at + 3] = struct.pack(">h", time_of)
+        at += len(block)
+    field = content.index(b"\x44\x89\x88") + 3
+    content[field : field + 8] = struct.pack(">d", duration)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_video_of_variable_frame_rate_keeps_its_time(run: Run, tmp_path: Path) -> None:
+    """Its ten frames of a second are all segmented, and last a second at the rate of the header."""
+    outcome = run(write_film(tmp_path / "v.mkv", [0, 100, 200, 300, 400, 500, 600, 700, 800, 900], 1000))
+    assert (outcome.done, outcome.problems) == (1, [])
+    drawn = read_video(tmp_path / "out/overlays/v.mp4")
+    with contextlib.closing(FrameReader(tmp_path / "out/overlays/v.mp4")) as reader:
+        assert reader.fps == 30 and len(drawn) == 28  # the last frame is shown once: its duration is not known
+    changes = [n for n in range(1, 28) if np.abs(drawn[n].astype(int) - drawn[n - 1]).mean() > 3]
+    assert changes == [3, 6, 9, 12, 15, 18, 21, 24, 27]
+
+
+def test_a_video_of_variable_frame_rate_that_ends_early_is_reported(run: Run, tmp_path: Path) -> None:
+    film = write_film(tmp_path / "v.mkv", [0, 100, 200], 1000)
+    assert run(film).problems == [f"{film}: only 3 of its 30 frames could be decoded."]
+
+
+@pytest.mark.parametrize(("fps", "written"), [(120.003, 120), (196.263, 196.26), (1000 / 3, 333.33), (29.97, 29.97)])
+def test_any_frame_rate_can_be_written(run: Run, tmp_path: Path, fps: float, written: float) -> None:
+    """MPEG-4 has no rates whose fraction has a numerator above 65535."""
+    with video_file(tmp_path / "v.mp4", fps) as video:
+        video.write(picture())
+    with contextlib.closing(FrameReader(tmp_path / "v.mp4")) as reader:
+        assert reader.fps == written and abs(written / fps - 1) < 3e-5
+
+
+@pytest.mark.parametrize("name", [b"l\xe9.avi", b"12:30:45.avi", b"%03d.avi", "Größe.avi".encode()])
+def test_a_video_may_have_any_name(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
+    """OpenCV crashes on names that are not UTF-8, and FFmpeg takes what precedes a colon for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    video = write_video(tmp_path / "v.mp4", 2).rename(os.fsdecode(name))
+    assert len(read_video(video)) == 2
+    outcome = run(video)
+    assert (outcome.done, outcome.problems) == (1, [])
+    assert len(read_video(tmp_path / "out/overlays" / f"{video.stem}.mp4")) == 2
+
+
+def test_whatever_goes_wrong_with_a_file_the_others_are_segmented(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        write_video(tmp_path / "in" / name, 2)
+    read = FrameReader.read_at
+
+    def failing(reader: FrameReader) -> tuple | None:
+        if "b.mp4" in reader.path:
+            raise cv2.error("a decoder failed")
+        return read(reader)
+
+    monkeypatch.setattr(FrameReader, "read_at", failing)
+    outcome = run(tmp_path / "in")
+    assert (outcome.done, outcome.problems) == (2, [f"{tmp_path / 'in/b.mp4'}: a decoder failed."])
+
+
+def test_a_name_too_long_for_a_result_is_reported(run: Run, tmp_path: Path) -> None:
+    write_picture(tmp_path / "in/a.png")
+    name = 251 * "x"
+    (tmp_path / "in" / f"{name}.ts").write_bytes(write_video(tmp_path / "v.mp4", 2).read_bytes())
+    outcome = run(tmp_path / "in")
+    assert outcome.done + len(outcome.problems) == 2
+    assert (tmp_path / "out/labels/a.png").is_file()
 
 
 def test_max_frames_limits_a_video(run: Run, tmp_path: Path) -> None:
