@@ -26,6 +26,12 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))
 
 
+def shortened(text: object, length: int = 120) -> str:
+    """The printable text, cut after `length` characters."""
+    whole = printable(text)
+    return whole if len(whole) <= length else f"{whole[:length]}... ({len(whole)} characters)"
+
+
 def check_known(name: str, value: object, known: Collection) -> None:
     """Raises InputError if `value`, the setting `name`, is not among the known ones."""
     if value not in known:

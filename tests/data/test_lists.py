@@ -55,7 +55,12 @@ def test_unlabelled_lists_ignore_the_label_column(root, line):
     [
         ("", "is empty"),
         (" \n\n", "is empty"),
-        ("a\nb\na\n", "line 3: 'a' is already on line 1"),
+        ("a\nb\nJPEGImages/a.jpg SegmentationClass/b.png\n", "line 3: 'a' is already on line 1, with another label"),
+        ("../../a\n", "line 1: '../../a' leads out of the data root"),
+        ("a" * 5000, r"2 of the 2 files .* are missing \(.{100,140}a\.\.\. \(\d+ characters\), "),
+        ("a b " * 1200, r"line 1: 'a b (a b )+a?\.\.\. \(4799 characters\)' is not an id, .*separate .* by a tab"),
+        ("a\x1b[2J\n", r"JPEGImages/a\\x1b\[2J.jpg"),
+        ("version https://git-lfs.github.com/spec/v1\n", "list.txt is a Git LFS pointer"),
         ("a 1\n", "line 1: 'a 1' is not an id, or an image and a label file"),
         ("JPEGImages/a.jpg\n", "line 1: 'JPEGImages/a.jpg' is not"),
         ("JPEGImages/a.jpg SegmentationClass/a.png more\n", "is not an id, or"),
@@ -65,6 +70,47 @@ def test_unlabelled_lists_ignore_the_label_column(root, line):
 def test_bad_lists_are_refused(root, text, message):
     with pytest.raises(InputError, match=message):
         listed(root, text)
+
+
+def made(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_names_may_hold_spaces(root):
+    made(root, "JPEGImages/my dog.jpg", "SegmentationClass/my dog.png", "JPEGImages/c d.png", "SegmentationClass/e.png")
+    dog = Item("my dog", root / "JPEGImages/my dog.jpg", root / "SegmentationClass/my dog.png")
+    for line in ("my dog", "/JPEGImages/my dog.jpg /SegmentationClass/my dog.png"):
+        assert listed(root, f"a\n{line}\n")[1:] == [dog]
+    odd = Item("c d", root / "JPEGImages/c d.png", root / "SegmentationClass/e.png")
+    assert listed(root, "JPEGImages/c d.png\tSegmentationClass/e.png\n") == [odd]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks_are_no_part_of_a_name(root, tmp_path, encoding):
+    (tmp_path / "list.txt").write_text("a\nb\n", encoding=encoding)
+    assert [item.id for item in read_list(tmp_path / "list.txt", root)] == ["a", "b"]
+    (tmp_path / "classes.txt").write_text("background\ncat\n", encoding=encoding)
+    assert read_classes(tmp_path / "classes.txt") == ["background", "cat"]
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".tif", ".TIFF", ".bmp", ".webp"])
+def test_ids_find_images_of_every_kind(root, suffix):
+    made(root, f"JPEGImages/n{suffix}", "SegmentationClass/n.PNG")
+    assert listed(root, "n") == [Item("n", root / f"JPEGImages/n{suffix}", root / "SegmentationClass/n.PNG")]
+    assert listed(root, f"JPEGImages/n{suffix} SegmentationClass/n.PNG")[0].id == "n"
+
+
+def test_images_of_one_name_in_several_folders_have_ids_apart(root):
+    made(root, *(f"{kind}/{folder}/0001.png" for kind in ("JPEGImages", "labels") for folder in ("seqA", "seqB")))
+    lines = "".join(f"JPEGImages/{folder}/0001.png labels/{folder}/0001.png\n" for folder in ("seqA", "seqB"))
+    items = listed(root, lines + "JPEGImages/a.jpg SegmentationClass/a.png\n")
+    assert [item.id for item in items] == ["seqA/0001", "seqB/0001", "a"]
+
+
+def test_a_repeated_line_is_a_repeated_image(root):
+    assert [item.id for item in listed(root, "a\nb\na\n")] == ["a", "b", "a"]
 
 
 def test_missing_list_root_or_text_is_named(root):
@@ -92,6 +138,9 @@ def test_classes_are_read_in_order_and_duplicates_refused(tmp_path):
         read_classes(tmp_path / "classes.txt")
     (tmp_path / "classes.txt").write_text("sky\nvoid\nvoid\n")
     assert read_classes(tmp_path / "classes.txt") == ["sky", "void", "void"]
+    (tmp_path / "classes.txt").write_text("sky\nro\x1bad\n")
+    with pytest.raises(InputError, match=r"names a class 'ro\\x1bad': remove its control characters"):
+        read_classes(tmp_path / "classes.txt")
     (tmp_path / "classes.txt").write_text("\n")
     with pytest.raises(InputError, match="is empty"):
         read_classes(tmp_path / "classes.txt")
