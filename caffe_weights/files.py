@@ -8,7 +8,9 @@ blob's shape: `shape` (any number of axes) and num/channels/height/width (always
 import itertools
 import math
 import os
+import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -160,16 +162,23 @@ def _write(path: str | os.PathLike, *parts: Iterable[Message]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
+    handle, temporary = tempfile.mkstemp(prefix=".a2s_part.", suffix=path.suffix, dir=path.parent)
     try:
-        with open(temporary, "wb") as file:
+        with open(handle, "wb") as file:
             for message in itertools.chain(*parts):
                 file.write(message.SerializeToString())
             file.flush()
             os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.fchmod(file.fileno(), 0o666 & ~umask)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = os.fspath(path)  # a failed write names no file
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def _array(blob: Message, where: str) -> np.ndarray:

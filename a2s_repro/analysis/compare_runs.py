@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, first_line
 from a2s_repro.runtime.precision import precision_named
 from a2s_repro.training.run_log import cost, read_log
 from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
@@ -35,7 +35,19 @@ def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
     Raises InputError naming the file if one is missing or damaged.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not the folder of a run: leave it out.")
     config, results = (_read(folder / name) for name in ("config.json", scores))
+    try:
+        return _of_files(folder, config, results)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder} does not hold the config.json, log.jsonl and {scores} of a scored run ({first_line(error)}): "
+            "leave it out, or score its final.pth by `a2s evaluate --json`."
+        ) from error
+
+
+def _of_files(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> TrainedRun:
     lines = [line["losses"] for line in read_log(folder)]
     last = lines[-max(len(lines) // 10, 1) :]
     recipe = {name: value for name, value in config["recipe"].items() if name not in NO_EFFECT_ON_TRAINING}
@@ -44,8 +56,18 @@ def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
         settings=recipe | run | {"precision": precision_named(run["precision"])},
         losses={name: _mean(losses[name] for losses in last) for name in last[0]},
         seconds=cost(folder).seconds,
-        scores=results,
+        scores=_checked(results),
     )
+
+
+def _checked(scores: dict[str, Any]) -> dict[str, Any]:
+    """The scores. Raises an error of any kind if they have another form than `evaluation.Result.summary`."""
+    numbers = [scores["images"], scores["mean_iou"] or 0, scores["pixel_accuracy"] or 0, *scores["iou"].values()]
+    if not all(isinstance(number, int | float | None) for number in numbers):
+        raise TypeError("a score is no number")
+    for size in [scores["attention"]["by_size"]] if "by_size" in (scores["attention"] or {}) else []:
+        len(scores["attention"]["scales"]), size["correlation"][0], size["quartiles"][0]["weights"][0]
+    return scores
 
 
 class _Row(NamedTuple):
@@ -150,10 +172,13 @@ def _table(titles: list[str], lines: list[list[str]]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(
             f"{path} is missing: train the run, then score its final.pth by `a2s evaluate --json`."
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path} is not a JSON file: write it again.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no settings or scores of a run: write it again.")
+    return content

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -125,10 +126,25 @@ def attention_figure(
     return figure
 
 
-def save_figure(path: str | os.PathLike, figure: Figure) -> None:
-    """Writes a figure as PNG."""
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg", ".eps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+
+
+def save_figure(path: str | os.PathLike, figure: Figure, dpi: int = 120) -> None:
+    """Writes a figure in the format of the path's suffix, one of FIGURE_SUFFIXES; `dpi` is its pixels per inch.
+
+    Raises InputError for another suffix.
+    """
+    suffix = figure_suffix(path)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format=suffix.removeprefix("."), dpi=dpi)
+
+
+def figure_suffix(path: str | os.PathLike) -> str:
+    """The suffix of a figure's file in small letters. Raises InputError unless it is one of FIGURE_SUFFIXES."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FIGURE_SUFFIXES:
+        raise InputError(f"{path}: a figure's name ends in one of {' '.join(FIGURE_SUFFIXES)}.")
+    return suffix
 
 
 def _panels(row: Row, rows: Sequence[Row], scales: Sequence[float], classes: Sequence[str], layout: str) -> list[Panel]:

@@ -9,6 +9,7 @@
 143  stopped by SIGTERM, with a snapshot written; in general 128 + the number of the signal
 """
 
+import io
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from a2s_repro.errors import InputError, ToldElsewhere, first_line
+from a2s_repro.errors import InputError, ToldElsewhere, first_line, printable
 from a2s_repro.runtime import memory
 
 FAILED = 1
@@ -32,7 +33,10 @@ NO_READER = 141
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main` and exits with its status, 0 for None."""
     memory.keep_freed_memory()
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
+    warnings.formatwarning = lambda message, *_: f"warning: {printable(message)}\n"
     try:
         status = main() or 0
         sys.stdout.flush()
@@ -52,8 +56,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status = _refuse(f"{error.name} is not installed for {sys.executable}: run `make setup` and use .venv/bin/a2s.")
     except FileExistsError as error:
         status = _refuse(f"{error.filename} is a file, where a folder is needed: give another path.")
+    except FileNotFoundError as error:
+        status = _refuse(f"{error.filename} does not exist (working folder {Path.cwd()}): correct the path.")
     except OSError as error:
-        status = _refuse(f"{error.filename or 'file'}: {error.strerror or error}.")
+        reason = error.strerror or first_line(error)
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "reading or writing a file"
+        status = _refuse(f"{where}: {reason}.")
     except _input_errors() as error:
         status = _refuse(str(error))
     except (MemoryError, RuntimeError) as error:
@@ -71,7 +79,8 @@ def _input_errors() -> tuple[type[Exception], ...]:
 
 
 def _refuse(sentence: str) -> int:
-    """Prints the sentence on stderr; under torchrun also in the report that torchrun prints at its end."""
+    """Prints the sentence on one line of stderr; under torchrun also in the report that torchrun prints at its end."""
+    sentence = printable(sentence)  # names of files may hold escapes for the terminal, or lines like "error: ..."
     print(f"error: {sentence}", file=sys.stderr)
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         details = {"message": f"error: {sentence}", "extraInfo": {"timestamp": str(int(time.time()))}}

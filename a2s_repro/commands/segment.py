@@ -20,6 +20,7 @@ from a2s_repro.commands.options import (
     positive,
 )
 from a2s_repro.commands.run import PARTLY_DONE
+from a2s_repro.errors import printable
 
 EXAMPLES = """\
   a2s segment photos/ street.mp4 --model runs/a3/final.pth --out segmented --attention
@@ -111,7 +112,7 @@ def main(arguments: argparse.Namespace) -> int:
         outcome = work.run(sources)
 
     for problem in outcome.problems:
-        print(problem, file=sys.stderr)
+        print(printable(problem), file=sys.stderr)
     counts = torch.tensor([outcome.done, outcome.skipped, len(outcome.problems)])
     done, skipped, problems = distributed.sum_(counts).tolist()
     if distributed.is_main():

@@ -19,6 +19,7 @@ from a2s_repro.commands.options import (
     add_model_option,
     add_out_option,
     add_pad_to_option,
+    positive,
 )
 from a2s_repro.errors import InputError
 
@@ -43,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="weights file of the net to compare with, in layouts of two nets"
     )
-    add_out_option(parser, "a PNG", metavar="FILE")
+    add_out_option(parser, "its suffix, as .png, .pdf or .svg, is its format", metavar="FILE")
+    parser.add_argument("--dpi", type=positive, default=120, metavar="N", help="pixels per inch (default %(default)s)")
     add_device_option(parser)
 
 
@@ -51,10 +53,11 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.count < 1:
         raise InputError(f"--count is {arguments.count}: a figure needs at least one image.")
 
-    from a2s_repro.analysis.figures import attention_figure, figure_rows, save_figure
+    from a2s_repro.analysis.figures import attention_figure, figure_rows, figure_suffix, save_figure
     from a2s_repro.data.lists import read_list, select
     from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
 
+    figure_suffix(arguments.out)
     model, meta = load_model(arguments.model, arguments.device)
     classes = class_names(model.num_classes, meta, arguments.classes)
     segmenter, baseline = Segmenter(model, classes, meta, arguments.pad_to), None
@@ -64,5 +67,5 @@ def main(arguments: argparse.Namespace) -> None:
     items = read_list(arguments.list, arguments.data_root, label_dir=arguments.label_dir)
     items = select(items, arguments.ids) if arguments.ids else items[: arguments.count]
     rows = figure_rows(items, arguments.layout, segmenter, baseline)
-    save_figure(arguments.out, attention_figure(rows, model.scales, classes, arguments.layout))
+    save_figure(arguments.out, attention_figure(rows, model.scales, classes, arguments.layout), arguments.dpi)
     print(arguments.out)

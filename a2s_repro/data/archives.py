@@ -168,6 +168,8 @@ def _refusing_damage(source: Path) -> Iterator[None]:
     except DAMAGE as error:
         raise InputError(f"{source} is damaged or no archive ({error}): download it again.") from None
     except OSError as error:
+        if error.errno is None:  # bz2 and gzip raise it for damaged data
+            raise InputError(f"{source} is damaged or no archive ({error}): download it again.") from None
         if error.errno != errno.EINVAL:  # raised by a seek to a negative offset
             raise
         raise InputError(f"{source} is damaged: it holds an impossible offset; download it again.") from None

@@ -95,7 +95,7 @@ class Results:
         Raises InputError if the folder holds results of another model or other settings.
         """
         file, content = self.folder / SETTINGS, json.dumps(settings, indent=1) + "\n"
-        if file.is_file() and _of_today(file.read_text(encoding="utf-8")) != content:
+        if file.is_file() and _of_today(file.read_text(encoding="utf-8", errors="replace")) != content:
             raise InputError(f"{self.folder} holds results of another model or other settings: give another folder.")
         with replacing(file) as temporary:
             temporary.write_text(content, encoding="utf-8")

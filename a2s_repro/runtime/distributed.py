@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from a2s_repro.errors import InputError, ToldElsewhere, first_line
+from a2s_repro.errors import InputError, ToldElsewhere, first_line, printable
 
 LONGEST_WAIT = timedelta(days=1)
 """Collective timeout: must outlast the slowest rank, such as one with a long video. A dead rank is detected at once."""
@@ -74,7 +74,7 @@ def is_main() -> bool:
 def tell(sentence: str) -> None:
     """Prints a message on rank 0 without disturbing progress bars."""
     if is_main():
-        tqdm.write(sentence)
+        tqdm.write(printable(sentence))
 
 
 def sum_(tensor: Tensor) -> Tensor:

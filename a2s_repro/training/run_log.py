@@ -116,14 +116,30 @@ class RunLog:
 
 
 def read_log(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The whole lines of a run's log, whose last a crash may have cut short. Raises FileNotFoundError without a log."""
+    """The whole lines of a run's log, up to the first that a crash has cut short or that is of another program.
+
+    Raises FileNotFoundError without a log.
+    """
     lines = []
-    for line in (Path(folder) / "log.jsonl").read_text(errors="replace").splitlines():
+    for text in (Path(folder) / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not _is_line(line):
+            break
+        lines.append(line)
     return lines
+
+
+_NUMBERS = ("iteration", "total", "lr", "seconds", "peak_memory")
+
+
+def _is_line(line: Any) -> bool:
+    losses = line.get("losses") if isinstance(line, dict) else None
+    if not isinstance(losses, dict) or not losses:
+        return False
+    return all(isinstance(value, int | float) for value in (*losses.values(), *(line.get(key) for key in _NUMBERS)))
 
 
 class Cost(NamedTuple):
@@ -137,12 +153,13 @@ class Cost(NamedTuple):
 def cost(folder: str | os.PathLike) -> Cost:
     """What the training in a run's folder took, by its log."""
     lines = read_log(folder)
-    return Cost(sum(line["seconds"] for line in lines), max(line["peak_memory"] for line in lines))
+    return Cost(sum(line["seconds"] for line in lines), max((line["peak_memory"] for line in lines), default=0))
 
 
 def _iteration(line: str) -> float:
     """The iteration of a line; a line that was cut short by a crash comes last."""
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, TypeError, KeyError):
+        iteration = json.loads(line)["iteration"]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return float("inf")
+    return iteration if isinstance(iteration, int | float) else float("inf")

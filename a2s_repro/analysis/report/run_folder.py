@@ -49,10 +49,10 @@ def read_run_folder(path: str | os.PathLike, device: str = "cpu") -> RunFolder:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: give the folder of a run (its --out).") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path} is not a JSON file: give the folder of another run.") from None
     if not isinstance(config, dict) or not {"recipe", "model", "classes", "run"} <= config.keys():
         raise InputError(f"{path} does not describe a training run: give the folder of a run (its --out).")
