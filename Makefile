@@ -41,8 +41,8 @@ CONFIGURE = $(CMAKE) -S . -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY)
 
 # Tests the CPU operators in a copy of the Python sources with instrumented libraries. Python and torch are not
 # instrumented, so libasan is preloaded (with libstdc++, whose exceptions it intercepts) and leak detection is off. Any
-# report aborts the run; --capture=sys lets it through. Left out are tests that run no native code: the references, and
-# compilation of the graph around the operators.
+# report aborts the run, but a failed allocation does not; --capture=sys lets it through. Left out are tests that run no
+# native code: the references, and compilation of the graph around the operators.
 SANITIZED := build/sanitize
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 sanitize: setup
@@ -51,7 +51,8 @@ sanitize: setup
 	$(CONFIGURE) -B $(SANITIZED)/build -DA2S_OUTPUT_DIR=$(CURDIR)/$(SANITIZED)/source/a2s_repro/lib \
 	  -DA2S_CUDA=OFF -DA2S_SANITIZE=address,undefined,float-cast-overflow
 	$(CMAKE) --build $(SANITIZED)/build --target a2s_ops --target _crf
-	cd $(SANITIZED)/source && A2S_REQUIRE_NATIVE=1 LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 \
+	cd $(SANITIZED)/source && A2S_REQUIRE_NATIVE=1 LD_PRELOAD="$(PRELOAD)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  $(CURDIR)/$(PY) -m pytest --capture=sys -k "not [reference and not compiles" \
 	  tests/ops tests/inference/test_crf.py tests/inference/test_golden_crf.py
 

@@ -3,7 +3,7 @@
 `launches`: at most; `instructions`: per output; `load_sectors`, `store_sectors`: per useful byte; `load_width`,
 `store_width`: bytes that a lane moves at once, on average, at least; `registers`; `occupancy`, at least; `share` of
 copy bandwidth that the prediction allows, at least; `ptxas_seconds` of CPU time for the slowest kernel. `always`: the
-row is tested in every run, not only among the slow tests. `reason`: why the share or the occupancy is below the aim.
+row is tested in every run, not only among the slow tests. `reason`: what keeps share or occupancy below the aim.
 """
 
 import csv
@@ -17,6 +17,9 @@ from tests.ptx.predict import Prediction
 PATH = Path(__file__).with_name("budgets.csv")
 BLOCKS = 32
 """Run of each launch: few, and always the same ones."""
+AIMS = {"float32": 0.75, "bfloat16": 0.6}
+"""Share of copy bandwidth by dtype, or the row has a reason."""
+OCCUPANCY_AIM = 0.5
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Limits:
 
 
 # How much worse than its limit a figure may be: rounding of the table, and a machine of another speed.
-SLACK = {"instructions": 1.01, "load_sectors": 1.01, "store_sectors": 1.01, "ptxas_seconds": 3}
+SLACK = {"instructions": 1.01, "load_sectors": 1.01, "store_sectors": 1.01, "ptxas_seconds": 10}
 AT_LEAST = {"load_width": 0.05, "store_width": 0.05, "occupancy": 0.005, "share": 0.005}
 
 
@@ -76,6 +79,18 @@ def measured(prediction: Prediction) -> Limits:
         round(prediction.share, 3),
         max(x.ptxas_seconds for x in launches),
     )
+
+
+def reason(case: Case, prediction: Prediction) -> str:
+    """What keeps a prediction below the aims; empty if it reaches them."""
+    parts = []
+    if prediction.share < AIMS[case.dtype]:
+        longest = max(prediction.launches, key=lambda launch: launch.microseconds)
+        parts.append(f"bound by {longest.bound}, {longest.microseconds:.1f} us of {prediction.predicted_us:.1f}")
+    if prediction.occupancy < OCCUPANCY_AIM:
+        least = min(prediction.launches, key=lambda launch: launch.occupancy)
+        parts.append(f"{least.registers} registers, {least.shared_bytes} bytes of shared memory a block")
+    return "; ".join(parts)
 
 
 def read() -> list[Row]:

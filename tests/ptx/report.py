@@ -34,7 +34,7 @@ def main(description: str) -> int:
     parser.add_argument("--opcodes", type=int, default=0, metavar="N", help="also print the N costliest opcodes")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--table", action="store_true", help="instead: every case of tests/ptx/budgets.csv")
-    parser.add_argument("--update", action="store_true", help="with --table: take what is measured as the budgets")
+    parser.add_argument("--update", action="store_true", help="with --table: write what is measured as the budgets")
     options = parser.parse_args()
     if build.nvcc() is None:
         parser.error("nvcc was not found: put it on PATH or set CUDA_HOME.")
@@ -96,12 +96,12 @@ def table(update: bool) -> int:
     device = operators()
     rows, exceeded = budgets.read(), 0
     for row in rows:
-        given = budgets.measured(measure(device, row.case, budgets.BLOCKS))
+        prediction = measure(device, row.case, budgets.BLOCKS)
+        given = budgets.measured(prediction)
         faults = row.exceeded_by(given)
         exceeded += bool(faults)
         print(f"{row.command}: {given}" + "".join(f"\n  {fault}" for fault in faults), flush=True)
         if update:
-            row.limits = given
-    if update:
-        budgets.write(rows)
+            row.limits, row.reason = given, budgets.reason(row.case, prediction)
+            budgets.write(rows)
     return 0 if update or not exceeded else 1
