@@ -6,6 +6,7 @@ size that fits the net's grids.
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -165,8 +166,10 @@ def export_program(
     """
     exported = program(net, native=native)
     with replacing(output) as temporary:
+        content = io.BytesIO()  # torch's own writer aborts the process on a full disk
+        torch.export.save(exported, content, extra_files={DESCRIPTION: json.dumps(description, indent=1)})
         with _writing(output):
-            torch.export.save(exported, temporary, extra_files={DESCRIPTION: json.dumps(description, indent=1)})
+            temporary.write_bytes(content.getbuffer())
         return _checked(net, torch.export.load(temporary).module(), output)
 
 

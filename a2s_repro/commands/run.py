@@ -56,12 +56,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status = _refuse(f"{error.name} is not installed for {sys.executable}: run `make setup` and use .venv/bin/a2s.")
     except FileExistsError as error:
         status = _refuse(f"{error.filename} is a file, where a folder is needed: give another path.")
-    except FileNotFoundError as error:
-        status = _refuse(f"{error.filename} does not exist (working folder {Path.cwd()}): correct the path.")
     except OSError as error:
-        reason = error.strerror or first_line(error)
-        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "reading or writing a file"
-        status = _refuse(f"{where}: {reason}.")
+        status = _refuse(_sentence(error))
     except _input_errors() as error:
         status = _refuse(str(error))
     except (MemoryError, RuntimeError) as error:
@@ -70,6 +66,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             raise
         status = _refuse(f"there is too little memory ({first_line(error)}).")
     sys.exit(status)
+
+
+def _sentence(error: OSError) -> str:
+    if not isinstance(error.filename, str | bytes):
+        return f"a file could not be read or written ({error.strerror or first_line(error)})."
+    name = os.fsdecode(error.filename)
+    if isinstance(error, FileNotFoundError):
+        return f"{name} does not exist: correct the path."
+    return f"{name}: {error.strerror or first_line(error)}."
 
 
 def _input_errors() -> tuple[type[Exception], ...]:

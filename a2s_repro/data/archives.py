@@ -17,6 +17,9 @@ from a2s_repro.runtime.progress import Progress
 MAX_SIZE = 2**30
 """Largest accepted file, in bytes. The largest published one, COCO's training annotations, has less than half."""
 
+MAX_IMAGE_SIZE = 2**26
+"""Largest accepted photograph, label map or list, in bytes. Compression can claim a thousand times its size."""
+
 
 DAMAGE = (
     tarfile.TarError,
@@ -59,7 +62,8 @@ def source_files(source: Path, published: PublishedFiles) -> Iterator[SourceFile
     """Yields the files that match `published`, from a .tar (compressed or not), a .zip or an unpacked folder.
 
     Shows a progress bar. Raises InputError if the source is missing or damaged, if a file's name leads out of its
-    folder, if a matching file is a link or larger than MAX_SIZE, and at the end if a pattern matched no file.
+    folder, if a matching file is a link or larger than MAX_SIZE (.json) or MAX_IMAGE_SIZE, and at the end if a pattern
+    matched no file.
     """
     if source.is_dir():
         files = _folder_files(source, published)
@@ -114,7 +118,8 @@ def _archive_files(source: Path, published: PublishedFiles) -> Iterator[SourceFi
             if inside is None:
                 continue
             name = f"{source}: {path}"
-            if not member.regular or member.size > MAX_SIZE:
+            limit = MAX_SIZE if path.suffix == ".json" else MAX_IMAGE_SIZE
+            if not member.regular or member.size > limit:
                 what = f"claims to have {member.size} bytes" if member.regular else "is a link or no file at all"
                 raise InputError(f"{name} {what}: download the archive again.")
             yield SourceFile(inside, name, member.size, partial(_read, source, member.open), None)

@@ -49,8 +49,8 @@ class Results:
 
     For a picture NAME: labels/NAME.png (class indices in VOC's palette), overlays/NAME.jpg, attention/NAME.jpg and
     scores/NAME.npz (arrays `scores`, `weights` and `recalibration` of a Segmentation, if the net has them). For a video
-    NAME: overlays/NAME.mp4 or, with `attention`, attention/NAME.mp4; with `frames` also the files of every frame, as
-    NAME/000000 and so on.
+    NAME: overlays/NAME.mp4 and, with `attention`, attention/NAME.mp4 (alone without `overlays`); with `frames` also the
+    files of every frame, as NAME/000000 and so on.
     """
 
     folder: Path
@@ -65,16 +65,18 @@ class Results:
         kinds |= {"attention": (self.attention, "jpg"), "scores": (self.scores, "npz")}
         return {kind: self.folder / kind / f"{name}.{suffix}" for kind, (wanted, suffix) in kinds.items() if wanted}
 
-    def video(self, name: str) -> Path:
-        """The file of a video."""
-        return self.folder / ("attention" if self.attention else "overlays") / f"{name}.mp4"
+    def videos(self, name: str) -> dict[str, Path]:
+        """The films of a video, by kind."""
+        kinds = {"overlays": self.overlays or not self.attention, "attention": self.attention}
+        return {kind: self.folder / kind / f"{name}.mp4" for kind, wanted in kinds.items() if wanted}
 
     def has(self, source: Source) -> bool:
         """Whether all results of the source exist; always False for a camera."""
         if source.is_image:
             return all(path.is_file() for path in self.paths(source.name).values())
         first = self.paths(f"{source.name}/{0:06}") if self.frames else {}
-        return not source.is_camera and all(path.is_file() for path in (self.video(source.name), *first.values()))
+        files = (*self.videos(source.name).values(), *first.values())
+        return not source.is_camera and all(path.is_file() for path in files)
 
     def write(self, name: str, image: np.ndarray, segmentation: Segmentation, scales: Sequence[float]) -> None:
         """Writes the files of a picture, each atomically."""
@@ -194,7 +196,7 @@ class Work:
             outcome.problems.append(f"{source.path}: only {written} of its {expected} frames could be decoded.")
 
     def _copy_video(self, source: Source, reader: FrameReader, bar: Progress) -> tuple[int, float]:
-        """Writes the result video; returns the number of frames read and the time of the last one in seconds.
+        """Writes the films; returns the number of frames read and the time of the last one in seconds.
 
         Ctrl-C ends a camera's video, which is kept.
         """
@@ -213,19 +215,22 @@ class Work:
         with (
             threads(1) as decoder,
             threads(self.workers) as finishers,
-            video_file(self.results.video(source.name), reader.fps) as video,
+            contextlib.ExitStack() as open_films,
         ):
+            paths = self.results.videos(source.name)
+            films = {kind: open_films.enter_context(video_file(path, reader.fps)) for kind, path in paths.items()}
             try:
                 for (name, *_), drawing in ahead(self._draw, self._segmented(decoded()), finishers, self.workers):
                     at = times.pop(name)
-                    video.write(drawing.result(), at)
+                    for kind, drawn in drawing.result().items():
+                        films[kind].write(drawn, at)
                     written, seconds = written + 1, at or 0.0
                     bar.update()
             except KeyboardInterrupt:
                 if not source.is_camera:
                     raise
                 interrupted = True
-            if not video.frames:
+            if not written:
                 raise InputError(f"{source.path}: no frame can be decoded; replace the file.")
         if interrupted:
             raise KeyboardInterrupt
@@ -241,15 +246,15 @@ class Work:
         name, image, segmentation = picture
         self.results.write(name, image, self._refined(image, segmentation), self.segmenter.model.scales)
 
-    def _draw(self, picture: Segmented) -> np.ndarray:
-        """Draws a frame of the result video; with `frames` also writes the frame's own files."""
+    def _draw(self, picture: Segmented) -> dict[str, np.ndarray]:
+        """Draws a frame of the films, by kind; with `frames` also writes the frame's own files."""
         name, image, segmentation = picture
         segmentation, scales = self._refined(image, segmentation), self.segmenter.model.scales
         if self.results.frames:
             self.results.write(name, image, segmentation, scales)
-        if self.results.attention:
-            return attention_panel(image, segmentation, scales)
-        return overlay(image, segmentation.labels)
+        kinds = self.results.videos(name)
+        drawn = {"overlays": overlay(image, segmentation.labels)} if "overlays" in kinds else {}
+        return drawn | ({"attention": attention_panel(image, segmentation, scales)} if "attention" in kinds else {})
 
     def _refined(self, image: np.ndarray, segmentation: Segmentation) -> Segmentation:
         return segmentation if self.crf is None else segmentation.refined(image, self.crf, threads=1)

@@ -138,8 +138,9 @@ def dense_crf(
         raise InputError(f"dense_crf: the image must have 1 to {MAX_LATTICE_PIXELS} pixels, not {image.shape[:2]}.")
     if not np.isfinite(scores).all():
         raise InputError("dense_crf: scores holds values that are not finite: check the net's weights.")
+    native = _native()
     try:
-        return _native().mean_field(image, scores, threads=threads, **dataclasses.asdict(crf))
+        return native.mean_field(image, scores, threads=threads, **dataclasses.asdict(crf))
     except ValueError as error:
         raise InputError(f"dense_crf: {error}: choose larger ones than {crf}.") from None
 

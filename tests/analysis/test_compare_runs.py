@@ -105,3 +105,21 @@ def test_tool_prints_the_tables_and_bad_score_files_are_named(folders, tmp_path)
     (copy / "val.json").unlink()
     with pytest.raises(InputError, match=r"copy.val.json is missing: train the run, then score"):
         read_run(copy)
+
+
+OTHER_JSON = [None, 3, "text", [], [1], {}, {"iteration": 0}, {"iteration": "0", "losses": {}}, {"losses": [1]}]
+
+
+@pytest.mark.parametrize("content", OTHER_JSON, ids=repr)
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "val.json"])
+def test_files_of_a_run_that_hold_other_json_are_named(folders, tmp_path, name, content):
+    run = shutil.copytree(folders[0], tmp_path / "run")
+    (run / name).write_text(json.dumps(content) + "\n")
+    with pytest.raises(InputError, match=f"{run}.*"):
+        read_run(run)
+
+
+def test_a_stray_file_among_runs_is_named(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"notes.txt is not the folder of a run: leave it out"):
+        read_run(tmp_path / "notes.txt")

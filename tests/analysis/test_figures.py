@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from a2s_repro.analysis.figures import Row, attention_figure, figure_rows
+from a2s_repro.analysis.figures import Row, attention_figure, figure_rows, save_figure
 from a2s_repro.analysis.inspection import inspect
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.demo import CLASSES, make_demo_data
@@ -156,3 +156,27 @@ def test_tool_writes_a_png(tmp_path, demo):
     assert done.stdout.strip() == str(tmp_path / "attention.png")
     picture = np.asarray(Image.open(tmp_path / "attention.png").convert("RGB"))
     assert picture.std() > 10
+
+
+@pytest.mark.parametrize(
+    ("suffix", "begins"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml"), (".JPG", b"\xff\xd8")]
+)
+def test_a_figure_is_written_in_the_format_of_its_suffix(tmp_path, suffix, begins):
+    figure = attention_figure([row(20, 30, 0)], (1, 0.5), NAMES)
+    save_figure(tmp_path / f"figure{suffix}", figure)
+    assert (tmp_path / f"figure{suffix}").read_bytes().startswith(begins)
+
+
+def test_a_figure_of_another_suffix_is_refused(tmp_path):
+    figure = attention_figure([row(20, 30, 0)], (1, 0.5), NAMES)
+    with pytest.raises(InputError, match=r"figure.docx: a figure's name ends in one of .png .pdf .svg"):
+        save_figure(tmp_path / "figure.docx", figure)
+
+
+def test_the_resolution_is_pixels_per_inch(tmp_path):
+    figure = attention_figure([row(20, 30, 0)], (1, 0.5), NAMES)
+    widths = []
+    for dpi in (50, 100):
+        save_figure(tmp_path / "figure.png", figure, dpi)
+        widths.append(Image.open(tmp_path / "figure.png").width)
+    assert widths[1] == pytest.approx(2 * widths[0], abs=2)

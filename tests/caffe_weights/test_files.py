@@ -332,3 +332,30 @@ def test_a_full_disk_leaves_the_old_file_unchanged(tmp_path):
 def test_the_package_needs_no_torch():
     script = "import sys, caffe_weights; sys.exit('torch' in sys.modules or 'a2s_repro' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    """A temporary file of a known name would be written through the link."""
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / ".net.caffemodel.part").symlink_to(tmp_path / "victim")
+    write_caffemodel(tmp_path / "net.caffemodel", read_caffemodel(NEW))
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert content(read_caffemodel(tmp_path / "net.caffemodel")) == content(read_caffemodel(NEW))
+
+
+def test_a_failed_write_names_the_file(tmp_path):
+    script = (
+        "import sys, numpy as np\n"
+        "from caffe_weights import CaffeNet, Layer, write_caffemodel\n"
+        "try: write_caffemodel(sys.argv[1], CaffeNet('', [Layer('fc6', '', [np.zeros(100_000, np.float32)])]))\n"
+        "except OSError as error: print(error.filename)"
+    )
+    path = tmp_path / "net.caffemodel"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )
+    assert done.stdout.strip() == str(path), done.stderr
+    assert os.listdir(tmp_path) == []

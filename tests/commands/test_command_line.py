@@ -108,7 +108,9 @@ ENDS = [
     (InputError("x.pth is empty: give another."), 2, "error: x.pth is empty: give another.\n"),
     (CaffeFileError("x.caffemodel is empty."), 2, "error: x.caffemodel is empty.\n"),
     (ToldElsewhere("x.pth is empty."), 2, ""),
-    (FileNotFoundError(2, "No such file or directory", "x.pth"), 2, "error: x.pth: No such file or directory.\n"),
+    (FileNotFoundError(2, "No such file or directory", "x.pth"), 2, "error: x.pth does not exist: correct the path.\n"),
+    (PermissionError(13, "Permission denied", "x.pth"), 2, "error: x.pth: Permission denied.\n"),
+    (OSError(5, "Input/output error"), 2, "error: a file could not be read or written (Input/output error).\n"),
     (
         FileExistsError(17, "File exists", "runs"),
         2,
@@ -204,3 +206,22 @@ def test_without_torch_a_command_answers_make_setup():
     done = python("-S", "-E", "-m", "a2s_repro", "recipes", cwd=ROOT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "is not installed" in done.stderr and "run `make setup`" in done.stderr
+
+
+def test_names_cannot_act_on_a_terminal_or_fake_a_line(capsys, tmp_path):
+    """Control characters of a name are printed as escapes."""
+    name = tmp_path / "a\x1b[2J\nerror: the disk is fine"
+    status, _, told = ended("convert", str(name), str(tmp_path / "out.pth"), capsys=capsys)
+    assert status == 2 and told.count("\n") == 1 and "\x1b" not in told
+    assert r"a\x1b[2J\nerror: the disk is fine does not exist" in told
+
+
+def test_a_name_that_the_terminal_cannot_show_is_printed_with_escapes(tmp_path):
+    out = tmp_path / "größe.caffemodel"
+    done = python(
+        *("-m", "a2s_repro", "make-init", out, "--width", "0.02"),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0 and done.stderr == "" and out.is_file()
+    assert r"gr\xf6\xdfe.caffemodel" in done.stdout

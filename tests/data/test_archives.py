@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -132,6 +133,34 @@ def test_absurd_sizes_are_refused_before_reading(tmp_path):
     (tmp_path / "set.tar").write_bytes(member.tobuf() + bytes(2048))
     with pytest.raises(InputError, match=r"images/a.jpg claims to have 1099511627776 bytes"):
         read(tmp_path / "set.tar")
+
+
+def test_a_photograph_larger_than_photographs_are_is_not_unpacked(tmp_path):
+    """Zeros compress a thousandfold: 200 MB from an archive of 200 kB."""
+    with tarfile.open(tmp_path / "set.tgz", "w:gz") as archive:
+        member = tarfile.TarInfo("images/a.jpg")
+        member.size = 200_000_000
+        archive.addfile(member, open("/dev/zero", "rb"))  # noqa: SIM115
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"images/a.jpg claims to have 200000000 bytes: download the archive again"):
+        read(tmp_path / "set.tgz")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_damage_in_bzip2_names_the_archive(tmp_path):
+    """bz2 raises an OSError without a file name."""
+    source = tmp_path / "set.tar.bz2"
+    with tarfile.open(source, "w:bz2") as archive:
+        for number in range(3):
+            member = tarfile.TarInfo(f"images/{number}.jpg")
+            member.size = 2_000_000
+            archive.addfile(member, open("/dev/urandom", "rb"))  # noqa: SIM115
+    content = bytearray(source.read_bytes())
+    content[3_000_000:3_000_100] = bytes(100)
+    source.write_bytes(content)
+    with pytest.raises(InputError, match=r"set.tar.bz2 is damaged or no archive \(.*\): download it again"):
+        read(source)
 
 
 def test_a_missing_source_is_named(tmp_path):

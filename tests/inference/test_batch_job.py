@@ -206,7 +206,7 @@ def test_the_tool_segments_readable_files_and_reports_the_others(model_file: Pat
     }
     suffixes = {"labels": ".png", "overlays": ".jpg", "attention": ".jpg", "scores": ".npz"}
     written = {name + suffixes[name.partition("/")[0]] for name in pictures}
-    assert files(out) == written | {"attention/c.mp4", "legend.png", "segment.json"}
+    assert files(out) == written | {"overlays/c.mp4", "attention/c.mp4", "legend.png", "segment.json"}
 
     segmenter = load(model_file)
     segmenter.pad_to = 65
@@ -218,7 +218,7 @@ def test_the_tool_segments_readable_files_and_reports_the_others(model_file: Pat
         assert set(arrays) == {"scores", "weights"}
         np.testing.assert_allclose(arrays["scores"], expected.scores, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(arrays["weights"], expected.weights, rtol=1e-5, atol=1e-5)
-    assert len(read_video(out / "attention/c.mp4")) == 3
+    assert len(read_video(out / "attention/c.mp4")) == len(read_video(out / "overlays/c.mp4")) == 3
 
 
 def test_an_interrupted_run_resumes(run: Run, tmp_path: Path) -> None:
@@ -231,6 +231,12 @@ def test_an_interrupted_run_resumes(run: Run, tmp_path: Path) -> None:
     outcome = run(tmp_path / "in")
     assert (outcome.done, outcome.skipped, outcome.problems) == (1, 3, [])
     assert removed.is_file() and labels.stat().st_mtime_ns == written
+
+
+def test_settings_that_are_no_text_are_those_of_another_program(tmp_path: Path) -> None:
+    (tmp_path / "segment.json").write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(InputError, match="holds results of another model or other settings"):
+        Results(tmp_path).claim({"crop": 513}, CLASSES)
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:

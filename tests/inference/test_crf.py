@@ -1,5 +1,6 @@
 """The dense CRF against exact mean field and known properties."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -166,3 +167,12 @@ def test_parameters_are_parsed_from_words() -> None:
     }.items():
         with pytest.raises(InputError, match=sentence):
             CRF.parse([word])
+
+
+def test_a_missing_native_library_is_named(monkeypatch):
+    """And no parameters are blamed."""
+    monkeypatch.setitem(sys.modules, "a2s_repro.lib._crf", None)
+    monkeypatch.delattr("a2s_repro.lib._crf", raising=False)
+    image, scores = np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 4), np.float32)
+    with pytest.raises(InputError, match=r"^The native library of the dense CRF does not load .*: run `make setup`\.$"):
+        dense_crf(image, scores)
