@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 from a2s_repro import ops
 from a2s_repro.caffe.export import export_caffemodel
 from a2s_repro.checkpoint.weights import load_weights, save_weights
-from a2s_repro.data.image_seg import MEAN_BGR, NORMALIZATIONS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
+from a2s_repro.data.normalization import MEAN_BGR, NORMALIZATIONS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError, not_written
 from a2s_repro.files import replacing
 from a2s_repro.inference.segmenter import class_names, load_model

@@ -54,7 +54,8 @@ class Reproduction:
     device: str = "cpu"
     precision: str = "fp32"
     seed: int = 0
-    workers: int = 2
+    workers: int | None = None
+    """Decoding processes per training process; None: by cores and device."""
 
     def reproduce(self, recipes: Sequence[Recipe]) -> bool:
         """Trains the recipes and those they start from, and scores them; False if interrupted.
@@ -153,7 +154,8 @@ class Reproduction:
 
     def commands(self, recipes: Sequence[Recipe]) -> list[str]:
         """The equivalent commands step by step, without RESULTS.md."""
-        options = {"device": self.device, "precision": self.precision, "seed": self.seed, "workers": self.workers}
+        options = {"device": self.device, "precision": self.precision, "seed": self.seed}
+        options |= {} if self.workers is None else {"workers": self.workers}
         lines = []
         recipes = [self.started(recipe) for recipe in recipes]
         for recipe in trainings(recipes, self.started):

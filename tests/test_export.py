@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from a2s_repro.checkpoint.weights import save_weights
-from a2s_repro.data.image_seg import NORMALIZATIONS
+from a2s_repro.data.normalization import NORMALIZATIONS
 from a2s_repro.data.voc import CLASSES as VOC_CLASSES
 from a2s_repro.errors import InputError
 from a2s_repro.export import IMAGE, TOLERANCE, Deployed, deviation, export, program

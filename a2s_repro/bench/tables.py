@@ -140,18 +140,18 @@ def model_table(measured: dict, link: str, rows: Sequence[dict] | None = None) -
     ]
     for row in measured["rows"] if rows is None else rows:
         seconds = {name: value / row["images"] for name, value in row["seconds"].items()}
-        ratio = row["eager_ratio"]
+        ratio = row.get("eager_ratio")  # none of the rows from files to files
         cells = [
             *(row["work"], str(row["threads"]), row["version"], _precision(row["precision"])),
             f"{1e3 * seconds['median']:.1f} ({1e3 * seconds['low']:.1f} to {1e3 * seconds['high']:.1f})",
             f"{1 / seconds['median']:.2f}",
-            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "",
         ]
         if gpu:
             schedule = f"{6000 * 30 * seconds['median'] / 60:.1f} minutes" if row["work"] == "update" else ""
-            cells += [f"{row['peak_bytes'] / 2**30:.2f} GiB", schedule]
+            cells += [f"{row['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in row else "", schedule]
         else:
-            theirs = row["authors_seconds"]
+            theirs = row.get("authors_seconds")
             cells.append(f"{theirs / row['seconds']['median']:.2f} (of {theirs} s)" if theirs else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

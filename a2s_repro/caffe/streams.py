@@ -10,7 +10,7 @@ from torch import Tensor
 from a2s_repro.data.caffe_rng import GAUSSIANS, MAX_WORD, CaffeStream, WordStream, dropout_mask
 from a2s_repro.errors import check_known
 from a2s_repro.models import DeepLab, build_model
-from a2s_repro.models.layers import take_masks_from
+from a2s_repro.models.layers import Masks, take_masks_from
 
 
 class CaffeStreams:
@@ -22,7 +22,7 @@ class CaffeStreams:
     transformer of the next batch, then the dropout masks.
 
     Args:
-        model: its new layers are filled here, and its dropout layers will take their masks from this object.
+        model: its new layers are filled here.
         num_items: length of the training list.
         batch_size: images per forward pass.
         crop: side of the images in pixels.
@@ -45,17 +45,14 @@ class CaffeStreams:
         self.words.skip(1)
         self.shuffle_seed, self.transformer_seed = self.words.word(), self.words.word()
         self._fill(model, filler)
-        take_masks_from(model, self._mask)
 
-    def begin_pass(self) -> None:
-        """Draws the first word of a forward pass; call it before each pass."""
+    def next_pass(self) -> Masks:
+        """Goes past the words of the next forward pass; returns the masks that its dropout layers draw."""
         self.transformer_seed = self.words.word()
         self.passes += 1
-
-    def skip_pass(self) -> None:
-        """Skips the words of a pass that another process runs."""
-        self.begin_pass()
+        words = self.words.copy()
         self.words.skip(self.words_per_pass - 1)
+        return lambda shape, ratio: torch.from_numpy(dropout_mask(words, shape, ratio))
 
     def data(self) -> CaffeStream:
         """The draws of the batches from number `passes`; they can be drawn ahead of the passes."""
@@ -76,9 +73,6 @@ class CaffeStreams:
             raise ValueError(f"no position is {passes} passes with the seed {seed}")
         self.words.restore(state["words"])
         self.passes, self.transformer_seed = passes, seed
-
-    def _mask(self, shape: torch.Size, ratio: float) -> Tensor:
-        return torch.from_numpy(dropout_mask(self.words, shape, ratio))
 
     @torch.no_grad()
     def _fill(self, model: DeepLab, filler: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from a2s_repro.checkpoint.weights import is_stored
-from a2s_repro.data.image_seg import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
+from a2s_repro.data.normalization import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError
 from a2s_repro.files import refuse_foreign
 from caffe_weights import CaffeNet, Layer

@@ -6,6 +6,7 @@ Prints the scores on a list of images; --out writes the segmentations, --json th
 import argparse
 
 from a2s_repro.commands.options import (
+    add_batch_size_option,
     add_classes_option,
     add_device_option,
     add_images_options,
@@ -43,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="value of the first class in the PNGs: 1 for ADE20K's server, whose classes are 1 to 150 (default 0)",
     )
     add_json_option(parser)
+    add_batch_size_option(parser)
     add_device_option(parser)
     add_precision_option(parser)
 
@@ -77,6 +79,7 @@ def main(arguments: argparse.Namespace) -> None:
         first_label=arguments.first_label,
         by_size=arguments.attention_by_size,
         precision=arguments.precision,
+        batch_size=arguments.batch_size,
     )
     if distributed.is_main():
         parts = (

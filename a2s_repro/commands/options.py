@@ -13,7 +13,7 @@ from typing import Any
 Options = argparse._ActionsContainer
 """A parser, or a group of its options."""
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16", "auto")
 
 RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "num-classes": {"type": int, "metavar": "N", "help": "number of classes: of the data set, with the background"},
@@ -34,6 +34,30 @@ def positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return int(text)
+
+
+def add_batch_size_option(parser: Options) -> None:
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="images that pass the net together (default %(default)s)",
+    )
+
+
+def add_together_option(parser: Options) -> None:
+    parser.add_argument(
+        "--together",
+        type=_together,
+        metavar="N|auto",
+        help="passes of an update that run as one batch, with losses and masks of their own (default: auto, as many as "
+        "fit into a GPU's memory, 1 on a CPU)",
+    )
+
+
+def _together(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
 
 
 def add_old_spelling(parser: Options, old: str, option: argparse.Action) -> None:
@@ -205,7 +229,7 @@ def add_precision_option(parser: Options) -> None:
         choices=PRECISIONS,
         default="fp32",
         help="arithmetic of the net: fp32 is exact float32 (default); tf32 and bf16 take less time on processors with "
-        "units for them, and change some results",
+        "units for them, and change some results; auto is bf16 where the processor has units for it, else fp32",
     )
 
 
@@ -220,9 +244,11 @@ def add_seed_option(parser: Options, of: str, default: int = 0) -> None:
     )
 
 
-def add_workers_option(parser: Options, of: str, default: int, kind: type = int) -> None:
+def add_workers_option(parser: Options, of: str, default: int | None, kind: type = int) -> None:
+    """default: None is `pools.usual_workers`."""
+    words = "by cores and device" if default is None else default
     parser.add_argument(
-        "--workers", type=kind, default=default, metavar="N", help=f"number of workers: {of} (default %(default)s)"
+        "--workers", type=kind, default=default, metavar="N", help=f"number of workers: {of} (default: {words})"
     )
 
 

@@ -68,14 +68,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_device_option(parser)
     add_precision_option(parser)
     add_seed_option(parser, of="fillers, data, dropout")
-    add_workers_option(parser, of="processes that decode images", default=2)
+    add_workers_option(parser, of="processes that decode images", default=None)
     trial = parser.add_argument_group("a trial on a smaller scale, marked as such in RESULTS.md")
     add_recipe_options(trial, *TRIAL)
     add_stem_option(trial)
 
 
 def main(arguments: argparse.Namespace) -> int:
+    import torch
+
     from a2s_repro.reproduction import Reproduction, cells, smoke
+    from a2s_repro.runtime.precision import precision_on
 
     out = arguments.out
     if arguments.smoke:
@@ -93,7 +96,7 @@ def main(arguments: argparse.Namespace) -> int:
         changes=recipe_changes(arguments, *TRIAL, "stem"),
         starts={"coco/largefov": "coco_subset/largefov"} if arguments.coco == "subset" else {},
         device=arguments.device,
-        precision=arguments.precision,
+        precision=precision_on(arguments.precision, torch.device(arguments.device)),
         seed=arguments.seed,
         workers=arguments.workers,
     )

@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from a2s_repro.commands.options import (
+    add_batch_size_option,
     add_classes_option,
     add_device_option,
     add_model_option,
@@ -48,9 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", type=float, default=4, metavar="GB", help="larger images run in tiles (default %(default)s)"
     )
-    parser.add_argument(
-        "--batch-size", type=positive, default=1, metavar="N", help="images that pass the net together (default 1)"
-    )
+    add_batch_size_option(parser)
     add_workers_option(parser, "threads that read, and as many that write", default=2, kind=positive)
     add_device_option(parser)
     add_precision_option(parser)
@@ -81,32 +80,26 @@ def main(arguments: argparse.Namespace) -> int:
         scores=arguments.save_scores,
         frames=arguments.frames,
     )
+    segmenter = Segmenter(
+        model,
+        classes,
+        meta,
+        pad_to=arguments.pad_to,
+        short_sides=arguments.short_sides,
+        factors=arguments.factors,
+        memory=arguments.memory,
+        precision=arguments.precision,
+    )
     settings = {
         "model": hashlib.sha256(arguments.model.read_bytes()).hexdigest(),
         "crop": arguments.pad_to,
         "short_sides": arguments.short_sides,
         "factors": arguments.factors,
         "memory": arguments.memory,
-        "precision": arguments.precision,
+        "precision": segmenter.precision,
         "crf": crf and asdict(crf),
     }
-    work = Work(
-        Segmenter(
-            model,
-            classes,
-            meta,
-            pad_to=arguments.pad_to,
-            short_sides=arguments.short_sides,
-            factors=arguments.factors,
-            memory=arguments.memory,
-            precision=arguments.precision,
-        ),
-        results,
-        crf,
-        arguments.batch_size,
-        arguments.workers,
-        arguments.max_frames,
-    )
+    work = Work(segmenter, results, crf, arguments.batch_size, arguments.workers, arguments.max_frames)
     with distributed.failing_together():
         results.claim(settings, classes)
         outcome = work.run(sources)

@@ -20,6 +20,7 @@ from a2s_repro.commands.options import (
     add_seed_option,
     add_size_options,
     add_stem_option,
+    add_together_option,
     add_train_list_option,
     add_workers_option,
 )
@@ -67,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_device_option(machine)
     add_precision_option(machine)
     machine.add_argument("--compile", action="store_true", help="torch.compile the net; takes minutes at the start")
-    machine.add_argument("--cuda-graph", action="store_true", help="replay the passes of the net as CUDA graphs")
+    machine.add_argument("--cuda-graph", action="store_true", help="replay the compiled net as CUDA graphs")
     add_seed_option(machine, of="fillers, data, dropout")
     machine.add_argument(
         "--caffe-streams",
@@ -77,7 +78,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="draw data, dropout and fillers as Caffe's CPU build with random_seed SEED does; its gaussian filler is "
         "boost's: ziggurat from 1.56 on (default), box-muller before",
     )
-    add_workers_option(machine, of="processes that decode images, for each training process", default=2)
+    add_together_option(machine)
+    add_workers_option(machine, of="processes that decode images, for each training process", default=None)
     machine.add_argument("--cache", action="store_true", help="decode all images at the start and keep them in memory")
     machine.add_argument("--keep", type=int, metavar="N", help="keep the N newest snapshots (default: all)")
 

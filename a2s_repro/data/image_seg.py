@@ -8,7 +8,7 @@ import contextlib
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -19,14 +19,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from a2s_repro.data.cache import decode_all
 from a2s_repro.data.images import IGNORE_LABEL, read_pair
 from a2s_repro.data.lists import Item
+from a2s_repro.data.normalization import NORMALIZATIONS, Normalization, mirror, net_input
 from a2s_repro.errors import InputError, first_line
-
-MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
-"""The ImageNet mean that the authors' Caffe nets subtract (transform_param.mean_value)."""
-
-TORCHVISION_MEAN_RGB = np.array([0.485, 0.456, 0.406], np.float32)
-TORCHVISION_STD_RGB = np.array([0.229, 0.224, 0.225], np.float32)
-"""Standard deviation of images in [0, 1] for torchvision's ImageNet nets; TORCHVISION_MEAN_RGB is the mean."""
+from a2s_repro.runtime.devices import Uploader
 
 
 class Draw(NamedTuple):
@@ -48,25 +43,22 @@ class Sample(NamedTuple):
     label: torch.Tensor
     """(crop, crop) uint8; 255 where ignored or padded."""
     index: torch.Tensor
+    """int64, the item's index in the list; always on the CPU."""
+
+
+class Crop(NamedTuple):
+    """A sample as the workers deliver it, before it is normalised and mirrored, or a batch with a leading axis."""
+
+    pixels: torch.Tensor
+    """(crop, crop, 3) uint8 BGR; the image's part is at the top left."""
+    label: torch.Tensor
+    """(crop, crop) uint8; 255 where ignored or padded."""
+    index: torch.Tensor
     """int64, the item's index in the list."""
-
-
-def subtract_mean(image: np.ndarray, mean: np.ndarray = MEAN_BGR) -> np.ndarray:
-    """(H, W, 3) uint8 -> (3, H, W) float32 minus the mean, in float32 as in Caffe."""
-    return np.ascontiguousarray((image.astype(np.float32) - mean).transpose(2, 0, 1))
-
-
-def standardise(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8, BGR -> (3, H, W) float32, RGB: (x / 255 - mean) / std, with torchvision's mean and std."""
-    rgb = image[:, :, ::-1].astype(np.float32) / np.float32(255)
-    return np.ascontiguousarray(((rgb - TORCHVISION_MEAN_RGB) / TORCHVISION_STD_RGB).transpose(2, 0, 1))
-
-
-Normalization = Callable[[np.ndarray], np.ndarray]
-"""Function from an image (H, W, 3) uint8, BGR, to the net's input (3, H, W) float32, contiguous."""
-
-NORMALIZATIONS: dict[str, Normalization] = {"caffe": subtract_mean, "torchvision": standardise}
-"""Normalizations by the names used in a net's `normalization`. Padding is 0 after either, which is the mean colour."""
+    size: torch.Tensor
+    """(2,) int64, rows and columns of the image's part; always on the CPU."""
+    mirrored: torch.Tensor
+    """bool, whether the sample is to be flipped left to right."""
 
 
 def scale_factor(draw: Draw, scale_range: tuple[float, float]) -> float:
@@ -89,31 +81,46 @@ def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.nda
     )
 
 
+def cut(image: np.ndarray, label: np.ndarray, crop: int, draw: Draw | None) -> Crop:
+    """Pads an image (H, W, 3) uint8 and its labels (H, W) uint8 at the bottom and right, and crops them.
+
+    An offset is its word modulo the number of positions, counted after padding; the sample is mirrored if its mirror
+    word is odd. Without a draw (TEST phase) the crop is the centre.
+    """
+    height, width = label.shape
+    h_range, w_range = max(height - crop, 0), max(width - crop, 0)
+    if draw is None:
+        h_off, w_off, mirrored, index = h_range // 2, w_range // 2, False, 0
+    else:
+        h_off, w_off = draw.h_off % (h_range + 1), draw.w_off % (w_range + 1)
+        mirrored, index = draw.mirror % 2 == 1, draw.index
+
+    rows, columns = min(crop, height), min(crop, width)
+    window = slice(h_off, h_off + rows), slice(w_off, w_off + columns)
+    pixels = np.zeros((crop, crop, 3), np.uint8)
+    pixels[:rows, :columns] = image[window]
+    labels = np.full((crop, crop), IGNORE_LABEL, np.uint8)
+    labels[:rows, :columns] = label[window]
+    arrays = pixels, labels, np.int64(index), np.array([rows, columns]), np.bool_(mirrored)
+    return Crop(*(torch.as_tensor(array) for array in arrays))
+
+
+def finished(crops: Crop, normalization: Normalization) -> Sample:
+    """A batch of crops, normalised and mirrored on their device."""
+    image = net_input(crops.pixels, crops.size.tolist(), normalization, crops.mirrored)
+    return Sample(image, mirror(crops.label, crops.mirrored), crops.index)
+
+
 def transform(
     image: np.ndarray, label: np.ndarray, crop: int, normalization: Normalization, draw: Draw | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Caffe's DataTransformer::TransformImgAndSeg: pad at the bottom and right, crop, normalise, mirror.
 
     Takes an image (H, W, 3) uint8 and labels (H, W) uint8; returns (3, crop, crop) float32, 0 where padded, and
-    (crop, crop) uint8, 255 where padded. An offset is its word modulo the number of positions, counted after padding;
-    the sample is mirrored if its mirror word is odd. Without a draw (TEST phase) the crop is the centre.
+    (crop, crop) uint8, 255 where padded.
     """
-    height, width = image.shape[:2]
-    h_range, w_range = max(height - crop, 0), max(width - crop, 0)
-    if draw is None:
-        h_off, w_off, mirror = h_range // 2, w_range // 2, False
-    else:
-        h_off, w_off, mirror = draw.h_off % (h_range + 1), draw.w_off % (w_range + 1), draw.mirror % 2 == 1
-
-    rows, columns = min(crop, height), min(crop, width)
-    window = slice(h_off, h_off + rows), slice(w_off, w_off + columns)
-    pixels = np.zeros((3, crop, crop), np.float32)
-    pixels[:, :rows, :columns] = normalization(image[window])
-    labels = np.full((crop, crop), IGNORE_LABEL, np.uint8)
-    labels[:rows, :columns] = label[window]
-    if mirror:
-        pixels, labels = pixels[:, :, ::-1].copy(), labels[:, ::-1].copy()
-    return pixels, labels
+    sample = finished(_collate([cut(image, label, crop, draw)]), normalization)
+    return sample.image[0].contiguous().numpy(), sample.label[0].numpy()
 
 
 class Stream(Protocol):
@@ -168,7 +175,7 @@ class SegmentationDataset(Dataset):
         items: list[Item],
         num_classes: int,
         crop: int,
-        normalization: Normalization = subtract_mean,
+        normalization: Normalization = NORMALIZATIONS["caffe"],
         scale_range: tuple[float, float] | None = None,
         fill_crop: bool = False,
     ):
@@ -188,14 +195,18 @@ class SegmentationDataset(Dataset):
         return len(self.items)
 
     def __getitem__(self, draw: Draw) -> Sample:
+        batch = finished(_collate([self.crop_of(draw)]), self.normalization)
+        return Sample(*(values[0] for values in batch))
+
+    def crop_of(self, draw: Draw) -> Crop:
+        """The crop of a draw, not yet normalised."""
         image, label = self._pair(draw.index)
         factor = scale_factor(draw, self.scale_range) if self.scale_range else 1
         if self.fill_crop:
             factor = max(factor, self.crop / max(min(label.shape) - 1, 1))
         if factor != 1:
             image, label = rescale(image, label, factor)
-        pixels, labels = transform(image, label, self.crop, self.normalization, draw)
-        return Sample(torch.from_numpy(pixels), torch.from_numpy(labels), draw.index)
+        return cut(image, label, self.crop, draw)
 
     def _pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self._decoded[index] if self._decoded else read_pair(self.items[index], self.num_classes)
@@ -207,13 +218,15 @@ def loader(
     start: int,
     num_batches: int,
     workers: int,
-    pin_memory: bool = False,
+    device: torch.device | str = "cpu",
     step: int = 1,
 ) -> Generator[Sample, None, None]:
     """Yields `num_batches` batches of a stream, `start`, `start + step`, ..., as Samples with a batch axis.
 
-    Workers decode ahead; with 0 workers this process decodes. torch's global random state is not used. Closing the
-    generator (`contextlib.closing`) ends the workers.
+    Workers decode ahead, and deliver 8-bit crops; with 0 workers this process decodes. Crops are normalised and
+    mirrored on `device`, where image and labels stay. To a GPU they are copied on a stream of its own, from pinned
+    memory, while it works. torch's global random state is not used. Closing the generator (`contextlib.closing`) ends
+    the workers.
 
     Raises:
         InputError: a bad file or a killed worker, when the batch is due.
@@ -224,11 +237,12 @@ def loader(
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # shares the dataset's cache
         collate_fn=_collate,
-        pin_memory=pin_memory,
+        pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=_set_up_worker,
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),
     )
+    upload = Uploader(device)
     with _iterating(batches) as decoded:
         for k in range(num_batches):
             try:
@@ -241,11 +255,12 @@ def loader(
                 ) from error
             if isinstance(batch, InputError):
                 raise batch
-            yield batch
+            pixels, label, mirrored = upload(batch.pixels, batch.label, batch.mirrored)
+            yield finished(batch._replace(pixels=pixels, label=label, mirrored=mirrored), dataset.normalization)
 
 
 @contextlib.contextmanager
-def _iterating(batches: DataLoader) -> Iterator[Iterator[Sample | InputError]]:
+def _iterating(batches: DataLoader) -> Iterator[Iterator[Crop | InputError]]:
     """The loader's iterator, whose workers are killed at the end of the block.
 
     The interpreter joins them at exit, and they ignore SIGTERM. DataLoader stops them when its iterator is deleted, but
@@ -274,16 +289,16 @@ class _Reporting(Dataset):
     def __init__(self, dataset: SegmentationDataset):
         self.dataset = dataset
 
-    def __getitem__(self, draw: Draw) -> Sample | InputError:
+    def __getitem__(self, draw: Draw) -> Crop | InputError:
         try:
-            return self.dataset[draw]
+            return self.dataset.crop_of(draw)
         except InputError as error:
             return error
 
 
-def _collate(samples: list[Sample | InputError]) -> Sample | InputError:
-    errors = [sample for sample in samples if isinstance(sample, InputError)]
-    return errors[0] if errors else default_collate(samples)
+def _collate(crops: list[Crop | InputError]) -> Crop | InputError:
+    errors = [crop for crop in crops if isinstance(crop, InputError)]
+    return errors[0] if errors else default_collate(crops)
 
 
 def _set_up_worker(_: int) -> None:

@@ -5,11 +5,9 @@ import dataclasses
 import errno
 import itertools
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,11 +18,11 @@ from a2s_repro.errors import InputError, first_line, not_written
 from a2s_repro.files import replacing
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.overlays import attention_panel, legend, overlay
-from a2s_repro.inference.segmenter import Segmentation, Segmenter
+from a2s_repro.inference.segmenter import Segmentation, Segmenter, in_batches
 from a2s_repro.inference.sources import Source
 from a2s_repro.inference.video import FrameReader, video_file
 from a2s_repro.runtime import distributed
-from a2s_repro.runtime.pools import threads
+from a2s_repro.runtime.pools import ahead, threads
 from a2s_repro.runtime.progress import Progress
 
 Read = tuple[str, np.ndarray]
@@ -32,9 +30,6 @@ Read = tuple[str, np.ndarray]
 
 Segmented = tuple[str, np.ndarray, Segmentation]
 """Name, pixels and segmentation of a picture."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 LONGEST_JPEG = 65500
 """Longest side of a JPEG in pixels (libjpeg's limit)."""
@@ -237,10 +232,10 @@ class Work:
         return written, seconds
 
     def _segmented(self, pictures: Iterator[Read]) -> Iterator[Segmented]:
-        scores = self.results.scores or self.crf is not None
-        while batch := list(itertools.islice(pictures, self.batch_size)):
-            segmentations = self.segmenter([image for _, image in batch], scores=scores)
-            yield from ((*picture, segmentation) for picture, segmentation in zip(batch, segmentations, strict=True))
+        wanted = {"scores": self.results.scores or self.crf is not None}
+        wanted["weights"] = self.results.scores or self.results.attention
+        for (name, image), result in in_batches(self.segmenter, pictures, self.batch_size, **wanted):
+            yield name, image, result
 
     def _write(self, picture: Segmented) -> None:
         name, image, segmentation = picture
@@ -274,19 +269,6 @@ def _problem(source: Source, error: Exception) -> str:
     """A sentence that names the source."""
     sentence = str(error) if isinstance(error, InputError) else f"{first_line(error)}."
     return sentence if str(source.path) in sentence else f"{source.path}: {sentence}"
-
-
-def ahead(
-    function: Callable[[T], R], items: Iterable[T], pool: Executor, depth: int
-) -> Iterator[tuple[T, "Future[R]"]]:
-    """Pairs of an item and the future of `function(item)`, in order; at most `depth` further items are submitted."""
-    pending: deque[tuple[T, Future[R]]] = deque()
-    for item in items:
-        pending.append((item, pool.submit(function, item)))
-        if len(pending) > depth:
-            yield pending.popleft()
-    while pending:
-        yield pending.popleft()
 
 
 def _bar(title: str, unit: str, total: int | None) -> Progress:

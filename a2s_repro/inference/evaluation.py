@@ -15,9 +15,13 @@ from a2s_repro.data.lists import VOID, Item
 from a2s_repro.errors import InputError
 from a2s_repro.inference.attention_by_size import AttentionBySize
 from a2s_repro.inference.crf import CRF
-from a2s_repro.inference.segmenter import Segmenter
+from a2s_repro.inference.segmenter import Segmentation, Segmenter, in_batches
 from a2s_repro.runtime import distributed
+from a2s_repro.runtime.pools import ahead, threads
 from a2s_repro.runtime.progress import Progress
+
+READERS = 4
+"""Number of threads that read images and labels."""
 
 
 class ConfusionMatrix:
@@ -187,6 +191,7 @@ def evaluate(
     first_label: int = 0,
     by_size: bool = False,
     precision: str = "fp32",
+    batch_size: int = 1,
 ) -> Result:
     """Scores `model` on `items` on the model's device; shows a progress bar.
 
@@ -195,6 +200,9 @@ def evaluate(
     label file (VOC test) do not affect the scores. With `label_folder` every segmentation is written there as ID.png,
     an index PNG in VOC's palette. The first class has the value `first_label`, and the others follow: with 1 the PNGs
     are grey and hold 1 to 150, as those of ADE20K's server. `by_size` measures attention weights against object sizes.
+
+    Up to `batch_size` images of one padded size pass the net together. Threads read ahead, and one refines, counts and
+    writes in the order of the items while the net runs.
 
     Several processes share the items, and all return the scores of the whole set. Raises InputError naming a bad file,
     and for `by_size` with a net without attention.
@@ -209,9 +217,14 @@ def evaluate(
     with distributed.failing_together():
         if by_size and model.merge != "attention":
             raise InputError("the net has no attention weights to measure by object size: leave out by_size.")
-        for item in Progress(share, "evaluating", "image", shown=distributed.is_main()):
-            image, truth = read_pair(item, model.num_classes)
-            segmentation = segmenter(image, crf=crf)
+
+        def read(item: Item) -> tuple[Item, np.ndarray, np.ndarray]:
+            return item, *read_pair(item, model.num_classes)
+
+        def score(segmented: tuple[tuple[Item, np.ndarray, np.ndarray], Segmentation]) -> None:
+            (item, image, truth), segmentation = segmented
+            if crf is not None:
+                segmentation = segmentation.refined(image, crf)
             confusion.update(truth, segmentation.labels)
             if segmentation.weights is not None:
                 attention.update(segmentation.weights)
@@ -220,6 +233,18 @@ def evaluate(
             if label_folder is not None:
                 values, colours = segmentation.labels + np.uint8(first_label), None if first_label else voc.palette()
                 write_label(Path(label_folder) / f"{item.id}.png", values, colours)
+
+
+        with (
+            threads(READERS) as readers,
+            threads(1) as scorer,
+            Progress(title="evaluating", unit="image", total=len(share), shown=distributed.is_main()) as bar,
+        ):
+            pairs = (reading.result() for _, reading in ahead(read, share, readers, 2 * max(READERS, batch_size)))
+            segmented = in_batches(segmenter, pairs, batch_size, scores=crf is not None)
+            for _, scoring in ahead(score, segmented, scorer, 2 * batch_size):
+                scoring.result()
+                bar.update()
     for part in (confusion, attention, objects):
         part.merge()
     return Result(len(items), confusion, attention if attention.pixels else None, objects if by_size else None)

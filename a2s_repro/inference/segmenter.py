@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, overload
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, overload
 
 import cv2
 import numpy as np
@@ -15,18 +17,20 @@ from torch import Tensor, nn
 from a2s_repro import ops
 from a2s_repro.checkpoint.weights import load_weights
 from a2s_repro.data import voc
-from a2s_repro.data.image_seg import NORMALIZATIONS
 from a2s_repro.data.images import read_image
 from a2s_repro.data.lists import read_classes
+from a2s_repro.data.normalization import NORMALIZATIONS, net_input
 from a2s_repro.errors import InputError
 from a2s_repro.inference.crf import CRF, refine
 from a2s_repro.inference.tiles import run_tiled
 from a2s_repro.models import Net, restored_model
 from a2s_repro.runtime.devices import usable_device
-from a2s_repro.runtime.precision import autocast_of, check_precision, products_of
+from a2s_repro.runtime.precision import autocast_of, check_precision, precision_on, products_of
 
 Picture = str | os.PathLike | np.ndarray | Tensor
 """A file, or pixels in a form accepted by `as_bgr`."""
+
+P = TypeVar("P", bound=tuple[Any, ...])
 
 LONG_SIDE = 1000
 """Maximum longer side of a resized image, in pixels (CSAILVision's imgMaxSize)."""
@@ -89,10 +93,11 @@ class Segmenter:
     memory: float = 4
     """Memory limit for the activations of a forward pass in GB, as estimated by `bytes_per_pixel`."""
     precision: str = "fp32"
-    """One of precision.PRECISIONS; bf16 is fast where the processor multiplies matrices of bfloat16."""
+    """One of precision.PRECISIONS, or auto: bf16 where the processor has units for it, else fp32."""
 
     def __post_init__(self) -> None:
-        check_precision(self.precision, self._device)
+        self.precision = precision_on(self.precision, self.device)
+        check_precision(self.precision, self.device)
         if min((self.pad_to, *self.short_sides)) < 1:
             raise InputError(f"pad_to is {self.pad_to}, short sides {[*self.short_sides]}; they must be at least 1.")
         if self.factors and (self.short_sides or not min(self.factors) > 0):
@@ -101,17 +106,30 @@ class Segmenter:
             raise InputError(f"memory is {self.memory} GB; it must be positive.")
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Of the net."""
         return next(self.model.parameters()).device
 
     @overload
     def __call__(
-        self, image: Picture, *, scores: bool = False, order: str = "bgr", crf: CRF | None = None
+        self,
+        image: Picture,
+        *,
+        scores: bool = False,
+        weights: bool = True,
+        order: str = "bgr",
+        crf: CRF | None = None,
     ) -> Segmentation: ...
 
     @overload
     def __call__(
-        self, image: Sequence[Picture], *, scores: bool = False, order: str = "bgr", crf: CRF | None = None
+        self,
+        image: Sequence[Picture],
+        *,
+        scores: bool = False,
+        weights: bool = True,
+        order: str = "bgr",
+        crf: CRF | None = None,
     ) -> list[Segmentation]: ...
 
     def __call__(
@@ -119,6 +137,7 @@ class Segmenter:
         image: Picture | Sequence[Picture],
         *,
         scores: bool = False,
+        weights: bool = True,
         order: str = "bgr",
         crf: CRF | None = None,
     ) -> Segmentation | list[Segmentation]:
@@ -128,20 +147,38 @@ class Segmenter:
             image: a file, or pixels in a form accepted by `as_bgr`.
             scores: whether to return the class scores and their recalibration. Without `scores` and `crf` no score map
                 of the image's size is allocated.
+            weights: whether to return the attention weights, if the merge has any.
             order: "bgr" or "rgb", the order of the channels of pixels.
             crf: refines the labels; the returned scores are those before the CRF.
 
         Leaves the model in evaluation mode. Raises InputError for an invalid image, naming the file.
         """
         if not isinstance(image, list | tuple):
-            return self([image], scores=scores, order=order, crf=crf)[0]
+            return self([image], scores=scores, weights=weights, order=order, crf=crf)[0]
         images = [as_bgr(picture, order) for picture in image]
-        self.model.eval()
-        with torch.inference_mode(), products_of(self.precision):
-            results = self._segment(images, scores or crf is not None)
+        results = self.start(images, scores=scores or crf is not None, weights=weights)()
         if crf is not None:
             results = [result.refined(pixels, crf) for pixels, result in zip(images, results, strict=True)]
         return results if scores else [result.without_scores() for result in results]
+
+    def start(
+        self, images: Sequence[np.ndarray], *, scores: bool = False, weights: bool = True
+    ) -> Callable[[], list[Segmentation]]:
+        """Starts segmenting images (H, W, 3) uint8 BGR; returns a function that waits for the results.
+
+        A GPU works on while the host fetches the results of an earlier batch. `scores` and `weights` as in a call.
+        """
+        self.model.eval()
+        with torch.inference_mode(), products_of(self.precision):
+            parts = list(self._segment(images, scores, weights))
+
+        def results() -> list[Segmentation]:
+            by_index: dict[int, Segmentation] = {}
+            for indices, fetch in parts:
+                by_index |= zip(indices, fetch(), strict=True)
+            return [by_index[index] for index in range(len(images))]
+
+        return results
 
     def padded_size(self, image: np.ndarray) -> tuple[int, int]:
         """Rows and columns to which an image (H, W, 3) is padded."""
@@ -149,10 +186,11 @@ class Segmenter:
 
     def padded(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
         """The net's input (N, 3, *size), on its device, from images (H, W, 3) uint8 BGR no larger than `size`."""
-        batch = np.zeros((len(images), 3, *size), np.float32)
-        for pixels, image in zip(batch, images, strict=True):
-            pixels[:, : image.shape[0], : image.shape[1]] = NORMALIZATIONS[self.model.normalization](image)
-        return torch.from_numpy(batch).to(self._device)
+        pixels = torch.zeros(len(images), *size, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        for canvas, image in zip(pixels.numpy(), images, strict=True):
+            canvas[: image.shape[0], : image.shape[1]] = image
+        sizes = [image.shape[:2] for image in images]
+        return net_input(pixels.to(self.device, non_blocking=True), sizes, NORMALIZATIONS[self.model.normalization])
 
     @functools.cached_property
     def bytes_per_pixel(self) -> float:
@@ -187,20 +225,22 @@ class Segmenter:
         step = self.model.grid_step
         return tuple(-(-(side - 1) // step) * step + 1 for side in sides)
 
-    def _segment(self, images: Sequence[np.ndarray], scores: bool) -> list[Segmentation]:
+    def _segment(self, images: Sequence[np.ndarray], scores: bool, weights: bool) -> Iterator["_Part"]:
+        """Starts on the images, those of one padded size together."""
         if self.short_sides or self.factors:
-            return [_on_images(self._average(image), image.shape[:2], [image], scores)[0] for image in images]
+            for index, image in enumerate(images):
+                maps = self._average(image)
+                yield [index], _fetching(maps, image.shape[:2], [image], scores, weights)
+            return
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             by_size.setdefault(self.padded_size(image), []).append(index)
-        segmentations = {}
         for size, indices in by_size.items():
             together = max(1, self._pixels // math.prod(size))
             for start in range(0, len(indices), together):
                 part = indices[start : start + together]
                 batch = [images[index] for index in part]
-                segmentations |= zip(part, _on_images(self._maps(batch, size), size, batch, scores), strict=True)
-        return [segmentations[index] for index in range(len(images))]
+                yield part, _fetching(self._maps(batch, size), size, batch, scores, weights)
 
     def _average(self, image: np.ndarray) -> "_Maps":
         """Averages over the resized images, at the size of the image: log of the mean softmax, means of other maps."""
@@ -249,6 +289,10 @@ class Segmenter:
         return _Maps(*run_tiled(net, batch, (rows, columns), step))
 
 
+_Part = tuple[list[int], Callable[[], list[Segmentation]]]
+"""Indices of images, and a function that waits for their results."""
+
+
 class _Maps(NamedTuple):
     """The merged maps of a Prediction, with their own grids."""
 
@@ -257,20 +301,55 @@ class _Maps(NamedTuple):
     recalibration: Tensor | None
 
 
-def _on_images(maps: _Maps, size: tuple[int, int], images: Sequence[np.ndarray], scores: bool) -> list[Segmentation]:
-    """The segmentations of a batch of images from the maps of the padded images."""
-    labels = ops.segment(maps.scores, size).cpu().numpy()
-    returned = (maps.weights, *((maps.scores, maps.recalibration) if scores else (None, None)))
-    full = [None if values is None else ops.interp(values, size).cpu().numpy() for values in returned]
-    return [
-        Segmentation(*(None if values is None else _corner(values[index], image.shape) for values in (labels, *full)))
-        for index, image in enumerate(images)
-    ]
+def _fetching(
+    maps: _Maps, size: tuple[int, int], images: Sequence[np.ndarray], scores: bool, weights: bool
+) -> Callable[[], list[Segmentation]]:
+    """Starts to make labels from the maps of padded images, and to copy what is returned to the host.
+
+    The function returned waits for the copies and cuts off the padding.
+    """
+    returned = (maps.weights if weights else None, *((maps.scores, maps.recalibration) if scores else (None, None)))
+    full = [None if values is None else ops.interp(values, size) for values in returned]
+    results = ops.segment(maps.scores, size), *full
+    copies = [None if values is None else values.to("cpu", non_blocking=True) for values in results]
+    copied = torch.cuda.Event() if maps.scores.is_cuda else None
+    if copied is not None:
+        copied.record()
+
+    def fetch() -> list[Segmentation]:
+        if copied is not None:
+            copied.synchronize()
+        arrays = [None if values is None else values.numpy() for values in copies]
+        return [
+            Segmentation(*(None if values is None else _corner(values[index], image.shape) for values in arrays))
+            for index, image in enumerate(images)
+        ]
+
+    return fetch
 
 
 def _corner(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The image's part (..., H, W) of padded maps."""
     return np.ascontiguousarray(maps[..., : shape[0], : shape[1]])
+
+
+def in_batches(
+    segmenter: Segmenter, pictures: Iterable[P], batch_size: int, *, scores: bool = False, weights: bool = True
+) -> Iterator[tuple[P, Segmentation]]:
+    """Pictures and their segmentations, in order; up to `batch_size` are segmented together.
+
+    A picture is a tuple whose second value is the image, (H, W, 3) uint8 BGR. On a GPU a batch is started before the
+    results of the one before are fetched.
+    """
+    pictures, started = iter(pictures), deque[tuple[list[P], Callable[[], list[Segmentation]]]]()
+    waiting = 1 if segmenter.device.type == "cuda" else 0
+    while batch := list(itertools.islice(pictures, batch_size)):
+        started.append((batch, segmenter.start([image for _, image, *_ in batch], scores=scores, weights=weights)))
+        if len(started) > waiting:
+            earlier, fetch = started.popleft()
+            yield from zip(earlier, fetch(), strict=True)
+    for earlier, fetch in started:
+        yield from zip(earlier, fetch(), strict=True)
 
 
 def as_bgr(image: Picture, order: str = "bgr") -> np.ndarray:

@@ -30,8 +30,9 @@ def softmax_with_loss(
     ignore_labels: Sequence[int] = IGNORED,
     normalize: bool = True,
     class_weights: Tensor | None = None,
+    passes: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy of the valid pixels of the whole batch, as a scalar.
+    """Mean cross-entropy of the valid pixels of the whole batch, as a scalar, or of each of its passes.
 
     sum over valid pixels of w[y] * min(logsumexp(x) - x[y], 87.33654), divided by the sum of their w[y], or by the
     number of images if not `normalize`. Where the minimum acts, the gradient is still the softmax's, as in Caffe.
@@ -42,6 +43,7 @@ def softmax_with_loss(
         labels: (N, h, w) of any dtype; fractions are truncated.
         ignore_labels: labels of pixels that count for nothing.
         class_weights: (C,) w; all 1 by default.
+        passes: K, if the batch consists of K passes of equally many images; the result is then (K,), a mean for each.
 
     Raises:
         InputError: the shapes do not belong together, or a label is neither a class nor ignored. Labels on a GPU are
@@ -59,8 +61,10 @@ def softmax_with_loss(
     loss = loss + (loss.clamp(max=MAX_PIXEL_LOSS) - loss).detach()
 
     weights = valid.to(scores.dtype) if class_weights is None else class_weights.to(scores)[target.squeeze(1)] * valid
-    total = weights.sum() if normalize else weights.new_tensor(len(scores))
-    return (weights * loss).sum() / torch.where(total == 0, 1, total)
+    losses, weights = ((weights * loss).reshape(passes or 1, -1).sum(1), weights.reshape(passes or 1, -1))
+    total = weights.sum(1) if normalize else weights.new_tensor(len(scores) / len(weights))
+    means = losses / torch.where(total == 0, 1, total)
+    return means[0] if passes is None else means
 
 
 class SegAccuracy(NamedTuple):
@@ -130,14 +134,18 @@ def loss_inputs(
 
 
 def training_loss(
-    prediction: Prediction, labels: Tensor, extra_supervision: bool, label_stride: int | None = None
+    prediction: Prediction,
+    labels: Tensor,
+    extra_supervision: bool,
+    label_stride: int | None = None,
+    passes: int | None = None,
 ) -> dict[str, Tensor]:
-    """The losses of a training net, each a scalar of weight 1; the net is trained on their sum.
+    """The losses of a training net, of weight 1, each a scalar or (passes,); the net is trained on their sum.
 
-    Args and names as for `loss_inputs`.
+    Args and names as for `loss_inputs` and `softmax_with_loss`.
     """
     inputs = loss_inputs(prediction, labels, extra_supervision, label_stride)
-    return {name: softmax_with_loss(scores, grid_labels) for name, (scores, grid_labels) in inputs.items()}
+    return {name: softmax_with_loss(*scores_and_labels, passes=passes) for name, scores_and_labels in inputs.items()}
 
 
 def shrink_labels(labels: Tensor, factor: int) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 
 from a2s_repro.caffe.conversion import to_caffe
 from a2s_repro.checkpoint.weights import Weights
-from a2s_repro.data.image_seg import MEAN_BGR, RandomStream, subtract_mean
+from a2s_repro.data.image_seg import RandomStream
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import Item
+from a2s_repro.data.normalization import MEAN_BGR, subtract_mean
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 from a2s_repro.models import DeepLab

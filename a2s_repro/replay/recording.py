@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from a2s_repro.caffe.conversion import from_caffe
 from a2s_repro.caffe.layers import FUSION
-from a2s_repro.data.image_seg import Draw, SegmentationDataset, subtract_mean
+from a2s_repro.data.image_seg import Draw, SegmentationDataset
 from a2s_repro.data.lists import read_list
+from a2s_repro.data.normalization import Normalization, subtract_mean
 from a2s_repro.errors import InputError, first_line
 from a2s_repro.models import AttentionHead, DeepLab, build_model
 from a2s_repro.solver import LearningRate
@@ -281,7 +281,7 @@ def _read_end_to_end(folder: Path) -> Recording:
     losses = arrays["losses"]
     iterations, passes = losses.shape[:2]
     words = ("index", "mirror", "h_off", "w_off")
-    items, normalization = read_list(files / "list.txt", files), partial(subtract_mean, mean=mean)
+    items, normalization = read_list(files / "list.txt", files), Normalization(mean)
     drawn = np.stack([arrays[word] for word in words], axis=-1).reshape(iterations * passes, -1, 4).tolist()
     fillers = _by_parameter(_under(arrays, "filler"))
     streams = RecordedStreams(

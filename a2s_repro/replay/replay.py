@@ -1,7 +1,6 @@
 """Repeats a recorded run and compares every number with the recorded one."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,10 @@ from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.caffe.streams import CaffeStreams
-from a2s_repro.data.image_seg import subtract_mean, transform
+from a2s_repro.data.image_seg import transform
+from a2s_repro.data.normalization import Normalization
 from a2s_repro.models import DeepLab, build_model
+from a2s_repro.models.layers import take_masks_from
 from a2s_repro.models.losses import training_loss
 from a2s_repro.replay.blobs import accuracies, blobs_of_test_net, first_blobs
 from a2s_repro.replay.flips import Flip, first_flip, recorded_decisions
@@ -60,8 +61,7 @@ def compare_streams(recording: Recording) -> list[Comparison]:
     data, seeds = streams.data(), [streams.transformer_seed]
     for number in range(len(recorded.draws)):
         ours[f"images of pass {number}"], _ = recorded.batch(data.batch(number))
-        streams.begin_pass()
-        streams.words.skip(streams.words_per_pass - 1)
+        streams.next_pass()
         seeds.append(streams.transformer_seed)
     ours |= {"transformer seeds": torch.tensor(seeds), "next word": torch.tensor(streams.words.word())}
     theirs = recorded.fillers | {
@@ -141,7 +141,7 @@ def compare_test_phase(recording: Recording, dtype: torch.dtype, device: str | t
     labels, rows = {argmax: theirs.pop(argmax)}, theirs.pop("rows", None)
     side = labels[argmax].shape[-1]
     no_label = np.zeros(recording.test_image.shape[:2], np.uint8)
-    pixels, _ = transform(recording.test_image, no_label, side, partial(subtract_mean, mean=recording.mean), None)
+    pixels, _ = transform(recording.test_image, no_label, side, Normalization(recording.mean), None)
     image = torch.from_numpy(pixels)[None].to(device, dtype)
     prediction, blobs = blobs_of_test_net(recording, image)
     for name, blob in list(blobs.items()):
@@ -195,7 +195,7 @@ class Training:
 
     def _pass(self, image: Tensor, labels: Tensor) -> dict[str, float]:
         if self.streams:
-            self.streams.begin_pass()
+            take_masks_from(self.net, self.streams.next_pass())
         prediction = self.net(image.to(self.device, self.dtype))
         labels = labels.to(self.device)
         losses = training_loss(prediction, labels, self.recording.extra_supervision)

@@ -14,18 +14,22 @@ def compiled(net: Net, device: torch.device, kernels: bool, graphs: bool) -> Cal
 
     Args:
         kernels: whether inductor compiles the forward and backward operations to kernels.
-        graphs: whether forward and backward are recorded as CUDA graphs and replayed (by torch). Hooks on gradients,
-            such as the sum over processes, run outside the graphs.
+        graphs: whether the compiled forward and backward are recorded as CUDA graphs and replayed (by torch), which
+            read parameters and running statistics where they lie. Hooks on gradients, such as the sum over processes,
+            run outside the graphs.
 
     Raises:
-        InputError: no GPU for graphs, or no compiler for kernels.
+        InputError: graphs without a GPU or without `kernels`, or no compiler for kernels.
     """
     if graphs and device.type != "cuda":
         raise InputError(f"CUDA graphs need a GPU, but the device is {device}: leave out --cuda-graph.")
-    if kernels:
-        _check_compiler(device)
-        return torch.compile(net, dynamic=False, mode="reduce-overhead" if graphs else "default")
-    return torch.compile(net, dynamic=False, backend="cudagraphs") if graphs else net
+    if graphs and not kernels:
+        # torch's graphs of uncompiled nets copy all parameters in every pass, and refuse running statistics
+        raise InputError("CUDA graphs are made of compiled nets: add --compile to --cuda-graph.")
+    if not kernels:
+        return net
+    _check_compiler(device)
+    return torch.compile(net, dynamic=False, mode="reduce-overhead" if graphs else "default")
 
 
 def _check_compiler(device: torch.device) -> None:

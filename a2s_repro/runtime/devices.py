@@ -4,9 +4,10 @@ import errno
 import resource
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
 from a2s_repro.errors import InputError, first_line
 
@@ -19,6 +20,36 @@ def usable_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise InputError(f"device {name} cannot be used ({first_line(error)}): choose cpu or another.") from None
     return device
+
+
+class Uploader:
+    """Copies tensors to a device; to a GPU on a stream of its own, so that it works while they are copied.
+
+    Only from pinned memory does the host not wait for the copies. Later work on the current stream waits for them.
+    """
+
+    def __init__(self, device: str | torch.device) -> None:
+        self._device = torch.device(device)
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        if self._stream is None:
+            return [tensor.to(self._device) for tensor in tensors]
+        with torch.cuda.stream(self._stream):
+            copies = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        for copy in copies:
+            copy.record_stream(current)
+        return copies
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Names the block in profiles: torch's, and where there is a GPU also in NVIDIA's tools (an NVTX range)."""
+    ranges = torch.cuda.nvtx.range(name) if torch.cuda.is_available() else nullcontext()
+    with torch.profiler.record_function(name), ranges:
+        yield
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,10 +1,41 @@
 """Pools of threads and processes that end with the block, or with the process, that uses them."""
 
 import ctypes
+import os
 import signal
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def usual_workers(device: torch.device) -> int:
+    """Number of decoding processes for a net on `device`, by the cores that this process may use.
+
+    On a GPU a process for each core, at most 12; on a CPU the net uses the cores, and one in four decodes. torchrun's
+    processes on this machine share the cores.
+    """
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return cores // 4 if device.type == "cpu" else min(max(cores, 1), 12)
+
+
+def ahead(
+    function: Callable[[T], R], items: Iterable[T], pool: Executor, depth: int
+) -> Iterator[tuple[T, "Future[R]"]]:
+    """Pairs of an item and the future of `function(item)`, in order; at most `depth` further items are submitted."""
+    pending: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        pending.append((item, pool.submit(function, item)))
+        if len(pending) > depth:
+            yield pending.popleft()
+    while pending:
+        yield pending.popleft()
 
 
 @contextmanager

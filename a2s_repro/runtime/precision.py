@@ -10,7 +10,7 @@ import torch
 from a2s_repro.errors import check_known
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-"""caffe: float32 throughout. tf32: a GPU's float32 products in TensorFloat-32. bf16: autocast to bfloat16, and tf32."""
+"""fp32: float32 throughout. tf32: a GPU's float32 products in TensorFloat-32. bf16: autocast to bfloat16, and tf32."""
 
 
 @contextmanager
@@ -56,6 +56,28 @@ def precision_named(name: str) -> str:
     return precision
 
 
+def precision_on(name: str, device: torch.device) -> str:
+    """The one of PRECISIONS with this name; for `auto` the fastest on the device: bf16 where it has units for it."""
+    if name != "auto":
+        return precision_named(name)
+    if device.type == "cpu":
+        return "bf16" if multiplies_bfloat16() else "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+
+
+@contextmanager
+def kernels_chosen_by_trial(enabled: bool) -> Iterator[None]:
+    """Within the block, cuDNN times its convolutions for every new shape and keeps the fastest, if `enabled`.
+
+    It may choose another in another run, which rounds differently.
+    """
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, enabled
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def products_of(precision: str) -> AbstractContextManager[None]:
     """`float32_products` for a precision."""
     return float32_products("ieee" if precision_named(precision) == "fp32" else "tf32")
@@ -68,14 +90,14 @@ def autocast_of(precision: str, device: torch.device) -> torch.autocast:
 
 def check_precision(precision: str, device: torch.device) -> None:
     """Raises InputError for an unknown precision; warns about bf16 on a processor where it is slower than float32."""
-    if precision_named(precision) == "bf16" and device.type == "cpu" and not _multiplies_bfloat16():
+    if precision_named(precision) == "bf16" and device.type == "cpu" and not multiplies_bfloat16():
         warnings.warn(
             "this processor has no units for products of bfloat16: precision fp32 takes less time than bf16.",
             stacklevel=2,
         )
 
 
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
     """Whether bfloat16 products are faster than float32 on this CPU; not on Intel without AMX (docs/performance.md)."""
     has = getattr(torch.cpu, "get_capabilities", dict)()  # missing in some supported versions of torch
     vectors = has.get("avx512_bf16") and not has["cpu_name"].startswith("Intel")

@@ -28,10 +28,12 @@ from a2s_repro.recipes import Recipe
 from a2s_repro.runtime import distributed
 from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.distributed import failing_together, is_main, tell, world_size
-from a2s_repro.runtime.precision import check_precision, products_of
+from a2s_repro.runtime.pools import usual_workers
+from a2s_repro.runtime.precision import check_precision, kernels_chosen_by_trial, precision_on, products_of
 from a2s_repro.training.display import Display
 from a2s_repro.training.run_log import write_config
 from a2s_repro.training.signals import deferred_signals
+from a2s_repro.training.together import normalises_batches
 from a2s_repro.training.trainer import Trainer, fitting
 
 CAFFE_SUFFIX = ".solverstate"
@@ -47,6 +49,7 @@ def training_loop(trainer: Trainer, run: Run) -> int:
         deferred_signals() as stop,
         Display(trainer, run.out) as display,
         closing(trainer.batches(run.workers)) as batches,
+        kernels_chosen_by_trial(run.precision != "fp32"),
     ):
         while trainer.iteration < recipe.max_iter:
             with _state_saved_on_failure(trainer, run):
@@ -88,13 +91,16 @@ class Run:
     compile: bool = False
     """Whether torch.compile generates kernels for the net; they round differently and draw other dropout masks."""
     cuda_graph: bool = False
-    """Whether the net's passes are replayed as CUDA graphs."""
+    """Whether the compiled net's passes are replayed as CUDA graphs; needs `compile`."""
+    together: int | None = None
+    """Number of passes of an update that run as one batch; None: on a GPU as many as fit into its memory, on a CPU 1.
+    Losses and masks are those of single passes, and gradients differ only in the order of sums."""
     seed: int = 0
     caffe_streams: str | None = None
     """One of data.caffe_rng.GAUSSIANS: the run draws images, crops, mirrors, dropout masks and fillers as Caffe's CPU
     build does with this random_seed and gaussian filler. None: torch's random numbers."""
-    workers: int = 2
-    """Number of decoding processes per training process."""
+    workers: int | None = None
+    """Number of decoding processes per training process; None: by cores and device (`pools.usual_workers`)."""
     cache: bool = False
     """Whether all training images and labels are decoded at the start and kept in memory, once per training process."""
     keep: int | None = None
@@ -126,9 +132,13 @@ def train(recipe: Recipe, run: Run) -> Outcome:
     """
     device = usable_device(distributed.initialise(run.device))
     with failing_together(), fitting(recipe):
+        workers = usual_workers(device) if run.workers is None else run.workers
+        run = dataclasses.replace(run, precision=precision_on(run.precision, device), workers=workers)
         check_precision(run.precision, device)
         if run.keep is not None and run.keep < 1:
             raise InputError(f"keeping {run.keep} snapshots is not possible: a run goes on from at least one.")
+        if run.together is not None and run.together < 1:
+            raise InputError(f"running {run.together} passes together is not possible: give at least 1.")
         items = read_list(run.train_list or run.data_root / recipe.training_set, run.data_root)
         val_items = read_list(run.val_list, run.data_root) if run.val_list else None
         classes = class_names(recipe.num_classes, {}, run.classes)
@@ -136,7 +146,7 @@ def train(recipe: Recipe, run: Run) -> Outcome:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(run.seed)
-        how = {"caffe_streams": run.caffe_streams, "compile": run.compile, "cuda_graph": run.cuda_graph}
+        how = {name: getattr(run, name) for name in ("caffe_streams", "compile", "cuda_graph", "together")}
         trainer = Trainer(recipe, items, device, run.precision, run.seed, **how)
         origin = _start(trainer, run)
         if run.cache:
@@ -146,11 +156,15 @@ def train(recipe: Recipe, run: Run) -> Outcome:
             raise InputError(f"the processes do not all see the same snapshots in {run.out}: give a folder they share.")
 
     tell(origin)
+    if trainer.together > 1:
+        tell(f"{trainer.together} passes run together, as one batch of {trainer.together * recipe.batch_size} images")
+    elif run.together not in (None, 1) and normalises_batches(trainer.model):
+        tell("the passes run one by one, because each is normalised by its own statistics (batch normalisation)")
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(run).items()}
     described = {"recipe": recipe.config(), "model": trainer.model.config(), "classes": classes}
     if is_main():
         remove_leftovers(run.out)
-        processes = {"processes": world_size()}
+        processes = {"processes": world_size(), "together": trainer.together}
         write_config(run.out, {**described, "run": settings | processes, "origin": origin})
     with products_of(run.precision):
         interrupted = training_loop(trainer, run) if trainer.iteration < recipe.max_iter else 0

@@ -1,12 +1,14 @@
 """A net in training: forward and backward passes, updates, snapshots."""
 
 import hashlib
+import itertools
 import math
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,24 +17,37 @@ from torch import Tensor
 from a2s_repro.caffe.state import load_caffe_state
 from a2s_repro.caffe.streams import CaffeStreams
 from a2s_repro.checkpoint.snapshots import Snapshot, load_into
-from a2s_repro.data.image_seg import NORMALIZATIONS, RandomStream, Sample, SegmentationDataset, loader
+from a2s_repro.data.image_seg import RandomStream, Sample, SegmentationDataset, loader
 from a2s_repro.data.lists import Item
+from a2s_repro.data.normalization import NORMALIZATIONS
 from a2s_repro.errors import InputError
 from a2s_repro.models import ShareNet
 from a2s_repro.models.base import check_image
+from a2s_repro.models.layers import Masks, SeededMasks, take_masks_from
 from a2s_repro.models.losses import training_loss
 from a2s_repro.recipes import Recipe
 from a2s_repro.runtime.compilation import compiled
-from a2s_repro.runtime.devices import fitting_in_memory
+from a2s_repro.runtime.devices import fitting_in_memory, phase
 from a2s_repro.runtime.distributed import GradientSum, failing_together, rank, sum_, world_size
 from a2s_repro.runtime.precision import autocast_of, precision_named
 from a2s_repro.training.batch_norm import RunningStatistics
+from a2s_repro.training.together import passes_together
 
 NO_EFFECT_ON_TRAINING = (
     *("name", "published", "ours", "dataset", "training_set", "evaluation_set", "hidden_labels"),
     *("init", "test_crop", "crf", "short_sides", "factors", "display", "snapshot"),
 )
 """Fields of a recipe that may change when a run is resumed; max_iter may, too, unless the rate depends on it (poly)."""
+
+
+class Pass(NamedTuple):
+    """A forward and backward pass of an update."""
+
+    number: int
+    """Counted from 0 over the whole run."""
+    batch: Sample
+    masks: Masks
+    """Of its dropout layers."""
 
 
 class Trainer:
@@ -44,6 +59,9 @@ class Trainer:
     Raises:
         InputError: the number of processes does not divide iter_size, the crop does not fit the net's grids, or
             `compile` and `cuda_graph` are not available.
+
+    Attributes:
+        together: number of passes that run as one batch; see `passes_together`.
     """
 
     def __init__(
@@ -56,6 +74,7 @@ class Trainer:
         caffe_streams: str | None = None,
         compile: bool = False,
         cuda_graph: bool = False,
+        together: int | None = None,
     ) -> None:
         if recipe.iter_size % world_size():
             raise InputError(
@@ -85,6 +104,8 @@ class Trainer:
                 raise InputError("a compiled net cannot take its masks from Caffe's streams: leave out one of the two.")
             self.caffe = CaffeStreams(self.model, len(items), recipe.batch_size, recipe.crop, seed, caffe_streams)
         self.forward = compiled(self.model, device, compile, cuda_graph)
+        mine = recipe.iter_size // world_size()
+        self.together = passes_together(together, self.model, recipe.batch_size, recipe.crop, mine, device)
         self.iteration = self.start = 0
         self.recent: deque[dict[str, float]] = deque(maxlen=recipe.average_loss)
         self._before: tuple | None = None
@@ -110,8 +131,7 @@ class Trainer:
         if self.caffe:
             stream, start = self.caffe.data(), self.caffe.passes
         remaining = max(self.recipe.max_iter - self.iteration, 0) * passes // world_size()
-        pin_memory = self.device.type == "cuda"
-        return loader(self.dataset, stream, start + rank(), remaining, workers, pin_memory, world_size())
+        return loader(self.dataset, stream, start + rank(), remaining, workers, self.device, world_size())
 
     @cached_property
     def gradients(self) -> GradientSum:
@@ -127,45 +147,56 @@ class Trainer:
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         self._before = self.caffe and self.caffe.state(), buffers, list(self.recent)
-        first = (self.iteration - self.start) * self.recipe.iter_size
-        mine = self.recipe.iter_size // world_size()
         losses: list[dict[str, Tensor]] = []
         images: list[str] = []
+        mine, passes = self.recipe.iter_size // world_size(), self._passes(batches)
         self.statistics.begin()
-        with failing_together(), fitting(self.recipe), self.gradients.over(mine):
-            for number in range(first, first + self.recipe.iter_size):
-                if number % world_size() == rank():
-                    batch = next(batches)
-                    images.append(", ".join(self.items[i].id for i in batch.index.tolist()))
-                    losses.append(self.backward_pass(batch, number))
-                    self.statistics.made_pass()
-                else:
-                    self._skip_pass()
-            values = torch.stack([torch.stack(list(row.values())) for row in losses]).double().cpu()
+        with failing_together(), fitting(self.recipe, self.together), self.gradients.over(-(-mine // self.together)):
+            while group := list(itertools.islice(passes, self.together)):
+                images += [", ".join(self.items[i].id for i in each.batch.index.tolist()) for each in group]
+                losses.append(self.backward_passes(group))
+                self.statistics.made_pass()
+            values = torch.cat([torch.stack(list(row.values()), 1) for row in losses]).double().cpu()
             _check_finite(values, list(losses[0]), images)
         self.statistics.finish()
         means = (sum_(values.sum(0)) / self.recipe.iter_size).tolist()
         self.recent.append(dict(zip(losses[0], means, strict=True)))
 
-    def backward_pass(self, batch: Sample, number: int) -> dict[str, Tensor]:
-        """One forward and backward pass. The dropout masks depend on the seed and the number of the pass alone."""
-        image = batch.image.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        label = batch.label.to(self.device, non_blocking=True)
-        if self.caffe:
-            self.caffe.begin_pass()
-        else:
-            torch.manual_seed(int(np.random.SeedSequence((self.config["seed"], 2, number)).generate_state(1)[0]))
-        with autocast_of(self.precision, self.device):
-            prediction = self.forward(image)
-        losses = training_loss(prediction, label, self.recipe.extra_supervision, self.recipe.label_stride)
-        sum(losses.values()).backward()
-        return {name: loss.detach() for name, loss in losses.items()}
+    def _passes(self, batches: Iterator[Sample]) -> Iterator[Pass]:
+        """The passes of this process in an iteration; advances statistics and masks past those of the others."""
+        first = (self.iteration - self.start) * self.recipe.iter_size
+        for number in range(first, first + self.recipe.iter_size):
+            masks = self.caffe.next_pass() if self.caffe else SeededMasks(self._seed(number), self.device)
+            if number % world_size() == rank():
+                yield Pass(number, next(batches), masks)
+            else:
+                self.statistics.skip_pass()
 
-    def _skip_pass(self) -> None:
-        """Advances statistics and random numbers past a pass of another process."""
-        self.statistics.skip_pass()
-        if self.caffe:
-            self.caffe.skip_pass()
+    def _seed(self, number: int) -> int:
+        """The seed of the dropout masks of a pass."""
+        return int(np.random.SeedSequence((self.config["seed"], 2, number)).generate_state(1)[0])
+
+    def backward_passes(self, group: Sequence[Pass]) -> dict[str, Tensor]:
+        """Passes as one batch, forward and backward; returns the losses, (passes,) each.
+
+        As if they ran one after another, the loss is a mean over each pass, and its dropout masks depend on the seed
+        and the number of the pass alone. A compiled net draws its own masks, by the number of the first pass.
+        """
+        image, label = (_joined([getattr(each.batch, name) for each in group]) for name in ("image", "label"))
+        image = image.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        label = label.to(self.device, non_blocking=True)
+        if self.forward is self.model:
+            take_masks_from(self.model, *(each.masks for each in group))
+        else:
+            torch.manual_seed(self._seed(group[0].number))
+        with phase("forward"), autocast_of(self.precision, self.device):
+            prediction = self.forward(image)
+        with phase("losses"):
+            recipe = self.recipe
+            losses = training_loss(prediction, label, recipe.extra_supervision, recipe.label_stride, len(group))
+        with phase("backward"):
+            sum(losses.values()).sum().backward()
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def smoothed(self) -> dict[str, float]:
         """Losses averaged over the recent iterations, as in Caffe's display."""
@@ -175,7 +206,7 @@ class Trainer:
         """Applies the gradients at the rate of this iteration. Raises InputError if memory is short."""
         self.solver.set_lr(self.rate(self.iteration))
         self._half_updated = True
-        with fitting(self.recipe):
+        with fitting(self.recipe), phase("solver"):
             self.solver.step()
         self._half_updated, self._before = False, None
         self.iteration += 1
@@ -263,13 +294,17 @@ class Trainer:
         self.solver = self.recipe.optimizer(self.model)
 
 
-def fitting(recipe: Recipe) -> AbstractContextManager[None]:
+def fitting(recipe: Recipe, together: int = 1) -> AbstractContextManager[None]:
     """Turns a lack of memory in the block into an InputError that names the settings to reduce."""
-    batch, crop, width = recipe.batch_size, recipe.crop, recipe.width
+    batch, crop, width = together * recipe.batch_size, recipe.crop, recipe.width
     return fitting_in_memory(
         f"a batch of {batch} crops of {crop}x{crop} pixels in a net of width {width:g}",
-        "lower --batch-size and raise --iter-size, or lower --crop or --width",
+        "lower --together" if together > 1 else "lower --batch-size and raise --iter-size, or lower --crop or --width",
     )
+
+
+def _joined(batches: list[Tensor]) -> Tensor:
+    return torch.cat(batches) if len(batches) > 1 else batches[0]
 
 
 def _check_finite(values: Tensor, names: list[str], images: list[str]) -> None:

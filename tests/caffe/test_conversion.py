@@ -13,7 +13,7 @@ from a2s_repro.caffe.conversion import convert_file, from_caffe, random_init, to
 from a2s_repro.caffe.layers import TRUNK
 from a2s_repro.caffe.vgg16 import TORCHVISION_LAYERS, subsampled
 from a2s_repro.checkpoint.weights import Weights
-from a2s_repro.data.image_seg import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
+from a2s_repro.data.normalization import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError
 from a2s_repro.models import AttentionHead, DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths, build_model
 from caffe_weights import CaffeNet, Layer, read_caffemodel, write_caffemodel

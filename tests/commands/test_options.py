@@ -89,7 +89,7 @@ CHOICES = [
     ("train", "--solver", solver.SOLVERS),
     ("train", "--lr-policy", solver.LR_POLICIES),
     ("train", "--caffe-streams", caffe_rng.GAUSSIANS),
-    ("train", "--precision", precision.PRECISIONS),
+    ("train", "--precision", (*precision.PRECISIONS, "auto")),
     ("show-attention", "--layout", figures.LAYOUTS),
     ("prepare-coco", "--order", coco.ORDERS),
     ("prepare-coco", "--crowd", coco.CROWDS),

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from functools import partial
 
 import cv2
 import numpy as np
@@ -13,22 +12,29 @@ from PIL import Image
 
 from a2s_repro.data.cache import decode_all
 from a2s_repro.data.image_seg import (
-    MEAN_BGR,
-    NORMALIZATIONS,
     Draw,
     RandomStream,
     SegmentationDataset,
     loader,
     rescale,
     scale_factor,
-    subtract_mean,
     transform,
 )
 from a2s_repro.data.images import read_image, read_pair
 from a2s_repro.data.lists import Item, read_list
+from a2s_repro.data.normalization import (
+    MEAN_BGR,
+    NORMALIZATIONS,
+    TORCHVISION_MEAN_RGB,
+    TORCHVISION_STD_RGB,
+    Normalization,
+    net_input,
+)
 from a2s_repro.errors import InputError
 
 CROP = 65
+CAFFE = NORMALIZATIONS["caffe"]
+ON_GPU = (pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +75,7 @@ def test_training_stream_is_caffes_bit_for_bit(recorded, items, workers):
 def test_test_phase_crops_the_centre(recorded, items):
     for k, expected in enumerate(recorded["test_data_first3"]):
         image = read_image(items[k].image)
-        assert (transform(image, np.zeros(image.shape[:2], np.uint8), CROP, subtract_mean, None)[0] == expected).all()
+        assert (transform(image, np.zeros(image.shape[:2], np.uint8), CROP, CAFFE, None)[0] == expected).all()
 
 
 def test_an_item_without_label_has_only_ignored_pixels(recorded, items):
@@ -99,6 +105,63 @@ def test_torchvision_normalization():
     assert np.abs(pixels - expected).max() < 1e-6
 
 
+def in_numpy(name: str, image: np.ndarray) -> np.ndarray:
+    """The normalised image (H, W, 3), in float32 as NumPy rounds it."""
+    if name == "caffe":
+        return image.astype(np.float32) - MEAN_BGR
+    rgb = image[:, :, ::-1].astype(np.float32) / np.float32(255)
+    return (rgb - TORCHVISION_MEAN_RGB) / TORCHVISION_STD_RGB
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_inputs_are_normalised_padded_and_mirrored_to_the_bit(name, device):
+    """Every grey level of every channel, in images of several sizes, against the same steps on the host."""
+    levels = np.arange(256, dtype=np.uint8)
+    colours = np.stack([np.roll(levels, 85 * channel) for channel in range(3)], -1)
+    images = [colours.reshape(rows, -1, 3) for rows in (8, 16)]
+    sizes, pixels = [image.shape[:2] for image in images], np.full((2, 17, 33, 3), 9, np.uint8)
+    expected = np.zeros((2, 17, 33, 3), np.float32)
+    for canvas, result, image in zip(pixels, expected, images, strict=True):
+        canvas[: image.shape[0], : image.shape[1]] = image
+        result[: image.shape[0], : image.shape[1]] = in_numpy(name, image)
+    expected[1] = expected[1, :, ::-1]
+    mirrored = torch.tensor([False, True], device=device)
+    ours = net_input(torch.from_numpy(pixels).to(device), sizes, NORMALIZATIONS[name], mirrored)
+    assert ours.is_contiguous(memory_format=torch.channels_last) and ours.dtype == torch.float32
+    assert (ours.cpu().numpy() == expected.transpose(0, 3, 1, 2)).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_deliver_a_byte_per_value(items, workers):
+    """A quarter of the bytes of the net's input; the loader finishes them on the net's device."""
+    dataset = SegmentationDataset(items, num_classes=5, crop=CROP)
+    crop, sample = dataset.crop_of(Draw(2, 1, 7, 9)), dataset[Draw(2, 1, 7, 9)]
+    assert crop.pixels.dtype == crop.label.dtype == torch.uint8 and crop.mirrored
+    assert 4 * crop.pixels.nbytes == sample.image.nbytes
+    (batch,) = loader(dataset, RandomStream(len(items), 2, seed=0), 0, 1, workers)
+    for index, draw in enumerate(RandomStream(len(items), 2, seed=0).batch(0)):
+        assert torch.equal(batch.image[index], dataset[draw].image)
+        assert torch.equal(batch.label[index], dataset[draw].label)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+def test_a_loader_for_a_gpu_gives_what_one_for_the_cpu_gives(items, device):
+    """The host does not wait for the copies, which lie in pinned memory."""
+    dataset, stream = SegmentationDataset(items, num_classes=5, crop=CROP), RandomStream(len(items), 3, seed=0)
+    expected = list(loader(dataset, stream, 0, 4, workers=1))
+    batches = loader(dataset, stream, 0, 4, 1, device)
+    first = next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        given = [first, *batches]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for batch, theirs in zip(given, expected, strict=True):
+        assert batch.image.is_cuda and batch.label.is_cuda and not batch.index.is_cuda
+        assert all(torch.equal(ours.cpu(), values) for ours, values in zip(batch, theirs, strict=True))
+
+
 def test_each_normalization_pads_with_the_mean_colour(items):
     for normalization in NORMALIZATIONS.values():
         dataset = SegmentationDataset(items, num_classes=5, crop=CROP, normalization=normalization)
@@ -113,7 +176,7 @@ def test_offset_words_are_reduced_modulo_the_positions_after_padding():
     image = np.arange(10 * 4 * 3, dtype=np.uint8).reshape(10, 4, 3)  # higher and narrower than the crop
     label = np.arange(40, dtype=np.uint8).reshape(10, 4)
     word = 2**32 - 1  # odd: mirrored
-    pixels, labels = transform(image, label, 6, partial(subtract_mean, mean=0), Draw(0, word, word, word))
+    pixels, labels = transform(image, label, 6, Normalization(np.zeros(3, np.float32)), Draw(0, word, word, word))
     h_off = word % 5
     assert (labels[:, 2:] == label[h_off : h_off + 6, ::-1]).all()
     assert (labels[:, :2] == 255).all()
@@ -176,7 +239,7 @@ def test_scale_augmentation_rescales_each_sample_before_the_crop(items, workers)
             factor = 0.6 + 0.8 * draw.scale / 2**32
             size = int(image.shape[1] * factor), int(image.shape[0] * factor)
             resized = cv2.resize(image, size), cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-            expected = transform(*resized, CROP, subtract_mean, draw)
+            expected = transform(*resized, CROP, CAFFE, draw)
             assert (pixels.numpy() == expected[0]).all()
             assert (labels.numpy() == expected[1]).all()
 

@@ -13,9 +13,9 @@ from PIL import Image
 from a2s_repro import ops
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.demo import CLASSES, make_demo_data
-from a2s_repro.data.image_seg import MEAN_BGR
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import read_list
+from a2s_repro.data.normalization import MEAN_BGR
 from a2s_repro.data.voc import CLASSES as VOC_CLASSES
 from a2s_repro.data.voc import palette
 from a2s_repro.errors import InputError

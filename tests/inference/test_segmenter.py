@@ -14,7 +14,7 @@ from PIL import Image
 import a2s_repro
 from a2s_repro import ops
 from a2s_repro.checkpoint.weights import save_weights
-from a2s_repro.data.image_seg import subtract_mean
+from a2s_repro.data.normalization import subtract_mean
 from a2s_repro.errors import InputError
 from a2s_repro.inference.crf import CRF, refine
 from a2s_repro.inference.segmenter import Segmentation, Segmenter, as_bgr

@@ -56,14 +56,17 @@ def printed(run: Run) -> list[str]:
     return [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d ", line)]
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_several_processes_compute_what_one_computes(single, files, tmp_path, ranks):
-    """Within 1e-6 after 20 updates: only the order differs in which the gradients of the passes are added."""
-    run = Run(out=tmp_path / "run", workers=0, **files)
+@pytest.mark.parametrize(("ranks", "together"), [(2, 1), (3, 1), (1, 2), (2, 2), (3, 2)])
+def test_several_processes_compute_what_one_computes(single, files, tmp_path, ranks, together):
+    """Within 1e-6 after 20 updates: only the order differs in which the gradients of the passes are added.
+
+    Whether the passes of a process run one by one, or two as one batch: with two processes two and a single one.
+    """
+    run = Run(out=tmp_path / "run", workers=0, together=together, **files)
     assert finish(start(SIX, run, ranks)) == [0] * ranks, printed(run)
     assert deviation(run.out, single) < 1e-6
     assert losses(run.out) == pytest.approx(losses(single), rel=1e-6)
-    assert len(printed(run)) == 1  # where the weights are from: one voice
+    assert len(printed(run)) == together  # where the weights are from, and the passes that run together: one voice
     assert json.loads((run.out / "config.json").read_text())["run"]["processes"] == ranks
 
 

@@ -77,7 +77,8 @@ class Failing:
         if self.in_update:
             CaffeSGD.step = failing(CaffeSGD.step, lambda _: next(updates))
         else:
-            Trainer.backward_pass = failing(Trainer.backward_pass, lambda _, __, number: number // recipe.iter_size)
+            real = Trainer.backward_passes
+            Trainer.backward_passes = failing(real, lambda _, group: group[0].number // recipe.iter_size)
         return train(recipe, run)
 
 

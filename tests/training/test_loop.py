@@ -152,7 +152,7 @@ def test_a_cache_changes_nothing(run, files, tmp_path):
     "switches",
     [
         pytest.param({"compile": True}, marks=pytest.mark.slow),
-        pytest.param({"cuda_graph": True, "device": "cuda"}, marks=ON_GPU),
+        pytest.param({"compile": True, "device": "cuda", "together": 2}, marks=ON_GPU),
         pytest.param({"cuda_graph": True, "device": "cuda", "compile": True}, marks=ON_GPU),
     ],
 )
@@ -192,21 +192,28 @@ def test_bf16_trains_a_float32_net(run, files, tmp_path):
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
-def test_passes_and_the_solver_never_wait_for_the_gpu(files, device):
-    """The one synchronisation of an update is the copy of its losses to the host, at the end."""
-    trainer = Trainer(RECIPE, read_list(files["train_list"], files["data_root"]), torch.device(device), "fp32", seed=0)
+@pytest.mark.parametrize("together", [1, 2])
+def test_an_update_waits_for_the_gpu_once(files, device, together):
+    """For the losses, which come to the host at the end of the passes."""
+    items = read_list(files["train_list"], files["data_root"])
+    trainer = Trainer(RECIPE, items, torch.device(device), "fp32", seed=0, together=together)
     batches = trainer.batches(workers=0)
     trainer.backward(batches)
     trainer.update()
-    batch = next(batches)
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("warn")
     try:
-        with trainer.gradients.over(passes=2):
-            for number in (2, 3):
-                trainer.backward_pass(batch, number)
-        trainer.update()
+        with pytest.warns(UserWarning) as caught:
+            trainer.backward(batches)
+            trainer.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchroniz" in str(warning.message) for warning in caught) == 1
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+def test_cuda_graphs_without_compilation_are_refused(run, device):
+    with pytest.raises(InputError, match="CUDA graphs are made of compiled nets: add --compile to --cuda-graph"):
+        train(RECIPE, dataclasses.replace(run, device=device, cuda_graph=True))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_overwrites_nothing(run):
@@ -314,6 +321,7 @@ def test_a_finished_run_can_be_made_longer(run, files):
         ({"device": "cuda:7"}, "device cuda:7 cannot be used"),
         ({"precision": "fp8"}, "precision 'fp8' is not known; it is one of fp32, tf32, bf16"),
         ({"cuda_graph": True}, "CUDA graphs need a GPU, but the device is cpu: leave out --cuda-graph"),
+        ({"together": 0}, "running 0 passes together is not possible: give at least 1"),
         ({"compile": True, "caffe_streams": "ziggurat"}, "a compiled net cannot take its masks from Caffe's streams"),
     ],
 )

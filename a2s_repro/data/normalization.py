@@ -1,0 +1,82 @@
+"""From 8-bit pixels to a net's input, on the device of the net: normalisation, padding, mirrors."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
+"""The ImageNet mean that the authors' Caffe nets subtract (transform_param.mean_value)."""
+
+TORCHVISION_MEAN_RGB = np.array([0.485, 0.456, 0.406], np.float32)
+TORCHVISION_STD_RGB = np.array([0.229, 0.224, 0.225], np.float32)
+"""Standard deviation of images in [0, 1] for torchvision's ImageNet nets; TORCHVISION_MEAN_RGB is the mean."""
+
+
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """Normalisation of grey levels per channel, in float32: x - mean, or with a deviation (x / 255 - mean) / std.
+
+    Every step is one correctly rounded operation, so CPUs and GPUs give the same bits.
+    """
+
+    mean: np.ndarray
+    """(3,) float32, in the order of the input's channels."""
+    std: np.ndarray | None = None
+    """(3,) float32, of images in [0, 1]."""
+    rgb: bool = False
+    """Whether the input's channels are R, G, B; pixels are B, G, R."""
+
+    def of_batch(self, pixels: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 BGR -> (N, 3, H, W) float32 in channels_last, on the pixels' device."""
+        values = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+        if self.rgb:
+            values = values.flip(1)
+        if self.std is not None:
+            values /= torch.full((3, 1, 1), 255.0, device=values.device)  # by a number torch would multiply by 1 / 255
+        values -= self._per_channel(self.mean, values.device)
+        return values if self.std is None else values.div_(self._per_channel(self.std, values.device))
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 BGR -> (3, H, W) float32, contiguous."""
+        return self.of_batch(torch.from_numpy(np.ascontiguousarray(image))[None])[0].contiguous().numpy()
+
+    @staticmethod
+    def _per_channel(values: np.ndarray, device: torch.device) -> Tensor:
+        return torch.from_numpy(values).view(3, 1, 1).to(device, non_blocking=True)
+
+
+NORMALIZATIONS = {
+    "caffe": Normalization(MEAN_BGR),
+    "torchvision": Normalization(TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB, rgb=True),
+}
+"""Normalizations by the names used in a net's `normalization`. Padding is 0 after either, which is the mean colour."""
+
+
+def subtract_mean(image: np.ndarray, mean: np.ndarray = MEAN_BGR) -> np.ndarray:
+    """(H, W, 3) uint8 -> (3, H, W) float32 minus the mean, in float32 as in Caffe."""
+    return Normalization(mean)(image)
+
+
+def net_input(
+    pixels: Tensor, sizes: Iterable[tuple[int, int]], normalization: Normalization, mirrored: Tensor | None = None
+) -> Tensor:
+    """A net's input (N, 3, H, W), float32 in channels_last, from padded pixels (N, H, W, 3), uint8 BGR.
+
+    Args:
+        sizes: rows and columns of each image; beyond them, at the bottom and right, the input is 0.
+        normalization: applied to the image.
+        mirrored: (N,) bool on the pixels' device; those inputs are flipped left to right, with their padding.
+    """
+    values = normalization.of_batch(pixels)
+    for image, (rows, columns) in zip(values, sizes, strict=True):
+        image[:, rows:] = 0
+        image[:, :rows, columns:] = 0
+    return values if mirrored is None else mirror(values, mirrored)
+
+
+def mirror(maps: Tensor, mirrored: Tensor) -> Tensor:
+    """The maps (N, ..., H, W), flipped left to right where `mirrored`, (N,) bool."""
+    return torch.where(mirrored.view(-1, *[1] * (maps.dim() - 1)), maps.flip(-1), maps)
