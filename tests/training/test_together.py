@@ -53,17 +53,11 @@ class Trained:
         return float((ours / theirs - 1).abs().max()), max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
-@pytest.fixture(scope="module")
-def one_by_one(files) -> dict[str | None, Trained]:
-    """In float64, with masks by torch and with those of Caffe's streams."""
-    return {how: Trained(files, torch.float64, 1, 20, caffe_streams=how) for how in (None, "ziggurat")}
-
-
 @pytest.mark.parametrize(("together", "caffe_streams"), [(3, None), (4, None), (2, "ziggurat")])
-def test_passes_together_equal_passes_one_by_one_in_float64(files, one_by_one, together, caffe_streams):
+def test_passes_together_equal_passes_one_by_one_in_float64(files, together, caffe_streams):
     """Within 1e-9 after 20 updates: groups of three and one, of all four, of two. Only the order of sums differs."""
-    ours = Trained(files, torch.float64, together, 20, caffe_streams=caffe_streams)
-    losses, weights = ours.deviations(one_by_one[caffe_streams])
+    ours, theirs = (Trained(files, torch.float64, count, 20, caffe_streams=caffe_streams) for count in (together, 1))
+    losses, weights = ours.deviations(theirs)
     assert losses < 1e-9 and weights < 1e-9, (losses, weights)
 
 
