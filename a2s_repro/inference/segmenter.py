@@ -185,12 +185,16 @@ class Segmenter:
         return self._fitting(max(self.pad_to, side) for side in image.shape[:2])
 
     def padded(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
-        """The net's input (N, 3, *size), on its device, from images (H, W, 3) uint8 BGR no larger than `size`."""
+        """The net's input (N, 3, *size), on its device, from images (H, W, 3) uint8 BGR no larger than `size`.
+
+        In NCHW, whatever the net's layout: how its first convolution rounds depends on it.
+        """
         pixels = torch.zeros(len(images), *size, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         for canvas, image in zip(pixels.numpy(), images, strict=True):
             canvas[: image.shape[0], : image.shape[1]] = image
         sizes = [image.shape[:2] for image in images]
-        return net_input(pixels.to(self.device, non_blocking=True), sizes, NORMALIZATIONS[self.model.normalization])
+        pixels = pixels.to(self.device, non_blocking=True)
+        return net_input(pixels, sizes, NORMALIZATIONS[self.model.normalization]).contiguous()
 
     @functools.cached_property
     def bytes_per_pixel(self) -> float:
