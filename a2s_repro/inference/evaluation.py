@@ -234,7 +234,6 @@ def evaluate(
                 values, colours = segmentation.labels + np.uint8(first_label), None if first_label else voc.palette()
                 write_label(Path(label_folder) / f"{item.id}.png", values, colours)
 
-
         with (
             threads(READERS) as readers,
             threads(1) as scorer,
