@@ -1,5 +1,6 @@
-"""Atomic writes, and verification of archives."""
+"""Atomic writes, checksums, and verification of archives."""
 
+import hashlib
 import os
 import re
 import tempfile
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from a2s_repro.errors import InputError
+
+PART = ".a2s_part."
+"""Beginning of a temporary file's name. No other program's files are named so, and `remove_leftovers` removes them."""
 
 
 @contextmanager
@@ -20,7 +24,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=PART, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -41,9 +45,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Removes temporary files of killed processes from a folder; no process may be writing to it."""
-    for path in Path(folder).glob(".*"):
-        if re.fullmatch(r"\..+\.[a-z0-9_]{8}(\.\w+)?", path.name):
+    for path in Path(folder).glob(f"{PART}*"):
+        if re.fullmatch(rf"{re.escape(PART)}[a-z0-9_]{{8}}(\.\w+)?", path.name) and path.is_file():
             path.unlink()
+
+
+def is_at(path: str | os.PathLike, file: int) -> bool:
+    """Whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(file))
+    except OSError:
+        return False
 
 
 def _flush(path: Path) -> None:
@@ -61,6 +73,27 @@ def refuse_foreign(path: str | os.PathLike) -> None:
 
     if kind := foreign_kind(path):
         raise InputError(f"{path} {kind}.")
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_published(path: str | os.PathLike) -> None:
+    """Verifies the checksums of another program's file of tensors: an archive's, and that in a name of torch.hub.
+
+    Such a name, as vgg16-397923af.pth, ends in the first digits of the file's SHA-256. Raises ValueError.
+    """
+    if zipfile.is_zipfile(path):
+        check_archive(path)
+    named = re.search(r"-([0-9a-f]{8,64})\.pth$", Path(path).name)
+    if named and not sha256_of(path).startswith(named[1]):
+        raise ValueError(f"its SHA-256 does not begin with {named[1]}, as its name has it: download it again")
 
 
 def check_archive(path: str | os.PathLike) -> None:

@@ -27,6 +27,7 @@ from a2s_repro.inference.evaluation import evaluate, server_folder
 from a2s_repro.inference.segmenter import load_model
 from a2s_repro.recipes import PRETRAINED, RECIPES, Published, Recipe, recipes_of
 from a2s_repro.recipes.recipe import IMAGENET, RESNET34
+from a2s_repro.runtime.folder_lock import FolderLock
 from a2s_repro.runtime.precision import precision_named
 from a2s_repro.runtime.progress import Progress
 from a2s_repro.training import Run, train
@@ -65,13 +66,14 @@ class Reproduction:
         """
         recipes = [self.started(recipe) for recipe in recipes]
         self.check(recipes)
-        for recipe in trainings(recipes, self.started):
-            with _naming(recipe):
-                if not self.train(recipe):
-                    return False
-                if recipe in recipes:
-                    self.score(recipe)
-            self.write_results(recipes)
+        with FolderLock(self.out):
+            for recipe in trainings(recipes, self.started):
+                with _naming(recipe):
+                    if not self.train(recipe):
+                        return False
+                    if recipe in recipes:
+                        self.score(recipe)
+                self.write_results(recipes)
         return True
 
     def check(self, recipes: Sequence[Recipe]) -> None:

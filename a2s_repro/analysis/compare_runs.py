@@ -83,6 +83,8 @@ def comparison(runs: Sequence[TrainedRun]) -> str:
     A row holds the means of runs that differ only in the seed; rows are in the order of first appearance. A last line
     gives the standard deviation between seeds. Raises InputError for runs that were scored on different sets.
     """
+    if any(run.scores["mean_iou"] is None for run in runs):
+        raise InputError("a run was scored on a list without a pixel to score: score all of them on one with labels.")
     if len({(run.scores["images"], tuple(run.scores["iou"])) for run in runs}) > 1:
         raise InputError("the runs were scored on different images or classes: score all of them on one list.")
     groups: dict[str, list[TrainedRun]] = {}

@@ -12,7 +12,7 @@ from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import VOID, Item
 from a2s_repro.errors import InputError
 from a2s_repro.inference.crf import CRF
-from a2s_repro.inference.evaluation import ConfusionMatrix
+from a2s_repro.inference.evaluation import NO_PIXEL, ConfusionMatrix
 from a2s_repro.inference.segmenter import Segmenter
 from a2s_repro.runtime.pools import threads
 from a2s_repro.runtime.progress import Progress
@@ -107,7 +107,7 @@ def search(
     ):
         for item in items:
             image, truth = read_pair(item, model.num_classes)
-            segmentation = segmenter(image, scores=True)
+            segmentation = segmenter(image, scores=True, order="bgr")
             without.update(truth, segmentation.labels)
 
             def score(crf: CRF, confusion: ConfusionMatrix, image=image, truth=truth, unrefined=segmentation) -> None:
@@ -115,5 +115,7 @@ def search(
 
             for _ in pool.map(score, crfs, refined):
                 progress.update()
+    if not without.pixels:
+        raise InputError(f"{NO_PIXEL}: search on other images.")
     means = [confusion.mean_iou for confusion in refined]
     return Search(len(items), without.mean_iou, dict(zip(crfs, means, strict=True)))

@@ -70,11 +70,11 @@ def figure_rows(
     rows = []
     for item in items:
         image, truth = read_pair(item, segmenter.model.num_classes)
-        segmentation = segmenter(image, scores=layout == "recalibration")
+        segmentation = segmenter(image, scores=layout == "recalibration", order="bgr")
         if layout == "recalibration" and segmentation.recalibration is None:
             raise InputError("the layout recalibration needs a net whose head recalibrates the scores.")
         winner = inspect(baseline, image, 1).winner.numpy() if layout == "winner" else None
-        rows.append(Row(image, truth, segmentation, baseline and baseline(image), winner))
+        rows.append(Row(image, truth, segmentation, baseline and baseline(image, order="bgr"), winner))
     return rows
 
 

@@ -3,9 +3,7 @@
 A share-net's file holds one copy of the shared layers per stream; the copies are compared and folded into one.
 """
 
-import hashlib
 import math
-import mmap
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +27,7 @@ from a2s_repro.caffe.layers import (
 from a2s_repro.caffe.vgg16 import is_fully_connected, net_from_torchvision, subsampled
 from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.errors import InputError
+from a2s_repro.files import sha256_of
 from a2s_repro.models import DeepLab, DeepLabLargeFOV, Widths, build_model
 from a2s_repro.models.skip_branches import SKIP_LAYERS
 from caffe_weights import SUFFIX_OF_SCALE, CaffeNet, Layer, read_caffemodel, same_blobs, stream_of
@@ -56,6 +55,11 @@ class Conversion:
         meta = self.weights.meta
         matched = list(dict.fromkeys(key.split(".")[0] for key in self.weights.state_dict))
         lines = [
+            *(
+                [f"sha256 of {meta['source']['file']}: {meta['source']['sha256']}"]
+                if "sha256" in meta["source"]
+                else []
+            ),
             f"matched {len(matched)} layers: {', '.join(matched)}",
             f"folded {len(self.copies)} shared copies; scales {' '.join(f'{scale:g}' for scale in meta['scales'])}",
             f"pool5a: {'yes' if meta['pool5a'] else 'no'}",
@@ -80,9 +84,7 @@ def convert_file(path: str | os.PathLike, *, subsample: bool = False, **options:
     if subsample:
         net = subsampled(net, path.name)
     conversion = from_caffe(net, path.name, **options)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        digest = hashlib.sha256(content).hexdigest()
-    conversion.weights.meta["source"].update(sha256=digest, subsampled=subsample)
+    conversion.weights.meta["source"].update(sha256=sha256_of(path), subsampled=subsample)
     return conversion
 
 
@@ -112,7 +114,8 @@ def from_caffe(
     `widths`, `source` ({file, kind: "init" without a classifier, else "net"}) and, if the file determines the whole
     net, `model` (for `build_model`, with drop ratio 0.5, because Caffe's files do not hold the ratio).
 
-    Raises InputError naming the layer for missing or unmatched layers, copies that differ, shapes that do not chain,
+    Raises InputError for a file without any layer of the net, and, naming the layer, for missing or unmatched layers,
+    copies that differ, shapes that do not chain,
     values out of float32's range, a fully connected fc6 (the plain VGG-16), and, on a trunk of full width, any fc6
     other than LargeFOV's.
     """
@@ -154,6 +157,8 @@ def from_caffe(
         raise InputError(f"{file} has an attention head but only one scale: --skip att_conv1 and att_fc.")
     model = _without_values(config, file)
     state_dict = _fitted(parameters, model, file)
+    if not state_dict:
+        raise InputError(f"{file} has none of the net's layers (conv1_1 .. fc7): it is of another net.")
     if state_dict.keys() == model.state_dict().keys() and model.scales == tuple(scales):
         meta["model"] = model.config()
     return Conversion(Weights(state_dict, meta), copies, skipped, missing, unmatched)

@@ -13,8 +13,8 @@ import torch
 
 from a2s_repro.checkpoint.weights import is_stored
 from a2s_repro.data.normalization import MEAN_BGR, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
-from a2s_repro.errors import InputError
-from a2s_repro.files import refuse_foreign
+from a2s_repro.errors import InputError, first_line
+from a2s_repro.files import check_published, refuse_foreign
 from caffe_weights import CaffeNet, Layer
 
 KERNEL = 7
@@ -95,9 +95,12 @@ def net_from_torchvision(path: str | os.PathLike) -> CaffeNet:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles
+            check_published(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises many types for a damaged file
-        raise InputError(f"{path} cannot be read: the file is damaged or no state dict.") from error
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)}): the file is damaged or no state dict."
+        ) from error
     keys = {f"{module}.{kind}" for module in TORCHVISION_LAYERS for kind in ("weight", "bias")}
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise InputError(f"{path} is no state dict of torchvision's vgg16: it holds values that are not tensors.")

@@ -1,10 +1,11 @@
 """Weights files: a state dict and its meta, as `.pth` or `.safetensors`.
 
 Both formats hold only tensors and plain values, with the same content. A `.pth` file is a dict
-{"format", "state_dict", "meta"}, readable with `torch.load(weights_only=True)`; a `.safetensors` file holds "format"
-and "meta" (as JSON) in its metadata.
+{"format", "state_dict", "meta"}, readable with `torch.load(weights_only=True)`, and its parts carry checksums. A
+`.safetensors` file, a format without checksums, holds "format", "meta" (as JSON) and "sha256" in its metadata.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -103,7 +104,17 @@ def _save_pth(path: Path, tensors: dict[str, torch.Tensor], meta_json: str) -> N
 
 
 def _save_safetensors(path: Path, tensors: dict[str, torch.Tensor], meta_json: str) -> None:
-    save_file(tensors, path, metadata={"format": FORMAT, "meta": meta_json})
+    metadata = {"format": FORMAT, "meta": meta_json, "sha256": _sha256(tensors, meta_json)}
+    save_file(tensors, path, metadata=metadata)
+
+
+def _sha256(tensors: Mapping[str, torch.Tensor], meta_json: str) -> str:
+    """The SHA-256 of the meta and of every tensor's name, dtype, shape and bytes, in the order of the names."""
+    digest = hashlib.sha256(meta_json.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def _load_pth(path: str | os.PathLike) -> Weights | None:
@@ -119,7 +130,10 @@ def _load_safetensors(path: str | os.PathLike) -> Weights | None:
         header = file.metadata() or {}
         if header.get("format") != FORMAT:
             return None
-        return Weights({name: file.get_tensor(name) for name in file.keys()}, json.loads(header["meta"]))  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if "sha256" in header and header["sha256"] != _sha256(tensors, header["meta"]):  # files of 0.1 have none
+        raise ValueError("its checksum is wrong")
+    return Weights(tensors, json.loads(header["meta"]))
 
 
 def _is_sound(weights: Weights) -> bool:

@@ -1,7 +1,8 @@
 """Convert Caffe weights to PyTorch and back.
 
 Reads .caffemodel files of every version, torchvision's VGG-16 and, with --to-caffe, our weights and snapshots.
---inspect prints the layers of a Caffe file.
+--inspect prints the layers of a Caffe file. Caffe's files have no checksum: the sha256 of the input is printed and kept
+in the output, so that a later copy can be compared with it.
 """
 
 import argparse
@@ -31,7 +32,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "output", type=Path, nargs="?", metavar="OUTPUT", help=".pth or .safetensors; with --to-caffe .caffemodel"
     )
     way = parser.add_mutually_exclusive_group()
-    way.add_argument("--inspect", action="store_true", help="print a table of a .caffemodel or .solverstate and stop")
+    way.add_argument(
+        "--inspect",
+        action="store_true",
+        help="print the layers of a .caffemodel or .solverstate with their sums, and the sha256 of the file, and stop",
+    )
     way.add_argument(
         "--to-caffe",
         action="store_true",
@@ -56,12 +61,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     if arguments.inspect:
+        from a2s_repro.files import sha256_of
         from caffe_weights import net_table, read_caffemodel, read_solverstate, solverstate_table
 
         if arguments.input.suffix == ".solverstate":
             print(solverstate_table(read_solverstate(arguments.input)))
         else:
             print(net_table(read_caffemodel(arguments.input)))
+        print(f"sha256 {sha256_of(arguments.input)}")
         return
 
     if arguments.output is None:

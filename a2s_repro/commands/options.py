@@ -91,12 +91,16 @@ def recipe_changes(arguments: argparse.Namespace, *names: str) -> dict[str, Any]
     return {name: value for name, value in values.items() if value is not None}
 
 
-def add_recipe_option(parser: Options) -> None:
+DEFAULT_RECIPE = "voc12/attention3_esupv"
+
+
+def add_recipe_option(parser: Options, default: str = DEFAULT_RECIPE) -> None:
+    """default: words for it, where it is not DEFAULT_RECIPE alone."""
     parser.add_argument(
         "--recipe",
-        default="voc12/attention3_esupv",
+        default=DEFAULT_RECIPE if default == DEFAULT_RECIPE else None,
         metavar="NAME",
-        help="net, data and schedule (default %(default)s)",
+        help=f"net, data and schedule (default {default})",
     )
 
 

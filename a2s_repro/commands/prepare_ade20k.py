@@ -20,8 +20,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     from a2s_repro.data.ade20k import prepare_ade20k
+    from a2s_repro.runtime.folder_lock import FolderLock
 
-    prepared = prepare_ade20k(
-        arguments.ade, arguments.out, check_counts=not arguments.allow_other_counts, workers=arguments.workers
-    )
+    with FolderLock(arguments.out):
+        prepared = prepare_ade20k(
+            arguments.ade, arguments.out, check_counts=not arguments.allow_other_counts, workers=arguments.workers
+        )
     print(prepared.summary())

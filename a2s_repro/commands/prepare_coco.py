@@ -41,16 +41,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     from a2s_repro.data.coco import prepare_coco
+    from a2s_repro.runtime.folder_lock import FolderLock
 
-    prepared = prepare_coco(
-        arguments.annotations,
-        arguments.train,
-        arguments.val,
-        arguments.out,
-        full=arguments.full,
-        order=arguments.order,
-        crowd=arguments.crowd,
-        check_counts=not arguments.allow_other_counts,
-        workers=arguments.workers,
-    )
+    with FolderLock(arguments.out):
+        prepared = prepare_coco(
+            arguments.annotations,
+            arguments.train,
+            arguments.val,
+            arguments.out,
+            full=arguments.full,
+            order=arguments.order,
+            crowd=arguments.crowd,
+            check_counts=not arguments.allow_other_counts,
+            workers=arguments.workers,
+        )
     print(prepared.summary())

@@ -22,12 +22,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     from a2s_repro.data.person_part import prepare_person_part
+    from a2s_repro.runtime.folder_lock import FolderLock
 
-    prepared = prepare_person_part(
-        arguments.parts,
-        arguments.voc,
-        arguments.out,
-        check_counts=not arguments.allow_other_counts,
-        workers=arguments.workers,
-    )
+    with FolderLock(arguments.out):
+        prepared = prepare_person_part(
+            arguments.parts,
+            arguments.voc,
+            arguments.out,
+            check_counts=not arguments.allow_other_counts,
+            workers=arguments.workers,
+        )
     print(prepared.summary())

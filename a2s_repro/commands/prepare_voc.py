@@ -25,13 +25,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     from a2s_repro.data.voc import prepare_voc
+    from a2s_repro.runtime.folder_lock import FolderLock
 
-    prepared = prepare_voc(
-        arguments.voc,
-        arguments.sbd,
-        arguments.out,
-        voc_test=arguments.voc_test,
-        check_counts=not arguments.allow_other_counts,
-        workers=arguments.workers,
-    )
+    with FolderLock(arguments.out):
+        prepared = prepare_voc(
+            arguments.voc,
+            arguments.sbd,
+            arguments.out,
+            voc_test=arguments.voc_test,
+            check_counts=not arguments.allow_other_counts,
+            workers=arguments.workers,
+        )
     print(prepared.summary())

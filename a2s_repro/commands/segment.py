@@ -1,8 +1,9 @@
 """Segment images, folders, videos and cameras.
 
 Writes OUT/labels/NAME.png, class indices in VOC's palette (legend.png names the colours), and OUT/overlays/NAME.jpg or
-.mp4. Existing results are kept, so an interrupted run goes on where it was. Files that cannot be read are listed, all
-others are segmented, and the exit status is 3.
+.mp4. Photographs are turned upright by their EXIF orientation. OUT/sources.jsonl records the file, size and time of
+change that each result was made of: results of an unchanged file are kept, so an interrupted run goes on where it was,
+and all others are made again. Files that cannot be read are listed, all others are segmented, and the exit status is 3.
 """
 
 import argparse
@@ -56,12 +57,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    import hashlib
     from collections import Counter
     from dataclasses import asdict
 
     import torch
 
+    from a2s_repro.files import sha256_of
     from a2s_repro.inference.batch_job import Results, Work
     from a2s_repro.inference.crf import CRF
     from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
@@ -91,7 +92,7 @@ def main(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
     )
     settings = {
-        "model": hashlib.sha256(arguments.model.read_bytes()).hexdigest(),
+        "model": sha256_of(arguments.model),
         "crop": arguments.pad_to,
         "short_sides": arguments.short_sides,
         "factors": arguments.factors,
@@ -100,16 +101,18 @@ def main(arguments: argparse.Namespace) -> int:
         "crf": crf and asdict(crf),
     }
     work = Work(segmenter, results, crf, arguments.batch_size, arguments.workers, arguments.max_frames)
-    with distributed.failing_together():
+    with distributed.using_alone(arguments.out), distributed.failing_together():
         results.claim(settings, classes)
         outcome = work.run(sources)
 
     for problem in outcome.problems:
         print(printable(problem), file=sys.stderr)
-    counts = torch.tensor([outcome.done, outcome.skipped, len(outcome.problems)])
-    done, skipped, problems = distributed.sum_(counts).tolist()
+    counts = torch.tensor([outcome.done, outcome.skipped, len(outcome.problems), outcome.replaced])
+    done, skipped, problems, replaced = distributed.sum_(counts).tolist()
     if distributed.is_main():
         print(f"{arguments.out}: {done} segmented, {skipped} already there, {problems} with problems.")
+        if replaced:
+            print(f"{replaced} had results of another file, or of another number of frames, which were made again.")
         if left_out:
             kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(left_out.items()))
             print(f"left out, no images or videos by their suffix: {kinds}.")

@@ -1,14 +1,17 @@
 """Train a net by a recipe.
 
-The data set is PASCAL VOC 2012 or another in its layout; `a2s recipes` lists the recipes. Ctrl-C and SIGTERM finish the
-update and write a snapshot; --resume auto goes on from it.
+The data set is PASCAL VOC 2012 or another in its layout; `a2s recipes` lists the recipes. An own list (--train-list)
+needs its classes, and without --recipe it gets a schedule of its length. All files of the list are checked before the
+training, and its net, classes and schedule are printed. Ctrl-C and SIGTERM finish the update and write a snapshot;
+--resume auto goes on from it. Only one run at a time can write to a folder.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from a2s_repro.commands.options import (
+    DEFAULT_RECIPE,
     add_classes_option,
     add_data_root_option,
     add_device_option,
@@ -24,6 +27,10 @@ from a2s_repro.commands.options import (
     add_train_list_option,
     add_workers_option,
 )
+from a2s_repro.errors import InputError
+
+if TYPE_CHECKING:
+    from a2s_repro.recipes import Recipe
 
 EXAMPLES = """\
   a2s train --data-root data/voc12 --init init.pth --out runs/attention3_esupv
@@ -32,6 +39,8 @@ EXAMPLES = """\
       --scales 1 0.5 --width 0.125 --crop 129 --max-iter 300 --init thin.pth --out runs/demo
   torchrun --nproc-per-node 2 -m a2s_repro train ...      the passes of an update shared by two GPUs or processes"""
 
+CLASSES_FILE = "classes.txt"
+"""The class names in a data root, as the commands `a2s prepare-...` write them."""
 DECODERS = ("c1", "psp")
 BACKBONES = ("vgg16", "resnet34")
 NORMS = ("batch", "sync")
@@ -48,7 +57,7 @@ GAUSSIANS = ("ziggurat", "box-muller")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     either = argparse.BooleanOptionalAction
-    add_recipe_option(parser)
+    add_recipe_option(parser, default=f"{DEFAULT_RECIPE}; with --train-list own, whose schedule fits the list")
 
     files = parser.add_argument_group("files")
     add_data_root_option(files)
@@ -62,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_train_list_option(files)
     files.add_argument("--val-list", type=Path, metavar="FILE", help="list file of images to evaluate on at the end")
-    add_classes_option(files, default="VOC's for 21 classes, else numbers")
+    add_classes_option(files, default="classes.txt in the data root; required for an own list without it")
 
     machine = parser.add_argument_group("machine")
     add_device_option(machine)
@@ -156,11 +165,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_size_options(training, default=None)
 
 
+def _recipe(arguments: argparse.Namespace, name: str) -> "Recipe":
+    from a2s_repro.data.lists import read_list
+    from a2s_repro.recipes import find_recipe
+    from a2s_repro.recipes.own import own_recipe
+
+    if name != "own":
+        return find_recipe(name)
+    if not arguments.train_list:
+        raise InputError("the recipe own fits its schedule to a list of your own: give --train-list.")
+    recipe = own_recipe(len(read_list(arguments.train_list, arguments.data_root)))
+    if arguments.max_iter:
+        recipe = recipe.changed(stepsize=-(-arguments.max_iter // 3))
+    return recipe
+
+
 def main(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from a2s_repro.data.lists import read_classes
-    from a2s_repro.recipes import Recipe, find_recipe
+    from a2s_repro.recipes import Recipe
     from a2s_repro.runtime.distributed import is_main
     from a2s_repro.training import Run, train
 
@@ -168,11 +192,20 @@ def main(arguments: argparse.Namespace) -> int:
         return {field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given}
 
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    if arguments.classes and arguments.num_classes is None:
-        given["num_classes"] = len(read_classes(arguments.classes))
+    given.setdefault("recipe", "own" if arguments.train_list else DEFAULT_RECIPE)
+    if not arguments.classes and (arguments.data_root / CLASSES_FILE).is_file():
+        given["classes"] = arguments.data_root / CLASSES_FILE
+    if arguments.num_classes is None:
+        if "classes" in given:
+            given["num_classes"] = len(read_classes(given["classes"]))
+        elif arguments.train_list:
+            raise InputError(
+                f"the classes of {arguments.train_list} are not known: give --classes, a file of names in the order "
+                "of the labels, one a line (or --num-classes, for classes without names)."
+            )
     head = {name.removeprefix("head_"): value for name, value in given.items() if name.startswith("head_")}
     head = {name: None if value == "none" else value for name, value in head.items()}
-    settings, recipe = fields(Run), find_recipe(arguments.recipe)
+    settings, recipe = fields(Run), _recipe(arguments, given["recipe"])
     changes = {name: value for name, value in fields(Recipe).items() if name not in settings}  # both have `init`
     recipe = recipe.changed(**changes | {"head": recipe.changed_head(arguments.head, **head)})
     outcome = train(recipe, Run(**settings))

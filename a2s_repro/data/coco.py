@@ -160,6 +160,7 @@ def paint(image: dict[str, Any], annotations: list[dict[str, Any]], crowd: str =
                 annotation = annotation | {"segmentation": _areas(annotation["segmentation"], height, width)}
                 if not annotation["segmentation"]:
                     continue
+            _check_runs(annotation["segmentation"])
             mask = coco.annToMask(annotation).astype(bool)
         except Exception as error:  # pycocotools raises many types for a damaged annotation
             number = annotation.get("id") if isinstance(annotation, dict) else annotation
@@ -214,6 +215,41 @@ def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         raise ValueError(f"{value!r} is no integer")
     return int(value)
+
+
+def _check_runs(segmentation: Any) -> None:
+    """Raises ValueError if run lengths do not fill their map: the rest of pycocotools' mask is uninitialised memory."""
+    if not isinstance(segmentation, dict):
+        return
+    counts = segmentation["counts"]
+    height, width = segmentation["size"]
+    runs = counts if isinstance(counts, list) else _decompressed(counts)
+    fills = all(type(run) is int and run >= 0 for run in runs) and sum(runs) == height * width <= MAX_PIXELS
+    if not fills:
+        raise ValueError(f"its run lengths do not add up to {width}x{height} pixels")
+
+
+def _decompressed(counts: str | bytes) -> list[int]:
+    """The run lengths of COCO's compressed form.
+
+    A number is written in groups of 5 bits, lowest first, as characters from 48 on; bit 5 says that another group
+    follows, and bit 4 of the last is the sign. From the third on, numbers are differences from the last but one.
+    """
+    codes = [code - 48 for code in (counts.encode("ascii") if isinstance(counts, str) else counts)]
+    runs: list[int] = []
+    value = shift = 0
+    for code in codes:
+        if not 0 <= code < 64:
+            raise ValueError(f"its compressed run lengths hold the character {chr(code + 48)!r}")
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code & 16) and 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its compressed run lengths are cut short")
+    return runs
 
 
 def _import_coco() -> type:

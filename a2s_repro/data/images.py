@@ -1,9 +1,14 @@
-"""Reads and writes images and label maps; a bad file raises InputError."""
+"""Reads and writes images and label maps; a bad file raises InputError.
+
+Cameras store the rows of their sensor and an orientation tag (EXIF), by which a viewer turns the picture. A data set is
+read as stored, because its labels lie on the stored pixels, and so did Caffe. A user's photograph is read upright.
+"""
 
 import io
 import os
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,20 +25,73 @@ MAX_PIXELS_PER_BYTE = {"JPEG": 8 * 64, "PNG": 8 * 1032}
 expands a byte to at most 1032, each of at most 8 pixels."""
 
 
+ORIENTATION_TAG = 0x0112
+TURNS = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+}
+"""EXIF orientation -> function that turns stored pixels (H, W, ...) upright."""
+
+
+class Photograph(NamedTuple):
+    """An upright picture, (H, W, 3) uint8 BGR, and the EXIF orientation of its file: 1 if nothing was turned."""
+
+    pixels: np.ndarray
+    orientation: int = 1
+
+
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Decodes an image as Caffe does (OpenCV, IMREAD_COLOR): (H, W, 3) uint8 in B, G, R order.
+    """Decodes an image as Caffe does (OpenCV, IMREAD_COLOR): (H, W, 3) uint8 in B, G, R order, as stored in the file.
 
     Raises InputError if the file is unreadable, truncated or larger than MAX_PIXELS.
     """
     encoded = _read_bytes(path)
-    header = _open_header(encoded, path)
+    return _decode(encoded, _open_header(encoded, path), path)
+
+
+def read_photograph(path: str | os.PathLike) -> Photograph:
+    """As `read_image`, but turned upright by the file's EXIF orientation."""
+    return decode_photograph(_read_bytes(path), path)
+
+
+def decode_photograph(encoded: bytes, name: str | os.PathLike = "the encoded image") -> Photograph:
+    """As `read_photograph`, but from a file's bytes; `name` stands for the file in error messages."""
+    header = _open_header(encoded, name)
+    pixels, orientation = _decode(encoded, header, name), _orientation(header)
+    return Photograph(np.ascontiguousarray(TURNS[orientation](pixels)), orientation)
+
+
+def _decode(encoded: bytes, header: Image.Image, path: str | os.PathLike) -> np.ndarray:
     # OpenCV fills the missing part of a truncated file with grey without an error; Pillow raises.
     if _looks_truncated(encoded, header.format):
         _load(header, path)
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     if image is None:
         raise InputError(f"{path} cannot be decoded as an image: replace the file.")
     return image
+
+
+def _orientation(header: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, as stored, where the tag is missing or damaged.
+
+    1 for TIFF, too: its tag says how the rows are stored, and every decoder puts them right.
+    """
+    if header.format == "TIFF":
+        return 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Pillow's, about damaged EXIF
+            tag = header.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # Pillow's reader of damaged EXIF raises many types
+        return 1
+    return tag if tag in TURNS else 1
 
 
 def read_label(path: str | os.PathLike, num_classes: int, ignore_label: int = IGNORE_LABEL) -> np.ndarray:
@@ -78,10 +136,21 @@ def read_pair(item: Item, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     if item.label is None:
         return image, np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
     labels = read_label(item.label, num_classes)
-    if labels.shape != image.shape[:2]:
-        sizes = [f"{width}x{height}" for height, width in (image.shape[:2], labels.shape)]
-        raise InputError(f"{item.image} is {sizes[0]} pixels, its label {item.label} {sizes[1]}: they must agree.")
+    check_same_size(item, image.shape[:2], labels.shape)
     return image, labels
+
+
+def check_same_size(item: Item, of_image: tuple[int, int], of_label: tuple[int, int]) -> None:
+    """Raises InputError if the (rows, columns) of an item's image and label map differ."""
+    if of_image == of_label:
+        return
+    sizes = [f"{columns}x{rows}" for rows, columns in (of_image, of_label)]
+    if of_image == of_label[::-1] and image_size(item.image)[1] > 4:
+        raise InputError(
+            f"{item.image} is {sizes[0]} pixels as stored, and its EXIF tag turns it to the {sizes[1]} of its label "
+            f"{item.label}: data sets are read as stored; turn the pixels and remove the tag (`mogrify -auto-orient`)."
+        )
+    raise InputError(f"{item.image} is {sizes[0]} pixels, its label {item.label} {sizes[1]}: they must agree.")
 
 
 def write_label(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray | None = None) -> None:
@@ -96,21 +165,36 @@ def write_label(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray
         image.save(temporary)
 
 
-def jpeg_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(rows, columns) of a JPEG photograph, from its header.
+def image_size(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
+    """((rows, columns) as stored, EXIF orientation) of an image, from its header.
 
-    Raises InputError if the file is unreadable, truncated, larger than MAX_PIXELS or of another format.
+    Raises InputError if the file is unreadable, truncated or larger than MAX_PIXELS.
     """
-    encoded = _read_bytes(path)
-    header = _open_header(encoded, path)
+    header = _whole_header(path)
+    return (header.height, header.width), _orientation(header)
+
+
+def jpeg_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(rows, columns) of a JPEG photograph as stored, from its header.
+
+    Raises InputError as `image_size` does, and if the file is of another format.
+    """
+    header = _whole_header(path)
     if header.format != "JPEG":
         raise InputError(
             f"{path} is a {header.format} file, not the JPEG photograph of that name: check that images and labels are "
             "not swapped."
         )
+    return header.height, header.width
+
+
+def _whole_header(path: str | os.PathLike) -> Image.Image:
+    """The header of an image that is not truncated."""
+    encoded = _read_bytes(path)
+    header = _open_header(encoded, path)
     if _looks_truncated(encoded, header.format):
         _load(header, path)
-    return header.height, header.width
+    return header
 
 
 def _read_bytes(path: str | os.PathLike) -> bytes:

@@ -12,13 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from a2s_repro.data.images import read_image
+from a2s_repro.data.images import read_photograph
 from a2s_repro.data.voc import write_label_png
 from a2s_repro.errors import InputError, first_line, not_written
 from a2s_repro.files import replacing
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.overlays import attention_panel, legend, overlay
 from a2s_repro.inference.segmenter import Segmentation, Segmenter, in_batches
+from a2s_repro.inference.source_record import Entry, SourceRecord, Stamp
 from a2s_repro.inference.sources import Source
 from a2s_repro.inference.video import FrameReader, video_file
 from a2s_repro.runtime import distributed
@@ -65,13 +66,32 @@ class Results:
         kinds = {"overlays": self.overlays or not self.attention, "attention": self.attention}
         return {kind: self.folder / kind / f"{name}.mp4" for kind, wanted in kinds.items() if wanted}
 
+    def kinds(self, source: Source) -> tuple[str, ...]:
+        """The kinds of the source's files; "video/overlays" is a film, "labels" are files of its frames."""
+        if source.is_image:
+            return tuple(self.paths(source.name))
+        films = (f"video/{kind}" for kind in self.videos(source.name))
+        return *films, *(self.paths(source.name) if self.frames else ())
+
     def has(self, source: Source) -> bool:
-        """Whether all results of the source exist; always False for a camera."""
+        """Whether all files of the source exist; always False for a camera."""
         if source.is_image:
             return all(path.is_file() for path in self.paths(source.name).values())
         first = self.paths(f"{source.name}/{0:06}") if self.frames else {}
         files = (*self.videos(source.name).values(), *first.values())
         return not source.is_camera and all(path.is_file() for path in files)
+
+    def remove(self, entry: Entry) -> None:
+        """Removes the files of an earlier source's result."""
+        for kind in entry.kinds:
+            folder = self.folder / kind.removeprefix("video/")
+            if kind.startswith("video/"):
+                (folder / f"{entry.name}.mp4").unlink(missing_ok=True)
+                continue
+            suffix = dataclasses.replace(self, overlays=True, attention=True, scores=True).paths("x")[kind].suffix
+            (folder / f"{entry.name}{suffix}").unlink(missing_ok=True)
+            for frame in (folder / entry.name).glob(f"{'[0-9]' * 6}{suffix}"):
+                frame.unlink()
 
     def write(self, name: str, image: np.ndarray, segmentation: Segmentation, scales: Sequence[float]) -> None:
         """Writes the files of a picture, each atomically."""
@@ -107,7 +127,9 @@ class Summary:
     done: int = 0
     """Number of pictures and videos segmented."""
     skipped: int = 0
-    """Number of sources whose results already existed."""
+    """Number of sources whose results already existed, made of the same file."""
+    replaced: int = 0
+    """Number of sources that were segmented again, because their results were of another file or of unknown origin."""
     problems: list[str] = dataclasses.field(default_factory=list)
     """One sentence for each source that could not be segmented."""
 
@@ -129,29 +151,84 @@ class Work:
     def run(self, sources: Sequence[Source]) -> Summary:
         """Segments the sources without results, pictures first; shows a progress bar.
 
-        A source that cannot be read is recorded as a problem, and the job continues. Several processes share the
-        sources. Raises InputError if results cannot be written, or if attention panels are requested from a net without
-        attention.
+        A result counts if `source_record.RECORD` names the same file, with the same size, time of change and limit of
+        frames; others are made again. A source that cannot be read is recorded as a problem, and the job continues.
+        Several processes share the sources. Raises InputError if results cannot be written, if a result of that name
+        was made of another existing file, or if attention panels are requested from a net without attention.
         """
         if self.results.attention and self.segmenter.model.merge != "attention":
             raise InputError("the net has no attention weights to draw: leave out the attention panels.")
+        record = SourceRecord(self.results.folder)
+        for source in sources:
+            self._check_name(source, record)
         share = sources[distributed.rank() :: distributed.world_size()]
-        todo = [source for source in share if not self.results.has(source)]
+        todo = [source for source in share if not self._is_done(source, record)]
         outcome = Summary(skipped=len(share) - len(todo))
         try:
-            self._pictures([source for source in todo if source.is_image], outcome)
+            for source in todo:
+                outcome.replaced += self._clear(source, record)
+            self._pictures([source for source in todo if source.is_image], record, outcome)
             for source in todo:
                 if not source.is_image:
-                    self._video(source, outcome)
+                    self._video(source, record, outcome)
         except OSError as error:
             raise not_written(self.results.folder, error) from error
         return outcome
 
-    def _pictures(self, sources: Sequence[Source], outcome: Summary) -> None:
+    def _check_name(self, source: Source, record: SourceRecord) -> None:
+        entry = record.get(source.name)
+        if entry is None or source.is_camera:
+            return
+        other = Path(entry.stamp.source)
+        if other.exists() and not (source.path.exists() and other.samefile(source.path)):
+            raise InputError(
+                f"{self.results.folder} holds the result of {other} under the name {source.name}, which {source.path} "
+                "would overwrite: give another folder."
+            )
+
+    def _is_done(self, source: Source, record: SourceRecord) -> bool:
+        entry = record.get(source.name)
+        if source.is_camera or entry is None or not self.results.has(source):
+            return False
+        if not self._is_of(source, entry):
+            return False
+        return set(self.results.kinds(source)) <= set(entry.kinds)
+
+    def _is_of(self, source: Source, entry: Entry) -> bool:
+        """Whether an entry is of the source as it is now, cut at the same frame."""
+        try:
+            stamp = Stamp.of(source.path)
+        except OSError:  # its reader names it
+            return False
+        return stamp.is_of(entry.stamp) and (source.is_image or entry.limit == self.max_frames)
+
+    def _clear(self, source: Source, record: SourceRecord) -> bool:
+        """Removes results that are not of the source, so that none of them stay beside the new ones."""
+        entry = record.get(source.name)
+        if entry is None or source.is_camera:
+            return entry is None and self.results.has(source)
+        if self._is_of(source, entry):
+            return False
+        self.results.remove(entry)
+        return True
+
+    def _entry(self, source: Source, stamp: Stamp, orientation: int = 1) -> Entry:
+        limit = None if source.is_image else self.max_frames
+        return Entry(source.name, stamp, self.results.kinds(source), limit, orientation)
+
+    def _pictures(self, sources: Sequence[Source], record: SourceRecord, outcome: Summary) -> None:
+        entries: dict[str, Entry] = {}
+
+        def read(source: Source) -> tuple[np.ndarray, Entry]:
+            stamp = _stamp(source)
+            pixels, orientation = read_photograph(source.path)
+            return pixels, self._entry(source, stamp, orientation)
+
         def readable() -> Iterator[Read]:
-            for source, reading in ahead(lambda source: read_image(source.path), sources, readers, 2 * self.workers):
+            for source, reading in ahead(read, sources, readers, 2 * self.workers):
                 try:
-                    yield source.name, reading.result()
+                    pixels, entries[source.name] = reading.result()
+                    yield source.name, pixels
                 except Exception as error:  # of any kind, one file's error is no reason to leave out the others
                     outcome.problems.append(_problem(source, error))
                     bar.update()
@@ -164,6 +241,7 @@ class Work:
             for (name, *_), writing in ahead(self._write, self._segmented(readable()), finishers, self.workers):
                 try:
                     writing.result()
+                    record.add(entries.pop(name))
                     outcome.done += 1
                 except (InputError, OSError, cv2.error) as error:
                     if _is_of_folder(error):
@@ -171,8 +249,9 @@ class Work:
                     outcome.problems.append(f"{name}: {error}")
                 bar.update()
 
-    def _video(self, source: Source, outcome: Summary) -> None:
+    def _video(self, source: Source, record: SourceRecord, outcome: Summary) -> None:
         try:
+            stamp = None if source.is_camera else _stamp(source)
             with contextlib.closing(FrameReader(source.path)) as reader:
                 expected = min(filter(None, (reader.frames, self.max_frames)), default=None)
                 with _bar(source.name, "frame", expected) as bar:
@@ -186,8 +265,12 @@ class Work:
                 raise
             outcome.problems.append(_problem(source, error))
             return
+        complete = not expected or written >= expected
+        if stamp is not None:
+            entry = self._entry(source, stamp)
+            record.add(entry if complete else dataclasses.replace(entry, kinds=()))  # made and reported again
         outcome.done += 1
-        if expected and written < expected:
+        if not complete:
             outcome.problems.append(f"{source.path}: only {written} of its {expected} frames could be decoded.")
 
     def _copy_video(self, source: Source, reader: FrameReader, bar: Progress) -> tuple[int, float]:
@@ -253,6 +336,13 @@ class Work:
 
     def _refined(self, image: np.ndarray, segmentation: Segmentation) -> Segmentation:
         return segmentation if self.crf is None else segmentation.refined(image, self.crf, threads=1)
+
+
+def _stamp(source: Source) -> Stamp:
+    try:
+        return Stamp.of(source.path)
+    except OSError as error:
+        raise InputError(f"{source.path} cannot be read: {error.strerror}.") from None
 
 
 def _of_today(settings: str) -> str:

@@ -22,6 +22,7 @@ from a2s_repro.runtime.progress import Progress
 
 READERS = 4
 """Number of threads that read images and labels."""
+NO_PIXEL = f"there is no pixel to score: every label is {IGNORE_LABEL}, which is ignored"
 
 
 class ConfusionMatrix:
@@ -53,6 +54,21 @@ class ConfusionMatrix:
     def merge(self) -> None:
         """Adds the counts of all other processes."""
         distributed.sum_(torch.from_numpy(self.counts))
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels scored."""
+        return int(self.counts.sum())
+
+    @property
+    def absent(self) -> np.ndarray:
+        """Labels of the means without a true pixel."""
+        return self.classes[self.counts.sum(1)[self.classes] == 0]
+
+    @property
+    def unpredicted(self) -> np.ndarray:
+        """Labels of the means that were predicted for no pixel."""
+        return self.classes[self.counts.sum(0)[self.classes] == 0]
 
     @property
     def iou(self) -> np.ndarray:
@@ -120,16 +136,28 @@ class Result:
     def table(self, classes: Sequence[str]) -> str:
         """One line per class with IoU and accuracy in per cent, without void classes, and the means.
 
-        `classes` holds the names of all C classes.
+        Classes without a true pixel, which count 0 in the mean as in VOC's protocol, and classes that were never
+        predicted are marked. `classes` holds the names of all C classes.
         """
         scores = self.confusion
+        if not scores.pixels:
+            return NO_PIXEL
         rows = [(classes[label], scores.iou[label], scores.class_accuracy[label]) for label in scores.classes]
         rows.append(("mean", scores.mean_iou, scores.mean_class_accuracy))
         width = max(len(name) for name, *_ in rows)
         lines = [f"{'class':<{width}}    IoU %   acc %"]
-        lines += [f"{name:<{width}}  {100 * iou:7.2f} {100 * accuracy:7.2f}" for name, iou, accuracy in rows]
+        marks = [*map(self.mark, scores.classes), ""]
+        for (name, iou, accuracy), mark in zip(rows, marks, strict=True):
+            lines.append(f"{name:<{width}}  {100 * iou:7.2f} {100 * accuracy:7.2f}  {mark}".rstrip())
         lines.append(f"mIoU {100 * scores.mean_iou:.2f} %, pixel accuracy {100 * scores.pixel_accuracy:.2f} %")
+        if count := len(scores.absent):
+            lines.append(f"The mean counts {count} of {len(scores.classes)} classes as 0 that have no true pixel.")
         return "\n".join(lines)
+
+    def mark(self, label: int) -> str:
+        """A remark on a class that has no true pixel, or that was never predicted; empty for others."""
+        remarks = {"no true pixel": self.confusion.absent, "never predicted": self.confusion.unpredicted}
+        return ", ".join(remark for remark, labels in remarks.items() if label in labels)
 
     def attention_table(self) -> str:
         """One line per scale with mean and standard deviation of its weights over the pixels; empty without attention.
@@ -145,8 +173,10 @@ class Result:
     def score(self, metric: str, classes: Sequence[str]) -> float:
         """A score in per cent by its published name: "mIoU", "pixel accuracy", or "IoU" and a class name.
 
-        Raises InputError for an unknown class.
+        Raises InputError for an unknown class, and if no pixel was scored.
         """
+        if not self.confusion.pixels:
+            raise InputError(f"{NO_PIXEL}: correct the list or the labels.")
         if metric == "mIoU":
             return 100 * self.confusion.mean_iou
         if metric == "pixel accuracy":
@@ -157,9 +187,18 @@ class Result:
         return 100 * float(self.confusion.iou[list(classes).index(name)])
 
     def summary(self, classes: Sequence[str]) -> dict:
-        """The result as plain values for a JSON file; scores are fractions, without void classes."""
+        """The result as plain values for a JSON file; scores are fractions, without void classes.
+
+        Scores are None if no pixel was scored.
+        """
         scores = self.confusion
         counting = [classes[label] for label in scores.classes]
+        of_classes = [scores.iou, scores.class_accuracy]
+        iou, accuracy = (
+            [values[label] if scores.pixels else None for label in scores.classes] for values in of_classes
+        )
+        means = scores.mean_iou, scores.pixel_accuracy, scores.mean_class_accuracy
+        mean_iou, pixel_accuracy, mean_class_accuracy = means if scores.pixels else (None, None, None)
         attention = self.attention and {
             "scales": list(self.attention.scales),
             "mean": self.attention.mean.tolist(),
@@ -168,11 +207,14 @@ class Result:
         }
         return {
             "images": self.images,
-            "mean_iou": scores.mean_iou,
-            "pixel_accuracy": scores.pixel_accuracy,
-            "mean_class_accuracy": scores.mean_class_accuracy,
-            "iou": dict(zip(counting, scores.iou[scores.classes].tolist(), strict=True)),
-            "class_accuracy": dict(zip(counting, scores.class_accuracy[scores.classes].tolist(), strict=True)),
+            "pixels": scores.pixels,
+            "mean_iou": mean_iou,
+            "pixel_accuracy": pixel_accuracy,
+            "mean_class_accuracy": mean_class_accuracy,
+            "iou": dict(zip(counting, iou, strict=True)),
+            "class_accuracy": dict(zip(counting, accuracy, strict=True)),
+            "no_true_pixel": [classes[label] for label in scores.absent],
+            "never_predicted": [classes[label] for label in scores.unpredicted],
             "confusion": scores.counts.tolist(),
             "attention": attention,
         }

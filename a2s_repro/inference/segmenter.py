@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, overload
@@ -12,12 +13,13 @@ from typing import Any, NamedTuple, TypeVar, overload
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.checkpoint.weights import load_weights
 from a2s_repro.data import voc
-from a2s_repro.data.images import read_image
+from a2s_repro.data.images import Photograph, decode_photograph, read_photograph
 from a2s_repro.data.lists import read_classes
 from a2s_repro.data.normalization import NORMALIZATIONS, net_input
 from a2s_repro.errors import InputError
@@ -27,8 +29,8 @@ from a2s_repro.models import Net, restored_model
 from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.precision import autocast_of, check_precision, precision_on, products_of
 
-Picture = str | os.PathLike | np.ndarray | Tensor
-"""A file, or pixels in a form accepted by `as_bgr`."""
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
+"""A file, its bytes, a Pillow image, or pixels in a form accepted by `as_bgr`."""
 
 P = TypeVar("P", bound=tuple[Any, ...])
 
@@ -51,6 +53,8 @@ class Segmentation:
     """(C, H, W) float32 class scores before any softmax; None unless requested."""
     recalibration: np.ndarray | None = None
     """(C, H, W) float32 recalibration of the scores; None without scores or where the net has none."""
+    orientation: int = 1
+    """EXIF orientation by which a file's picture was turned upright before it was segmented; 1 if it was not turned."""
 
     def refined(self, image: np.ndarray, crf: CRF, threads: int | None = None) -> "Segmentation":
         """The same result with labels refined by a dense CRF from the scores and `image`, (H, W, 3) uint8 BGR."""
@@ -117,7 +121,7 @@ class Segmenter:
         *,
         scores: bool = False,
         weights: bool = True,
-        order: str = "bgr",
+        order: str | None = None,
         crf: CRF | None = None,
     ) -> Segmentation: ...
 
@@ -128,7 +132,7 @@ class Segmenter:
         *,
         scores: bool = False,
         weights: bool = True,
-        order: str = "bgr",
+        order: str | None = None,
         crf: CRF | None = None,
     ) -> list[Segmentation]: ...
 
@@ -138,27 +142,33 @@ class Segmenter:
         *,
         scores: bool = False,
         weights: bool = True,
-        order: str = "bgr",
+        order: str | None = None,
         crf: CRF | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Segments an image, or a list of images; images of the same padded size run in one batch.
 
         Args:
-            image: a file, or pixels in a form accepted by `as_bgr`.
+            image: a file, its bytes, a Pillow image, or pixels in a form accepted by `as_bgr`. A file is turned upright
+                by its EXIF orientation, and so are the results.
             scores: whether to return the class scores and their recalibration. Without `scores` and `crf` no score map
                 of the image's size is allocated.
             weights: whether to return the attention weights, if the merge has any.
-            order: "bgr" or "rgb", the order of the channels of pixels.
+            order: "bgr" or "rgb", the order of the channels of an array or a tensor; see `as_bgr`.
             crf: refines the labels; the returned scores are those before the CRF.
 
         Leaves the model in evaluation mode. Raises InputError for an invalid image, naming the file.
         """
         if not isinstance(image, list | tuple):
             return self([image], scores=scores, weights=weights, order=order, crf=crf)[0]
-        images = [as_bgr(picture, order) for picture in image]
+        photographs = [_photograph(picture, order) for picture in image]
+        images = [photograph.pixels for photograph in photographs]
         results = self.start(images, scores=scores or crf is not None, weights=weights)()
         if crf is not None:
             results = [result.refined(pixels, crf) for pixels, result in zip(images, results, strict=True)]
+        results = [
+            dataclasses.replace(result, orientation=photograph.orientation)
+            for photograph, result in zip(photographs, results, strict=True)
+        ]
         return results if scores else [result.without_scores() for result in results]
 
     def start(
@@ -316,6 +326,7 @@ def _fetching(
     full = [None if values is None else ops.interp(values, size) for values in returned]
     results = ops.segment(maps.scores, size), *full
     copies = [None if values is None else values.to("cpu", non_blocking=True) for values in results]
+    finite = maps.scores.isfinite().all().to("cpu", non_blocking=True)
     copied = torch.cuda.Event() if maps.scores.is_cuda else None
     if copied is not None:
         copied.record()
@@ -323,6 +334,8 @@ def _fetching(
     def fetch() -> list[Segmentation]:
         if copied is not None:
             copied.synchronize()
+        if not finite:
+            raise InputError("the net's scores are not finite: its training diverged, or its weights are damaged.")
         arrays = [None if values is None else values.numpy() for values in copies]
         return [
             Segmentation(*(None if values is None else _corner(values[index], image.shape) for values in arrays))
@@ -356,21 +369,48 @@ def in_batches(
         yield from zip(earlier, fetch(), strict=True)
 
 
-def as_bgr(image: Picture, order: str = "bgr") -> np.ndarray:
+def as_bgr(image: Picture, order: str | None = None) -> np.ndarray:
     """A picture as (H, W, 3) uint8 BGR.
 
     Args:
-        image: a file, decoded by OpenCV; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (H, W),
-            (1, H, W), (3, H, W) or (4, H, W). Pixels are uint8, or uint16, of which the upper 8 bits are used, as in
-            OpenCV. One channel is grey; a fourth channel, alpha, is dropped.
-        order: "bgr" or "rgb", the order of the channels of pixels; ignored for files.
+        image: a file or its bytes, decoded by OpenCV and turned upright by its EXIF orientation; a Pillow image, as it
+            is; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (H, W), (1, H, W), (3, H, W) or
+            (4, H, W). Pixels are uint8, or uint16, of which the upper 8 bits are used, as in OpenCV. One channel is
+            grey; a fourth channel, alpha, is dropped.
+        order: "bgr" or "rgb", the order of the channels of an array or a tensor. Without it they are taken as BGR,
+            OpenCV's order, with a warning.
 
     Raises InputError naming a file that cannot be read, and for pixels of another shape or dtype.
     """
-    if order not in ("bgr", "rgb"):
+    return _photograph(image, order).pixels
+
+
+def _photograph(image: Picture, order: str | None) -> Photograph:
+    if order not in (None, "bgr", "rgb"):
         raise InputError(f"order is '{order}'; it is 'bgr' or 'rgb'.")
     if isinstance(image, str | os.PathLike):
-        return read_image(image)
+        return read_photograph(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_photograph(bytes(image))
+    if isinstance(image, Image.Image):
+        return Photograph(_pixels(*_of_pillow(image)))
+    return Photograph(_pixels(image, order))
+
+
+def _of_pillow(image: Image.Image) -> tuple[np.ndarray, str]:
+    """The pixels of a Pillow image and their order: grey of 8 or 16 bits as it is, everything else as RGB."""
+    if image.mode in ("I", "F"):
+        raise InputError(f"a Pillow image of mode {image.mode} has no range of grey levels: convert it to L or RGB.")
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16), "rgb"
+    return np.asarray(image if image.mode == "L" else image.convert("RGB")), "rgb"
+
+
+def _pixels(image: np.ndarray | Tensor, order: str | None) -> np.ndarray:
+    if not isinstance(image, np.ndarray | Tensor):
+        raise InputError(
+            f"an image is given as {type(image).__name__}: give a file, its bytes, a Pillow image, pixels or a tensor."
+        )
     given = f"{tuple(image.shape)} {str(image.dtype).removeprefix('torch.')}"
     if isinstance(image, Tensor):
         image = image.detach().movedim(0, -1) if image.dim() == 3 else image.detach()
@@ -383,8 +423,15 @@ def as_bgr(image: Picture, order: str = "bgr") -> np.ndarray:
         raise InputError(
             f"an image is given as {given}; give uint8 or uint16 pixels, an array (H, W, 3) or a tensor (3, H, W)."
         )
-    image = np.repeat(image, 3, 2) if image.shape[2] == 1 else image[:, :, :3]
-    return np.ascontiguousarray(image if order == "bgr" else image[:, :, ::-1])
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, 2)
+    if order is None:
+        warnings.warn(
+            'pixels are taken as B, G, R, the order of OpenCV: give order="bgr", or order="rgb" for those of Pillow, '
+            "torchvision and others.",
+            stacklevel=4,
+        )
+    return np.ascontiguousarray(image[:, :, 2::-1] if order == "rgb" else image[:, :, :3])
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segmenter:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from a2s_repro.errors import InputError, check_known, first_line
-from a2s_repro.files import refuse_foreign
+from a2s_repro.files import check_published, refuse_foreign
 from a2s_repro.models.attention import ON_LAYER4, AttentionHead
 from a2s_repro.models.base import ParameterRule, Prediction, Stream, Widths, relu
 from a2s_repro.models.layers import Conv2d
@@ -262,6 +262,7 @@ def _read_state(path: str | os.PathLike) -> dict[str, Tensor]:
         if Path(path).suffix == ".safetensors":
             state = load_file(path)
         else:
+            check_published(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpicklers raise nearly anything on a damaged file
         raise InputError(

@@ -6,9 +6,11 @@ function.
 
 import functools
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,28 @@ import torch
 from torch import Tensor
 
 from a2s_repro.ops import _memory
+from a2s_repro.ops._transforms import Calls, Rule, no_double_backward
 
 LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"
 NAMESPACES = {"native": "a2s"}
 """torch namespace of each backend but `reference`."""
 MAX_SCALES = 4
 
-_backend = "native"
+
+class _Traced(threading.local):
+    """The backend of a thread as torch.compile sees it: its guards know no context variables."""
+
+    def __init__(self) -> None:
+        self.backend = "native"
+
+
+_backend: ContextVar[str] = ContextVar("a2s_repro.ops backend", default="native")
+_traced = _Traced()
 _devices: frozenset[str] = frozenset()
 problems: dict[str, str] = {}
 _registrations: list[Callable[[str], None]] = []
+_rules: dict[str, dict[str, Rule]] = {}
+"""Namespace -> operator -> rule."""
 
 
 def _load(name: str) -> bool:
@@ -63,36 +77,48 @@ def loaded_devices() -> frozenset[str]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Selects the form of the operators within the block.
+    """Selects the form of the operators within the block, for this thread (or asyncio task) alone.
 
     `native` is the default, `reference` is pure torch (for ONNX export, debugging and comparison). Raises ValueError
     for another name.
     """
     if name not in ("reference", *NAMESPACES):
         raise ValueError(f"use_backend: unknown backend {name!r}; known are {', '.join(['reference', *NAMESPACES])}.")
-    global _backend
-    before, _backend = _backend, name
+    token, before = _backend.set(name), _traced.backend
+    _traced.backend = name
     try:
         yield
     finally:
-        _backend = before
+        _backend.reset(token)
+        _traced.backend = before
+
+
+def backend() -> str:
+    """The backend in force for this thread or asyncio task."""
+    return _traced.backend if torch.compiler.is_compiling() else _backend.get()
+
+
+def is_reference() -> bool:
+    """Whether `use_backend("reference")` is in force."""
+    return backend() == "reference"
 
 
 def namespace_for(tensor: Tensor, scales: int = 1) -> str | None:
-    """The torch namespace of the operators for `tensor` and a merge of `scales` maps; None selects the reference."""
-    if _backend == "reference" or tensor.device.type not in _devices or scales > MAX_SCALES:
+    """The torch.ops namespace for `tensor` and a merge of `scales` maps; None selects the reference."""
+    name = backend()
+    if name == "reference" or tensor.device.type not in _devices or scales > MAX_SCALES:
         return None
-    if _backend == "native" and tensor.device.type == "cpu" and tensor.dtype == torch.float16:
+    if name == "native" and tensor.device.type == "cpu" and tensor.dtype == torch.float16:
         return None  # no CPU net uses float16, and every dtype of the CPU loops takes a third of a minute to compile
-    return NAMESPACES[_backend]
+    return NAMESPACES[name]
 
 
 def operators(tensor: Tensor, scales: int = 1) -> Any | None:
-    """The operators of `namespace_for`."""
-    namespace = namespace_for(tensor, scales)
-    if namespace is None:
+    """The operators of `namespace_for`, seen by torch's transforms; None selects the reference."""
+    name = namespace_for(tensor, scales)
+    if name is None:
         return None
-    return getattr(torch.ops, namespace) if torch.compiler.is_compiling() else _memory.operators(namespace)
+    return getattr(torch.ops, name) if torch.compiler.is_compiling() else Calls(_rules[name])
 
 
 def add_backend(name: str, namespace: str) -> None:
@@ -120,6 +146,7 @@ def register(
     setup_context: Callable | None = None,
     backward: Callable | None = None,
     differentiable: bool = True,
+    linear: bool = False,
     promote: bool = False,
 ) -> None:
     """Registers the Python side of an operator in each of its namespaces.
@@ -129,6 +156,7 @@ def register(
         setup_context, backward: the gradient, as in torch.library.register_autograd; `backward(ops, ctx, *grads)` also
             gets the namespace of the matching `*_backward` operator.
         differentiable: an operator that is, but has no `backward`, raises RuntimeError on double backward.
+        linear: whether the results are linear in all tensors together.
         promote: under autocast, cast tensor arguments to their widest dtype, as torch.cat does;
             torch.library.register_autocast would cast them all to one fixed dtype.
     """
@@ -140,15 +168,20 @@ def register(
         if not hasattr(ops, name):  # a CPU-only operator
             return
         torch.library.register_fake(qualified, fake)
+        twice = functools.partial(no_double_backward, f"a2s::{name}")
         if backward is not None:
             backward_on = functools.partial(backward, _memory.operators(namespace))
             torch.library.register_autograd(qualified, backward_on, setup_context=setup_context)
         elif differentiable:
-            torch.library.register_autograd(qualified, functools.partial(_no_double_backward, name))
+            torch.library.register_autograd(qualified, twice)
         if promote:
             for device in ("CPU", "CUDA"):
                 promoted = functools.partial(_promoted, getattr(ops, name), device.lower())
                 _library(namespace).impl(name, promoted, f"Autocast{device}")
+        rules = _rules.setdefault(namespace, {})
+        eager = functools.partial(backward, Calls(rules)) if backward else twice
+        guarded = getattr(_memory.operators(namespace), name)
+        rules[name] = Rule(f"a2s::{name}", guarded, setup_context, eager, linear, differentiable, promote)
 
     _registrations.append(register_in)
     for namespace in NAMESPACES.values():
@@ -163,13 +196,6 @@ def namespaces_of(name: str) -> list[str]:
 @functools.cache
 def _library(namespace: str) -> torch.library.Library:
     return torch.library.Library(namespace, "IMPL")
-
-
-def _no_double_backward(name: str, ctx: Any, *grads: Any) -> None:
-    raise RuntimeError(
-        f"a2s::{name}: double backward is not supported; "
-        "run the forward pass under a2s_repro.ops.use_backend('reference') to differentiate twice."
-    )
 
 
 def _promoted(operator: Any, device: str, *args: Any) -> Any:

@@ -1,13 +1,14 @@
 """Convolutions that train faster on the CPU: of fewer products, and with weight gradients that are matrix products."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from a2s_repro.ops import winograd
+from a2s_repro.ops import _native, winograd
+from a2s_repro.ops._transforms import Rule, call, no_double_backward
 
 MANY_CHANNELS = 512
 """From so many input channels on, products were faster than oneDNN's weight gradient; in bfloat16, without a wide hole,
@@ -42,7 +43,7 @@ def conv2d(x: Tensor, weight: Tensor | Filters, bias: Tensor | None = None, dila
     matrix product for each tap, over the pixels whose tap lies in the image. oneDNN's own reads the padding, too, which
     is most of what a wide hole sees, and takes up to 6 times as long in float32 and 16 times in bfloat16. In float32
     the bias gradient is summed on its own: oneDNN's weight gradient takes up to a quarter longer with it. Everything
-    else is torch's.
+    else is torch's, and everything under use_backend("reference").
 
     Args:
         x: (N, C, H, W).
@@ -57,7 +58,7 @@ def conv2d(x: Tensor, weight: Tensor | Filters, bias: Tensor | None = None, dila
     filters = weight if isinstance(weight, Filters) else Filters(weight)
     weight = filters.weight
     eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if eager and x.is_contiguous(memory_format=torch.channels_last):
+    if eager and not _native.is_reference() and _is_channels_last(x):
         dtype = product_dtype(x)
         if dtype == x.dtype and winograd.pays(x, weight, dilation):
             return winograd.convolve(x, filters.transformed, bias, dilation)
@@ -65,9 +66,16 @@ def conv2d(x: Tensor, weight: Tensor | Filters, bias: Tensor | None = None, dila
         if torch.is_grad_enabled() and weight.requires_grad and (products or dtype == torch.float32):
             weight = filters.cast.contiguous(memory_format=torch.channels_last)
             bias = None if bias is None else bias.to(dtype)
-            return _Conv2d.apply(x.to(dtype), weight, bias, dilation, products)
+            return call(_FORWARD, x.to(dtype), weight, bias, dilation, products)
     weight = filters.cast if eager else weight
     return F.conv2d(x, weight, bias, padding=dilation * (weight.size(2) // 2), dilation=dilation)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    try:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    except RuntimeError:  # under vmap, for which torch's own convolution has a rule
+        return False
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
@@ -77,27 +85,39 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if enabled else tensor.dtype
 
 
-class _Conv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, products: bool) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.dilation, ctx.products = dilation, products
-        return F.conv2d(x, weight, bias, padding=dilation * (weight.size(2) // 2), dilation=dilation)
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, products: bool) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=dilation * (weight.size(2) // 2), dilation=dilation)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        holes, padding = [ctx.dilation] * 2, [ctx.dilation * (weight.size(2) // 2)] * 2
-        asked = [ctx.needs_input_grad[0], not ctx.products, False]
-        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [1, 1], padding, holes, False, [0, 0], 1, asked
-        )
-        if ctx.products:
-            of_weight = _weight_gradient(grad, x, weight.size(2), ctx.dilation)
-        of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return of_x, of_weight, of_bias, None, None
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, products: bool, of_x: bool, of_bias: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """The gradients of input, weight and bias. `products`: the weight's is made by matrix products."""
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    holes, padding = [dilation] * 2, [dilation * (weight.size(2) // 2)] * 2
+    asked = [of_x, not products, False]
+    for_x, for_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], padding, holes, False, [0, 0], 1, asked
+    )
+    if products:
+        for_weight = _weight_gradient(grad, x, weight.size(2), dilation)
+    return for_x, for_weight, grad.sum((0, 2, 3)) if of_bias else None
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, _, ctx.dilation, ctx.products = inputs
+    ctx.save_for_backward(x, weight)
+
+
+@torch.autograd.function.once_differentiable
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    needed = dict(enumerate(ctx.needs_input_grad[2:]))  # of input, weight and bias
+    gradients = call(_BACKWARD, grad, *ctx.saved_tensors, ctx.dilation, ctx.products, needed[0], needed.get(2, False))
+    return *gradients, None, None
+
+
+_FORWARD = Rule("conv2d", _convolved, _setup_context, _backward, batched=False)
+_BACKWARD = Rule("conv2d_backward", _gradients, None, partial(no_double_backward, "conv2d_backward"), batched=False)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, window: int, dilation: int) -> Tensor:

@@ -105,5 +105,5 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple:
     return ops.interp_backward(grad, *ctx.size), None, None
 
 
-_native.register("interp", _fake, setup_context=_setup_context, backward=_backward)
-_native.register("interp_backward", _fake)
+_native.register("interp", _fake, setup_context=_setup_context, backward=_backward, linear=True)
+_native.register("interp_backward", _fake, linear=True)

@@ -47,4 +47,4 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple:
     return grads, None, None
 
 
-_native.register("interp_concat", _fake, setup_context=_setup_context, backward=_backward, promote=True)
+_native.register("interp_concat", _fake, setup_context=_setup_context, backward=_backward, linear=True, promote=True)

@@ -48,9 +48,9 @@ def interp_concat_conv2d(
             f"(F, {sum(channels)}, 1, 1) or (F, {sum(channels)}, 3, 3)."
         )
     padding = weight.size(2) // 2
-    if _native.operators(features[0]) is None:
+    if _native.namespace_for(features[0]) is None:
         return F.conv2d(interp_concat_reference(features, (height, width)), weight, bias, padding=padding)
-    parts = list(zip(features, _Split.apply(weight, channels, product_dtype(weight)), strict=True))
+    parts = list(zip(features, _split(weight, channels, product_dtype(weight)), strict=True))
     if features[0].shape[2:] == (height, width):
         (x, filters), *parts = parts
         result = conv2d(x, filters, bias)
@@ -66,20 +66,39 @@ def interp_concat_conv2d(
     return result
 
 
+def _split(weight: Tensor, channels: list[int], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """weight.to(dtype).split(channels, 1)."""
+    if torch.compiler.is_compiling():  # Dynamo traces no autograd.Function with a forward-mode derivative
+        return tuple(part.to(dtype) for part in weight.split(channels, dim=1))
+    return _Split.apply(weight, channels, dtype)
+
+
 class _Split(torch.autograd.Function):
     """weight.to(dtype).split(channels, 1); the gradient is made in one pass, in the weight's dtype and layout."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, channels: list[int], dtype: torch.dtype) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(weight)
-        ctx.channels = channels
+    def forward(weight: Tensor, channels: list[int], dtype: torch.dtype) -> tuple[Tensor, ...]:
         return tuple(part.to(dtype) for part in weight.split(channels, dim=1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        weight, ctx.channels, ctx.dtype = inputs
+        ctx.save_for_backward(weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        result = torch.empty_like(weight)
+        result = grads[0].new_empty_strided(weight.shape, weight.stride(), dtype=weight.dtype)
         for part, grad in zip(result.split(ctx.channels, dim=1), grads, strict=True):
             part.copy_(grad)
         return result, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, ...]:
+        return _Split.apply(tangent, ctx.channels, ctx.dtype)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, weight: Tensor, channels: list[int], dtype: torch.dtype) -> tuple[tuple, tuple]:
+        parts = weight.movedim(in_dims[0], 0).split(channels, dim=2)
+        return tuple(part.to(dtype) for part in parts), (0,) * len(parts)

@@ -67,5 +67,5 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple:
     return ops.interp_shift_add_backward(grad, *ctx.size), grad
 
 
-_native.register("interp_shift_add", _fake, setup_context=_setup_context, backward=_backward, promote=True)
-_native.register("interp_shift_add_backward", _fake_backward)
+_native.register("interp_shift_add", _fake, setup_context=_setup_context, backward=_backward, linear=True, promote=True)
+_native.register("interp_shift_add_backward", _fake_backward, linear=True)

@@ -61,5 +61,5 @@ def _fake_backward(grad: Tensor, scores: list[Tensor], factor: float) -> list[Te
     return [_native.empty_like_layout(grad, score.shape) for score in scores]
 
 
-_native.register("scale_average", _fake, setup_context=_setup_context, backward=_backward, promote=True)
-_native.register("scale_average_backward", _fake_backward)
+_native.register("scale_average", _fake, setup_context=_setup_context, backward=_backward, linear=True, promote=True)
+_native.register("scale_average_backward", _fake_backward, linear=True)

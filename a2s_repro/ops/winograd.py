@@ -8,12 +8,14 @@ oneDNN's direct convolution (docs/performance.md). The transforms are native cod
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from a2s_repro.ops import _native
+from a2s_repro.ops._transforms import Rule, call, no_double_backward
 
 FEWEST_CHANNELS = 128
 """On either side of a convolution. Of fewer, moving the points takes about as long as the products that they save."""
@@ -57,29 +59,37 @@ def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, dilation: int = 1)
     Returns:
         (N, F, H, W), channels_last.
     """
-    return _Conv2d.apply(x, filters, bias, dilation)
+    return call(_FORWARD, x, filters, bias, dilation)
 
 
-class _Conv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, filters: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-        ctx.save_for_backward(x, filters)
-        ctx.dilation = dilation
-        return _convolved(x, filters.transpose(1, 2), bias, dilation, mirrored=False)
+def _forward(x: Tensor, filters: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    return _convolved(x, filters.transpose(1, 2), bias, dilation, mirrored=False)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, filters = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        of_x = of_filters = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = _convolved(grad, filters, None, ctx.dilation, mirrored=True)
-        if ctx.needs_input_grad[1]:
-            of_filters = _filter_gradient(x, grad, ctx.dilation)
-        if ctx.needs_input_grad[2]:
-            of_bias = grad.sum((0, 2, 3))
-        return of_x, of_filters, of_bias, None
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, filters, _, ctx.dilation = inputs
+    ctx.save_for_backward(x, filters)
+
+
+@torch.autograd.function.once_differentiable
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    needed = dict(enumerate(ctx.needs_input_grad[2:]))  # of input, filters and bias
+    return *call(_BACKWARD, grad, *ctx.saved_tensors, ctx.dilation, *(needed.get(i, False) for i in range(3))), None
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, filters: Tensor, dilation: int, of_x: bool, of_filters: bool, of_bias: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    return (
+        _convolved(grad, filters, None, dilation, mirrored=True) if of_x else None,
+        _filter_gradient(x, grad, dilation) if of_filters else None,
+        grad.sum((0, 2, 3)) if of_bias else None,
+    )
+
+
+_FORWARD = Rule("conv2d", _forward, _setup_context, _backward, batched=False)
+_BACKWARD = Rule("conv2d_backward", _gradients, None, partial(no_double_backward, "conv2d_backward"), batched=False)
 
 
 def _convolved(x: Tensor, matrices: Tensor, bias: Tensor | None, dilation: int, mirrored: bool) -> Tensor:

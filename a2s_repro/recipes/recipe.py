@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,29 @@ class Recipe:
         """Parameters of the net, and multiply-accumulates of a training crop."""
         with torch.device("meta"):
             return cost(self.net(), self.crop)
+
+    def summary(self, images: int, classes: Sequence[str]) -> list[str]:
+        """What a training by the recipe on a list of `images` images will be, as lines to print at its start."""
+        named = ", ".join(classes[:4]) + (f", ... {classes[-1]}" if len(classes) > 4 else "")
+        merge = f"scales {' '.join(f'{scale:g}' for scale in self.scales)}, merged by {self.merge}"
+        net = ["DeepLab-MSc-LargeFOV" if self.skip_net else "DeepLab-LargeFOV"]
+        if self.backbone == "resnet34":
+            net = [f"ResNet34-dilated8 ({self.decoder})"]
+        net += [merge if len(self.scales) > 1 else "one scale"]
+        net += ["extra supervision" if self.extra_supervision else "no extra supervision"] * (len(self.scales) > 1)
+        net += [f"width {self.width:g}"] * (self.width != 1)
+        per_update = self.batch_size * self.iter_size
+        rate = {
+            "step": f"times {self.gamma:g} every {self.stepsize} iterations",
+            "multistep": f"times {self.gamma:g} at {' '.join(map(str, self.stepvalues))}",
+            "poly": f"falling to 0 by power {self.power:g}",
+        }.get(self.lr_policy, "fixed")
+        passes = self.max_iter * per_update / images
+        return [
+            f"recipe {self.name}: {', '.join(net)}; {len(classes)} classes ({named})",
+            f"{images} images; {self.max_iter} iterations of {self.batch_size} x {self.iter_size} images, "
+            f"crop {self.crop}: {passes:.3g} times the list; learning rate {self.base_lr:g}, {rate}",
+        ]
 
     def description(self) -> str:
         """The published numbers, the cost, all settings and the training command, as text."""

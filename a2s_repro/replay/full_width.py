@@ -21,6 +21,7 @@ from torch import Tensor
 
 from a2s_repro.caffe.conversion import from_caffe, random_init
 from a2s_repro.checkpoint.initialisation import load_layers
+from a2s_repro.data.images import read_image
 from a2s_repro.data.lists import read_lines, read_list
 from a2s_repro.errors import InputError
 from a2s_repro.inference.segmenter import Segmenter
@@ -201,5 +202,5 @@ def _compared_labels(
 ) -> Iterator[Comparison]:
     segmenter = Segmenter(trainer.model, pad_to=record.recipe.test_crop)
     for item in read_list(record.folder / "test_ids.txt", photographs, labelled=False):
-        differing = float((segmenter(item.image).labels != record.labels[item.id]).mean())
+        differing = float((segmenter(read_image(item.image), order="bgr").labels != record.labels[item.id]).mean())
         yield Comparison("test label", item.id, differing, differing, gates["test label"], by="absolute")

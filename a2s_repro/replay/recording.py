@@ -25,7 +25,16 @@ from a2s_repro.data.normalization import Normalization, subtract_mean
 from a2s_repro.errors import InputError, first_line
 from a2s_repro.models import AttentionHead, DeepLab, build_model
 from a2s_repro.solver import LearningRate
-from caffe_weights import SUFFIX_OF_SCALE, CaffeNet, Layer, read_caffemodel, read_solverstate, stream_of
+from caffe_weights import (
+    SUFFIX_OF_SCALE,
+    CaffeNet,
+    Layer,
+    layers_of_phase,
+    read_caffemodel,
+    read_prototxt,
+    read_solverstate,
+    stream_of,
+)
 
 MERGE = {"avg": "average", "max": "max", "att": "attention"}
 SOLVER = {"gamma": 0.1, "stepsize": 8, "momentum": 0.9, "weight_decay": 5e-4, "shared_decay": "per_stream"}
@@ -261,20 +270,22 @@ def _read_run(folder: Path, arrays: Arrays, info: Mapping, run: str) -> Recorded
 def _read_end_to_end(folder: Path) -> Recording:
     arrays = load_arrays(folder / "run.npz")
     info = json.loads(str(arrays["info_json"]))
-    prototxt = (folder / "train.prototxt").read_text()
+    trained = layers_of_phase(read_prototxt(folder / "train.prototxt"), "TRAIN")
     final = _under(arrays, "final")
     layers: dict[str, list[np.ndarray]] = {}
     for key, owner in zip(info["params"], info["owners"], strict=True):
         layers.setdefault(key.split("/")[0], []).append(final[key if owner < 0 else info["params"][owner]])
     described = [Layer(name, "Convolution", blobs) for name, blobs in layers.items()]
-    described += [Layer(name, "", []) for name in re.findall(r'name: "(pool5a|fc[678]_concat)"', prototxt)]
-    described.append(Layer(FUSION, "Eltwise" if "operation: MAX" in prototxt else "Power", []))
+    names = [name for layer in trained for name in layer.get("name", [])]
+    described += [Layer(name, "", []) for name in names if re.fullmatch("pool5a|fc[678]_concat", name)]
+    by_max = any("MAX" in merge.get("operation", []) for layer in trained for merge in layer.get("eltwise_param", []))
+    described.append(Layer(FUSION, "Eltwise" if by_max else "Power", []))
     meta = from_caffe(CaffeNet(info.get("name", "e2e"), described), "run.npz").weights.meta
     config = meta["model"] | {"dropout": info["dropout"]}
 
     files = _sibling(folder, "files", "data")
-    mean = np.array([float(value) for value in re.findall(r"mean_value: ([\d.]+)", prototxt)], np.float32)
-    crop = re.search(r"crop_size: (\d+)", prototxt)
+    transform = next((layer["transform_param"][-1] for layer in trained if "transform_param" in layer), {})
+    mean, crop = np.array(transform.get("mean_value", []), np.float32), transform.get("crop_size")
     if crop is None or mean.shape != (3,):
         raise InputError(f"{folder / 'train.prototxt'} does not give the data layer's crop_size and three mean_values.")
 
@@ -286,7 +297,7 @@ def _read_end_to_end(folder: Path) -> Recording:
     fillers = _by_parameter(_under(arrays, "filler"))
     streams = RecordedStreams(
         seed=info["seed"],
-        dataset=SegmentationDataset(items, config["num_classes"], int(crop[1]), normalization),
+        dataset=SegmentationDataset(items, config["num_classes"], int(crop[-1]), normalization),
         draws=[[Draw(*draw) for draw in batch] for batch in drawn],
         transformer_seeds=arrays["transformer_seeds"][1:],
         fillers=fillers,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from a2s_repro.errors import InputError, ToldElsewhere, first_line, printable
+from a2s_repro.runtime.folder_lock import FolderLock
 
 LONGEST_WAIT = timedelta(days=1)
 """Collective timeout: must outlast the slowest rank, such as one with a long video. A dead rank is detected at once."""
@@ -120,6 +121,24 @@ def failing_together() -> Iterator[None]:
             raise failure
     if message:
         raise _error()(message) from failure
+
+
+@contextmanager
+def using_alone(folder: str | os.PathLike) -> Iterator[FolderLock]:
+    """Locks a folder for the block, in the first process for all of them.
+
+    Raises InputError if another run uses the folder, and at the end of the block if the folder was removed meanwhile.
+    """
+    lock = FolderLock(folder)
+    with failing_together():
+        if is_main():
+            lock.acquire()
+    try:
+        yield lock
+        with failing_together():
+            lock.check()
+    finally:
+        lock.release()
 
 
 def _common_message(failure: Exception | None) -> str:

@@ -20,6 +20,7 @@ from a2s_repro.checkpoint.snapshots import (
 )
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.lists import read_list
+from a2s_repro.data.survey import survey
 from a2s_repro.errors import InputError
 from a2s_repro.files import remove_leftovers
 from a2s_repro.inference.evaluation import Result, evaluate
@@ -56,7 +57,8 @@ def training_loop(trainer: Trainer, run: Run) -> int:
                 if interrupted := stop.agreed():
                     break
                 trainer.backward(batches)
-                display.show()
+                with failing_together():
+                    display.show()
                 trainer.update()
             display.advance()
             last = trainer.iteration == recipe.max_iter
@@ -131,6 +133,11 @@ def train(recipe: Recipe, run: Run) -> Outcome:
         InputError: unsuitable settings, files or labels; too little memory; a loss that is not finite.
     """
     device = usable_device(distributed.initialise(run.device))
+    with distributed.using_alone(run.out):
+        return _train(recipe, run, device)
+
+
+def _train(recipe: Recipe, run: Run, device: torch.device) -> Outcome:
     with failing_together(), fitting(recipe):
         workers = usual_workers(device) if run.workers is None else run.workers
         run = dataclasses.replace(run, precision=precision_on(run.precision, device), workers=workers)
@@ -149,13 +156,17 @@ def train(recipe: Recipe, run: Run) -> Outcome:
         how = {name: getattr(run, name) for name in ("caffe_streams", "compile", "cuda_graph", "together")}
         trainer = Trainer(recipe, items, device, run.precision, run.seed, **how)
         origin = _start(trainer, run)
+    surveyed = None if trainer.iteration else survey(items, recipe.num_classes, max(run.workers, 1))
+    with failing_together(), fitting(recipe):
+        remarks = surveyed.remarks(classes) if surveyed else []
         if run.cache:
             trainer.dataset.cache(threads=max(run.workers, 1))
     with failing_together():
         if distributed.max_(trainer.iteration) != -distributed.max_(-trainer.iteration):
             raise InputError(f"the processes do not all see the same snapshots in {run.out}: give a folder they share.")
 
-    tell(origin)
+    for sentence in (*recipe.summary(len(items), classes), *remarks, origin):
+        tell(sentence)
     if trainer.together > 1:
         tell(f"{trainer.together} passes run together, as one batch of {trainer.together * recipe.batch_size} images")
     elif run.together not in (None, 1) and normalises_batches(trainer.model):
@@ -237,8 +248,15 @@ def _start(trainer: Trainer, run: Run) -> str:
     """Loads the initial weights or the state to resume from; returns a sentence about their origin."""
     given = None if run.resume in (None, "auto") else Path(run.resume)
     from_caffe = given is not None and given.suffix == CAFFE_SUFFIX
-    if (run.resume is None or from_caffe) and (newest_snapshot(run.out) or (run.out / "log.jsonl").exists()):
-        raise InputError(f"{run.out} already holds a run: go on with it by --resume auto, or give another --out.")
+    held = newest_snapshot(run.out) or next(filter(Path.exists, (run.out / "final.pth", run.out / "log.jsonl")), None)
+    if run.resume == "auto":
+        if held == run.out / "final.pth":
+            raise InputError(f"{run.out} holds a final.pth, but no snapshot to go on from: give another --out.")
+    elif held and not (given and not from_caffe and given.resolve().parent == run.out.resolve()):
+        raise InputError(
+            f"{run.out} already holds a run: go on with it by --resume auto, or give another --out "
+            f"({held.name} is there)."
+        )
     if from_caffe:
         trainer.take_over(given)
     elif given is not None:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from a2s_repro.files import replacing
+from a2s_repro.errors import InputError
+from a2s_repro.files import is_at, replacing
 from a2s_repro.info import info
 
 
@@ -70,7 +71,7 @@ class RunLog:
     ) -> None:
         """Writes down the losses (smoothed), their sum and the rate of the update numbered `iteration` from 0.
 
-        seconds: since the last line. peak_memory: in bytes.
+        seconds: since the last line. peak_memory: in bytes. Raises InputError if the log was removed.
         """
         total = sum(losses.values())
         line = {"iteration": iteration, "losses": losses, "total": total, "lr": lr}
@@ -81,6 +82,10 @@ class RunLog:
         self._show(values, iteration)
 
     def _append(self, line: str) -> None:
+        if not is_at(self._file.name, self._file.fileno()):
+            raise InputError(
+                f"{self._file.name} is gone: the folder of the run was removed or replaced while the run went on."
+            )
         end = self._file.seek(0, os.SEEK_END)
         before, self._waiting = self._waiting, self._waiting + line.encode()
         try:

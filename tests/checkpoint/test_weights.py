@@ -1,5 +1,6 @@
 """Weights files: both formats round-trip, and bad files are refused."""
 
+import json
 import os
 import resource
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from a2s_repro.caffe.vgg16 import net_from_torchvision
 from a2s_repro.checkpoint.snapshots import load_snapshot
@@ -146,3 +148,22 @@ def test_a_full_disk_leaves_the_old_file_unchanged(tmp_path, suffix):
     assert "cannot be written" in done.stdout and done.stdout.count("\n") == 1, done.stderr
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("place", ["header", "data"])
+def test_a_flipped_bit_in_safetensors_is_noticed(tmp_path, place):
+    """The format itself has no checksum; version 0.1 loaded other weights, or another meta."""
+    path = tmp_path / "net.safetensors"
+    save_weights(path, some_weights() | {"steps": torch.tensor(3)}, META)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"0.5") + 2 if place == "header" else -5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"net.safetensors cannot be read \(its checksum is wrong\)"):
+        load_weights(path)
+
+
+def test_safetensors_of_version_0_1_have_no_checksum_and_load(tmp_path):
+    path = tmp_path / "net.safetensors"
+    metadata = {"format": "a2s_repro.weights/1", "meta": json.dumps(META)}
+    save_file({"conv1_1.weight": some_weights()["conv1_1.weight"]}, path, metadata=metadata)
+    assert load_weights(path).meta == META

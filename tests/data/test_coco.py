@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as pycocotools_mask
 
-from a2s_repro.data.coco import LISTS, paint, prepare_coco
+from a2s_repro.data.coco import LISTS, _decompressed, paint, prepare_coco
 from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.errors import InputError
 from tests.data.sources import pack, run_tool, save_photograph
@@ -231,3 +232,30 @@ def test_impossible_sizes_of_images_are_named(sides):
 def test_unknown_choices_are_refused(sources, tmp_path):
     with pytest.raises(InputError, match="crowd 'drop' is not known; it is one of ignore, paint"):
         prepare_coco(*sources, tmp_path / "made", crowd="drop")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"counts": [10, 5], "size": list(SHAPE)},  # version 0.1 left the rest of the map to uninitialised memory
+        {"counts": [], "size": list(SHAPE)},
+        {"counts": [-4, 28], "size": list(SHAPE)},
+        {"counts": [4.0, 20.0], "size": list(SHAPE)},
+        {"counts": "0140000", "size": list(SHAPE)},
+        {"counts": "01400000h", "size": list(SHAPE)},
+        {"counts": "014000004", "size": [4, 60]},
+        {"counts": "0 4000004", "size": list(SHAPE)},
+    ],
+)
+def test_run_lengths_that_do_not_fill_the_image_are_refused(wrong):
+    with pytest.raises(InputError, match=r"Annotation 70 .* is damaged .*run lengths"):
+        paint(IMAGE, [annotation(7, wrong)])
+
+
+def test_compressed_run_lengths_are_decompressed_as_pycocotools_compresses_them():
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        coarse = generator.integers(0, 2, (7, 9), np.uint8)
+        mask = np.asfortranarray(np.kron(coarse, np.ones((generator.integers(1, 40), 1), np.uint8)))
+        runs = _decompressed(pycocotools_mask.encode(mask)["counts"])
+        assert sum(runs) == mask.size and sum(runs[1::2]) == mask.sum()

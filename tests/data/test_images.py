@@ -6,9 +6,9 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from a2s_repro.data.images import jpeg_size, read_image, read_label, read_pair
+from a2s_repro.data.images import image_size, jpeg_size, read_image, read_label, read_pair, read_photograph
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
 
@@ -137,3 +137,58 @@ def test_sizes_of_image_and_label_must_agree(tmp_path):
     label = save(tmp_path / "y.png", LABELS)
     with pytest.raises(InputError, match=r"x.png is 4x2 pixels, its label .*y.png 3x2"):
         read_pair(Item("x", image, label), num_classes=5)
+
+
+ORIENTED = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_data_sets_are_read_as_stored_and_photographs_upright(tmp_path, suffix, orientation):
+    """Pillow's exif_transpose turns by the same tag; JPEG and WebP may differ from it in grey levels, not in place."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.kron(ORIENTED, np.ones((8, 8), np.uint8))).convert("RGB")
+    image.save(tmp_path / f"x{suffix}", exif=exif)
+    stored = read_image(tmp_path / f"x{suffix}")
+    assert stored.shape == (32, 48, 3) and np.abs(stored[..., 0].astype(int) - np.asarray(image)[..., 0]).max() < 16
+    upright = read_photograph(tmp_path / f"x{suffix}")
+    with Image.open(tmp_path / f"x{suffix}") as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))[..., ::-1]
+    assert upright.orientation == orientation and upright.pixels.shape == expected.shape
+    assert np.abs(upright.pixels.astype(int) - expected).max() < 16
+    assert image_size(tmp_path / f"x{suffix}") == ((32, 48), orientation)
+
+
+def test_a_pair_is_the_stored_pixels_and_a_turned_label_is_refused_with_the_reason(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = photograph(tmp_path / "x.jpg", exif=exif)
+    stored = Image.fromarray(np.zeros((120, 160), np.uint8))
+    stored.save(tmp_path / "x.png")
+    assert read_pair(Item("x", image, tmp_path / "x.png"), 2)[0].shape == (120, 160, 3)
+    assert jpeg_size(image) == (120, 160)
+    stored.rotate(90, expand=True).save(tmp_path / "x.png")
+    with pytest.raises(
+        InputError, match=r"160x120 pixels as stored, and its EXIF tag turns it to the 120x160 of its label"
+    ):
+        read_pair(Item("x", image, tmp_path / "x.png"), 2)
+
+
+def test_damaged_exif_is_no_orientation(tmp_path):
+    path = photograph(tmp_path / "x.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    assert read_photograph(path).orientation == 1
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_orientation_of_a_tiff_is_part_of_its_decoding(tmp_path, orientation):
+    """OpenCV and Pillow turn its rows in any case."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(ORIENTED).convert("RGB").save(tmp_path / "x.tiff", exif=exif)
+    with Image.open(tmp_path / "x.tiff") as opened:
+        opened.load()
+        expected = np.asarray(opened)[..., 0]
+    assert (read_image(tmp_path / "x.tiff")[..., 0] == expected).all()
+    assert (read_photograph(tmp_path / "x.tiff").pixels[..., 0] == expected).all()
+    assert image_size(tmp_path / "x.tiff") == (expected.shape, 1)

@@ -206,7 +206,7 @@ def test_the_tool_segments_readable_files_and_reports_the_others(model_file: Pat
     }
     suffixes = {"labels": ".png", "overlays": ".jpg", "attention": ".jpg", "scores": ".npz"}
     written = {name + suffixes[name.partition("/")[0]] for name in pictures}
-    assert files(out) == written | {"overlays/c.mp4", "attention/c.mp4", "legend.png", "segment.json"}
+    assert files(out) == written | {"overlays/c.mp4", "attention/c.mp4", "legend.png", "segment.json", "sources.jsonl"}
 
     segmenter = load(model_file)
     segmenter.pad_to = 65

@@ -292,3 +292,32 @@ def test_outputs_named_void_are_excluded_from_means(items):
     )
     assert voided.confusion.counts.tolist() == counting.confusion.counts.tolist()
     assert voided.confusion.mean_iou == pytest.approx(counting.confusion.iou[:-1].mean(), abs=1e-15)
+
+
+def result_of(*pairs: tuple[np.ndarray, np.ndarray], classes: int) -> Result:
+    scores = ConfusionMatrix(classes)
+    for truth, predicted in pairs:
+        scores.update(truth, predicted)
+    return Result(len(pairs), scores, None)
+
+
+def test_absent_and_unpredicted_classes_are_marked():
+    """Labels 0 and 255 of a mask: "thing" has no true pixel, which version 0.1 showed as IoU 0 without a word."""
+    names = ["background", "thing", "stuff"]
+    result = result_of((labels(0, 2, 255), labels(0, 0, 1)), classes=3)
+    lines = result.table(names).splitlines()
+    assert lines[2].endswith("no true pixel, never predicted") and lines[3].endswith("  never predicted")
+    assert lines[1].split() == ["background", "50.00", "100.00"]
+    assert lines[-1] == "The mean counts 1 of 3 classes as 0 that have no true pixel."
+    summary = result.summary(names)
+    assert (summary["no_true_pixel"], summary["never_predicted"]) == (["thing"], ["thing", "stuff"])
+    assert (summary["pixels"], summary["mean_iou"]) == (2, pytest.approx(0.5 / 3))
+
+
+def test_a_set_without_a_pixel_to_score_has_no_scores():
+    result = result_of((labels(255, 255), labels(0, 1)), classes=2)
+    assert result.table(["a", "b"]) == "there is no pixel to score: every label is 255, which is ignored"
+    summary = result.summary(["a", "b"])
+    assert (summary["pixels"], summary["mean_iou"], summary["iou"]) == (0, None, {"a": None, "b": None})
+    with pytest.raises(InputError, match="no pixel to score"):
+        result.score("mIoU", ["a", "b"])

@@ -246,3 +246,43 @@ def test_invalid_options_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=sentence):
             Segmenter(model, **options)
+
+
+def test_paths_bytes_pillow_images_and_arrays_give_one_result(segmenter: Segmenter, tmp_path: Path) -> None:
+    image = Image.fromarray(picture(40, 60)[..., ::-1])
+    image.save(tmp_path / "x.png")
+    expected = segmenter(tmp_path / "x.png")
+    rgb = np.asarray(image)
+    for form in (image, image.convert("RGBA"), (tmp_path / "x.png").read_bytes()):
+        assert_same(segmenter(form), expected)
+    assert_same(segmenter(torch.from_numpy(rgb.copy()).permute(2, 0, 1), order="rgb"), expected)
+    assert np.array_equal(as_bgr(image.convert("L")), as_bgr(np.asarray(image.convert("L"))))
+
+
+def test_pixels_of_unknown_order_are_taken_as_bgr_with_a_warning(segmenter: Segmenter) -> None:
+    with pytest.warns(UserWarning, match=r'pixels are taken as B, G, R.*give order="bgr", or order="rgb"'):
+        given = segmenter(picture(9, 9))
+    assert_same(given, segmenter(picture(9, 9), order="bgr"))
+
+
+@pytest.mark.parametrize("image", [None, 3, Image.new("F", (4, 4)), b"no picture"])
+def test_other_things_than_images_are_refused(segmenter: Segmenter, image: object) -> None:
+    with pytest.raises(InputError, match=r"given as|mode F|is not an image"):
+        segmenter(image)
+
+
+def test_a_photograph_is_segmented_upright_and_the_result_says_so(segmenter: Segmenter, tmp_path: Path) -> None:
+    image, exif = Image.fromarray(picture(40, 60)), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "x.png", exif=exif)
+    result = segmenter(tmp_path / "x.png")
+    assert (result.labels.shape, result.orientation) == ((60, 40), 6)
+    assert_same(result, dataclasses.replace(segmenter(image.rotate(-90, expand=True)), orientation=6))
+
+
+def test_scores_that_are_not_finite_are_an_error() -> None:
+    segmenter = Segmenter(thin(DeepLabLargeFOV), pad_to=65)
+    with torch.no_grad():
+        next(segmenter.model.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match="scores are not finite: its training diverged"):
+        segmenter(picture(9, 9), order="bgr")

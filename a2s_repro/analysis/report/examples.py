@@ -82,7 +82,7 @@ def example(segmenter: Segmenter, item: Item, iou: float | None) -> Example:
         step=GRID * stride,
         picture=_shrunk(image, stride, cv2.INTER_AREA),
         truth=_shrunk(truth, stride, cv2.INTER_NEAREST),
-        labels=_shrunk(segmenter(image).labels, stride, cv2.INTER_NEAREST),
+        labels=_shrunk(segmenter(image, order="bgr").labels, stride, cv2.INTER_NEAREST),
         top_classes=_bytes(classes),
         top_scores=_fractions(scores),
         scale_classes=_bytes(scale_classes),

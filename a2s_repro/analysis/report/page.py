@@ -102,10 +102,13 @@ def _tiles(run: RunFolder, list_file: Path, result: Result) -> str:
         published = run.config["recipe"]["published"]
         return "; ".join(f"paper ({table}): {value}" for table, name, value in published if name == metric)
 
+    def per_cent(score: float) -> str:
+        return f"{100 * score:.2f} %" if scores.pixels else "no pixel to score"
+
     tiles = [
-        ("mean IoU", f"{100 * scores.mean_iou:.2f} %", paper("mIoU")),
-        ("pixel accuracy", f"{100 * scores.pixel_accuracy:.2f} %", paper("pixel accuracy")),
-        ("class accuracy", f"{100 * scores.mean_class_accuracy:.2f} %", ""),
+        ("mean IoU", per_cent(scores.mean_iou), paper("mIoU")),
+        ("pixel accuracy", per_cent(scores.pixel_accuracy), paper("pixel accuracy")),
+        ("class accuracy", per_cent(scores.mean_class_accuracy), ""),
         ("images", str(result.images), list_file.name),
     ]
     if run.log:
@@ -125,22 +128,32 @@ def _class_table(run: RunFolder, result: Result) -> str:
     """A table with a bar per class and for the mean; a mark shows the paper's number if there is one."""
     published = {metric: value for _, metric, value in run.config["recipe"]["published"] if not isinstance(value, str)}
 
-    def row(kind: str, name: str, iou: float, accuracy: float, metric: str) -> str:
+    def row(kind: str, name: str, iou: float, accuracy: float, metric: str, remark: str = "") -> str:
         paper = published.get(metric)
         mark, number = ("", "") if paper is None else (f'<b style="left:{paper:.2f}%"></b>', f"{paper:.2f}")
         bar = f'<td class="wide"><span class="bar"><i style="width:{100 * iou:.2f}%"></i>{mark}</span></td>'
         cells = f"<td>{100 * iou:.2f}</td><td>{number}</td><td>{100 * accuracy:.2f}</td>"
+        name += f" <small>{remark}</small>" if remark else ""
         return f'<tr class="{kind}"><th scope="row">{name}</th>{bar}{cells}</tr>'
 
     scores, names = result.confusion, run.segmenter.classes
     lines = [
-        row("class", _name(run, label), scores.iou[label], scores.class_accuracy[label], f"IoU {names[label]}")
+        row(
+            "class",
+            _name(run, label),
+            scores.iou[label],
+            scores.class_accuracy[label],
+            f"IoU {names[label]}",
+            result.mark(label),
+        )
         for label in scores.classes
     ]
     lines.append(row("mean", "mean", scores.mean_iou, scores.mean_class_accuracy, "mIoU"))
     note = "The mark on a bar is the paper's number." if published else "The paper has no number for these settings."
     table = _table(["", "", "IoU %", "paper %", "accuracy %"], lines)
     kind = "published" if published else "unpublished"
+    if len(scores.absent):
+        note = f"Classes without a true pixel count 0 in the mean. {note}"
     return f'<p>Computed over all pixels of the set, as in PASCAL VOC. {note}</p><div class="{kind}">{table}</div>'
 
 

@@ -71,7 +71,7 @@ def _score(segmenter: Segmenter, items: Sequence[Item]) -> tuple[Result, list[fl
     ious = []
     for item in Progress(items, "evaluating", "image"):
         image, truth = read_pair(item, classes)
-        segmentation = segmenter(image)
+        segmentation = segmenter(image, order="bgr")
         own = ConfusionMatrix(classes, void)
         own.update(truth, segmentation.labels)
         total.counts += own.counts
