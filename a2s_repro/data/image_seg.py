@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from a2s_repro.data.cache import decode_all
 from a2s_repro.data.images import IGNORE_LABEL, read_pair
 from a2s_repro.data.lists import Item
-from a2s_repro.data.normalization import NORMALIZATIONS, Normalization, mirror, net_input
+from a2s_repro.data.normalization import NORMALIZATIONS, Normalization, net_input
 from a2s_repro.errors import InputError, first_line
 from a2s_repro.runtime.devices import Uploader
 
@@ -47,10 +47,10 @@ class Sample(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """A sample as the workers deliver it, before it is normalised and mirrored, or a batch with a leading axis."""
+    """A sample as the workers deliver it, not yet normalised, or a batch with a leading axis."""
 
     pixels: torch.Tensor
-    """(crop, crop, 3) uint8 BGR; the image's part is at the top left."""
+    """(crop, crop, 3) uint8 BGR; the image's part is at the top left, if it is mirrored at the top right."""
     label: torch.Tensor
     """(crop, crop) uint8; 255 where ignored or padded."""
     index: torch.Tensor
@@ -58,7 +58,7 @@ class Crop(NamedTuple):
     size: torch.Tensor
     """(2,) int64, rows and columns of the image's part; always on the CPU."""
     mirrored: torch.Tensor
-    """bool, whether the sample is to be flipped left to right."""
+    """bool, whether the sample is flipped left to right; always on the CPU."""
 
 
 def scale_factor(draw: Draw, scale_range: tuple[float, float]) -> float:
@@ -82,7 +82,7 @@ def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.nda
 
 
 def cut(image: np.ndarray, label: np.ndarray, crop: int, draw: Draw | None) -> Crop:
-    """Pads an image (H, W, 3) uint8 and its labels (H, W) uint8 at the bottom and right, and crops them.
+    """Pads an image (H, W, 3) uint8 and its labels (H, W) uint8 at the bottom and right, crops and mirrors them.
 
     An offset is its word modulo the number of positions, counted after padding; the sample is mirrored if its mirror
     word is odd. Without a draw (TEST phase) the crop is the centre.
@@ -97,18 +97,21 @@ def cut(image: np.ndarray, label: np.ndarray, crop: int, draw: Draw | None) -> C
 
     rows, columns = min(crop, height), min(crop, width)
     window = slice(h_off, h_off + rows), slice(w_off, w_off + columns)
-    pixels = np.zeros((crop, crop, 3), np.uint8)
-    pixels[:rows, :columns] = image[window]
-    labels = np.full((crop, crop), IGNORE_LABEL, np.uint8)
-    labels[:rows, :columns] = label[window]
+    pixels, labels = np.zeros((crop, crop, 3), np.uint8), np.full((crop, crop), IGNORE_LABEL, np.uint8)
+    for canvas, source in ((pixels, image), (labels, label)):
+        part = source[window]
+        if mirrored:
+            canvas[:rows, crop - columns :] = part[:, ::-1]
+        else:
+            canvas[:rows, :columns] = part
     arrays = pixels, labels, np.int64(index), np.array([rows, columns]), np.bool_(mirrored)
     return Crop(*(torch.as_tensor(array) for array in arrays))
 
 
 def finished(crops: Crop, normalization: Normalization) -> Sample:
-    """A batch of crops, normalised and mirrored on their device."""
-    image = net_input(crops.pixels, crops.size.tolist(), normalization, crops.mirrored)
-    return Sample(image, mirror(crops.label, crops.mirrored), crops.index)
+    """A batch of crops, normalised on their device."""
+    image = net_input(crops.pixels, crops.size.tolist(), normalization, crops.mirrored.tolist())
+    return Sample(image, crops.label, crops.index)
 
 
 def transform(
@@ -223,8 +226,8 @@ def loader(
 ) -> Generator[Sample, None, None]:
     """Yields `num_batches` batches of a stream, `start`, `start + step`, ..., as Samples with a batch axis.
 
-    Workers decode ahead, and deliver 8-bit crops; with 0 workers this process decodes. Crops are normalised and
-    mirrored on `device`, where image and labels stay. To a GPU they are copied on a stream of its own, from pinned
+    Workers decode ahead, and deliver 8-bit crops; with 0 workers this process decodes. Crops are normalised on
+    `device`, where image and labels stay. To a GPU they are copied on a stream of its own, from pinned
     memory, while it works. torch's global random state is not used. Closing the generator (`contextlib.closing`) ends
     the workers.
 
@@ -255,8 +258,8 @@ def loader(
                 ) from error
             if isinstance(batch, InputError):
                 raise batch
-            pixels, label, mirrored = upload(batch.pixels, batch.label, batch.mirrored)
-            yield finished(batch._replace(pixels=pixels, label=label, mirrored=mirrored), dataset.normalization)
+            pixels, label = upload(batch.pixels, batch.label)
+            yield finished(batch._replace(pixels=pixels, label=label), dataset.normalization)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
-"""From 8-bit pixels to a net's input, on the device of the net: normalisation, padding, mirrors."""
+"""From 8-bit pixels to a net's input, on the device of the net: normalisation, padding."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -61,22 +62,21 @@ def subtract_mean(image: np.ndarray, mean: np.ndarray = MEAN_BGR) -> np.ndarray:
 
 
 def net_input(
-    pixels: Tensor, sizes: Iterable[tuple[int, int]], normalization: Normalization, mirrored: Tensor | None = None
+    pixels: Tensor,
+    sizes: Iterable[tuple[int, int]],
+    normalization: Normalization,
+    mirrored: Iterable[bool] = itertools.repeat(False),
 ) -> Tensor:
     """A net's input (N, 3, H, W), float32 in channels_last, from padded pixels (N, H, W, 3), uint8 BGR.
 
     Args:
         sizes: rows and columns of each image; beyond them, at the bottom and right, the input is 0.
         normalization: applied to the image.
-        mirrored: (N,) bool on the pixels' device; those inputs are flipped left to right, with their padding.
+        mirrored: whether each image is already flipped left to right; its padding is then at the left.
     """
     values = normalization.of_batch(pixels)
-    for image, (rows, columns) in zip(values, sizes, strict=True):
+    for image, (rows, columns), is_mirrored in zip(values, sizes, mirrored, strict=False):
         image[:, rows:] = 0
-        image[:, :rows, columns:] = 0
-    return values if mirrored is None else mirror(values, mirrored)
-
-
-def mirror(maps: Tensor, mirrored: Tensor) -> Tensor:
-    """The maps (N, ..., H, W), flipped left to right where `mirrored`, (N,) bool."""
-    return torch.where(mirrored.view(-1, *[1] * (maps.dim() - 1)), maps.flip(-1), maps)
+        padding = slice(0, image.shape[2] - columns) if is_mirrored else slice(columns, None)
+        image[:, :rows, padding] = 0
+    return values

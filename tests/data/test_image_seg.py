@@ -125,9 +125,8 @@ def test_inputs_are_normalised_padded_and_mirrored_to_the_bit(name, device):
     for canvas, result, image in zip(pixels, expected, images, strict=True):
         canvas[: image.shape[0], : image.shape[1]] = image
         result[: image.shape[0], : image.shape[1]] = in_numpy(name, image)
-    expected[1] = expected[1, :, ::-1]
-    mirrored = torch.tensor([False, True], device=device)
-    ours = net_input(torch.from_numpy(pixels).to(device), sizes, NORMALIZATIONS[name], mirrored)
+    pixels[1], expected[1] = pixels[1, :, ::-1].copy(), expected[1, :, ::-1].copy()
+    ours = net_input(torch.from_numpy(pixels).to(device), sizes, NORMALIZATIONS[name], (False, True))
     assert ours.is_contiguous(memory_format=torch.channels_last) and ours.dtype == torch.float32
     assert (ours.cpu().numpy() == expected.transpose(0, 3, 1, 2)).all()
 

@@ -48,7 +48,7 @@ class Trained:
 
     def deviations(self, other: "Trained") -> tuple[float, float]:
         """The largest relative deviation of a loss, and of a layer's weights or biases in Euclidean norm."""
-        ours, theirs = torch.tensor(self.losses).double(), torch.tensor(other.losses).double()
+        ours, theirs = (torch.tensor(each.losses, dtype=torch.float64) for each in (self, other))
         pairs = [(self.weights[name].double(), value.double()) for name, value in other.weights.items()]
         return float((ours / theirs - 1).abs().max()), max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
@@ -62,7 +62,7 @@ def test_passes_together_equal_passes_one_by_one_in_float64(files, together, caf
 
 
 def test_passes_together_equal_passes_one_by_one_in_float32(files):
-    """Within 1e-6 after 20 updates."""
+    """Within 1e-6 after 20 updates, as no ReLU or max-pool unit of these nets and pictures flips."""
     ours, theirs = (Trained(files, torch.float32, together, 20) for together in (4, 1))
     losses, weights = ours.deviations(theirs)
     assert losses < 1e-6 and weights < 1e-6, (losses, weights)
