@@ -100,13 +100,19 @@ def _spelled(shapes: list[tuple[int, ...]]) -> str:
 
 
 def _has_head_of(weights: Weights, model: Net) -> bool:
-    """Whether the head of the file's net is that of `model`. Files of Caffe may not describe their net."""
+    """Whether the head of the file's net is that of `model`; fields that an older file lacks have their defaults.
+
+    Files of Caffe may not describe their net.
+    """
     if model.merge != "attention":
         return True
     theirs, ours = weights.meta.get("model"), model.config()
+    kind = type(build_head(ours["head"]))
     if not isinstance(theirs, dict):
-        return isinstance(build_head(ours["head"]), AttentionHead)
-    return all(theirs.get(field) == ours[field] for field in ("merge", "scales", "head"))
+        return kind is AttentionHead
+    head = theirs.get("head")
+    same = isinstance(head, dict) and kind().config() | head == ours["head"]
+    return same and all(theirs.get(field) == ours[field] for field in ("merge", "scales"))
 
 
 def _remedy(layer: str, model: Net, described: bool) -> str:

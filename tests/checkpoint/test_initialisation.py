@@ -77,6 +77,20 @@ def test_a_head_starts_from_the_same_head_alone(source, tmp_path, described):
         assert load_init(more_scales, path, "fc8_voc12").fresh == ["att_conv1", "att_fc"]
 
 
+def test_a_refining_head_starts_from_files_without_its_later_fields(tmp_path):
+    """Version 0.1 described it by dilations, stages and recalibration alone."""
+    net = ShareNet(5, (1, 0.5), head=RefineHead(), widths=THIN)
+    config = net.config()
+    fields = ("dilations", "stages", "recalibration")
+    described = config | {"head": {field: config["head"][field] for field in fields}}
+    save_weights(tmp_path / "old.pth", net.state_dict(), {"classifier": "fc8_voc12", "model": described})
+    for head, ignored in ((RefineHead(), []), (RefineHead(normalization="batch"), list(RefineHead().fillers()))):
+        again = ShareNet(5, (1, 0.5), head=head, widths=THIN)
+        outcome = load_init(again, tmp_path / "old.pth", "fc8_voc12")
+        assert outcome.ignored == [f"{layer} of another head" for layer in ignored]
+        assert torch.equal(again.head.att_fc.weight, net.head.att_fc.weight) == (not ignored)
+
+
 def learning(net):
     """The net after a solver has frozen the layers with lr_mult 0."""
     CaffeSGD(parameter_groups(net), momentum=0.9, weight_decay=0, iter_size=1)
