@@ -86,7 +86,7 @@ demo: setup
 	$(PY) tools/make_demo_data.py $(DEMO)/data
 	$(PY) tools/make_init.py $(DEMO)/init.caffemodel --width 0.125
 	$(PY) tools/convert_caffe.py $(DEMO)/init.caffemodel $(DEMO)/init.pth
-	$(PY) tools/train_voc.py --init $(DEMO)/init.pth --out $(DEMO)/run --data-root $(DEMO)/data \
+	$(PY) tools/train_voc.py --recipe voc12/attention3_esupv --init $(DEMO)/init.pth --out $(DEMO)/run --data-root $(DEMO)/data \
 	  --train-list $(DEMO_LIST)/train.txt --classes $(DEMO)/data/classes.txt \
 	  --scales 1 0.5 --width 0.125 --crop 129 --batch-size 8 --iter-size 1 --lr-policy poly --base-lr 4e-3 --max-iter 2300
 	$(PY) tools/evaluate.py --model $(DEMO)/run/final.pth --data-root $(DEMO)/data --list $(DEMO_LIST)/val.txt \
