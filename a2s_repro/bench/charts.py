@@ -88,6 +88,7 @@ def model_chart(axes: Axes, measured: dict, theme: Theme) -> str:
     bars: list[tuple[str, float, str]] = []
     for work, name in (("forward", "image of {test_crop}"), ("update", "update, crop of {crop}")):
         rows = [row for row in measured["rows"] if (row["work"], row["threads"]) == (work, threads)]
+        rows = [row for row in rows if row["version"] in ("ours", "eager")]
         name = name.format(**measured)
         if rows[0].get("authors_seconds"):
             bars.append((f"{name}: authors' Caffe (other machine)", rows[0]["authors_seconds"], theme.series[2]))

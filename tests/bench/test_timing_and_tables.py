@@ -113,14 +113,17 @@ def test_the_pages_show_the_newest_results(tmp_path: Path) -> None:
 def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
     """A thin net on small images: every version runs, and the authors' full-size times are left out."""
     sizes = ("--width", "0.03125", "--crop", "65", "--test-crop", "65", "--threads", "1", "--quick", "--workers", "0")
+    sizes += ("--precisions", "fp32", "bf16")
     run = bench("--device", "cpu", *sizes, "--out", str(tmp_path), tool="bench_model")
     assert run.returncode == 0, run.stderr
     (file,) = tmp_path.glob("model-cpu-*.json")
     measured = json.loads(file.read_text())
-    versions = [("ours", "fp32"), ("ours", "bf16"), ("eager", "float32")]
+    versions = [("ours", "fp32"), ("ours", "bf16"), ("eager", "float32"), ("eager-channels_last", "bf16")]
     rows = [(row["work"], row["version"], row["precision"]) for row in measured["rows"]]
-    assert rows == [(work, *version) for work in ("forward", "update") for version in versions]
-    assert all(row["seconds"]["median"] > 0 and row["authors_seconds"] is None for row in measured["rows"])
+    works = ("forward", "update")
+    from_files = [(work, "ours, files", precision) for work in works for precision in ("fp32", "bf16")]
+    assert rows == [(work, *version) for work in works for version in versions] + from_files
+    assert all(row["seconds"]["median"] > 0 and not row.get("authors_seconds") for row in measured["rows"])
     assert measured["loader"]["samples_per_second"]["median"] > 0
 
     page = tmp_path / "performance.md"
