@@ -139,7 +139,7 @@ struct LogitGradArguments {
 };
 
 template <class T, int S>
-__global__ void __launch_bounds__(kBlockThreads, 4)
+__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4)
     logit_grad_kernel(const __grid_constant__ LogitGradArguments<T, S> a) {
   using Acc = acc_t<T>;
   const Tile tile = a.tiling.tile(blockIdx.x);
