@@ -1,26 +1,41 @@
 """Fuzzing: every mutated file is read or refused with a one-line error, in bounded memory and time."""
 
+import contextlib
+import copy
+import dataclasses
+import json
+import math
+import os
 import random
+import shutil
 import signal
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from a2s_repro.analysis.compare_runs import comparison, read_run
+from a2s_repro.analysis.report.run_folder import read_run_folder
 from a2s_repro.caffe.conversion import to_caffe
 from a2s_repro.checkpoint.snapshots import Snapshot, load_snapshot, save_snapshot
 from a2s_repro.checkpoint.weights import Weights, load_weights, save_weights
 from a2s_repro.data.archives import PublishedFiles, source_files
+from a2s_repro.data.coco import ORDERS, _read_instances, paint
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.images import read_image, read_label
 from a2s_repro.data.lists import read_classes, read_list
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, printable
+from a2s_repro.inference.sources import find_sources
+from a2s_repro.inference.video import FrameReader, video_file
 from a2s_repro.models import ShareNet, Widths
 from a2s_repro.recipes import Recipe
+from a2s_repro.training import Trainer
+from a2s_repro.training.run_log import cost, read_log
 from caffe_weights import CaffeFileError, SolverState, read_caffemodel, read_solverstate, write_caffemodel
 from caffe_weights import write_solverstate as write_state
 from tests.data.sources import pack
@@ -192,6 +207,214 @@ def test_a_damaged_pickle_with_right_checksums_is_read_or_refused(sound, tmp_pat
     for seed in range(mutations):
         repacked(content, tmp_path / name, random.Random(seed))
         assert read(READERS[name], tmp_path / name) < allowed, seed
+
+
+COCO_IMAGE = {"id": 1, "file_name": "a.jpg", "height": 20, "width": 30}
+COMPRESSED = "c25?0000000Q="
+"""A box in COCO's compressed run lengths."""
+COCO_ANNOTATIONS = [
+    {
+        "id": 7,
+        "category_id": 3,
+        "iscrowd": 0,
+        "area": 100,
+        "segmentation": [[2, 2, 12, 2, 12, 12, 2, 12], [0, 0, 4, 0, 4, 4]],
+    },
+    {"id": 8, "category_id": 5, "iscrowd": 1, "area": 9, "segmentation": {"counts": [100, 9, 491], "size": [20, 30]}},
+    {
+        "id": 9,
+        "category_id": 90,
+        "iscrowd": 0,
+        "area": 9,
+        "segmentation": {"counts": "c25?0000000Q=", "size": [20, 30]},
+    },
+]
+for listed in COCO_ANNOTATIONS:
+    listed["image_id"] = 1
+ODD_VALUES = (
+    *(None, True, -1, 0, 1, 2**31, 2**63, 10**30, 0.5, 1e12, -1e12, float("nan"), float("inf"), "", "3", "\ud800"),
+    *([], [[]], [None], {}, {"counts": [], "size": []}, [1, 2], [[1, 2, 3, 4]], "zz" * 50, [[0, 0, 30, 20] * 50]),
+)
+
+
+def altered(value: object, draw: random.Random) -> object:
+    """JSON with one part, at any depth, replaced, dropped or doubled."""
+    if isinstance(value, dict | list) and value and draw.random() < 0.85:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key, changed = draw.choice(keys), copy.copy(value)
+        change = draw.random()
+        if change < 0.08:
+            del changed[key]
+        elif change < 0.12 and isinstance(changed, list):
+            changed.insert(key, changed[key])
+        else:
+            changed[key] = altered(value[key], draw)
+        return changed
+    return draw.choice(ODD_VALUES)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("mutations", AMOUNTS)
+def test_altered_coco_annotations_are_painted_or_refused(tmp_path, mutations):
+    """Both by `paint` and from a file, in the same labels twice."""
+    pytest.importorskip("pycocotools")
+
+    def twice(task: tuple[dict, list]) -> None:
+        assert np.array_equal(paint(*task), paint(*task))
+
+    assert len(np.unique(paint(COCO_IMAGE, COCO_ANNOTATIONS))) == 4
+    for seed in range(mutations):
+        draw = random.Random(seed)
+        image, annotations = COCO_IMAGE, COCO_ANNOTATIONS
+        for _ in range(draw.randint(1, 3)):
+            if draw.random() < 0.2:
+                image = altered(image, draw)
+            else:
+                annotations = altered(annotations, draw)
+        if isinstance(image, dict) and COCO_IMAGE.keys() <= image.keys() and isinstance(annotations, list):
+            assert read(twice, (image, annotations)) < SLACK, seed
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("mutations", AMOUNTS)
+def test_an_altered_coco_file_is_prepared_or_refused(sound, tmp_path, mutations):
+    pytest.importorskip("pycocotools")
+    content = {
+        "images": [COCO_IMAGE],
+        "annotations": COCO_ANNOTATIONS,
+        "categories": [{"id": 3, "name": "cat"}, {"id": 90, "name": "toothbrush"}],
+    }
+    file = tmp_path / "instances_train2014.json"
+    for seed in range(mutations // 4):
+        draw = random.Random(seed)
+        file.write_text(json.dumps(altered(content, draw)))
+        reader = partial(_read_instances, split="train", count=10, order=draw.choice(ORDERS))
+        assert read(lambda path, reader=reader: reader(path.parent), file) < SLACK, seed
+
+
+def altered_tensor(tensor: torch.Tensor, draw: random.Random) -> torch.Tensor:
+    dtype = draw.choice((torch.int64, torch.float64, torch.bool, torch.bfloat16))
+    fill = draw.choice((math.nan, math.inf, 1e38))
+    changes = (
+        tensor.flatten()[: draw.randint(0, tensor.numel())].clone(),
+        tensor.to(dtype),
+        tensor[None].clone(),
+        torch.full(tensor.shape, fill),
+        torch.zeros(1).expand(tensor.shape),
+        tensor[:1].clone() if tensor.dim() else tensor,
+        torch.empty(0),
+    )
+    return draw.choice(changes)
+
+
+def alter_tensors(snapshot: Snapshot, draw: random.Random) -> Snapshot:
+    """A snapshot with one to three parts of another shape, type or value, whole by its checksums."""
+    model, state = dict(snapshot.model), {key: dict(part) for key, part in snapshot.solver["state"].items()}
+    groups, others = copy.deepcopy(snapshot.solver["param_groups"]), {}
+    for _ in range(draw.randint(1, 3)):
+        tensors = draw.choice([model, *state.values()])
+        if tensors and draw.random() < 0.7:
+            key = draw.choice(list(tensors))
+            tensors[key] = altered_tensor(tensors[key], draw)
+        elif draw.random() < 0.5:
+            groups = altered(groups, draw)
+        else:
+            name = draw.choice(("iteration", "random", "losses", "config", "start"))
+            others[name] = altered(getattr(snapshot, name), draw)
+    return dataclasses.replace(snapshot, model=model, solver={"state": state, "param_groups": groups}, **others)
+
+
+@pytest.mark.parametrize("mutations", AMOUNTS)
+def test_an_altered_snapshot_with_right_checksums_is_resumed_or_refused(sound, tmp_path, mutations):
+    """And what is resumed can be trained: a history that does not fit its weight was memory corruption."""
+    recipe = Recipe("", num_classes=3, scales=(1, 0.5), merge="attention", width=1 / 64, crop=33)
+    shapes = sound / "shapes"
+    items = read_list(shapes / "ImageSets/Segmentation/train.txt", shapes)
+    trainers = {
+        streams: Trainer(recipe, items, torch.device("cpu"), "fp32", seed=0, caffe_streams=streams)
+        for streams in (None, "ziggurat")
+    }
+    snapshots = {}
+    for streams, trainer in trainers.items():
+        for parameter in trainer.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        trainer.update()
+        trainer.recent.append({"loss": 1.0})
+        snapshots[streams] = trainer.snapshot()
+
+    def resume(path: Path) -> None:
+        trainer = trainers[streams]
+        trainer.restore(load_snapshot(path))
+        trainer.solver.step()
+
+    for seed in range(mutations):
+        draw = random.Random(seed)
+        streams = draw.choice(list(trainers))
+        with suppress(InputError):  # torch cannot save some of them
+            save_snapshot(tmp_path / "snapshot.pth", alter_tensors(snapshots[streams], draw))
+            read(resume, tmp_path / "snapshot.pth")
+
+
+@pytest.mark.parametrize("mutations", AMOUNTS)
+def test_an_altered_run_folder_is_read_or_refused(tmp_path, mutations):
+    """config.json, log.jsonl and val.json, altered as JSON and as bytes."""
+    recipe = Recipe("", num_classes=3, scales=(1, 0.5), merge="attention", width=1 / 64)
+    run = {"seed": 0, "init": "init.pth", "train_list": "train.txt", "precision": "fp32", "caffe_streams": None}
+    content = {
+        "config.json": {
+            "recipe": recipe.config(),
+            "model": recipe.net().config(),
+            "classes": ["a", "b", "c"],
+            "run": run,
+        },
+        "log.jsonl": {
+            "iteration": 0,
+            "losses": {"loss": 1.0},
+            "total": 1.0,
+            "lr": 1e-3,
+            "seconds": 1,
+            "peak_memory": 1,
+        },
+        "val.json": {"images": 2, "mean_iou": 0.5, "pixel_accuracy": 0.5, "iou": {"a": 0.5}, "attention": None},
+    }
+    readers = (lambda folder: comparison([read_run(folder)] * 2), read_run_folder, read_log, cost)
+    for seed in range(mutations):
+        draw = random.Random(seed)
+        for name, value in content.items():
+            (tmp_path / name).write_text(json.dumps(value) + "\n")
+        name = draw.choice(list(content))
+        if draw.random() < 0.7:
+            (tmp_path / name).write_text(json.dumps(altered(content[name], draw)) + "\n")
+        else:
+            (tmp_path / name).write_bytes(mutated((tmp_path / name).read_bytes(), draw))
+        for reader in readers:
+            assert read(reader, tmp_path) < SLACK, seed
+
+
+@pytest.mark.parametrize("mutations", AMOUNTS)
+def test_videos_of_any_name_are_found_and_read(tmp_path, mutations):
+    """Names of random bytes: not UTF-8, with colons, percent signs, escapes and line ends."""
+    video = tmp_path / "video.avi"
+    with video_file(tmp_path / "video.mp4", 10) as film:
+        film.write(np.zeros((16, 16, 3), np.uint8))
+    video = tmp_path / "video.mp4"
+    for seed in range(mutations // 4):
+        draw = random.Random(seed)
+        letters = draw.choice((b"ab:%\\'\" \n\x1b\xe9\xff", bytes(set(range(1, 256)) - {ord("/")})))
+        name = bytes(draw.choice(letters) for _ in range(draw.randint(1, 40)))
+        folder = tmp_path / "in"
+        folder.mkdir()
+        path = Path(os.fsdecode(bytes(folder) + b"/x" + name + b".mp4"))
+        path.write_bytes(video.read_bytes())
+
+        def film_of(folder: Path) -> None:
+            for source in find_sources([folder]):
+                with contextlib.closing(FrameReader(source.path)) as reader:
+                    assert reader.read().shape == (16, 16, 3)
+                assert printable(source.path).isprintable()
+
+        read(film_of, folder)
+        shutil.rmtree(folder)
 
 
 def test_a_small_file_with_many_pixels_is_refused_before_decoding(sound, tmp_path):

@@ -133,7 +133,7 @@ def _read_instances(
             if not 0 < number < NUM_CLASSES or not (isinstance(title, str) and title.isprintable()):
                 raise ValueError(f"category {number} is named {title!r}")
             classes[number] = title
-        return {Path(image["file_name"]).stem: (image, annotations[image["id"]]) for image in images}, classes
+        return {_stem(image["file_name"]): (image, annotations[image["id"]]) for image in images}, classes
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{name} is damaged or not COCO's instance annotations ({error!r}): {_REMEDY}.") from None
 
@@ -146,10 +146,13 @@ def paint(image: dict[str, Any], annotations: list[dict[str, Any]], crowd: str =
     InputError for an annotation that is damaged or does not fit the image.
     """
     coco = _import_coco()()
-    height, width = (_whole(image[side]) for side in ("height", "width"))
+    try:
+        height, width = _whole(image["height"]), _whole(image["width"])
+        coco.imgs = {image["id"]: image | {"height": height, "width": width}}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{image['file_name']} has no size or number ({error}): {_REMEDY}.") from None
     if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise InputError(f"{image['file_name']} has {width}x{height} pixels, which is not possible: {_REMEDY}.")
-    coco.imgs = {image["id"]: image | {"height": height, "width": width}}
     labels = np.zeros((height, width), np.uint8)
     for annotation in annotations:
         try:
@@ -202,6 +205,14 @@ def _without_area(annotations: Iterable[Any]) -> int:
     segmentations = (annotation["segmentation"] for annotation in annotations)
     polygons = (segmentation or [[]] for segmentation in segmentations if isinstance(segmentation, list))
     return sum(len(polygon) < _FEWEST_COORDINATES for listed in polygons for polygon in listed)
+
+
+def _stem(name: str) -> str:
+    """The name of an image without folder and suffix. Raises ValueError for one that is no file name."""
+    stem = Path(name).stem
+    if not stem or not stem.isprintable():
+        raise ValueError(f"an image is named {name!r}")
+    return stem
 
 
 def _finite(value: Any) -> float:

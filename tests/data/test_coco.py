@@ -223,6 +223,11 @@ def test_whole_numbers_may_be_written_as_floats():
     assert (paint(image, [person, DOG, CROWD]) == IN_FILE_ORDER).all()
 
 
+def test_a_size_that_is_no_number_is_named():
+    with pytest.raises(InputError, match=r"COCO_train2014_000000000009.jpg has no size or number .'4' is no integer"):
+        paint(IMAGE | {"height": "4"}, [PERSON])
+
+
 @pytest.mark.parametrize("sides", [{"height": 2**31}, {"width": -6}, {"height": 0}])
 def test_impossible_sizes_of_images_are_named(sides):
     with pytest.raises(InputError, match=r"COCO_train2014_000000000009.jpg has .* pixels, which is not possible"):
