@@ -109,7 +109,7 @@ struct HeldRows {
 
 // A thread owns kColumns columns of V adjacent channels. Results are staged kStagedRows rows at a time.
 template <class T, int S, int V, int kColumns, bool kInterleaved, class Op>
-__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : std::is_empty_v<typename Op::Pixel> && S == 1 ? 4 : 3)
+__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 || S == 4 ? 2 : std::is_empty_v<typename Op::Pixel> && S == 1 ? 4 : 3)
     resize(const __grid_constant__ ResizeArguments<T, S, Op> a) {
   using Acc = acc_t<T>;
   using Pixel = typename Op::Pixel;
