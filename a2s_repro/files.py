@@ -36,7 +36,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         _flush(path.parent)
     except OSError as error:
-        if error.filename in (None, str(temporary)):  # a failed write names no file
+        if error.errno and error.filename in (None, str(temporary)):  # a failed write names no file
             error.filename = str(path)
         raise
     finally:

@@ -182,7 +182,7 @@ def test_labels_are_written_from_the_first_label_on(items, tmp_path):
     """ADE20K's server takes grey PNGs of 1 to 150; the scores are the same."""
     model = thin(ShareNet, (1, 0.5))
     results = [
-        evaluate(model, items, crop=161, label_folder=tmp_path / str(first), first_label=first) for first in (0, 1)
+        evaluate(model, items, pad_to=161, label_folder=tmp_path / str(first), first_label=first) for first in (0, 1)
     ]
     assert (results[0].confusion.counts == results[1].confusion.counts).all()
     for item in items:

@@ -17,14 +17,21 @@ from a2s_repro.errors import InputError
 from a2s_repro.ops import _native
 
 
+def has_kernel(name: str) -> bool:
+    try:
+        torch.library.get_kernel(f"a2s::{name}", "CUDA")
+    except RuntimeError:
+        return False
+    return True
+
+
 def main() -> int:
     if torch.version.cuda is None:
         raise InputError(f"torch {torch.__version__} of {sys.executable} has no CUDA: use a Python whose torch has.")
     if "cuda" not in _native.loaded_devices():
         raise InputError(f"the CUDA library was not loaded: {'; '.join(_native.problems.values())}.")
-    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("a2s::")]
-    names = [name for name in names if not name.startswith("a2s::winograd")]  # on the CPU only
-    missing = [n for n in names if not torch._C._dispatch_has_kernel_for_dispatch_key(n, "CUDA")]
+    names = [name for name in torch.ops.a2s if not name.startswith("winograd")]  # Winograd is for CPUs
+    missing = [name for name in names if not has_kernel(name)]
     x = torch.randn(1, 3, 5, 5, requires_grad=True)
     ops.interp(x, (9, 9)).sum().backward()
     print(f"torch {torch.__version__}, CUDA {torch.version.cuda}: {len(names)} operators, without CUDA: {missing or 0}")
