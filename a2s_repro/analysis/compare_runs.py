@@ -63,7 +63,7 @@ def _of_files(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> 
 def _checked(scores: dict[str, Any]) -> dict[str, Any]:
     """The scores. Raises an error of any kind if they have another form than `evaluation.Result.summary`."""
     numbers = [scores["images"], scores["mean_iou"], scores["pixel_accuracy"], *scores["iou"].values()]
-    if not all(number is None or isinstance(number, int | float) for number in numbers):
+    if scores["mean_iou"] is not None and not all(isinstance(number, int | float) for number in numbers):
         raise TypeError("a score is no number")
     for size in [scores["attention"]["by_size"]] if "by_size" in (scores["attention"] or {}) else []:
         len(scores["attention"]["scales"]), size["correlation"][0], size["quartiles"][0]["weights"][0]
