@@ -18,6 +18,7 @@ import torch
 from a2s_repro.checkpoint.snapshots import load_newest, load_snapshot, newest_snapshot, snapshot_path, snapshots
 from a2s_repro.checkpoint.weights import load_weights
 from a2s_repro.errors import InputError
+from a2s_repro.files import PART
 from a2s_repro.training import Run, train
 from tests.processes import RECIPE, finish, make_files, start
 
@@ -73,7 +74,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_weights(run, tmp_path, 
         wait_for(lambda target=target: target == 0 or snapshot_path(run.out, target).exists(), process)
         time.sleep(moments.uniform(0, 0.05))
         if kill % 2:
-            wait_for(lambda: any(run.out.glob(".snapshot_iter_*")), process)
+            wait_for(lambda: any(run.out.glob(f"{PART}*.pth")), process)
         process.kill()
         assert finish([process]) == [-signal.SIGKILL], output(run)
     assert finish(start(recipe, disturbed)) == [0], output(run)
