@@ -41,12 +41,12 @@ def check_known(name: str, value: object, known: Collection) -> None:
 def not_written(path: str | os.PathLike, error: Exception) -> InputError:
     """The error for a file or folder that could not be written."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-    number = error.errno if isinstance(error, OSError) else None
+    number = (isinstance(error, OSError) and error.errno) or errno.EIO
     remedy = _REMEDIES.get(number, "is the disk full?" if number in _FULL else "give another path.")
     return InputError(f"{path} cannot be written ({reason}): {remedy}")
 
 
-_FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _REMEDIES = {
     errno.ENAMETOOLONG: "give a shorter name.",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions, or give another path."),

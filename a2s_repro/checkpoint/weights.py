@@ -113,7 +113,7 @@ def _sha256(tensors: Mapping[str, torch.Tensor], meta_json: str) -> str:
     digest = hashlib.sha256(meta_json.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

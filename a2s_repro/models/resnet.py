@@ -145,7 +145,7 @@ class ResNetDilated8(MultiScale):
                 std = 0.01 if name.endswith("_fc") else math.sqrt(2 / layer.weight[0].numel())
                 self._fill({name.removeprefix("head."): std})
         for layer in self.decoder.modules():  # after all convolutions, whose values do not depend on these
-            if isinstance(layer, tuple(NORMS.values())):
+            if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
                 nn.init.normal_(layer.weight, 1, 0.02)
 
     def _blocks(
