@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from a2s_repro.errors import InputError
 from a2s_repro.models.attention import ConcatConv2d
+from a2s_repro.models.layers import Dropout
 
 BINS = (1, 2, 3, 6)
 """Cells along a side of each pooled map."""
@@ -70,7 +71,7 @@ class PyramidPooling(nn.Module):
             ConcatConv2d(channels + len(BINS) * width, width, 3, padding=1, bias=False),
             norm(width),
             nn.ReLU(True),
-            nn.Dropout(0.1),
+            Dropout(0.1),
             nn.Conv2d(width, num_classes, 1),
         )
 

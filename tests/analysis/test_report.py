@@ -179,7 +179,7 @@ def test_unfinished_run_is_reported_from_its_newest_snapshot(tmp_path, data):
     with pytest.raises(InputError, match=r"holds neither final\.pth nor a snapshot yet"):
         write_report(folder)
     state = random_net("attention").state_dict()
-    save_snapshot(folder / "snapshot_iter_20.pth", Snapshot(20, state, {}, {}, [], {}))
+    save_snapshot(folder / "snapshot_iter_20.pth", Snapshot(20, state, {"state": {}, "param_groups": []}, {}, [], {}))
     with open(folder / "log.jsonl", "a") as log:
         log.write('{"iteration": 40, "los')
     (shown,) = data_of(write_report(folder, ids=["val_0003"], count=0))["examples"]

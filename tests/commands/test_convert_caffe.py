@@ -51,7 +51,7 @@ def test_inspect_shows_both_kinds_of_file():
         ([SHARED, "net.pth", "--num-classes", 21], "5 outputs, but the classifier must have 21 outputs"),
         ([SHARED], "an output is needed"),
         ([GOLDEN / "INDEX.md", "net.pth"], "no binary Caffe file"),
-        (["absent.caffemodel", "net.pth"], "absent.caffemodel: No such file"),
+        (["absent.caffemodel", "net.pth"], "absent.caffemodel does not exist"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, args, words):

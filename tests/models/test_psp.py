@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from a2s_repro.errors import InputError
+from a2s_repro.models.layers import Dropout
 from a2s_repro.models.psp import AdaptiveAverage, PyramidPooling
 
 
@@ -49,6 +50,7 @@ def test_pyramid_pooling_is_its_composition():
 
 def test_dropout_drops_a_tenth_of_single_values():
     dropout = PyramidPooling(channels=6, num_classes=3, width=64, norm=nn.BatchNorm2d).train().conv_last[3]
+    assert isinstance(dropout, Dropout)  # whose masks the trainer seeds by the pass
     kept = dropout(torch.ones(1, 64, 20, 20)).flatten(2) != 0
     assert kept.float().mean().item() == pytest.approx(0.9, abs=0.01)
     assert kept.any(2).all() and not kept.all(2).any()

@@ -56,6 +56,10 @@ def printed(run: Run) -> list[str]:
     return [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d ", line)]
 
 
+def errors(run: Run) -> list[str]:
+    return [line for line in printed(run) if line.startswith("error: ")]
+
+
 @pytest.mark.parametrize(("ranks", "together"), [(2, 1), (3, 1), (1, 2), (2, 2), (3, 2)])
 def test_several_processes_compute_what_one_computes(single, files, tmp_path, ranks, together):
     """Within 1e-6 after 20 updates: only the order differs in which the gradients of the passes are added.
@@ -66,7 +70,8 @@ def test_several_processes_compute_what_one_computes(single, files, tmp_path, ra
     assert finish(start(SIX, run, ranks)) == [0] * ranks, printed(run)
     assert deviation(run.out, single) < 1e-6
     assert losses(run.out) == pytest.approx(losses(single), rel=1e-6)
-    assert len(printed(run)) == together  # where the weights are from, and the passes that run together: one voice
+    lines = printed(run)  # net, schedule, origin of the weights, and the passes that run together: one voice
+    assert len(lines) == len(set(lines)) == 2 + together
     assert json.loads((run.out / "config.json").read_text())["run"]["processes"] == ranks
 
 
@@ -106,8 +111,7 @@ def test_a_killed_process_ends_the_run_and_others_go_on_with_it(single, files, t
         time.sleep(0.01)
     processes[1].kill()
     assert finish(processes) == [2, -signal.SIGKILL]
-    (sentence,) = printed(run)[1:]
-    assert sentence.startswith("error: ")
+    (sentence,) = errors(run)
     assert "another process of the run has died: continue with --resume auto." in sentence
 
     again = dataclasses.replace(run, resume="auto")
@@ -127,7 +131,7 @@ def test_a_file_that_one_process_cannot_read_ends_the_run_with_its_sentence(sing
     codes = finish(processes)
     hidden.rename(image)
     assert codes == [2, 2]
-    (sentence,) = printed(run)[1:]
+    (sentence,) = errors(run)
     assert re.match(rf"error: iteration \d+: {image} cannot be read: No such file or directory\. The state", sentence)
 
     again = dataclasses.replace(run, resume="auto")
