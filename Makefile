@@ -36,7 +36,7 @@ smoke: setup
 	@rm -rf build/smoke
 	$(PY) tools/reproduce.py --smoke --out build/smoke
 
-CMAKE := PATH="$(CURDIR)/.venv/bin:$$PATH" cmake
+CMAKE := PATH="$(CURDIR)/.venv/bin:$$PATH" MAKEFLAGS= cmake
 CONFIGURE = $(CMAKE) -S . -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY)
 
 # Tests the CPU operators in a copy of the Python sources with instrumented libraries. Python and torch are not

@@ -107,9 +107,14 @@ struct HeldRows {
   }
 };
 
+// Blocks that a multiprocessor should hold, which bounds a thread's registers: the most with which no kernel spills.
+template <class T, int S, class Op>
+constexpr int kResizeBlocks =
+    sizeof(T) == 8 || S == 4 ? 2 : S > 1 || Op::kWinner || !std::is_empty_v<typename Op::Pixel> ? 3 : 4;
+
 // A thread owns kColumns columns of V adjacent channels. Results are staged kStagedRows rows at a time.
 template <class T, int S, int V, int kColumns, bool kInterleaved, class Op>
-__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 || S == 4 ? 2 : std::is_empty_v<typename Op::Pixel> && S == 1 ? 4 : 3)
+__global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, S, Op>)
     resize(const __grid_constant__ ResizeArguments<T, S, Op> a) {
   using Acc = acc_t<T>;
   using Pixel = typename Op::Pixel;
