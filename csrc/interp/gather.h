@@ -22,8 +22,38 @@
 
 namespace a2s {
 
-constexpr int kGatheredRows = 8;
-constexpr int kResultBytes = 12 * 1024;  // of sums along x, where chunks share them
+// Rows of a tile. With packs a column takes V times the shared memory.
+template <int V>
+constexpr int gathered_rows = V > 1 ? 4 : 8;
+
+constexpr int kResultBytes = 12 * 1024;  // results of a tile, as sums
+
+// V sums in shared memory, as pieces of 16 bytes that lie `pitch` values apart, so that threads next to each other access
+// adjacent pieces.
+template <class Acc, int V>
+struct Sums {
+  static constexpr int kPiece = V == 1 ? 1 : 16 / sizeof(Acc), kPieces = V / kPiece;
+  struct alignas(V == 1 ? sizeof(Acc) : 16) Piece {
+    Acc v[kPiece];
+  };
+  __device__ static void load(const Acc* from, int pitch, Acc (&v)[V]) {
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      const Piece piece = *reinterpret_cast<const Piece*>(from + p * pitch);
+#pragma unroll
+      for (int k = 0; k < kPiece; ++k) v[p * kPiece + k] = piece.v[k];
+    }
+  }
+  __device__ static void store(Acc* to, int pitch, const Acc (&v)[V]) {
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      Piece piece;
+#pragma unroll
+      for (int k = 0; k < kPiece; ++k) piece.v[k] = v[p * kPiece + k];
+      *reinterpret_cast<Piece*>(to + p * pitch) = piece;
+    }
+  }
+};
 
 template <class T, class Value>
 struct GatherPart {
@@ -35,7 +65,7 @@ struct GatherPart {
   Staging staging;
   int64_t shift_stride;  // between the results of adjacent shifts
   int chunk;             // output columns at once
-  int pitch;             // of a row of partial sums
+  int pitch;             // of a row of partial sums, or of one piece of each
   int partial_bytes, result_bytes, staged_bytes;
   Divisor by_window;  // the columns of a chunk's partial sums, with those that only shifts read
 };
@@ -62,33 +92,39 @@ template <class T, int V, int kColumns, int kShifts, bool kInterleaved, class Va
 __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned char* shared) {
   using Acc = acc_t<T>;
   constexpr int kHalo = kShifts / 2;
-  constexpr int kRowsAtOnce = V == 1 ? 4 : kShifts == 1 ? 2 : 1, kRowGroups = kGatheredRows / kRowsAtOnce;
+  using Sum = Sums<Acc, V>;
+  constexpr int kRows = gathered_rows<V>, kRowsAtOnce = V == 1 ? 4 : kShifts == 1 ? 2 : 1;
+  constexpr int kRowGroups = kRows / kRowsAtOnce;
   const Tile tile = a.tiling.tile(block);
   auto* const partial = reinterpret_cast<Acc*>(shared);
   auto* const result = reinterpret_cast<Acc*>(shared + a.partial_bytes);
   unsigned char* const staging = shared + a.partial_bytes + a.result_bytes;
   auto* const row_start = reinterpret_cast<int*>(staging + kShifts * a.staged_bytes);
-  auto* const column_start = row_start + kGatheredRows + 2;
+  auto* const column_start = row_start + kRows + 2;
   auto* const lambdas = reinterpret_cast<float*>(column_start + 2 + (kInterleaved ? a.tiling.outer : a.tiling.inner));
 
   const int first_x = kInterleaved ? tile.o : tile.i, width = kInterleaved ? tile.outer : tile.inner;
   const int first_c = kInterleaved ? tile.i * V : tile.o;
   const Axis& axis_y = a.resize.y;
   const Axis& axis_x = a.resize.x;
+  const int border_row = static_cast<int>(axis_y.in) - 1 - tile.y;  // its neighbour below is the row itself
   T* const out = a.out.data + tile.n * a.out.stride_n + tile.y * a.out.stride_h + first_c * a.out.stride_c +
                  first_x * a.out.stride_w;
   const auto result_of = [&](int shift) { return out + shift * a.shift_stride; };
   const auto staged_of = [&](int shift) { return reinterpret_cast<T*>(staging + shift * a.staged_bytes); };
-  const auto write = [&](int shift, int r, int o, int i, const Acc(&sum)[V]) {
+  // Where a result goes, and how far the next row is from there.
+  const auto place = [&](int shift, int r, int o, int i) {
+    if constexpr (V > 1) {
+      return result_of(shift) + (r * a.staging.row_stride + (o * static_cast<int>(a.staging.outer_stride) + i * V));
+    } else {
+      return staged_of(shift) + (Staging::start(result_of(shift)) + r * a.staging.row_pitch + o * a.staging.outer_pitch + i);
+    }
+  };
+  const auto row_distance = V > 1 ? static_cast<ptrdiff_t>(a.staging.row_stride) : static_cast<ptrdiff_t>(a.staging.row_pitch);
+  const auto write = [&](T* to, const Acc(&sum)[V]) {
     Acc scaled[V];
 #pragma unroll
     for (int k = 0; k < V; ++k) scaled[k] = a.scale * sum[k];
-    T* to;
-    if constexpr (V > 1) {
-      to = result_of(shift) + (r * a.staging.row_stride + (o * static_cast<int>(a.staging.outer_stride) + i * V));
-    } else {
-      to = staged_of(shift) + (Staging::start(result_of(shift)) + r * a.staging.row_pitch + o * a.staging.outer_pitch + i);
-    }
     store_values<T, V>(to, scaled);
   };
 
@@ -102,12 +138,14 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
         auto rows = a.value.rows(tile.n, first_c, first_x - kHalo, tile.y);
         const int column_x = (kInterleaved ? o : i) + 2 * kHalo - shift;
         const auto at = a.value.column(kInterleaved ? i * V : o, first_x - kHalo, column_x);
+        T* to = place(shift, 0, o, i);
 #pragma unroll 4
         for (int r = 0; r < tile.rows; ++r) {
           Acc v[V];
           a.value.template load<V>(rows, at, v);
           a.value.next(rows);
-          write(shift, r, o, i, v);
+          write(to, v);
+          to += row_distance;
         }
       }
     }
@@ -135,7 +173,7 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
         for (int k = 0; k < kColumns; ++k) {
           const int column = first + k * blockDim.x;
           int inner = column < columns ? column : first;
-          to[k] = inner * V;
+          to[k] = inner * Sum::kPiece;
           const int outer = kInterleaved ? a.tiling.columns_inner.split(inner) : a.by_window.split(inner);
           const int most = (kInterleaved ? tile.inner : window) - 1;
           if (column >= columns || inner > most) to[k] = -1;
@@ -148,7 +186,8 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
         auto rows = a.value.rows(tile.n, first_c, x - kHalo, y);
         auto position = static_cast<float>(y);
         auto i = static_cast<float>(tile.y - 1);
-        Acc* sums = partial - a.pitch;
+        const int row_pitch = a.pitch * Sum::kPieces;
+        Acc* sums = partial - row_pitch;
 #pragma unroll 1
         for (int r = -1; r < tile.rows; ++r) {
           const int end = row_start[r + 2];
@@ -161,9 +200,11 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
               lower[k][j] = 0;
             }
           }
-#pragma unroll 2
+          const bool border = r == border_row;
+#pragma unroll 1
           for (; y < end; ++y) {
-            const Acc below = exact_sub(exact_mul(axis_y.ratio, position), i), above = 1 - below;
+            const Acc lambda = exact_sub(exact_mul(axis_y.ratio, position), i);
+            const Acc below = border ? Acc(0) : lambda, above = 1 - below;
             position += 1.f;
 #pragma unroll
             for (int k = 0; k < kColumns; ++k) {
@@ -178,29 +219,22 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
             a.value.next(rows);
           }
           i += 1.f;
-          const bool border = tile.y + r == axis_y.in - 1;  // where the higher neighbour is the lower one
 #pragma unroll
           for (int k = 0; k < kColumns; ++k) {
 #pragma unroll
             for (int j = 0; j < V; ++j) {
-              if (border) upper[k][j] += lower[k][j];
               carried[k][j] = lower[k][j];
             }
-            if (r >= 0 && to[k] >= 0) {
-#pragma unroll
-              for (int j = 0; j < V; ++j) sums[to[k] + j] = upper[k][j];
-            }
+            if (r >= 0 && to[k] >= 0) Sum::store(sums + to[k], a.pitch, upper[k]);
           }
-          sums += a.pitch;
+          sums += row_pitch;
         }
         // The rows that the gather along x below takes in addition, of a tile with fewer.
-        for (int r = tile.rows; r < kGatheredRows; ++r, sums += a.pitch) {
+        for (int r = tile.rows; r < kRows; ++r, sums += row_pitch) {
+          const Acc none[V] = {};
 #pragma unroll
           for (int k = 0; k < kColumns; ++k) {
-#pragma unroll
-            for (int j = 0; j < V; ++j) {
-              if (to[k] >= 0) sums[to[k] + j] = 0;
-            }
+            if (to[k] >= 0) Sum::store(sums + to[k], a.pitch, none);
           }
         }
       }
@@ -218,42 +252,44 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
         const int end = min(column_start[j + 2] - x, chunk);
         if (begin >= end && !first_chunk && !last_chunk) continue;
         Acc sum[kShifts][kRowsAtOnce][V];
-        const auto kept = [&](int shift, int q) { return result + ((shift * kRowsAtOnce + q) * inputs + input) * V; };
+        const auto kept = [&](int shift, int q) {
+          return result + ((shift * kRowsAtOnce + q) * Sum::kPieces * inputs + input) * Sum::kPiece;
+        };
 #pragma unroll
         for (int d = 0; d < kShifts; ++d) {
 #pragma unroll
           for (int q = 0; q < kRowsAtOnce; ++q) {
-#pragma unroll
-            for (int k = 0; k < V; ++k) sum[d][q][k] = first_chunk ? Acc(0) : kept(d, q)[k];
+            for (int k = 0; k < V; ++k) sum[d][q][k] = 0;
+            if (!first_chunk) Sum::load(kept(d, q), inputs * Sum::kPiece, sum[d][q]);
           }
         }
-        const int step = kInterleaved ? a.tiling.inner * V : 1;
-        const Acc* sums = partial + group * a.pitch + begin * step + (kInterleaved ? i * V : o * (a.chunk + 2 * kHalo));
-#pragma unroll 2
+        const int step = kInterleaved ? a.tiling.inner * Sum::kPiece : 1, row_pitch = a.pitch * Sum::kPieces;
+        const Acc* sums = partial + group * row_pitch + begin * step +
+                          (kInterleaved ? i * Sum::kPiece : o * (a.chunk + 2 * kHalo));
+#pragma unroll 1
         for (int k = begin; k < end; ++k) {
           const Acc lambda = lambdas[k], weight = k < middle ? lambda : 1 - lambda;
 #pragma unroll
           for (int d = 0; d < kShifts; ++d) {
 #pragma unroll
             for (int q = 0; q < kRowsAtOnce; ++q) {
+              Acc v[V];
+              Sum::load(sums + (q * kRowGroups * row_pitch + (2 * kHalo - d) * step), a.pitch, v);
 #pragma unroll
-              for (int l = 0; l < V; ++l) {
-                sum[d][q][l] += weight * sums[q * kRowGroups * a.pitch + (2 * kHalo - d) * step + l];
-              }
+              for (int l = 0; l < V; ++l) sum[d][q][l] += weight * v[l];
             }
           }
           sums += step;
         }
 #pragma unroll
         for (int d = 0; d < kShifts; ++d) {
+          T* const to = place(d, group, o, i);
 #pragma unroll
           for (int q = 0; q < kRowsAtOnce; ++q) {
-            const int r = group + q * kRowGroups;
             if (last_chunk) {
-              if (r < tile.rows) write(d, r, o, i, sum[d][q]);
+              if (group + q * kRowGroups < tile.rows) write(to + q * kRowGroups * row_distance, sum[d][q]);
             } else {
-#pragma unroll
-              for (int k = 0; k < V; ++k) kept(d, q)[k] = sum[d][q][k];
+              Sum::store(kept(d, q), inputs * Sum::kPiece, sum[d][q]);
             }
           }
         }
@@ -266,7 +302,7 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
   if constexpr (V == 1) {
     __syncthreads();
 #pragma unroll 1
-    for (int d = 0; d < kShifts; ++d) a.staging.store(staged_of(d), result_of(d), tile, tile.rows);
+    for (int d = 0; d < kShifts; ++d) a.staging.store(staged_of(d), result_of(d), tile.rows, tile.outer, tile.inner);
   }
 }
 
@@ -284,18 +320,19 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 3)
 // Cuts the part into tiles for blocks of `threads`; returns the bytes of shared memory that they need.
 template <int V, int kColumns, int kShifts, bool kInterleaved, class T, class Value>
 int plan_gather(GatherPart<T, Value>& a, int threads) {
-  constexpr int acc = sizeof(acc_t<T>), halo = kShifts / 2;
+  using Sum = Sums<acc_t<T>, V>;
+  constexpr int acc = sizeof(acc_t<T>), halo = kShifts / 2, kRows = gathered_rows<V>;
   const Map<T>& out = a.out;
   const Axis& axis = a.resize.x;
   const auto readers = [&](int64_t inputs) {
     const double most = axis.ratio > 0 ? (inputs + 1) / static_cast<double>(axis.ratio) + 2 : axis.out;
     return most < axis.out ? static_cast<int64_t>(most) : axis.out;
   };
-  const int64_t columns = threads * kColumns + 32, results = kResultBytes / (kGatheredRows * acc * V * kShifts);
+  const int64_t columns = threads * kColumns + 32, results = kResultBytes / (kRows * acc * V * kShifts);
   const int64_t all_outer = kInterleaved ? out.w : out.c, all_inner = kInterleaved ? out.c / V : out.w;
-  int64_t rows = kGatheredRows, outer, inner;
+  int64_t rows = kRows, outer, inner;
   if (kInterleaved) {
-    inner = balanced(all_inner, 64);
+    inner = balanced(all_inner, V > 1 ? 8 : 64);  // 128 bytes of packs
     outer = std::max<int64_t>(1, results / inner);
   } else {
     inner = balanced(all_inner, std::min<int64_t>(results, 256));
@@ -311,15 +348,15 @@ int plan_gather(GatherPart<T, Value>& a, int threads) {
   const int64_t reading = readers(kInterleaved ? outer : inner);
   a.chunk = static_cast<int>(std::min(reading, std::max<int64_t>(1, columns / (kInterleaved ? inner : outer) - 2 * halo)));
   a.by_window = Divisor(a.chunk + 2 * halo);
-  a.staging = Staging(out, a.tiling, a.tiling.rows, kInterleaved);
+  a.staging = Staging(out, a.tiling.rows, a.tiling.outer, a.tiling.inner, kInterleaved);
   const int window = a.chunk + 2 * halo;
-  a.pitch = kInterleaved ? window * a.tiling.inner * V : (a.tiling.outer * window) | 1;
+  a.pitch = kInterleaved ? window * a.tiling.inner * Sum::kPiece : (a.tiling.outer * window) | 1;
   const auto round = [](int64_t bytes) { return static_cast<int>((bytes + 15) / 16 * 16); };
-  if (!a.resize.copies) a.partial_bytes = round(kGatheredRows * a.pitch * acc);
-  if (!a.resize.copies && reading > a.chunk) a.result_bytes = round(kShifts * kGatheredRows * outer * inner * V * acc);
+  if (!a.resize.copies) a.partial_bytes = round(kRows * a.pitch * Sum::kPieces * acc);
+  if (!a.resize.copies && reading > a.chunk) a.result_bytes = round(kShifts * kRows * outer * inner * V * acc);
   a.staged_bytes = V > 1 ? 0 : a.staging.template bytes<T>();
   return a.partial_bytes + a.result_bytes + kShifts * a.staged_bytes +
-         4 * (kGatheredRows + 4 + static_cast<int>(kInterleaved ? outer : inner) + a.chunk);
+         4 * (kRows + 4 + static_cast<int>(kInterleaved ? outer : inner) + a.chunk);
 }
 
 // Gathers all `grads_in`, in one launch; value_of(s) is the Value that outputs pass back to map s. With several shifts a
@@ -328,7 +365,7 @@ template <class T, int V, bool kInterleaved, int kShifts = 1, class ValueOf>
 void launch_gather(const Tensor& on, const std::vector<Tensor>& grads_in, int64_t height, int64_t width,
                    acc_t<T> scale, const ValueOf& value_of) {
   using Value = decltype(value_of(0));
-  constexpr int kColumns = V > 1 || sizeof(T) == 8 ? 1 : 2, threads = V > 1 ? 128 : kBlockThreads;
+  constexpr int kColumns = V > 1 || sizeof(T) == 8 || kShifts > 1 ? 1 : 2, threads = V > 1 ? 128 : kBlockThreads;
   GatherArguments<T, Value> a{};
   int64_t blocks = 0;
   int shared_bytes = 0;

@@ -12,6 +12,7 @@ struct ShiftAddArguments {
   Map<const T> planes, base;
   Map<T> out;
   Resize resize;
+  int64_t tap_stride;  // between the planes of adjacent taps, in values
   Tiling tiling;
   Staging staging;
 };
@@ -23,7 +24,7 @@ constexpr int kShiftAddRows = 8;
 template <class T, bool kInterleaved>
 __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4) shift_add(const __grid_constant__ ShiftAddArguments<T> a) {
   using Acc = acc_t<T>;
-  __shared__ Tap rows[kShiftAddRows + kTaps - 1];
+  __shared__ SourceRows<Acc> rows[kShiftAddRows + kTaps - 1];
   extern __shared__ __align__(16) unsigned char shared[];
   auto* staged = reinterpret_cast<T*>(shared);
   const Tile tile = a.tiling.tile(blockIdx.x);
@@ -31,7 +32,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4) shift_a
   const auto height = static_cast<int>(a.out.h), width = static_cast<int>(a.out.w);
   if (threadIdx.x < kShiftAddRows + kTaps - 1) {
     const int y = tile.y + static_cast<int>(threadIdx.x) - 1;
-    rows[threadIdx.x] = tap_of(a.resize.y, min(max(y, 0), height - 1));
+    rows[threadIdx.x] = source_rows<T>(a.planes, a.resize.y, min(max(y, 0), height - 1), y <= 0);
   }
   __syncthreads();
   T* const out = a.out.data + tile.n * a.out.stride_n + tile.y * a.out.stride_h + first_c * a.out.stride_c +
@@ -45,16 +46,19 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4) shift_a
     const int x = first_x + (kInterleaved ? o : i), c = first_c + (kInterleaved ? i : o);
     uint32_t left[kTaps], right[kTaps];
     Acc lambda[kTaps], upper[kTaps][kTaps], lower[kTaps][kTaps];
-    int held[kTaps];
+    bool holds[kTaps] = {};
 #pragma unroll
     for (int d = 0; d < kTaps; ++d) {
       const Tap tap = tap_of(a.resize.x, min(max(x + d - 1, 0), width - 1));
       left[d] = offset_in(a.planes, 0, tap.low);
       right[d] = offset_in(a.planes, 0, tap.high);
       lambda[d] = tap.lambda;
-      held[d] = -2;
     }
-    const T* const planes = a.planes.data + tile.n * a.planes.stride_n + c * a.planes.stride_c;
+    const T* planes[kTaps];  // of the first tap in each row of taps
+#pragma unroll
+    for (int dy = 0; dy < kTaps; ++dy) {
+      planes[dy] = a.planes.data + tile.n * a.planes.stride_n + c * a.planes.stride_c + kTaps * dy * a.tap_stride;
+    }
     const T* from = row_of(a.base, tile.n, c, x, tile.y);
     T* to = staged + start + i + o * a.staging.outer_pitch;
 #pragma unroll 1
@@ -65,27 +69,27 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4) shift_a
       for (int dy = 0; dy < kTaps; ++dy) {
         const int y = tile.y + r + dy - 1;
         if (y < 0 || y >= height) continue;
-        const Tap tap = rows[r + dy];
-        const auto read = [&](int row, Acc (&v)[kTaps]) {
+        const SourceRows<Acc>& source = rows[r + dy];
+        const auto read = [&](int64_t row, Acc (&v)[kTaps]) {
+          const T* at = reinterpret_cast<const T*>(reinterpret_cast<const char*>(planes[dy]) + row);
 #pragma unroll
-          for (int dx = 0; dx < kTaps; ++dx) {
-            const T* at = planes + ((kTaps * dy + dx) * a.out.c * a.planes.stride_c + row * a.planes.stride_h);
+          for (int dx = 0; dx < kTaps; ++dx, at += a.tap_stride) {
             v[dx] = lerp(static_cast<Acc>(*advanced(at, left[dx])), static_cast<Acc>(*advanced(at, right[dx])), lambda[dx]);
           }
         };
-        if (tap.low != held[dy]) {
-          if (tap.low == held[dy] + 1) {
+        if (source.step != 0 || !holds[dy]) {
+          if (source.step == 1 && holds[dy]) {
 #pragma unroll
             for (int dx = 0; dx < kTaps; ++dx) upper[dy][dx] = lower[dy][dx];
           } else {
-            read(tap.low, upper[dy]);
+            read(source.low, upper[dy]);
           }
-          read(tap.high, lower[dy]);
-          held[dy] = tap.low;
+          read(source.high, lower[dy]);
+          holds[dy] = true;
         }
-        const Acc below = tap.lambda;
-        const Acc left_sum = lerp(upper[dy][0], lower[dy][0], below), right_sum = lerp(upper[dy][2], lower[dy][2], below);
-        sum += lerp(upper[dy][1], lower[dy][1], below);
+        const auto between = [&](int dx) { return source.above * upper[dy][dx] + source.below * lower[dy][dx]; };
+        const Acc left_sum = between(0), right_sum = between(2);
+        sum += between(1);
         if (x > 0) sum += left_sum;
         if (x < width - 1) sum += right_sum;
       }
@@ -94,7 +98,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4) shift_a
     }
   }
   __syncthreads();
-  a.staging.store(staged, out, tile, tile.rows);
+  a.staging.store(staged, out, tile.rows, tile.outer, tile.inner);
 }
 
 inline Tensor interp_shift_add(const Tensor& planes, const Tensor& base) {
@@ -109,6 +113,7 @@ inline Tensor interp_shift_add(const Tensor& planes, const Tensor& base) {
       a.planes = map_of<const T>(from);
       a.base = map_of<const T>(base);
       a.out = out;
+      a.tap_stride = out.c * a.planes.stride_c;
       a.resize = Resize(a.planes.h, a.planes.w, out.h, out.w);
       const int64_t all_outer = kInterleaved ? out.w : out.c, all_inner = kInterleaved ? out.c : out.w;
       const int64_t inner = balanced(all_inner, 2 * kBlockThreads);
@@ -117,7 +122,7 @@ inline Tensor interp_shift_add(const Tensor& planes, const Tensor& base) {
       cut();
       for (; a.tiling.blocks() < kBlocksWanted && outer > 1 && outer * inner > kBlockThreads; cut()) --outer;
       for (; a.tiling.blocks() < kBlocksWanted && rows > 4; cut()) --rows;
-      a.staging = Staging(out, a.tiling, a.tiling.rows, kInterleaved);
+      a.staging = Staging(out, a.tiling.rows, a.tiling.outer, a.tiling.inner, kInterleaved);
       launch(planes, a.tiling.blocks(), kBlockThreads, a.staging.template bytes<T>(), shift_add<T, kInterleaved>, a);
     });
   });

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : 2)
     weight_grad_kernel(const __grid_constant__ WeightGradArguments<T, S> a) {
   using Acc = acc_t<T>;
   constexpr int kPixels = kWeightGradPixels, kRows = kWeightGradRows, kShares = kBlockThreads / kPixels;
-  __shared__ Between<Acc> sources[S][kRows];
+  __shared__ SourceRows<Acc> sources[S][kRows];
   __shared__ Acc sums[kRows][S][kShares][kPixels + 1];
   __shared__ Acc weights[kRows][S][kPixels];
   const Tile tile = a.tiling.tile(blockIdx.x);
@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : 2)
   const int p = kInterleaved ? thread / kShares : thread % kPixels;
   const int share = kInterleaved ? thread % kShares : thread / kPixels;
   if (thread < S * kRows && thread % kRows < tile.rows) {
-    sources[thread / kRows][thread % kRows] = between<Acc>(a.resize[thread / kRows].y, tile.y + thread % kRows);
+    const int s = thread / kRows, r = thread % kRows;
+    sources[s][r] = source_rows<T>(a.maps[s], a.resize[s].y, tile.y + r, r == 0);
   }
   for (int k = thread; k < kRows * S * kPixels; k += kBlockThreads) {
     const int x = k % kPixels, s = k / kPixels % S, r = k / kPixels / S;
@@ -51,7 +52,6 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : 2)
   for (int s = 0; s < S; ++s) {
     const Tap tap = tap_of(a.resize[s].x, x);
     map[s].base = row_of(a.maps[s], tile.n, share, tap.low, 0);
-    map[s].stride_h = a.maps[s].stride_h;
     map[s].left[0] = 0;
     map[s].right[0] = offset_in(a.maps[s], 0, tap.high - tap.low);
     map[s].lambda[0] = tap.lambda;
@@ -69,15 +69,13 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : 2)
 #pragma unroll 1
   for (int c = share; c < channels; c += kShares) {
 #pragma unroll
-    for (int s = 0; s < S; ++s) map[s].held = -2;
-#pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r >= tile.rows) break;
       Acc v[S];
 #pragma unroll
       for (int s = 0; s < S; ++s) {
         Acc value[1][1];
-        if (a.resize[s].copies) map[s].copied_row(tile.y + r, value);
+        if (a.resize[s].copies) map[s].copied_row(sources[s][r], value);
         else map[s].row(sources[s][r], value);
         v[s] = value[0][0];
       }

@@ -25,14 +25,13 @@ __global__ void __launch_bounds__(kBlockThreads, 4) segment_rows(const __grid_co
   const Tap column = tap_of(a.resize.x, x);
   HeldRows<T, 1, 1> map;
   map.base = a.scores.data + tile.n * a.scores.stride_n + column.low * a.scores.stride_w;
-  map.stride_h = a.scores.stride_h;
   map.left[0] = 0;
   map.right[0] = static_cast<uint32_t>((column.high - column.low) * a.scores.stride_w * sizeof(T));
   map.lambda[0] = column.lambda;
   const int y = tile.y * kRows;
-  Between<Acc> rows[kRows];
+  SourceRows<Acc> rows[kRows];
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) rows[r] = between<Acc>(a.resize.y, min(y + r, height - 1));
+  for (int r = 0; r < kRows; ++r) rows[r] = source_rows<T>(a.scores, a.resize.y, min(y + r, height - 1), r == 0);
   Acc best[kRows];
   int label[kRows];
 #pragma unroll
@@ -60,11 +59,10 @@ __global__ void __launch_bounds__(kBlockThreads, 4) segment_rows(const __grid_co
   } else {
 #pragma unroll 1
     for (int c = 0; c < classes; ++c) {
-      map.held = -2;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         Acc score[1][1];
-        if (a.resize.copies) map.copied_row(rows[r].low, score);
+        if (a.resize.copies) map.copied_row(rows[r], score);
         else map.row(rows[r], score);
         consider(c, r, score[0][0]);
       }

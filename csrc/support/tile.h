@@ -58,6 +58,11 @@ __device__ const T* row_of(const Map<const T>& map, int n, int c, int x, int y) 
   return map.data + n * map.stride_n + c * map.stride_c + x * map.stride_w + y * map.stride_h;
 }
 
+template <class T>
+__device__ T* place_in(const Map<T>& map, int n, int c, int x, int y) {
+  return map.data + n * map.stride_n + c * map.stride_c + x * map.stride_w + y * map.stride_h;
+}
+
 // Distance in bytes of channel c and column x from the first ones in a row.
 template <class T>
 __device__ uint32_t offset_in(const Map<const T>& map, int c, int x) {
@@ -146,25 +151,25 @@ struct Staging {
   bool together;      // all threads store a segment, rather than a warp
 
   Staging() = default;
-  // Of `rows` rows at once of tiles of `out`, whose inner columns are adjacent.
+  // Of tiles of `out`, whose inner columns are adjacent.
   template <class T>
-  Staging(const Map<T>& out, const Tiling& tiling, int rows, bool interleaved)
+  Staging(const Map<T>& out, int rows, int outer, int inner, bool interleaved)
       : row_stride(out.stride_h), outer_stride(interleaved ? out.stride_w : out.stride_c), rows_outside(interleaved) {
     constexpr int pack = kPackBytes / sizeof(T);
     const int64_t minor_stride = interleaved ? outer_stride : row_stride;
     const int64_t major_stride = interleaved ? row_stride : outer_stride;
-    const int minor = interleaved ? tiling.outer : rows, major = interleaved ? rows : tiling.outer;
+    const int minor = interleaved ? outer : rows, major = interleaved ? rows : outer;
     const auto pitch = [](int64_t least, int64_t stride) {
       return static_cast<int>(least + ((stride - least) % pack + pack) % pack);
     };
-    const int minor_pitch = pitch(tiling.inner, minor_stride);
+    const int minor_pitch = pitch(inner, minor_stride);
     const int major_pitch = pitch(int64_t{minor} * minor_pitch, major_stride);
-    merged = tiling.inner != minor_stride ? 0 : int64_t{minor} * minor_pitch != major_stride ? 1 : 2;
+    merged = inner != minor_stride ? 0 : int64_t{minor} * minor_pitch != major_stride ? 1 : 2;
     row_pitch = interleaved ? major_pitch : minor_pitch;
     outer_pitch = interleaved ? minor_pitch : major_pitch;
     values = major * major_pitch + pack;
     const int segments = (merged > 0 ? 1 : minor) * (merged > 1 ? 1 : major);
-    together = segments < 4;
+    together = segments == 1;
   }
 
   template <class T>
@@ -179,20 +184,23 @@ struct Staging {
     return static_cast<int>(reinterpret_cast<uintptr_t>(to) % kPackBytes / sizeof(T));
   }
 
-  // Stores `rows` rows of a staged tile whose first value goes to `to`. All threads of the block, after a barrier.
+  // Stores a staged tile, or its first rows or columns; the first value goes to `to`. Called by all threads of the block,
+  // after a barrier.
   template <class T>
-  __device__ void store(const T* staged, T* to, const Tile& tile, int rows) const {
+  __device__ void store(const T* staged, T* to, int rows, int outer, int inner) const {
     constexpr unsigned pack = kPackBytes / sizeof(T);
-    const int minor = rows_outside ? tile.outer : rows, major = rows_outside ? rows : tile.outer;
+    const int minor = rows_outside ? outer : rows, major = rows_outside ? rows : outer;
     const int64_t minor_stride = rows_outside ? outer_stride : row_stride;
     const int64_t major_stride = rows_outside ? row_stride : outer_stride;
     const int minor_pitch = rows_outside ? outer_pitch : row_pitch, major_pitch = rows_outside ? row_pitch : outer_pitch;
-    const int length = tile.inner * (merged > 0 ? minor : 1) * (merged > 1 ? major : 1);
-    const int inside = merged > 0 ? 1 : minor, segments = inside * (merged > 1 ? 1 : major);
+    const int length = inner * (merged > 0 ? minor : 1) * (merged > 1 ? major : 1);
+    const int inside = merged > 0 ? 1 : minor, outside = merged > 1 ? 1 : major;
     const int first = start(to);
     const unsigned group = together ? blockDim.x : 32, lane = together ? threadIdx.x : threadIdx.x % 32;
-    for (int segment = together ? 0 : threadIdx.x / 32; segment < segments; segment += together ? 1 : blockDim.x / 32) {
-      const int a = inside == 1 ? segment : segment / inside, b = segment - a * inside;
+    // Segment (a, b) of outside x inside.
+    for (int a = 0, b = together ? 0 : threadIdx.x / 32;; b += together ? 1 : blockDim.x / 32) {
+      for (; b >= inside && a < outside; ++a) b -= inside;
+      if (a >= outside) break;
       const unsigned at = first + a * major_pitch + b * minor_pitch;
       const T* from = staged + at;
       T* const segment_to = to + (a * major_stride + b * minor_stride);
