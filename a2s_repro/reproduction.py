@@ -21,7 +21,7 @@ from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.demo import make_demo_data
 from a2s_repro.data.lists import read_lines, read_list, write_lines
 from a2s_repro.errors import InputError
-from a2s_repro.files import replacing
+from a2s_repro.files import replacing, sha256_of
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.evaluation import evaluate, server_folder
 from a2s_repro.inference.segmenter import load_model
@@ -132,11 +132,13 @@ class Reproduction:
         return not train(changed, run).interrupted
 
     def score(self, recipe: Recipe) -> None:
-        """Writes the scores of a trained recipe unless they exist, or segmentations for VOC's server."""
+        """Scores a trained recipe, or segments for VOC's server, unless these weights have a result."""
         changed, run = recipe.changed(**self.changes), self.run(recipe)
-        if (run.out / RESULT).exists():
+        file, earlier = run.out / "final.pth", run.out / RESULT
+        weights = sha256_of(file)
+        if earlier.exists() and json.loads(earlier.read_text()).get("weights") == weights:
             return
-        model, meta = load_model(run.out / "final.pth", self.device)
+        model, meta = load_model(file, self.device)
         image_set = run.data_root / recipe.evaluation_set
         items = read_list(image_set, run.data_root, labelled=not recipe.hidden_labels)
         folder = server_folder(run.out, image_set.stem) if recipe.hidden_labels else None
@@ -145,7 +147,7 @@ class Reproduction:
         chain = trainings([recipe], self.started)
         other = [link.init for link in chain if link.init != RECIPES.get(link.name, link).init]
         changes = {"init": other[0], **self.changes} if other else self.changes
-        content: dict[str, Any] = {"changes": changes, "scores": {}, "note": ""}
+        content: dict[str, Any] = {"changes": changes, "weights": weights, "scores": {}, "note": ""}
         if recipe.hidden_labels:
             content["note"] = f"not scored: upload {folder.relative_to(self.out)} to VOC's evaluation server"
         else:

@@ -1,5 +1,6 @@
 """Reproduction: recipes are trained in order, scored, and reported next to the published numbers."""
 
+import dataclasses
 import json
 import math
 import shlex
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from a2s_repro.checkpoint.weights import load_weights
+from a2s_repro.checkpoint.weights import load_weights, save_weights
 from a2s_repro.errors import InputError
+from a2s_repro.files import sha256_of
 from a2s_repro.recipes import find_recipe, recipes_of
 from a2s_repro.reproduction import (
     Reproduction,
@@ -92,6 +94,18 @@ def test_finished_recipes_are_not_repeated(done):
     assert [file.stat().st_mtime_ns for file in files] == before
     ours = {row["recipe"]: row["ours"] for row in done.results([])}
     assert ours["voc12/largefov"] is not None and ours["voc12/msc_largefov"] is not None
+
+
+def test_replaced_weights_are_scored_again(done, tmp_path):
+    recipe = find_recipe("voc12/largefov")
+    copy = dataclasses.replace(done, out=tmp_path / "copy")
+    shutil.copytree(done.out, copy.out)
+    folder = copy.out / recipe.name
+    weights = load_weights(folder / "final.pth")
+    weights.state_dict["fc8.bias"][0] += 1
+    save_weights(folder / "final.pth", weights.state_dict, weights.meta)
+    assert copy.reproduce([recipe])
+    assert json.loads((folder / "result.json").read_text())["weights"] == sha256_of(folder / "final.pth")
 
 
 def test_runs_with_other_settings_in_the_folder_are_refused(done, files):
