@@ -159,13 +159,15 @@ class Net(nn.Module, abc.ABC):
         return {key: tensor for key, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
 
     def _fill(self, deviations: Mapping[str, float]) -> None:
-        """Fills layers, gaussian weights and zero biases, and notes them as new; of deviation 0 it only notes them."""
+        """Fills layers, gaussian weights and zero biases, and notes them as new; of deviation 0 it only notes them.
+
+        On the meta device nothing is filled: there torch would import its compiler for it, which takes seconds.
+        """
         self.new_layers |= deviations
         for name, std in deviations.items():
-            if not std:
-                continue
             for kind, parameter in self.layer(name).named_parameters():
-                nn.init.normal_(parameter, std=std) if kind == "weight" else nn.init.zeros_(parameter)
+                if std and not parameter.is_meta:
+                    nn.init.normal_(parameter, std=std) if kind == "weight" else nn.init.zeros_(parameter)
 
 
 def check_image(image: Tensor, grid_step: int) -> None:

@@ -138,14 +138,15 @@ class ResNetDilated8(MultiScale):
                 continue
             part = name.partition(".")[0]
             if part in self.encoder_layers:
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if not layer.weight.is_meta:
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             elif part == "decoder":
                 self._fill({name: 0.001})
             else:
                 std = 0.01 if name.endswith("_fc") else math.sqrt(2 / layer.weight[0].numel())
                 self._fill({name.removeprefix("head."): std})
         for layer in self.decoder.modules():  # after all convolutions, whose values do not depend on these
-            if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
+            if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and not layer.weight.is_meta:
                 nn.init.normal_(layer.weight, 1, 0.02)
 
     def _blocks(

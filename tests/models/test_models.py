@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import itertools
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -261,3 +263,17 @@ def test_image_sizes_off_the_grid_are_refused_with_the_nearest_good_ones(scales,
 def test_a_batch_of_another_shape_is_refused():
     with pytest.raises(InputError, match=r"shape \(1, 4, 33, 33\); the net takes \(N, 3, H, W\)"):
         DeepLabLargeFOV(2, widths=THIN)(torch.zeros(1, 4, 33, 33))
+
+
+def test_nets_on_the_meta_device_do_not_import_torchs_compiler():
+    """Commands build nets there to compare shapes; the import takes longer than all others together."""
+    program = """if True:
+        import sys
+        import torch
+        import a2s_repro.caffe.conversion
+        from a2s_repro.recipes import find_recipe
+        with torch.device("meta"):
+            nets = [find_recipe(name).net() for name in ("voc12/attention3_esupv", "a2r_ade20k/refine_psp")]
+        sys.exit("torch._dynamo" in sys.modules)
+    """
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
