@@ -18,9 +18,8 @@ T = TypeVar("T")
 class Progress(Generic[T]):
     """The progress through `total` steps, or through an iterable: `for item in Progress(items, "checking", "image")`.
 
-    On a terminal it is tqdm's bar. In a file, which keeps every state of a bar, it is a line with the time when one
-    calls `show`, every SECONDS_BETWEEN_LINES, and at the
-    end.
+    On a terminal it is tqdm's bar. In a file, which keeps every state of a bar, it is a line with the time: at every
+    call of `show`, every SECONDS_BETWEEN_LINES, and at the end.
 
     Args:
         title: name of the work.

@@ -89,7 +89,7 @@ class Machine:
         return lanes // self.padded
 
     def special(self, name: str) -> np.ndarray:
-        """%tid.x and the like, of all lanes."""
+        """The value of a special register, such as %tid.x, in each lane."""
         if name not in self._special:
             self._special[name] = self._special_value(name).astype(np.uint32)
         return self._special[name]
