@@ -22,11 +22,12 @@ from torch.export import Dim, ExportedProgram
 
 from a2s_repro import ops
 from a2s_repro.caffe.export import export_caffemodel
-from a2s_repro.checkpoint.weights import load_weights, save_weights
+from a2s_repro.checkpoint.trained import load_trained
+from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.normalization import MEAN_BGR, NORMALIZATIONS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
 from a2s_repro.errors import InputError, not_written
 from a2s_repro.files import replacing
-from a2s_repro.inference.segmenter import class_names, load_model
+from a2s_repro.inference.segmenter import class_names, model_of
 from a2s_repro.runtime.precision import float32_products
 
 SUFFIXES = {
@@ -95,7 +96,7 @@ def export(
     results agree with the net's within `TOLERANCE`.
 
     Args:
-        path: a weights file of a complete net; for Caffe also initial weights or a training snapshot.
+        path: a complete net as a weights file, a snapshot or a run (`load_trained`); for Caffe also initial weights.
         device: device on which a torch.export program will run.
         native: keep the fused operators in a torch.export program; `import a2s_repro.ops` before loading it.
         deploy_size: (height, width) of the images for Caffe's deploy prototxt.
@@ -112,11 +113,12 @@ def export(
         raise InputError(f"{output}: only a .pt2 program can keep the native operators: leave out native.")
     if output.suffix == ".caffemodel":
         return Exported(export_caffemodel(path, output, deploy_size=deploy_size), None)
-    net, meta = load_model(path, device)
+    trained = load_trained(path)
+    net, meta = model_of(trained, device)
     net.to(memory_format=torch.contiguous_format)  # the layout that other programs expect
     if output.suffix == ".safetensors":
         named = meta | {"classes": class_names(net.num_classes, meta)}
-        save_weights(output, load_weights(path).state_dict, named)
+        save_weights(output, trained.weights.state_dict, named)
         return Exported([output], None)
     description = describe(net, meta)
     if output.suffix == ".onnx":

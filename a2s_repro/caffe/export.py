@@ -9,7 +9,8 @@ from a2s_repro.caffe.conversion import to_caffe
 from a2s_repro.caffe.deploy import deploy_prototxt
 from a2s_repro.caffe.state import caffe_histories
 from a2s_repro.checkpoint.snapshots import Snapshot, is_snapshot, load_into, load_snapshot
-from a2s_repro.checkpoint.weights import Weights, load_weights
+from a2s_repro.checkpoint.trained import load_trained
+from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 from a2s_repro.models import ShareNet, build_model, check_state
@@ -20,7 +21,7 @@ from caffe_weights import CaffeNet, SolverState, write_caffemodel, write_solvers
 def export_caffemodel(
     path: str | os.PathLike, output: str | os.PathLike, *, v1: bool = False, deploy_size: tuple[int, int] = (513, 513)
 ) -> list[Path]:
-    """Writes a weights file or a training snapshot as `output`, a `.caffemodel`, and returns all files written.
+    """Writes a weights file, a snapshot or a run's weights as `output`, a `.caffemodel`; returns all files written.
 
     For a snapshot a `.solverstate` of the same name is written as well, from which Caffe resumes the run. If the
     weights are a whole net, `<output>_deploy.prototxt` runs it on images of `deploy_size` (height, width). `v1` is
@@ -33,7 +34,7 @@ def export_caffemodel(
     if is_snapshot(path):
         net, weights, state = snapshot_in_caffe(load_snapshot(path), path.name, str(output))
     else:
-        weights = load_weights(path)
+        weights = load_trained(path).weights
         net, state = to_caffe(weights, path.name), None
     prototxt = _prototxt(weights, deploy_size)
 

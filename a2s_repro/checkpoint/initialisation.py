@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from a2s_repro.checkpoint.weights import Weights, load_weights
+from a2s_repro.checkpoint.trained import load_trained
+from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.errors import InputError
 from a2s_repro.models import AttentionHead, Net, ResNetDilated8, build_head
 from a2s_repro.models.resnet import load_resnet34
@@ -34,7 +35,8 @@ def load_init(model: Net, path: str | os.PathLike, classifier: str) -> Loaded | 
     `load_layers` for a weights file."""
     if isinstance(model, ResNetDilated8):
         return load_resnet34(model, path)
-    return load_layers(model, load_weights(path), path, classifier)
+    file, weights = load_trained(path)
+    return load_layers(model, weights, file, classifier)
 
 
 def load_layers(model: Net, weights: Weights, path: str | os.PathLike, classifier: str) -> Loaded:

@@ -40,6 +40,8 @@ class Snapshot:
     """Settings that determine the run; a snapshot resumes only a run with equal settings."""
     start: int = 0
     """Number of updates made by Caffe before this run took over."""
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The net's description, as in a weights file; empty in snapshots of version 0.1."""
 
     @property
     def has_slots(self) -> bool:
@@ -159,7 +161,7 @@ def _is_like(history: Tensor, parameter: Tensor) -> bool:
 
 def _is_sound(content: dict) -> bool:
     kinds = get_type_hints(Snapshot)
-    required = {field.name for field in dataclasses.fields(Snapshot) if field.default is dataclasses.MISSING}
+    required = {field.name for field in dataclasses.fields(Snapshot)} - {"start", "meta"}
     return (
         required <= set(content) <= set(kinds)
         and all(isinstance(value, get_origin(kinds[name]) or kinds[name]) for name, value in content.items())

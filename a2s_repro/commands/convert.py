@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "input",
         type=Path,
         metavar="INPUT",
-        help=".caffemodel, or torchvision's VGG-16 .pth; with --to-caffe our .pth, .safetensors or snapshot",
+        help=".caffemodel, or torchvision's VGG-16 .pth; with --to-caffe our .pth, .safetensors, snapshot or run",
     )
     parser.add_argument(
         "output", type=Path, nargs="?", metavar="OUTPUT", help=".pth or .safetensors; with --to-caffe .caffemodel"

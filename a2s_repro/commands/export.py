@@ -11,7 +11,7 @@ The suffix of OUTPUT chooses the form:
 import argparse
 from pathlib import Path
 
-from a2s_repro.commands.options import add_deploy_size_option, add_device_option
+from a2s_repro.commands.options import TRAINED, add_deploy_size_option, add_device_option
 
 EXAMPLES = """\
   a2s export runs/a3/final.pth a3.onnx
@@ -21,7 +21,7 @@ EXAMPLES = """\
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "input", type=Path, metavar="INPUT", help="weights file of a complete net, .pth or .safetensors"
+        "input", type=Path, metavar="INPUT", help=f"trained net: {TRAINED}"
     )
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="file to write, with one of the suffixes above")
     add_device_option(parser, default="cpu", note="; of a .pt2 where it will run")

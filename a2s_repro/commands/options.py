@@ -111,8 +111,11 @@ def add_init_option(parser: Options, kinds: str, default: str | None = None) -> 
     )
 
 
+TRAINED = "a weights file, a snapshot, or a run's folder, which stands for its best weights, else its newest"
+
+
 def add_model_option(parser: Options) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="weights file of a complete net")
+    parser.add_argument("--model", type=Path, required=True, metavar="PATH", help=f"trained net: {TRAINED}")
 
 
 def add_images_options(parser: Options, data_root: str = "", list_file: str = "") -> None:

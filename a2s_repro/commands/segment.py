@@ -62,17 +62,20 @@ def main(arguments: argparse.Namespace) -> int:
 
     import torch
 
+    from a2s_repro.checkpoint.trained import load_trained
     from a2s_repro.files import sha256_of
     from a2s_repro.inference.batch_job import Results, Work
     from a2s_repro.inference.crf import CRF
-    from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
+    from a2s_repro.inference.segmenter import Segmenter, class_names, model_of
     from a2s_repro.inference.sources import find_sources
     from a2s_repro.runtime import distributed
 
     crf = None if arguments.crf is None else CRF.parse(arguments.crf)
     left_out: Counter[str] = Counter()
     sources = find_sources(arguments.inputs, arguments.out, left_out)
-    model, meta = load_model(arguments.model, distributed.initialise(arguments.device))
+    device = distributed.initialise(arguments.device)
+    trained = load_trained(arguments.model)
+    model, meta = model_of(trained, device)
     classes = class_names(model.num_classes, meta, arguments.classes)
     results = Results(
         arguments.out,
@@ -92,7 +95,7 @@ def main(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
     )
     settings = {
-        "model": sha256_of(arguments.model),
+        "model": sha256_of(trained.file),
         "crop": arguments.pad_to,
         "short_sides": arguments.short_sides,
         "factors": arguments.factors,

@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--layout", choices=LAYOUTS, default="weights", help="columns of the figure (default %(default)s)"
     )
     parser.add_argument(
-        "--baseline", type=Path, metavar="FILE", help="weights file of the net to compare with, in layouts of two nets"
+        "--baseline", type=Path, metavar="PATH", help="trained net to compare with, in layouts of two nets; as --model"
     )
     add_out_option(parser, "its suffix, as .png, .pdf or .svg, is its format", metavar="FILE")
     parser.add_argument("--dpi", type=positive, default=120, metavar="N", help="pixels per inch (default %(default)s)")

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from a2s_repro import ops
-from a2s_repro.checkpoint.weights import load_weights
+from a2s_repro.checkpoint.trained import Trained, load_trained
 from a2s_repro.data import voc
 from a2s_repro.data.images import Photograph, decode_photograph, read_photograph
 from a2s_repro.data.lists import read_classes
@@ -435,21 +435,26 @@ def _pixels(image: np.ndarray | Tensor, order: str | None) -> np.ndarray:
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segmenter:
-    """The Segmenter of a weights file. Raises InputError as `load_model` and `class_names` do."""
+    """The Segmenter of a weights file, a snapshot or a run. Raises InputError as `load_model` and `class_names` do."""
     model, meta = load_model(path, device)
     return Segmenter(model, class_names(model.num_classes, meta), meta)
 
 
 def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
-    """The net of a weights file in evaluation mode, and the file's meta.
+    """The net of a weights file, a snapshot or a run (see `load_trained`) in evaluation mode, and the file's meta.
 
     Raises InputError if the file does not hold a complete net, its tensors do not fit the net, or the device cannot be
     used.
     """
-    weights = load_weights(path)
+    return model_of(load_trained(path), device)
+
+
+def model_of(trained: Trained, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
+    """`load_model` of weights that were read."""
+    file, weights = trained
     if "model" not in weights.meta:
-        raise InputError(f"{path} holds initial weights, not a complete net: train from it, and evaluate the result.")
-    model = restored_model(weights.meta["model"], weights.state_dict, path)
+        raise InputError(f"{file} holds initial weights, not a complete net: train from it, and evaluate the result.")
+    model = restored_model(weights.meta["model"], weights.state_dict, file)
     return model.to(usable_device(device), memory_format=torch.channels_last).eval(), weights.meta
 
 

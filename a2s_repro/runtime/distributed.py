@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
+from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -72,10 +73,10 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def tell(sentence: str) -> None:
-    """Prints a message on rank 0 without disturbing progress bars."""
+def tell(sentence: str, file: IO[str] | None = None) -> None:
+    """Prints a message on rank 0, by default to stdout, without disturbing progress bars."""
     if is_main():
-        tqdm.write(printable(sentence))
+        tqdm.write(printable(sentence), file)
 
 
 def sum_(tensor: Tensor) -> Tensor:

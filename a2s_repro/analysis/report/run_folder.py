@@ -5,13 +5,9 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from a2s_repro.checkpoint.snapshots import load_newest
+from a2s_repro.checkpoint.trained import load_trained
 from a2s_repro.errors import InputError
-from a2s_repro.inference.segmenter import Segmenter, load
-from a2s_repro.models import restored_model
-from a2s_repro.runtime.devices import usable_device
+from a2s_repro.inference.segmenter import Segmenter, class_names, model_of
 from a2s_repro.training.run_log import read_log
 
 
@@ -24,7 +20,7 @@ class RunFolder(NamedTuple):
     log: list[dict[str, Any]]
     """Lines of log.jsonl, written by `run_log.RunLog`."""
     weights: Path
-    """Source of the weights: final.pth, or the newest intact snapshot of an unfinished run."""
+    """Source of the weights: best.pth, else the newest of final.pth and the snapshots."""
     segmenter: Segmenter
 
 
@@ -35,16 +31,9 @@ def read_run_folder(path: str | os.PathLike, device: str = "cpu") -> RunFolder:
     """
     path = Path(path)
     config, log = _read_config(path / "config.json"), read_log(path) if (path / "log.jsonl").exists() else []
-    final = path / "final.pth"
-    if final.exists():
-        return RunFolder(path, config, log, final, load(final, device))
-    newest = load_newest(path)
-    if newest is None:
-        raise InputError(f"{path} holds neither final.pth nor a snapshot yet: continue training, or lower --snapshot.")
-    weights, snapshot, _ = newest
-    model = restored_model(config["model"], snapshot.model, weights)
-    model = model.to(usable_device(device), memory_format=torch.channels_last)
-    return RunFolder(path, config, log, weights, Segmenter(model, config["classes"]))
+    trained = load_trained(path)
+    model, meta = model_of(trained, device)
+    return RunFolder(path, config, log, trained.file, Segmenter(model, class_names(model.num_classes, meta), meta))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
