@@ -2,6 +2,7 @@
 # make demo         draw a data set, convert a Caffe model, train, evaluate and plot: minutes on a CPU
 # make test         run all tests
 # make sanitize     run the tests of the operators and of the dense CRF with AddressSanitizer and UBSan
+# make dist-check   build the sdist and the wheel, and use the wheel in a fresh environment
 # make ptxas        check that no CUDA kernel spills registers or has a stack frame
 # make gpu-report   on a GPU machine: tests, compute-sanitizer, benchmarks and kernel figures, in nine minutes
 PYTHON ?= python3
@@ -12,7 +13,7 @@ export A2S_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 PY := .venv/bin/python
 INSTALLED := .venv/.installed-$(A2S_CUDA)
 
-.PHONY: setup demo test smoke lint sanitize slow-ops ptxas cuda-torch-check gpu-report clean
+.PHONY: setup demo test smoke lint sanitize slow-ops dist-check ptxas cuda-torch-check gpu-report clean
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
@@ -59,6 +60,13 @@ sanitize: setup
 # Tests the operators in programs that inductor has compiled.
 slow-ops: setup
 	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest -m slow tests/ops
+
+# Builds the sdist, and the wheel from it with the libraries of the checkout, and uses the wheel in a folder elsewhere.
+DIST := build/dist
+dist-check: setup
+	@rm -rf $(DIST)
+	A2S_PREBUILT=$(CURDIR)/a2s_repro/lib $(PY) -m build --no-isolation --outdir $(DIST) .
+	$(PY) tools/dev/check_dist.py $(DIST)
 
 # Checks that no CUDA kernel spills registers, on both shipped architectures.
 ptxas:

@@ -1,6 +1,5 @@
 """`python -m a2s_repro.info`: versions, build settings, and loaded native libraries."""
 
-import json
 import platform
 
 import torch
@@ -17,10 +16,7 @@ def info() -> dict[str, str]:
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} threads)",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
-    try:
-        built = json.loads((_native.LIBRARY_DIR / "build.json").read_text())
-    except FileNotFoundError:
-        built = {"build": "no native libraries: run `make setup`"}
+    built = _native.build_facts() or {"libraries": f"none: {_native.REMEDY}"}
     facts |= {f"built {name.replace('_', ' ')}": value for name, value in built.items() if value}
     facts["loaded native operators for"] = ", ".join(sorted(_native.loaded_devices() - {"meta"})) or "nothing"
     facts |= {f"not loaded lib{name}.so": problem for name, problem in _native.problems.items()}

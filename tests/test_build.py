@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import a2s_repro
 from a2s_repro.bench.provenance import provenance, sources_hash
 from a2s_repro.ops import _native
 from tests.paths import ROOT
@@ -100,9 +101,57 @@ def test_an_nvcc_of_another_cuda_than_torchs_is_named(tmp_path: Path) -> None:
     assert done.returncode != 0 and sentence in " ".join(done.stderr.split())
 
 
-def test_a_missing_compiler_is_reported_in_one_sentence() -> None:
-    done = run(sys.executable, "setup.py", "build_ext", CXX="no-such-compiler", A2S_REQUIRE_NATIVE="1")
-    assert done.returncode != 0 and "no C++ compiler 'no-such-compiler'" in done.stderr
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The files that `setup.py` reads before anything is compiled."""
+    folder = tmp_path / "checkout"
+    (folder / "a2s_repro").mkdir(parents=True)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "CMakeLists.txt", "a2s_repro/__init__.py"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def test_a_failed_build_ends_with_the_compilers_words(checkout: Path) -> None:
+    """Also in a copied checkout, whose `build` CMake would refuse."""
+    (checkout / "build").mkdir()
+    (checkout / "build" / "CMakeCache.txt").write_text("CMAKE_HOME_DIRECTORY:INTERNAL=/elsewhere\n")
+    broken = checkout / "broken-compiler"
+    broken.write_text("#!/bin/sh\necho the compiler is out of order >&2\nexit 1\n")
+    broken.chmod(0o755)
+    done = run(sys.executable, "setup.py", "build_ext", "--inplace", CXX=str(broken), A2S_CUDA="OFF", PWD=str(checkout))
+    assert done.returncode != 0 and "the compiler is out of order" in done.stderr
+    assert "a2s_repro: the native libraries could not be built" in done.stderr.splitlines()[-1]
+
+
+def test_a_compiler_that_is_named_must_be_there(checkout: Path) -> None:
+    done = run(sys.executable, "setup.py", "build_ext", CXX="no-such-compiler", PWD=str(checkout))
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == "a2s_repro: CXX names no C++ compiler: there is no 'no-such-compiler'."
+
+
+def test_only_without_any_compiler_the_libraries_are_left_out(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheel then fits every platform, and the first import gives the reason."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    command = [sys.executable, "setup.py", "bdist_wheel"]
+    refused = subprocess.run(command, env=os.environ | {"A2S_REQUIRE_NATIVE": "1"}, cwd=checkout, capture_output=True)
+    assert refused.returncode != 0 and b"there was no C++ compiler" in refused.stderr
+    monkeypatch.setenv("A2S_REQUIRE_NATIVE", "0")
+    subprocess.run(command, cwd=checkout, check=True, capture_output=True)
+    (wheel,) = (checkout / "dist").glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+    shutil.unpack_archive(wheel, checkout / "installed", "zip")
+    monkeypatch.setattr(_native, "LIBRARY_DIR", checkout / "installed" / "a2s_repro" / "lib")
+    monkeypatch.setattr(_native, "problems", {})
+    with pytest.warns(UserWarning, match=r"because there was no C\+\+ compiler .* when a2s_repro was installed"):
+        _native.load()
+
+
+def test_the_version_is_written_once() -> None:
+    """In the package; the citation file, which cannot read it, agrees."""
+    assert "\nversion" not in (ROOT / "pyproject.toml").read_text().partition("[project]")[2].partition("\n[")[0]
+    assert f"\nversion: {a2s_repro.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_info_lists_built_and_loaded_libraries() -> None:

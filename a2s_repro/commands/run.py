@@ -53,7 +53,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except ModuleNotFoundError as error:
         if not error.name or error.name.startswith("a2s_repro"):
             raise
-        status = _refuse(f"{error.name} is not installed for {sys.executable}: run `make setup` and use .venv/bin/a2s.")
+        remedy = f"run `make setup` and use .venv/bin/a2s, or `pip install {error.name.partition('.')[0]}`"
+        status = _refuse(f"{error.name} is not installed for {sys.executable}: {remedy}.")
     except FileExistsError as error:
         status = _refuse(f"{error.filename} is a file, where a folder is needed: give another path.")
     except OSError as error:

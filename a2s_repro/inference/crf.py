@@ -5,12 +5,14 @@ Parameters and protocol are the authors'. Commands: `a2s evaluate --crf` and `a2
 
 import dataclasses
 import math
+import sysconfig
 from types import ModuleType
 
 import numpy as np
 import torch
 
 from a2s_repro.errors import InputError
+from a2s_repro.ops import _native
 
 MAX_LATTICE_PIXELS = 2**31 // 6
 """Maximum number of pixels: the native code indexes lattice vertices, at most six per pixel, with int32."""
@@ -138,7 +140,7 @@ def dense_crf(
         raise InputError(f"dense_crf: the image must have 1 to {MAX_LATTICE_PIXELS} pixels, not {image.shape[:2]}.")
     if not np.isfinite(scores).all():
         raise InputError("dense_crf: scores holds values that are not finite: check the net's weights.")
-    native = _native()
+    native = _module()
     try:
         return native.mean_field(image, scores, threads=threads, **dataclasses.asdict(crf))
     except ValueError as error:
@@ -155,9 +157,19 @@ def refine(image: np.ndarray, scores: np.ndarray, crf: CRF, *, threads: int | No
     return dense_crf(image, scores, threads=threads, **dataclasses.asdict(crf)).argmax(0).astype(np.uint8)
 
 
-def _native() -> ModuleType:
+def _module() -> ModuleType:
     try:
         from a2s_repro.lib import _crf
     except ImportError as error:
-        raise InputError(f"The native library of the dense CRF does not load ({error}): run `make setup`.") from None
+        raise InputError(f"the dense CRF cannot run, because {_problem(error)}: {_native.REMEDY}.") from None
     return _crf
+
+
+def _problem(error: ImportError) -> str:
+    """The reason why the CRF's module, which fits one version of Python, does not load."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    built = sorted(path.name.removeprefix("_crf") for path in _native.LIBRARY_DIR.glob("_crf.*"))
+    if built and suffix not in built:
+        return f"its native module was built for another Python ({', '.join(built)}; this one loads {suffix})"
+    left_out = _native.build_facts().get("dense_crf", "").partition("off: ")[2]
+    return left_out or f"its native module does not load ({error})"

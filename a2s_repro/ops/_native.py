@@ -5,6 +5,7 @@ function.
 """
 
 import functools
+import json
 import os
 import threading
 import warnings
@@ -23,6 +24,8 @@ from a2s_repro.ops._transforms import Calls, Rule, no_double_backward
 LIBRARY_DIR = Path(__file__).resolve().parent.parent / "lib"
 NAMESPACES = {"native": "a2s"}
 """torch namespace of each backend but `reference`."""
+REMEDY = "run `make setup` in a checkout, or `pip install --force-reinstall --no-deps --no-cache-dir` of the sources"
+"""Builds the native libraries."""
 MAX_SCALES = 4
 
 
@@ -47,9 +50,18 @@ def _load(name: str) -> bool:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        problems[name] = f"{path} was not built" if not path.exists() else f"{path} does not load: {error}"
+        left_out = build_facts().get("operators", "").removeprefix("off: ") or f"{path} was not built"
+        problems[name] = f"{path} does not load: {error}" if path.exists() else left_out
         return False
     return True
+
+
+def build_facts() -> dict[str, str]:
+    """Settings and results of the native build, as recorded beside the libraries; empty if nothing was built."""
+    try:
+        return json.loads((LIBRARY_DIR / "build.json").read_text())
+    except FileNotFoundError:
+        return {}
 
 
 def load() -> None:
@@ -64,7 +76,7 @@ def load() -> None:
         if torch.version.cuda is not None and _load("a2s_ops_cuda"):
             _devices |= {"cuda"}
         return
-    remedy = f"{problems['a2s_ops']}: run `make setup` (or `pip install --no-build-isolation -e .`) to build it"
+    remedy = f"{problems['a2s_ops']}: {REMEDY}"
     if os.environ.get("A2S_REQUIRE_NATIVE") == "1":
         raise ImportError(f"a2s_repro: A2S_REQUIRE_NATIVE=1, but {remedy}.")
     warnings.warn(f"a2s_repro runs on its slower pure-torch operators, because {remedy}.", stacklevel=2)

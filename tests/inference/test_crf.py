@@ -169,10 +169,22 @@ def test_parameters_are_parsed_from_words() -> None:
             CRF.parse([word])
 
 
-def test_a_missing_native_library_is_named(monkeypatch):
-    """And no parameters are blamed."""
+@pytest.fixture
+def no_module(monkeypatch):
     monkeypatch.setitem(sys.modules, "a2s_repro.lib._crf", None)
     monkeypatch.delattr("a2s_repro.lib._crf", raising=False)
+
+
+def test_a_module_for_another_python_is_named(no_module, tmp_path, monkeypatch):
+    (tmp_path / "_crf.cpython-39-x86_64-linux-gnu.so").touch()
+    monkeypatch.setattr("a2s_repro.ops._native.LIBRARY_DIR", tmp_path)
     image, scores = np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 4), np.float32)
-    with pytest.raises(InputError, match=r"^The native library of the dense CRF does not load .*: run `make setup`\.$"):
+    with pytest.raises(InputError, match=r"was built for another Python \(\.cpython-39-x86_64-linux-gnu\.so; this"):
+        dense_crf(image, scores)
+
+
+def test_a_missing_native_library_is_named(no_module):
+    """And no parameters are blamed."""
+    image, scores = np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 4), np.float32)
+    with pytest.raises(InputError, match=r"^the dense CRF cannot run, because its native module .*: run `make setup` "):
         dense_crf(image, scores)
