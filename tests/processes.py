@@ -1,10 +1,15 @@
-"""Training runs in separate processes, forked quickly from a server that has already imported the package."""
+"""Tools and training runs in separate processes, forked quickly from a server that has already imported the package."""
 
 import multiprocessing
 import os
+import runpy
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +20,7 @@ from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.models import Widths
 from a2s_repro.recipes import Recipe
 from a2s_repro.training import Run, train
+from tests.paths import TOOLS
 
 WIDTH = 1 / 32
 
@@ -50,20 +56,56 @@ def make_files(root: Path, num_train: int = 8) -> dict[str, Path]:
     }
 
 
+class Tool:
+    """`python tools/TOOL.py ARGUMENTS`, running in `folder`.
+
+    With more than one rank it runs in as many processes, with torchrun's environment.
+    """
+
+    def __init__(
+        self,
+        tool: str,
+        *arguments: object,
+        folder: Path | str | None = None,
+        environment: Mapping[str, str] | None = None,
+        ranks: int = 1,
+    ) -> None:
+        self.words = [tool, *map(str, arguments)]
+        self._outputs = tempfile.TemporaryDirectory()
+        settings = dict(os.environ) | dict(environment or {})
+        self._processes = _start(_tool, (self.words, str(folder or Path.cwd()), settings, self._outputs.name), ranks)
+
+    def is_running(self) -> bool:
+        return any(process.is_alive() for process in self._processes)
+
+    def send_signal(self, number: int) -> None:
+        for process in self._processes:
+            os.kill(process.pid, number)
+
+    def finish(self) -> subprocess.CompletedProcess[str]:
+        """Status (the highest of all ranks), stdout and stderr. The tool has two minutes."""
+        for process in self._processes:
+            process.join(120)
+        statuses = [process.exitcode for process in self._processes]
+        for process in self._processes:
+            process.kill()
+        stdout, stderr = (Path(self._outputs.name, stream).read_text() for stream in ("stdout", "stderr"))
+        self._outputs.cleanup()
+        assert None not in statuses, f"{self.words} takes more than two minutes: {stderr}"
+        return subprocess.CompletedProcess(self.words, max(statuses), stdout, stderr)
+
+
+def run_tool(tool: str, *arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a tool to its end."""
+    return Tool(tool, *arguments, **how).finish()
+
+
 def start(recipe: Recipe, run: Run, ranks: int = 1, task: Callable = train) -> list[multiprocessing.Process]:
     """Starts `task(recipe, run)` in `ranks` processes with torchrun's environment.
 
     stdout and stderr of all go to `run.out`.txt. They exit with the status of the commands.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.processes"])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [context.Process(target=_body, args=(task, recipe, run, rank, ranks, port)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    return processes
+    return _start(_body, (task, recipe, run), ranks)
 
 
 def finish(processes: list[multiprocessing.Process]) -> list[int]:
@@ -73,15 +115,47 @@ def finish(processes: list[multiprocessing.Process]) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def _body(task: Callable, recipe: Recipe, run: Run, rank: int, ranks: int, port: int) -> None:
-    output = os.open(f"{run.out}.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    torch.set_num_threads(1)
+def _start(target: Callable, arguments: tuple, ranks: int) -> list[multiprocessing.Process]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.processes"])
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torchrun = {"WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
+    processes = []
+    for rank in range(ranks):
+        environment = torchrun | {"RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}
+        processes.append(context.Process(target=_process, args=(environment, target, arguments)))
+        processes[-1].start()
+    return processes
+
+
+def _process(environment: dict[str, object], target: Callable, arguments: tuple) -> None:
     multiprocessing.set_start_method("fork", force=True)  # the default for the loader's workers
-    if ranks > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
+    target({name: str(value) for name, value in environment.items()}, *arguments)
+
+
+def _write_to(stdout: Path | str, stderr: Path | str) -> None:
+    for stream, file in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), stream)
+
+
+def _tool(torchrun: dict, words: list[str], folder: str, environment: dict, outputs: str) -> None:
+    _write_to(f"{outputs}/stdout", f"{outputs}/stderr")
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment | torchrun)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    path = TOOLS / f"{words[0]}.py"
+    sys.argv = [str(path), *words[1:]]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def _body(torchrun: dict, task: Callable, recipe: Recipe, run: Run) -> None:
+    _write_to(f"{run.out}.txt", f"{run.out}.txt")
+    torch.set_num_threads(1)
+    os.environ |= torchrun
 
     def main() -> int:
         outcome = task(recipe, run)

@@ -25,7 +25,8 @@ from a2s_repro.export import IMAGE, TOLERANCE, Deployed, deviation, export, prog
 from a2s_repro.models import DeepLab, RefineHead, ResNetDilated8, ShareNet
 from a2s_repro.models.base import Net
 from tests.caffe.test_deploy import THIN, image_of, net_of, opencv4, weights_of
-from tests.markdown import ROOT, snippets
+from tests.markdown import snippets
+from tests.processes import run_tool
 
 RECIPE = {"name": "voc12/attention2_esupv"}
 SIZES = [(1, 33, 49), (3, 65, 33), (2, 161, 129)]
@@ -105,8 +106,7 @@ torch.save({{"labels": labels, "scores": scores, "classes": classes}}, "outputs.
 
 
 def test_the_tool_writes_a_program_that_needs_only_pytorch(here, net):
-    command = [sys.executable, ROOT / "tools" / "export.py", "model.pth", "model.pt2"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_tool("export", "model.pth", "model.pt2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("wrote model.pt2\nrun on batches of three sizes: within ")
     assert done.stderr == ""

@@ -5,8 +5,6 @@ import json
 import math
 import shlex
 import shutil
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -26,7 +24,7 @@ from a2s_repro.reproduction import (
     trainings,
     vgg16_shapes,
 )
-from tests.paths import ROOT
+from tests.processes import run_tool
 
 TRIAL = {"width": 1 / 16, "max_iter": 2, "batch_size": 2, "iter_size": 1, "crop": 65, "test_crop": 65}
 MSC = find_recipe("voc12/msc_largefov")
@@ -119,14 +117,15 @@ def test_the_printed_commands_are_equivalent(done, files, tmp_path):
     largefov = find_recipe("voc12/largefov")
     done.reproduce([largefov])
     changes = [f"--{name.replace('_', '-')}={value}" for name, value in TRIAL.items()]
-    tool = [sys.executable, ROOT / "tools/reproduce.py", "--table=a2s:3", "--cell=largefov", "--dry-run", *changes]
+    words = ["--table=a2s:3", "--cell=largefov", "--dry-run", *changes]
     folders = [f"--datasets={files['data_root']}", f"--init={files['pretrained']['imagenet']}", f"--out={tmp_path}"]
     machine = ["--device=cpu", "--workers=0"]
-    printed = subprocess.run([*tool, *folders, *machine], capture_output=True, text=True, check=True).stdout
+    printed = run_tool("reproduce", *words, *folders, *machine).stdout
     assert printed.count("a2s train") == printed.count("a2s evaluate") == 1
     for line in printed.splitlines():
-        command = [sys.executable, "-m", "a2s_repro", *shlex.split(line)[1:]]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        a2s, command, *options = shlex.split(line)
+        run = run_tool({"train": "train_voc"}.get(command, command), *options, folder=tmp_path)
+        assert a2s == "a2s" and run.returncode == 0, run.stderr
 
     ours, theirs = (load_weights(out / largefov.name / "final.pth").state_dict for out in (tmp_path, done.out))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +17,7 @@ from a2s_repro.recipes import find_recipe
 from a2s_repro.recipes.recipe import IMAGENET
 from a2s_repro.reproduction import draw_pretrained
 from a2s_repro.training import Run, train
-from tests.paths import TOOLS
-
-TOOL = TOOLS / "compare_runs.py"
+from tests.processes import run_tool
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +89,7 @@ def test_scores_of_different_sets_are_not_compared(folders):
 
 
 def test_tool_prints_the_tables_and_bad_score_files_are_named(folders, tmp_path):
-    command = [sys.executable, TOOL, *folders]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_tool("compare_runs", *folders)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == comparison([read_run(folder) for folder in folders])
 

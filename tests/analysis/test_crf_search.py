@@ -1,8 +1,6 @@
 """CRF parameter search with a thin net on the demo set, run through the tool."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +16,7 @@ from a2s_repro.inference.crf import CRF, refine
 from a2s_repro.inference.evaluation import ConfusionMatrix
 from a2s_repro.inference.segmenter import Segmenter, load_model
 from a2s_repro.models import ShareNet, Widths
-from tests.paths import TOOLS
-
-TOOL = TOOLS / "crf_search.py"
+from tests.processes import run_tool
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +65,9 @@ def test_the_table_stars_the_best() -> None:
 
 def test_the_tool_scores_every_combination(demo: Path, model_file: Path, tmp_path: Path) -> None:
     listed = demo / "ImageSets/Segmentation/val.txt"
-    command = [sys.executable, TOOL, "--model", model_file, "--data-root", demo, "--list", listed, "--pad-to", "161"]
-    command += ["--device", "cpu"]
-    command += ["--bi-w", "4", "--bi-xy-std", "20", "49", "--bi-rgb-std", "5", "--crf-iterations", "3", "--count", "2"]
-    done = subprocess.run(
-        [*map(str, command), "--workers", "2", "--json", str(tmp_path / "search.json")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    words = ["--model", model_file, "--data-root", demo, "--list", listed, "--pad-to", "161", "--device", "cpu"]
+    words += ["--bi-w", "4", "--bi-xy-std", "20", "49", "--bi-rgb-std", "5", "--crf-iterations", "3", "--count", "2"]
+    done = run_tool("crf_search", *words, "--workers", "2", "--json", tmp_path / "search.json")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "search.json").read_text())
     assert report["images"] == 2 and [score["bi_xy_std"] for score in report["scores"]] == [20, 49]
@@ -97,8 +86,7 @@ def test_the_tool_scores_every_combination(demo: Path, model_file: Path, tmp_pat
 
 
 def test_wrong_values_are_refused_in_one_sentence(demo: Path, model_file: Path) -> None:
-    command = [sys.executable, str(TOOL), "--model", str(model_file), "--data-root", str(demo), "--list", "none.txt"]
-    command += ["--device", "cpu"]
-    done = subprocess.run([*command, "--bi-rgb-std", "0"], capture_output=True, text=True, timeout=120, check=False)
+    words = ("--model", model_file, "--data-root", demo, "--list", "none.txt", "--device", "cpu")
+    done = run_tool("crf_search", *words, "--bi-rgb-std", "0")
     assert done.returncode == 2
     assert done.stderr == "error: CRF: bi_rgb_std is 0.0; a standard deviation must be above 0.\n"

@@ -1,7 +1,5 @@
 """Attention figures: their columns, their content, and the file that the tool writes."""
 
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,9 +15,8 @@ from a2s_repro.data.voc import palette
 from a2s_repro.errors import InputError
 from a2s_repro.inference.segmenter import Segmentation, Segmenter
 from a2s_repro.models import RefineHead, ShareNet, Widths
-from tests.paths import TOOLS
+from tests.processes import run_tool
 
-TOOL = TOOLS / "show_attention.py"
 NAMES = ("background", "cat", "dog")
 THIN = Widths().scaled(1 / 32)
 
@@ -145,13 +142,13 @@ def test_layouts_that_do_not_fit_the_nets_are_refused(demo):
 
 
 def test_tool_writes_a_png(tmp_path, demo):
-    command = [sys.executable, TOOL, "--data-root", demo, "--pad-to", "65", "--layout", "winner", "--ids", "val_0001"]
+    words = ["--data-root", demo, "--pad-to", "65", "--layout", "winner", "--ids", "val_0001"]
     for option, merge in (("--model", "attention"), ("--baseline", "max")):
         net = segmenter(merge).model
         save_weights(tmp_path / f"{merge}.pth", net.state_dict(), {"model": net.config(), "pool5a": False})
-        command += [option, tmp_path / f"{merge}.pth"]
-    command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--out", tmp_path / "attention.png"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        words += [option, tmp_path / f"{merge}.pth"]
+    words += ["--list", demo / "ImageSets/Segmentation/val.txt", "--out", tmp_path / "attention.png"]
+    done = run_tool("show_attention", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "attention.png")
     picture = np.asarray(Image.open(tmp_path / "attention.png").convert("RGB"))

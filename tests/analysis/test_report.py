@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -29,9 +27,8 @@ from a2s_repro.inference.segmenter import Segmenter
 from a2s_repro.models import DeepLabLargeFOV, Net, RefineHead, ShareNet, Widths
 from a2s_repro.recipes import find_recipe
 from a2s_repro.training.run_log import RunLog, write_config
-from tests.paths import TOOLS
+from tests.processes import run_tool
 
-TOOL = TOOLS / "report.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CROP = 65
 THIN = {"widths": Widths().scaled(1 / 32)}
@@ -216,8 +213,7 @@ def test_class_names_are_escaped(tmp_path, data):
 
 def test_tool_writes_to_out(tmp_path, data):
     folder = make_run(tmp_path / "run", data, random_net("attention"))
-    command = [sys.executable, TOOL, folder, "--device=cpu", "--out", tmp_path / "page.html", "--count", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_tool("report", folder, "--device=cpu", "--out", tmp_path / "page.html", "--count", "1")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(rf"{tmp_path}/page.html: 0\.\d MB\n", done.stdout)
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")

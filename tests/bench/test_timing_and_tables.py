@@ -15,6 +15,7 @@ from a2s_repro.bench.tables import PAGES, RESULTS, write_docs
 from a2s_repro.bench.timing import memory_of_call, paired, rotation, spread
 from a2s_repro.errors import InputError
 from tests.paths import ROOT
+from tests.processes import run_tool
 
 CPU = torch.device("cpu")
 
@@ -56,8 +57,7 @@ def test_spread_gives_median_and_quartiles() -> None:
 
 
 def bench(*arguments: str, tool: str = "bench_kernels") -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / "dev" / f"{tool}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_tool(f"dev/{tool}", *arguments)
 
 
 def test_kernel_results_become_a_table(tmp_path: Path) -> None:

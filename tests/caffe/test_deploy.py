@@ -5,8 +5,6 @@ attention weights. OpenCV's Winograd convolutions are off, because their roundin
 """
 
 import re
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +21,9 @@ from a2s_repro.errors import InputError
 from a2s_repro.models import AttentionHead, DeepLab, DeepLabLargeFOV, DeepLabMSc, ShareNet, Widths
 from a2s_repro.replay.recording import read_recording
 from caffe_weights import write_caffemodel
-from tests.paths import GOLDEN, TOOLS
+from tests.paths import GOLDEN
+from tests.processes import run_tool
 
-TOOL = TOOLS / "convert_caffe.py"
 TOLERANCE = 1e-5
 CLASSES = 21
 THIN = Widths().scaled(1 / 16)
@@ -128,8 +126,8 @@ def test_different_merges_give_clearly_different_results():
 def test_the_tool_writes_the_prototxt_next_to_the_weights(tmp_path):
     net = net_of("average2")
     save_weights(tmp_path / "net.pth", net.state_dict(), weights_of(net).meta)
-    command = [sys.executable, TOOL, "net.pth", "net.caffemodel", "--to-caffe", "--deploy-size", "65", "81"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    words = ("net.pth", "net.caffemodel", "--to-caffe", "--deploy-size", "65", "81")
+    done = run_tool("convert_caffe", *words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "wrote net.caffemodel\nwrote net_deploy.prototxt\n"
     compare(tmp_path / "net_deploy.prototxt", tmp_path / "net.caffemodel", net, image_of((65, 81)))

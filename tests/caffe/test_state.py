@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +28,8 @@ from caffe_weights import (
     write_caffemodel,
     write_solverstate,
 )
-from tests.paths import GOLDEN, TOOLS
+from tests.paths import GOLDEN
+from tests.processes import run_tool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -214,8 +213,7 @@ def test_our_run_is_exported_to_caffe_and_taken_over_again(files, tmp_path, monk
 
 def test_the_tools_convert_in_both_directions(files, tmp_path):
     def run(tool: str, *arguments: object) -> str:
-        command = [sys.executable, TOOLS / tool, *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = run_tool(tool, *arguments, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -223,9 +221,9 @@ def test_the_tools_convert_in_both_directions(files, tmp_path):
     settings |= {"num-classes": 5, "classifier": "fc8_voc12", "workers": 0, "device": "cpu"}
     settings |= {"data-root": files["data_root"], "train-list": files["train_list"], "out": "run", "resume": THEIRS}
     options = [f"--{name}={value}" for name, value in settings.items()]
-    printed = run("train_voc.py", "--recipe=voc12/attention2_esupv", *options)
+    printed = run("train_voc", "--recipe=voc12/attention2_esupv", *options)
     assert "trained 21 iterations" in printed
-    printed = run("convert_caffe.py", "run/snapshot_iter_21.pth", "back.caffemodel", "--to-caffe")
+    printed = run("convert_caffe", "run/snapshot_iter_21.pth", "back.caffemodel", "--to-caffe")
     assert printed == "wrote back.caffemodel\nwrote back.solverstate\nwrote back_deploy.prototxt\n"
     state = read_solverstate(tmp_path / "back.solverstate")
     assert (state.iter, state.current_step, state.learned_net) == (21, 2, "back.caffemodel")

@@ -5,10 +5,7 @@ Draws are compared exactly. Losses, gradients and weights are float32 in both pr
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +26,11 @@ from a2s_repro.recipes import Recipe
 from a2s_repro.replay.recording import read_recording
 from a2s_repro.training import Run, Trainer, train
 from caffe_weights import SUFFIX_OF_SCALE, read_caffemodel, stream_of
-from tests.paths import GOLDEN, TOOLS
+from tests.paths import GOLDEN
+from tests.processes import run_tool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TOOL = TOOLS / "train_voc.py"
 SEED = 1701
 LOSSES = ("loss", "loss_res1", "loss_res05")
 
@@ -146,9 +143,9 @@ def test_the_tool_displays_caffes_losses(files, recorded, golden, tmp_path):
         **{"max-iter": 10, "display": 1},
     }
     options = [f"--{name}={value}" for name, value in settings.items()]
-    command = [sys.executable, TOOL, "--recipe=voc12/attention2_esupv", *options, "--caffe-streams"]
-    process = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    words = ("--recipe=voc12/attention2_esupv", *options, "--caffe-streams")
+    done = run_tool("train_voc", *words, environment={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     means = recorded["losses"].mean(1)
     for iteration, line in enumerate(lines):

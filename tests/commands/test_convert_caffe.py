@@ -10,22 +10,19 @@ import pytest
 from a2s_repro.checkpoint.weights import load_weights
 from caffe_weights import read_caffemodel
 from tests.paths import GOLDEN, ROOT
+from tests.processes import run_tool
 
 SHARED = GOLDEN / "nets/iv_att2_esupv_B_iter_20.caffemodel"
 
 
-def run(tool: str, *args: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "tools" / tool, *map(str, args)], capture_output=True, text=True)
-
-
 def test_to_torch_and_back_gives_the_same_blobs(tmp_path):
-    forth = run("convert_caffe.py", SHARED, tmp_path / "net.safetensors", "--num-classes", 5)
+    forth = run_tool("convert_caffe", SHARED, tmp_path / "net.safetensors", "--num-classes", 5)
     assert forth.returncode == 0, forth.stderr
     for line in ("matched 18 layers", "folded 16 shared copies; scales 1 0.5", "pool5a: no", "classifier: fc8_voc12"):
         assert line in forth.stdout
     assert forth.stdout.endswith(f"wrote {tmp_path / 'net.safetensors'}\n")
 
-    back = run("convert_caffe.py", tmp_path / "net.safetensors", tmp_path / "net.caffemodel", "--to-caffe")
+    back = run_tool("convert_caffe", tmp_path / "net.safetensors", tmp_path / "net.caffemodel", "--to-caffe")
     assert back.returncode == 0, back.stderr
     blobs = [
         [
@@ -39,9 +36,9 @@ def test_to_torch_and_back_gives_the_same_blobs(tmp_path):
 
 
 def test_inspect_shows_both_kinds_of_file():
-    caffemodel = run("convert_caffe.py", SHARED, "--inspect")
+    caffemodel = run_tool("convert_caffe", SHARED, "--inspect")
     assert caffemodel.returncode == 0 and "copy of fc8_voc12" in caffemodel.stdout
-    solverstate = run("convert_caffe.py", SHARED.with_suffix(".solverstate"), "--inspect")
+    solverstate = run_tool("convert_caffe", SHARED.with_suffix(".solverstate"), "--inspect")
     assert solverstate.returncode == 0 and solverstate.stdout.startswith("iter 20, current_step 2")
 
 
@@ -55,16 +52,14 @@ def test_inspect_shows_both_kinds_of_file():
     ],
 )
 def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, args, words):
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools/convert_caffe.py", *map(str, args)], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = run_tool("convert_caffe", *args, folder=tmp_path)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []
 
 
 def test_make_init_gives_a_file_that_converts(tmp_path):
-    assert run("make_init.py", tmp_path / "init.caffemodel", "--width", 0.0625, "--seed", 3).returncode == 0
-    assert run("convert_caffe.py", tmp_path / "init.caffemodel", tmp_path / "init.pth").returncode == 0
+    assert run_tool("make_init", tmp_path / "init.caffemodel", "--width", 0.0625, "--seed", 3).returncode == 0
+    assert run_tool("convert_caffe", tmp_path / "init.caffemodel", tmp_path / "init.pth").returncode == 0
     weights = load_weights(tmp_path / "init.pth")
     assert weights.state_dict["fc6.weight"].shape == (64, 32, 3, 3) and weights.meta["classifier"] is None
 
@@ -72,6 +67,7 @@ def test_make_init_gives_a_file_that_converts(tmp_path):
 VGG16 = """
 import sys, numpy as np
 from caffe_weights import Layer, CaffeNet, write_caffemodel
+from tests.processes import run_tool
 rng = np.random.default_rng(0)
 channels = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512)] + [(512, 512)] * 5
 names = "1_1 1_2 2_1 2_2 3_1 3_2 3_3 4_1 4_2 4_3 5_1 5_2 5_3".split()

@@ -1,14 +1,10 @@
 """Helpers that build and pack small data sets in the published layouts, and run the tools."""
 
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 from PIL import Image
-
-from tests.paths import TOOLS
 
 
 def save_photograph(path: Path, shape: tuple[int, int]) -> None:
@@ -28,6 +24,3 @@ def pack(folder: Path, archive: Path) -> Path:
     return archive
 
 
-def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, TOOLS / f"{name}.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

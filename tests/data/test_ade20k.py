@@ -7,7 +7,8 @@ from PIL import Image
 from a2s_repro.data.ade20k import LISTS, class_names, prepare_ade20k
 from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.errors import InputError
-from tests.data.sources import pack, run_tool, save_photograph
+from tests.data.sources import pack, save_photograph
+from tests.processes import run_tool
 
 SHAPE = (3, 4)
 ANNOTATION = np.array([[0, 0, 1, 1], [2, 0, 150, 1], [2, 2, 149, 1]], np.uint8)

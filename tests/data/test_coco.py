@@ -10,7 +10,8 @@ from pycocotools import mask as pycocotools_mask
 from a2s_repro.data.coco import LISTS, _decompressed, paint, prepare_coco
 from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.errors import InputError
-from tests.data.sources import pack, run_tool, save_photograph
+from tests.data.sources import pack, save_photograph
+from tests.processes import run_tool
 
 # pycocotools 2.0.11 does not support numpy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -1,7 +1,5 @@
 """The demo set: layout, determinism, and difficulty."""
 
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,14 +8,13 @@ from a2s_repro.data.demo import CLASSES, draw_scene, make_demo_data
 from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.errors import InputError
-from tests.paths import TOOLS
+from tests.processes import run_tool
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo") / "shapes"
-    command = [sys.executable, TOOLS / "make_demo_data.py", root, "--num-train", "6", "--num-val", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_tool("make_demo_data", root, "--num-train", "6", "--num-val", "3")
     assert done.returncode == 0, done.stderr
     return root
 
@@ -67,10 +64,9 @@ def test_an_empty_split_is_refused(tmp_path):
 
 
 def test_bench_loader_reports_a_rate(demo):
-    command = [sys.executable, TOOLS / "dev" / "bench_loader.py", "--data-root", demo]
-    command += ["--list", demo / "ImageSets/Segmentation/train.txt", "--num-classes", str(len(CLASSES)), "--crop", "65"]
-    command += ["--batch-size", "2", "--batches", "2", "--repeats", "3", "--workers", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    words = ["--data-root", demo, "--list", demo / "ImageSets/Segmentation/train.txt", "--crop", "65"]
+    words += ["--num-classes", len(CLASSES), "--batch-size", "2", "--batches", "2", "--repeats", "3", "--workers", "1"]
+    done = run_tool("dev/bench_loader", *words)
     assert done.returncode == 0, done.stderr
     rate, unit = done.stdout.split()[:2]
     assert float(rate) > 0

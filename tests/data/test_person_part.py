@@ -10,7 +10,8 @@ from scipy.io import savemat
 from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.data.person_part import LABEL_OF, LISTS, PERSON, part_labels, prepare_person_part
 from a2s_repro.errors import InputError
-from tests.data.sources import pack, run_tool, save_photograph
+from tests.data.sources import pack, save_photograph
+from tests.processes import run_tool
 
 SHAPE = (6, 8)
 OBJECT = [("class", "O"), ("class_ind", "O"), ("bbox", "O"), ("mask", "O"), ("parts", "O")]

@@ -11,7 +11,8 @@ from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.data.preparation import Prepared
 from a2s_repro.data.voc import CLASSES, LISTS, palette, prepare_voc, write_label_png
 from a2s_repro.errors import InputError
-from tests.data.sources import pack, run_tool, save_photograph
+from tests.data.sources import pack, save_photograph
+from tests.processes import run_tool
 
 TRAIN, VAL, SBD = ["2007_b", "2007_a"], ["2007_c"], ["2007_a", "2007_c", "2008_x", "2008_e"]
 SHAPE = (6, 9)

@@ -1,8 +1,6 @@
 """Attention weights by object size, checked on painted objects."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,9 +14,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.inference.attention_by_size import SMALLEST, AttentionBySize
 from a2s_repro.inference.evaluation import evaluate
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
-from tests.paths import TOOLS
-
-TOOL = TOOLS / "evaluate.py"
+from tests.processes import run_tool
 
 
 def test_an_object_is_a_component_of_a_class():
@@ -103,9 +99,9 @@ def test_the_tool_measures_a_net_with_attention(tmp_path):
     model = ShareNet(len(CLASSES), (1, 0.5), widths=widths)
     save_weights(tmp_path / "final.pth", model.state_dict(), {"model": model.config(), "classes": list(CLASSES)})
     val = data / "ImageSets/Segmentation/val.txt"
-    command = [sys.executable, TOOL, "--model", tmp_path / "final.pth", "--data-root", data, "--list", val]
-    command += ["--device", "cpu", "--pad-to", "161", "--attention-by-size", "--json", tmp_path / "val.json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    words = ["--model", tmp_path / "final.pth", "--data-root", data, "--list", val]
+    words += ["--device", "cpu", "--pad-to", "161", "--attention-by-size", "--json", tmp_path / "val.json"]
+    done = run_tool("evaluate", *words)
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "val.json").read_text())["attention"]["by_size"]
     assert measured["objects"] == sum(part["objects"] for part in measured["quartiles"]) > 2

@@ -5,12 +5,11 @@ import json
 import os
 import signal
 import struct
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,9 +27,8 @@ from a2s_repro.inference.segmenter import Segmentation, Segmenter, load
 from a2s_repro.inference.sources import Source, find_sources
 from a2s_repro.inference.video import FrameReader, video_file
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
-from tests.paths import TOOLS
+from tests.processes import Tool
 
-TOOL = TOOLS / "segment.py"
 CLASSES = ["background", "cat", "dog"]
 Run = Callable[..., Summary]
 
@@ -89,8 +87,8 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(TOOL), *map(str, arguments), "--pad-to", "65", "--device", "cpu"]
+def tool(*arguments: object, **how: Any) -> Tool:
+    return Tool("segment", *arguments, "--pad-to", "65", "--device", "cpu", **how)
 
 
 def test_inputs_are_files_folders_patterns_and_cameras(tmp_path: Path) -> None:
@@ -189,10 +187,9 @@ def test_the_tool_segments_readable_files_and_reports_the_others(model_file: Pat
     encoded = (folder / "sub" / "b.jpg").read_bytes()
     (folder / "torn.jpg").write_bytes(encoded[: len(encoded) // 2])
     (folder / "broken.mp4").write_bytes((folder / "c.mp4").read_bytes()[:500])
-    arguments = command(
+    done = tool(
         folder, "--model", model_file, "--out", out, "--attention", "--save-scores", "--crf", "iterations=1"
-    )
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    ).finish()
     assert done.returncode == 3, done.stderr
     assert done.stdout == f"{out}: 3 segmented, 0 already there, 3 with problems.\n"
     for name, fault in (
@@ -420,18 +417,13 @@ def test_ctrl_c_leaves_whole_files_and_exit_status_130(model_file: Path, tmp_pat
     for seed in range(300):
         write_picture(tmp_path / "in" / f"{seed:03}.png", seed)
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        command(tmp_path / "in", "--model", model_file, "--out", out),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
-    )
+    running = tool(tmp_path / "in", "--model", model_file, "--out", out)
     deadline = time.monotonic() + 60
     while not (out / "labels/003.png").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and stderr.endswith("interrupted.\n") and "Traceback" not in stderr
+    running.send_signal(signal.SIGINT)
+    done = running.finish()
+    assert done.returncode == 130 and done.stderr.endswith("interrupted.\n") and "Traceback" not in done.stderr
     labels = sorted(out.glob("labels/*"))
     assert 3 < len(labels) < 300
     for path in labels:
@@ -443,16 +435,8 @@ def test_two_processes_share_a_folder(model_file: Path, tmp_path: Path) -> None:
     for seed in range(5):
         write_picture(tmp_path / "in" / f"{seed}.png", seed)
     (tmp_path / "in" / "text.jpg").write_text("no picture\n")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, *command(tmp_path / "in", "--model", model_file, "--out", tmp_path / "out")[1:]],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode != 0  # torchrun's status, because text.jpg is not an image
+    done = tool(tmp_path / "in", "--model", model_file, "--out", tmp_path / "out", ranks=2).finish()
+    assert done.returncode == 3  # because text.jpg is not an image
     assert done.stdout == f"{tmp_path / 'out'}: 5 segmented, 0 already there, 1 with problems.\n"
     assert done.stderr.count("text.jpg is not an image") == 1
     assert len(files(tmp_path / "out" / "labels")) == 5

@@ -1,9 +1,6 @@
 """Scores against manual counts, segmentation against its single steps, and the tool against the files it writes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -28,9 +25,7 @@ from a2s_repro.inference.evaluation import (
 )
 from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
-from tests.paths import TOOLS
-
-TOOL = TOOLS / "evaluate.py"
+from tests.processes import run_tool
 
 
 def thin(model_class, *arguments):
@@ -146,9 +141,9 @@ def test_a_net_without_attention_has_no_weights(items):
 
 
 def test_tool_scores_agree_with_the_written_labels(demo, items, model_file, tmp_path):
-    command = [sys.executable, TOOL, "--device=cpu", "--model", model_file, "--data-root", demo, "--pad-to", "161"]
-    command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--out", tmp_path, "--json", tmp_path / "val.json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    words = ["--device=cpu", "--model", model_file, "--data-root", demo, "--pad-to", "161"]
+    words += ["--list", demo / "ImageSets/Segmentation/val.txt", "--out", tmp_path, "--json", tmp_path / "val.json"]
+    done = run_tool("evaluate", *words)
     assert done.returncode == 0, done.stderr
 
     truth, predicted = [], []
@@ -205,12 +200,11 @@ def test_the_crf_refines_the_scored_labels(items):
 
 def test_two_processes_give_the_scores_of_one(demo, items, model_file, tmp_path):
     """Three images on two processes: one evaluates two, the other one."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, TOOL, "--model", model_file, "--data-root", demo, "--pad-to", "161", "--attention-by-size"]
-    command += ["--list", demo / "ImageSets/Segmentation/val.txt", "--json", tmp_path / "val.json"]
-    command += ["--short-sides", "60", "100", "--device", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on the number of threads
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    words = ["--model", model_file, "--data-root", demo, "--pad-to", "161", "--attention-by-size"]
+    words += ["--list", demo / "ImageSets/Segmentation/val.txt", "--json", tmp_path / "val.json"]
+    words += ["--short-sides", "60", "100", "--device", "cpu"]
+    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on the number of threads
+    done = run_tool("evaluate", *words, environment=environment, ranks=2)
     assert done.returncode == 0, done.stderr
     model, meta = load_model(model_file)
     alone = evaluate(model, items, short_sides=(60, 100), classes=meta["classes"], by_size=True)
@@ -228,9 +222,9 @@ def test_two_processes_give_the_scores_of_one(demo, items, model_file, tmp_path)
 
 def test_tool_segments_a_set_without_labels(demo, model_file, tmp_path):
     (tmp_path / "test.txt").write_text("val_0001\n")
-    command = [sys.executable, TOOL, "--model", model_file, "--data-root", demo, "--list", tmp_path / "test.txt"]
-    command += ["--device", "cpu", "--no-labels", "--pad-to", "65", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    words = ["--model", model_file, "--data-root", demo, "--list", tmp_path / "test.txt"]
+    words += ["--device", "cpu", "--no-labels", "--pad-to", "65", "--out", tmp_path]
+    done = run_tool("evaluate", *words)
     assert done.returncode == 0, done.stderr
     assert "mIoU" not in done.stdout
     assert (tmp_path / "results/VOC2012/Segmentation/comp6_test_cls/val_0001.png").is_file()

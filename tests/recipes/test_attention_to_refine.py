@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +14,8 @@ from a2s_repro.models import AttentionHead, RefineHead
 from a2s_repro.recipes import RECIPES, Recipe, find_recipe, recipes_of
 from a2s_repro.reproduction import SMOKE_CHANGES, draw_data_sets, draw_pretrained, smoke
 from a2s_repro.training import Run, Trainer, train
-from tests.paths import TOOLS
+from tests.processes import run_tool
 
-TOOL = TOOLS / "train_voc.py"
 VOC12 = [recipe for name, recipe in RECIPES.items() if name.startswith("a2r_voc12/")]
 ADE20K = [recipe for name, recipe in RECIPES.items() if name.startswith("a2r_ade20k/")]
 BOTH = [*VOC12, *ADE20K]
@@ -232,10 +229,11 @@ def test_another_nets_file_is_refused(drawn, tmp_path):
 def test_the_tool_changes_head_and_solver(drawn, tmp_path):
     root = drawn / "data/voc12"
     sizes = {"width": 1 / 16, "crop": 65, "batch-size": 1, "iter-size": 1, "max-iter": 1}
-    tool = [sys.executable, TOOL, f"--data-root={root}", f"--init={drawn / 'init.pth'}", "--workers=0", "--device=cpu"]
-    tool += [f"--{name}={value}" for name, value in sizes.items()]
+    words = [f"--data-root={root}", f"--init={drawn / 'init.pth'}", "--workers=0", "--device=cpu"]
+    words += [f"--{name}={value}" for name, value in sizes.items()]
     net = ["--recipe=a2r_voc12/refine", "--head-dilations", "3", "5", "--head-recalibration=none", "--refine=256"]
-    subprocess.run([*tool, *net, "--solver=caffe", f"--out={tmp_path / 'run'}"], check=True, capture_output=True)
+    done = run_tool("train_voc", *words, *net, "--solver=caffe", f"--out={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
     weights = load_weights(tmp_path / "run/final.pth")
     assert weights.meta["recipe"]["head"]["dilations"] == [3, 5] and weights.meta["recipe"]["solver"] == "caffe"
     assert weights.state_dict["att_conv1.weight"].shape == (16, 2 * 16, 3, 3)

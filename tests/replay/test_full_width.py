@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +20,7 @@ from a2s_repro.recipes import find_recipe
 from a2s_repro.replay.full_width import is_full_width, read_full_width, replay_full_width
 from a2s_repro.training import Trainer
 from caffe_weights import write_caffemodel
-from tests.paths import TOOLS
+from tests.processes import run_tool
 
 WIDTH = 1 / 32
 SETTINGS = {
@@ -135,9 +133,8 @@ def test_other_pictures_or_initial_weights_are_refused(folder, photographs, tmp_
 
 
 def test_the_tool_replays_it(folder, photographs):
-    command = [sys.executable, TOOLS / "replay_caffe.py", folder]
-    done = subprocess.run([*command, "--data-root", photographs], capture_output=True, text=True, check=False)
+    done = run_tool("replay_caffe", folder, "--data-root", photographs)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith("in float32: passed (161)")
-    without = subprocess.run(command, capture_output=True, text=True, check=False)
+    without = run_tool("replay_caffe", folder)
     assert without.returncode == 2 and "whose photographs are elsewhere: give --data-root" in without.stderr

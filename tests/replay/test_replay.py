@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -23,13 +21,8 @@ from a2s_repro.replay.gates import Comparison, Report
 from a2s_repro.replay.recorder import record
 from a2s_repro.replay.recording import read_recording
 from a2s_repro.replay.replay import replay
-from tests.paths import GOLDEN, TOOLS
-
-TOOL = TOOLS / "replay_caffe.py"
-
-
-def run_tool(*args: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True)
+from tests.paths import GOLDEN
+from tests.processes import run_tool
 
 
 def failed(report: Report) -> list[tuple[str, str]]:
@@ -167,17 +160,17 @@ def test_our_own_record_replays(tmp_path, merge, scales, net):
 
 
 def test_the_tool_prints_a_table_or_json(small_copy):
-    table = run_tool(small_copy, "--case", "small")
+    table = run_tool("replay_caffe", small_copy, "--case", "small")
     assert table.returncode == 0, table.stderr
     assert table.stdout.splitlines()[0].split()[:3] == ["result", "kind", "run"]
     assert "\ni_single" not in table.stdout and table.stdout.splitlines()[-1].startswith("small in float64: passed")
-    report = json.loads(run_tool(small_copy, "--json", "--dtype", "float32").stdout)
+    report = json.loads(run_tool("replay_caffe", small_copy, "--json", "--dtype", "float32").stdout)
     assert report["passed"] and report["dtype"] == "float32"
     assert {"kind", "name", "absolute", "relative", "gate", "passed"} <= report["comparisons"][0].keys()
 
 
 def test_the_tool_fails_with_status_1(small_copy):
-    strict = run_tool(small_copy, "--rtol", "1e-12")
+    strict = run_tool("replay_caffe", small_copy, "--rtol", "1e-12")
     assert strict.returncode == 1 and "FAILED" in strict.stdout
 
 
@@ -190,7 +183,7 @@ def test_the_tool_records(tmp_path):
     cv2.imwrite(str(root / "a.png"), rng.integers(0, 256, (65, 65, 3), np.uint8))
     cv2.imwrite(str(root / "a_label.png"), rng.integers(0, 21, (65, 65), np.uint8))
     (root / "list.txt").write_text("/a.png /a_label.png\n")
-    done = run_tool(
+    done = run_tool("replay_caffe",
         tmp_path / "out", "--record", "--case", "ours", "--init", init, "--data-root", root, "--train-list",
         root / "list.txt", "--width", 1 / 32, "--crop", 65, "--max-iter", 1, "--batch-size", 1, "--iter-size", 1,
     )  # fmt: skip
@@ -208,7 +201,7 @@ def test_the_tool_records(tmp_path):
     ],
 )
 def test_bad_arguments_are_refused(args, words):
-    done = run_tool(GOLDEN / "nets", *args)
+    done = run_tool("replay_caffe", GOLDEN / "nets", *args)
     assert done.returncode == 2 and words in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,12 +20,10 @@ from a2s_repro.models import Widths
 from a2s_repro.training import Run, Trainer, train
 from a2s_repro.training.run_log import RunLog, cost, git_commit
 from tests import processes
-from tests.paths import TOOLS
-from tests.processes import WIDTH
+from tests.processes import WIDTH, Tool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TOOL = TOOLS / "train_voc.py"
 RECIPE = processes.RECIPE.changed(max_iter=3)
 ON_GPU = (pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
@@ -62,41 +57,33 @@ def log_of(folder: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in measured} for line in lines]
 
 
-def start_tool(files: dict[str, Path], out: Path, *more: str) -> subprocess.Popen:
+def tool(files: dict[str, Path], out: Path, *more: str) -> Tool:
     options = [f"--{name.replace('_', '-')}={path}" for name, path in files.items() if name != "val_list"]
     settings = {"width": WIDTH, "crop": 65, "batch-size": 2, "iter-size": 2, "display": 1, "stepsize": 5}
-    return subprocess.Popen(
-        [
-            *(sys.executable, TOOL, f"--out={out}", *options, "--scales", "1", "0.5"),
-            *(f"--{name}={value}" for name, value in settings.items()),
-            *more,
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    options += [f"--{name}={value}" for name, value in settings.items()]
+    return Tool(
+        "train_voc", f"--out={out}", *options, "--scales", "1", "0.5", *more, environment={"OMP_NUM_THREADS": "1"}
     )
 
 
 def test_an_interrupted_and_resumed_run_equals_the_undisturbed_one_bit_for_bit(files, tmp_path):
     """Losses, rates and weights over 60 iterations with dropout, shuffling and decoding workers; Ctrl-C exits 130."""
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    whole = start_tool(files, undisturbed, "--max-iter=60", "--workers=1")
-    part = start_tool(files, disturbed, "--max-iter=60", "--workers=1")
+    whole = tool(files, undisturbed, "--max-iter=60", "--workers=1")
+    part = tool(files, disturbed, "--max-iter=60", "--workers=1")
     log = disturbed / "log.jsonl"
-    while part.poll() is None and not (log.exists() and log.read_text().count("\n") > 7):
+    while part.is_running() and not (log.exists() and log.read_text().count("\n") > 7):
         time.sleep(0.01)
     part.send_signal(signal.SIGINT)
-    stdout, stderr = part.communicate()
-    assert part.returncode == 130, stderr
+    interrupted = part.finish()
+    assert interrupted.returncode == 130, interrupted.stderr
     done = load_snapshot(newest_snapshot(disturbed)).iteration
-    assert 8 <= done < 60 and f"interrupted after {done} iterations" in stdout
+    assert 8 <= done < 60 and f"interrupted after {done} iterations" in interrupted.stdout
     assert not (disturbed / "final.pth").exists()
 
-    rest = start_tool(files, disturbed, "--max-iter=60", "--workers=0", "--resume=auto")
-    for process in (whole, rest):
-        _, stderr = process.communicate()
-        assert process.returncode == 0, stderr
+    rest = tool(files, disturbed, "--max-iter=60", "--workers=0", "--resume=auto")
+    for done in (whole.finish(), rest.finish()):
+        assert done.returncode == 0, done.stderr
     assert len(log_of(undisturbed)) == 60
     assert log_of(disturbed) == log_of(undisturbed)
     ours, theirs = (load_weights(folder / "final.pth").state_dict for folder in (disturbed, undisturbed))
@@ -341,9 +328,8 @@ def test_the_tool_changes_any_part_of_the_net(run, files, tmp_path):
     trunk = train(RECIPE.changed(scales=(1,), merge=None, extra_supervision=False, max_iter=1), run).file
     net = ("--skip-net", "--merge=attention", "--head-features=fc6", "--head-kernel=1", "--att-conv1=256")
     changes = (*net, "--max-iter=1", "--scale-augmentation", "0.6", "1.4")
-    process = start_tool(files | {"init": trunk}, tmp_path / "skip_net", *changes)
-    _, stderr = process.communicate()
-    assert process.returncode == 0, stderr
+    done = tool(files | {"init": trunk}, tmp_path / "skip_net", *changes).finish()
+    assert done.returncode == 0, done.stderr
     model, meta = load_model(tmp_path / "skip_net" / "final.pth")
     assert model.skip_net and model.head.att_conv1.weight.shape == (256 * WIDTH, 2 * 1024 * WIDTH, 1, 1)
     assert meta["recipe"]["scale_augmentation"] == [0.6, 1.4]
@@ -352,22 +338,20 @@ def test_the_tool_changes_any_part_of_the_net(run, files, tmp_path):
 def test_the_tool_answers_wrong_input_with_a_sentence_and_status_2(files, tmp_path, monkeypatch):
     """The sentence is also in the file from which torchrun, if it started the tool, makes its report."""
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    process = start_tool(files, tmp_path / "run", "--recipe=voc12/atention3")
-    _, stderr = process.communicate()
-    assert process.returncode == 2
-    assert stderr.startswith("error: there is no recipe 'voc12/atention3'; the nearest are voc12/attention3")
-    assert stderr.count("\n") == 1
-    assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == stderr.strip()
+    done = tool(files, tmp_path / "run", "--recipe=voc12/atention3").finish()
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no recipe 'voc12/atention3'; the nearest are voc12/attention3")
+    assert done.stderr.count("\n") == 1
+    assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == done.stderr.strip()
 
 
 @pytest.mark.slow
 def test_a_net_is_not_compiled_without_a_compiler(files, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(tmp_path / "g++"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    process = start_tool(files, tmp_path / "run", "--device=cpu", "--compile")
-    _, stderr = process.communicate()
-    assert process.returncode == 2 and not (tmp_path / "run").exists()
-    assert stderr.startswith("error: torch.compile does not work here (") and stderr.count("\n") == 1
+    done = tool(files, tmp_path / "run", "--device=cpu", "--compile").finish()
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.stderr.startswith("error: torch.compile does not work here (") and done.stderr.count("\n") == 1
 
 
 def test_damaged_snapshots_are_refused(run, tmp_path):
