@@ -1,20 +1,19 @@
-"""The project's CUDA sources compiled for the interpreter: host code as a library, device code as PTX.
+"""The project's CUDA library linked for the interpreter: host code as a library, device code as PTX.
 
-Nothing is changed in the sources. The operators register in the namespace `a2s_ptx` instead of `a2s`, because the
-macro `a2s` is defined so; the CUDA runtime is native.cpp; ptxas is not needed. What was compiled is kept under
-build/ptx, by a hash of all that went into it.
+The objects are those of the library that the package loads, in build/, brought up to date first. Only the CUDA runtime
+is another one: native.cpp, which also has the operators registered in the namespace `a2s_ptx` instead of `a2s`. Linked
+and compiled files are kept under build/ptx, by a hash of all that went into them.
 """
 
 import fcntl
 import functools
 import hashlib
 import os
-import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,11 +22,21 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "ptx"
+CMAKE = ROOT / "build"
+OBJECTS = CMAKE / "CMakeFiles" / "a2s_ops_cuda.dir"
+SCHEMAS = CMAKE / "CMakeFiles" / "a2s_ops.dir" / "csrc" / "library.cpp.o"
 ARCHITECTURE = "90"
 TORCH = Path(torch.__file__).parent
-FLAGS = ["-O3", "-DNDEBUG", "-std=c++17", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Da2s=a2s_ptx"]
-FLAGS += ["-isystem", str(TORCH / "include"), "-diag-suppress=20012"]
-FLAGS += ["-Xcompiler=-fPIC,-ffp-contract=off,-fvisibility=hidden"]
+FLAGS = ["-O3", "-std=c++17", "-isystem", str(TORCH / "include"), "-Xcompiler=-fPIC,-ffp-contract=off"]
+
+
+def missing() -> str | None:
+    """What a checkout lacks for running the kernels, or None."""
+    if nvcc() is None:
+        return "nvcc was not found: put it on PATH or set CUDA_HOME"
+    if not OBJECTS.exists():
+        return "build/ has no CUDA library: run `make setup A2S_CUDA=ON`"
+    return None
 
 
 def nvcc() -> str | None:
@@ -59,21 +68,6 @@ def toolchain() -> str:
     return version + torch.__version__
 
 
-def headers_of(source: Path) -> list[Path]:
-    """Headers that a source includes by a quoted path, and theirs."""
-    found: list[Path] = []
-    waiting = [source]
-    while waiting:
-        file = waiting.pop()
-        for line in file.read_text().splitlines():
-            if line.startswith('#include "'):
-                header = (file.parent / line.split('"')[1]).resolve()
-                if header.exists() and header not in found:
-                    found.append(header)
-                    waiting.append(header)
-    return sorted(found)
-
-
 @contextmanager
 def made_once(name: str) -> Iterator[tuple[Path, Path | None]]:
     """Folder `name` of the cache and, unless it is there, a folder that becomes it if the block does not raise."""
@@ -90,36 +84,42 @@ def made_once(name: str) -> Iterator[tuple[Path, Path | None]]:
         work.rename(folder)
 
 
-def compiled(source: Path) -> tuple[Path, Path]:
-    """Object file and PTX of a CUDA source."""
-    texts = [(f.name, f.read_bytes()) for f in [source, *headers_of(source)]]
-    name = f"{source.parent.name}-{source.stem}-{digest(toolchain(), FLAGS, texts)}"
-    with made_once(name) as (folder, work):
+def library_of_the_project() -> tuple[Path, list[Path]]:
+    """The operators on native.cpp's runtime, and the PTX of their kernels."""
+    with (CMAKE / "ptx.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        targets = [str(SCHEMAS.relative_to(CMAKE)), "a2s_ops_cuda"]
+        run([shutil.which("cmake", path=search), "--build", str(CMAKE), "--target", *targets])
+    objects = sorted(OBJECTS.rglob("*.cu.o"))
+    return linked([SCHEMAS, *objects]), [ptx_of(Path(f"{object}.ptx")) for object in objects]
+
+
+def library_of(source: Path) -> tuple[Path, list[Path]]:
+    """A CUDA source on native.cpp's runtime, and its PTX."""
+    with made_once(f"{source.stem}-{digest(toolchain(), FLAGS, source.read_bytes())}") as (folder, work):
         if work:
-            kept = work / "object.o", work / f"{source.stem}.ptx"
-            command = ["-c", "-gencode", f"arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}", *FLAGS]
-            run([nvcc(), *command, "--keep", "--keep-dir", str(work), "-o", str(kept[0]), str(source)])
-            for file in set(work.iterdir()) - set(kept):
-                file.unlink()
-    return folder / "object.o", folder / f"{source.stem}.ptx"
+            target = ["-gencode", f"arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}"]
+            keep = ["--keep", "--keep-dir", str(work)]
+            run([nvcc(), "-c", *target, *FLAGS, *keep, "-o", str(work / "object.o"), str(source)])
+    return linked([folder / "object.o"]), [ptx_of(folder)]
 
 
-def cuda_sources(*operators: str) -> list[Path]:
-    """The project's CUDA sources, or those of the folders that hold one of the operators."""
-    listed = [ROOT / name for name in re.findall(r"csrc/\S+\.cu\b", (ROOT / "CMakeLists.txt").read_text())]
-    folders = {s.parent for s in listed if any(f'"{name}"' in s.read_text() for name in operators)}
-    return [s for s in listed if not operators or s.parent in folders]
+def ptx_of(folder: Path) -> Path:
+    """The PTX for ARCHITECTURE among the files that nvcc left."""
+    for path in folder.glob("*.ptx"):
+        if f"\n.target sm_{ARCHITECTURE}\n" in path.read_text():
+            return path
+    raise RuntimeError(f"{folder} has no PTX for sm_{ARCHITECTURE}: leave out TORCH_CUDA_ARCH_LIST, or add 9.0+PTX.")
 
 
-def build(sources: list[Path], schemas: Path | None = None) -> tuple[Path, list[Path]]:
-    """The library of `sources` (and the host file that defines the operators' schemas), and the PTX of each."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = list(pool.map(compiled, sources))
-    host = [HERE / "native.cpp", *([schemas] if schemas else [])]
-    objects = [str(object) for object, _ in made]
-    with made_once(f"library-{digest(toolchain(), FLAGS, objects, [f.read_bytes() for f in host])}") as (folder, work):
+def linked(objects: list[Path]) -> Path:
+    """A library of objects and native.cpp."""
+    contents = [path.read_bytes() for path in [HERE / "native.cpp", *objects]]
+    with made_once(f"library-{digest(toolchain(), FLAGS, contents)}") as (folder, work):
         if work:
             link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", f"-Xlinker=-Bsymbolic,--no-undefined,-rpath,{TORCH / 'lib'}"]
             output = ["-o", str(work / "liba2s_ptx.so")]
-            run([nvcc(), "-shared", "-cudart=none", *FLAGS, *map(str, host), *objects, *link, *output])
-    return folder / "liba2s_ptx.so", [ptx for _, ptx in made]
+            sources = [str(path) for path in (HERE / "native.cpp", *objects)]
+            run([nvcc(), "-shared", "-cudart=none", *FLAGS, *sources, *link, *output])
+    return folder / "liba2s_ptx.so"

@@ -1,5 +1,6 @@
-"""Devices of the interpreter; where there is no nvcc these tests are skipped."""
+"""Devices of the interpreter; where kernels are not compiled these tests are skipped."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,22 +10,24 @@ from tests.backends import Backend
 from tests.ptx import build
 from tests.ptx.device import Device, operators
 
-NO_NVCC = "needs nvcc, on PATH or in CUDA_HOME: the CUDA kernels are not executed"
+
+def skip_without_kernels() -> None:
+    if missing := build.missing():
+        end = pytest.fail if os.environ.get("A2S_CUDA") == "ON" else pytest.skip
+        end(f"the CUDA kernels are not executed: {missing}")
 
 
 @pytest.fixture(scope="session")
 def kernels() -> Device:
     """The kernels of kernels.cu, which test the interpreter itself."""
-    if build.nvcc() is None:
-        pytest.skip(NO_NVCC)
-    return Device([build.HERE / "kernels.cu"])
+    skip_without_kernels()
+    return Device(*build.library_of(build.HERE / "kernels.cu"))
 
 
 @pytest.fixture(scope="session")
 def project() -> Device:
     """The project's operators."""
-    if build.nvcc() is None:
-        pytest.skip(NO_NVCC)
+    skip_without_kernels()
     return operators()
 
 

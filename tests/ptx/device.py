@@ -75,20 +75,16 @@ class Allocations(TorchDispatchMode):
 
 
 class Device:
-    """CUDA sources, compiled and ready to be called.
+    """A library and the PTX of its kernels, ready to be called.
 
     `counting`: launches are counted. `checked`: races are looked for. `sample`: chooses the blocks of a launch that are
     run (None: all of them). `last` is the latest call.
     """
 
-    def __init__(self, sources: Sequence[Path], schemas: Path | None = None) -> None:
-        library, modules = build.build(list(sources), schemas)
-        self.modules = [Module(path.read_text()) for path in modules]
-        self.ptx = modules
+    def __init__(self, library: Path, ptx: Sequence[Path]) -> None:
+        self.modules = [Module(path.read_text()) for path in ptx]
+        self.ptx = ptx
         self.programs: dict[str, Program] = {}
-        if schemas is not None:
-            torch.ops.load_library(library)
-            self.registered = torch.library.Library("a2s_ptx", "IMPL")
         self.library = ctypes.CDLL(str(library))
         arithmetic.use(self.library)
         kind = ctypes.CFUNCTYPE(
@@ -215,14 +211,16 @@ def demangled(name: str) -> str:
 
 
 @functools.cache
-def operators(*names: str) -> Device:
-    """The device of the project's operators (or of those named), compiled and registered. Once in a process.
+def operators() -> Device:
+    """The device of the project's operators, registered. Once in a process.
 
     `a2s_repro.ops.use_backend("ptx")` then runs the public functions and their gradients on it.
     """
-    device = Device(build.cuda_sources(*names), build.ROOT / "csrc" / "library.cpp")
+    device = Device(*build.library_of_the_project())
+    registered = torch.library.Library("a2s_ptx", "IMPL")
     for name in operator_names():
-        device.registered.impl(name, functools.partial(device.operator, name), "CPU")
+        registered.impl(name, functools.partial(device.operator, name), "CPU")
+    device.registered = registered  # it ends with this object
     _native.add_backend("ptx", "a2s_ptx")
     return device
 

@@ -2,6 +2,7 @@
 // mangled name, its grid and its arguments. Device memory is the host's. And the one operation of the interpreter
 // that numpy lacks: multiply-adds that round once.
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 
 #include <cfenv>
 #include <cmath>
@@ -101,6 +102,23 @@ EXPORTED cudaError_t cudaGetDevice(int* device) {
 EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? 132 : attribute == cudaDevAttrWarpSize ? 32 : 0;
   return cudaSuccess;
+}
+
+// Operators and their schemas are registered in the namespace a2s_ptx, beside those that the package has registered.
+using Library = void*;
+
+template <class... Args>
+int32_t in_torch(const char* function, Args... args) {
+  static void* const torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  return reinterpret_cast<int32_t (*)(Args...)>(dlsym(torch, function))(args...);
+}
+
+EXPORTED int32_t aoti_torch_library_init_def(const char*, const char* file, uint32_t line, Library* library) {
+  return in_torch(__func__, "a2s_ptx", file, line, library);
+}
+EXPORTED int32_t aoti_torch_library_init_impl(const char*, const char* key, const char* file, uint32_t line,
+                                              Library* library) {
+  return in_torch(__func__, "a2s_ptx", key, file, line, library);
 }
 
 // torch's part of a launch: one device, one stream.

@@ -36,8 +36,8 @@ def main(description: str) -> int:
     parser.add_argument("--table", action="store_true", help="instead: every case of tests/ptx/budgets.csv")
     parser.add_argument("--update", action="store_true", help="with --table: write what is measured as the budgets")
     options = parser.parse_args()
-    if build.nvcc() is None:
-        parser.error("nvcc was not found: put it on PATH or set CUDA_HOME.")
+    if missing := build.missing():
+        parser.error(f"{missing}.")
     if options.table:
         return table(options.update)
     if not options.op or not options.maps:
@@ -45,7 +45,7 @@ def main(description: str) -> int:
 
     case = case_of(options)
     start = time.perf_counter()
-    device = operators(*[name for name, _ in case.calls()])
+    device = operators()
     compiled = time.perf_counter()
     prediction = measure(device, case, options.blocks)
     show(prediction)
