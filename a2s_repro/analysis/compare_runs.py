@@ -30,7 +30,7 @@ class TrainedRun(NamedTuple):
 
 
 def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
-    """Reads a run's config.json, log.jsonl and `scores`, the file that `a2s evaluate --json` wrote.
+    """Reads a run's config.json, log.jsonl and `scores`, which a validation or `a2s evaluate --json` wrote.
 
     Raises InputError naming the file if one is missing or damaged.
     """
@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(
-            f"{path} is missing: train the run, then score its final.pth by `a2s evaluate --json`."
+            f"{path} is missing: train the run with --val-list, or score its final.pth by `a2s evaluate --json`."
         ) from None
     except (ValueError, RecursionError):
         raise InputError(f"{path} is not a JSON file: write it again.") from None

@@ -7,8 +7,9 @@ import argparse
 from pathlib import Path
 
 EXAMPLES = """\
-  a2s evaluate --model runs/a3/final.pth ... --attention-by-size --json runs/a3/val.json
-  a2s compare-runs runs/* > comparison.md"""
+  a2s evaluate --model runs/a3/final.pth ... --attention-by-size --json runs/a3/sizes.json
+  a2s compare-runs runs/* > comparison.md
+  a2s compare-runs runs/* --scores sizes.json"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--scores",
         default="val.json",
         metavar="NAME",
-        help="file of the scores in each folder, written by `a2s evaluate --json` (default %(default)s)",
+        help="file of the scores in each folder, written by a validation or `a2s evaluate --json` (default %(default)s)",
     )
 
 

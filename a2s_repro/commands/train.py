@@ -26,6 +26,7 @@ from a2s_repro.commands.options import (
     add_together_option,
     add_train_list_option,
     add_workers_option,
+    positive,
 )
 from a2s_repro.errors import InputError
 
@@ -70,7 +71,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ".caffemodel beside it",
     )
     add_train_list_option(files)
-    files.add_argument("--val-list", type=Path, metavar="FILE", help="list file of images to evaluate on at the end")
+    files.add_argument("--val-list", type=Path, metavar="FILE", help="list file of images to validate the net on")
+    files.add_argument(
+        "--validate-every",
+        type=positive,
+        metavar="N",
+        help="iterations between two validations (default: as --snapshot); one comes at the end, too",
+    )
     add_classes_option(files, default="classes.txt in the data root; required for an own list without it")
 
     machine = parser.add_argument_group("machine")

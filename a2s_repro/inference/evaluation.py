@@ -1,8 +1,9 @@
 """Evaluation of a net on a set of images by the PASCAL VOC protocol."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,8 @@ def evaluate(
     by_size: bool = False,
     precision: str = "fp32",
     batch_size: int = 1,
+    seen: Callable[[Item, np.ndarray, np.ndarray, Segmentation], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Scores `model` on `items` on the model's device; shows a progress bar.
 
@@ -242,6 +245,9 @@ def evaluate(
     label file (VOC test) do not affect the scores. With `label_folder` every segmentation is written there as ID.png,
     an index PNG in VOC's palette. The first class has the value `first_label`, and the others follow: with 1 the PNGs
     are grey and hold 1 to 150, as those of ADE20K's server. `by_size` measures attention weights against object sizes.
+
+    `seen` is called with every item, its image (H, W, 3) uint8 BGR, its truth (H, W) and its segmentation, in the order
+    of the items. Once `stopped` returns True no further image is read, and the result is that of the images so far.
 
     Up to `batch_size` images of one padded size pass the net together. Threads read ahead, and one refines, counts and
     writes in the order of the items while the net runs.
@@ -275,13 +281,16 @@ def evaluate(
             if label_folder is not None:
                 values, colours = segmentation.labels + np.uint8(first_label), None if first_label else voc.palette()
                 write_label(Path(label_folder) / f"{item.id}.png", values, colours)
+            if seen is not None:
+                seen(item, image, truth, segmentation)
 
         with (
             threads(READERS) as readers,
             threads(1) as scorer,
             Progress(title="evaluating", unit="image", total=len(share), shown=distributed.is_main()) as bar,
         ):
-            pairs = (reading.result() for _, reading in ahead(read, share, readers, 2 * max(READERS, batch_size)))
+            wanted = takewhile(lambda _: not stopped(), share)
+            pairs = (reading.result() for _, reading in ahead(read, wanted, readers, 2 * max(READERS, batch_size)))
             segmented = in_batches(segmenter, pairs, batch_size, scores=crf is not None)
             for _, scoring in ahead(score, segmented, scorer, 2 * batch_size):
                 scoring.result()

@@ -20,10 +20,19 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return cv2.addWeighted(image, 0.5, palette()[labels][..., ::-1], 0.5, 0)
 
 
-def attention_panel(image: np.ndarray, segmentation: Segmentation, scales: Sequence[float]) -> np.ndarray:
-    """The image, its overlay, and each scale's weights from 0 (dark) to 1 (light) with their mean, in one row."""
-    parts = {"image": image, "labels": overlay(image, segmentation.labels)}
-    for scale, weights in zip(scales, segmentation.weights, strict=True):
+def attention_panel(
+    image: np.ndarray, segmentation: Segmentation, scales: Sequence[float], truth: np.ndarray | None = None
+) -> np.ndarray:
+    """The image, its overlay, and each scale's weights from 0 (dark) to 1 (light) with their mean, in one row.
+
+    truth: (H, W) uint8, for an overlay of its own before that of the labels. A segmentation may lack weights.
+    """
+    parts = {"image": image}
+    if truth is not None:
+        parts["truth"] = overlay(image, truth)
+    parts["labels"] = overlay(image, segmentation.labels)
+    maps = () if segmentation.weights is None else segmentation.weights
+    for scale, weights in zip(scales, maps, strict=len(maps) > 0):
         levels = np.rint(255 * weights).astype(np.uint8)
         parts[f"scale {scale:g}: mean {weights.mean():.2f}"] = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)
     return np.hstack([_titled(title, picture) for title, picture in parts.items()])

@@ -47,7 +47,8 @@ class Progress(Generic[T]):
         self._begin = self._last = time.monotonic()
         if self._shown and self._file.isatty():
             settings = {"desc": self._title, "total": self._total, "unit": unit, "initial": initial}
-            self._bar = tqdm(**settings, unit_scale=unit == "B", dynamic_ncols=True)
+            # leave=None: a bar within another one disappears at its end
+            self._bar = tqdm(**settings, unit_scale=unit == "B", dynamic_ncols=True, leave=None)
 
     def update(self, steps: int = 1) -> None:
         """Counts steps that are done."""

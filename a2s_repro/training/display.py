@@ -2,7 +2,11 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from a2s_repro.runtime.devices import peak_memory
 from a2s_repro.runtime.distributed import is_main
@@ -24,6 +28,12 @@ class Display:
             title=Path(folder).name, total=recipe.max_iter, initial=trainer.iteration, shown=is_main()
         )
         self._since, self._shown = time.monotonic(), trainer.iteration - 1
+        self._score = ""
+
+    @property
+    def validations(self) -> Sequence[dict[str, Any]]:
+        """The log's lines of validations; none but in the first process."""
+        return self._log.validations if self._log else ()
 
     def show(self) -> None:
         """Call it after the passes of every iteration, before its update."""
@@ -36,7 +46,18 @@ class Display:
         losses, lr = self._trainer.smoothed(), self._trainer.rate(iteration)
         self._log.write(iteration, losses, lr, images_per_second, seconds, peak_memory(self._trainer.device))
         terms = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-        self._progress.show(f"{images_per_second:.1f} images/s, {terms}, lr {lr:.1e}")
+        self._progress.show(f"{images_per_second:.1f} images/s, {terms}, lr {lr:.1e}{self._score}")
+
+    def validated(
+        self, iteration: int, scores: dict[str, Any], is_best: bool, seconds: float, pictures: dict[str, np.ndarray]
+    ) -> None:
+        """Shows the scores of a validation (see `RunLog.write_validation`), whose time is not the training's."""
+        self._since += seconds
+        self._log.write_validation(iteration, scores, seconds, pictures)
+        if scores["mean_iou"] is not None:
+            self._score = f", mIoU {100 * scores['mean_iou']:.2f} %"
+            accuracy = f"pixel accuracy {100 * scores['pixel_accuracy']:.2f} %"
+            self._progress.show(f"validation{self._score}, {accuracy}{', the best so far' * is_best}")
 
     def advance(self) -> None:
         """Call it after every update."""

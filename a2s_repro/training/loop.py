@@ -18,12 +18,13 @@ from a2s_repro.checkpoint.snapshots import (
     save_snapshot,
     snapshot_path,
 )
+from a2s_repro.checkpoint.trained import FINAL
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.lists import read_list
 from a2s_repro.data.survey import survey
 from a2s_repro.errors import InputError
 from a2s_repro.files import remove_leftovers
-from a2s_repro.inference.evaluation import Result, evaluate
+from a2s_repro.inference.evaluation import Result
 from a2s_repro.inference.segmenter import class_names
 from a2s_repro.recipes import Recipe
 from a2s_repro.runtime import distributed
@@ -36,14 +37,16 @@ from a2s_repro.training.run_log import write_config
 from a2s_repro.training.signals import deferred_signals
 from a2s_repro.training.together import normalises_batches
 from a2s_repro.training.trainer import Trainer, fitting
+from a2s_repro.training.validation import Validation
 
 CAFFE_SUFFIX = ".solverstate"
 
 
-def training_loop(trainer: Trainer, run: Run) -> int:
+def training_loop(trainer: Trainer, run: Run, validation: Validation | None = None) -> int:
     """Trains to the recipe's last iteration, or until Ctrl-C or SIGTERM; returns the signal's number, 0 without one.
 
     An iteration is `iter_size` forward and backward passes, whose gradients are summed, and one update by the solver.
+    The validation between two iterations comes after the snapshot, from which a run killed meanwhile goes on.
     """
     recipe, interrupted = trainer.recipe, 0
     with (
@@ -52,8 +55,11 @@ def training_loop(trainer: Trainer, run: Run) -> int:
         closing(trainer.batches(run.workers)) as batches,
         kernels_chosen_by_trial(run.precision != "fp32"),
     ):
-        while trainer.iteration < recipe.max_iter:
+        while True:
             with _state_saved_on_failure(trainer, run):
+                is_validated = validation is None or validation.follow(display, stop)
+                if trainer.iteration >= recipe.max_iter and is_validated:
+                    break
                 if interrupted := stop.agreed():
                     break
                 trainer.backward(batches)
@@ -75,7 +81,7 @@ class Run:
 
     data_root: Path
     out: Path
-    """Folder of the run: config.json, log.jsonl, tensorboard/, snapshots and final.pth."""
+    """Folder of the run: config.json, log.jsonl, tensorboard/, snapshots, final.pth."""
     init: Path | None = None
     """Weights file to start from; required unless the run is resumed."""
     resume: str | None = None
@@ -84,7 +90,9 @@ class Run:
     train_list: Path | None = None
     """Default: the recipe's list, in the data root."""
     val_list: Path | None = None
-    """List of images to evaluate after the training; none by default."""
+    """List of images to validate the net on; none by default. Adds val.json and best.pth to `out`."""
+    validate_every: int | None = None
+    """Iterations between two validations; None: as between two snapshots. There is one after the last, too."""
     classes: Path | None = None
     """File of class names, one per line."""
     device: str = "cpu"
@@ -119,6 +127,7 @@ class Outcome:
     file: Path
     """final.pth, or the snapshot of an interrupted run."""
     validation: Result | None
+    """Scores of the final weights; None without a validation list, or if an earlier session validated them."""
     classes: list[str]
 
 
@@ -146,6 +155,10 @@ def _train(recipe: Recipe, run: Run, device: torch.device) -> Outcome:
             raise InputError(f"keeping {run.keep} snapshots is not possible: a run goes on from at least one.")
         if run.together is not None and run.together < 1:
             raise InputError(f"running {run.together} passes together is not possible: give at least 1.")
+        if run.validate_every is not None and (run.validate_every < 1 or not run.val_list):
+            raise InputError(
+                f"validating every {run.validate_every} iterations is not possible: give at least 1 and a --val-list."
+            )
         items = read_list(run.train_list or run.data_root / recipe.training_set, run.data_root)
         val_items = read_list(run.val_list, run.data_root) if run.val_list else None
         classes = class_names(recipe.num_classes, {}, run.classes)
@@ -154,9 +167,11 @@ def _train(recipe: Recipe, run: Run, device: torch.device) -> Outcome:
             torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(run.seed)
         how = {name: getattr(run, name) for name in ("caffe_streams", "compile", "cuda_graph", "together")}
-        trainer = Trainer(recipe, items, device, run.precision, run.seed, **how)
+        trainer = Trainer(recipe, items, device, run.precision, run.seed, **how, classes=classes)
         origin = _start(trainer, run)
     surveyed = None if trainer.iteration else survey(items, recipe.num_classes, max(run.workers, 1))
+    if surveyed and val_items:
+        survey(val_items, recipe.num_classes, max(run.workers, 1))
     with failing_together(), fitting(recipe):
         remarks = surveyed.remarks(classes) if surveyed else []
         if run.cache:
@@ -172,30 +187,25 @@ def _train(recipe: Recipe, run: Run, device: torch.device) -> Outcome:
     elif run.together not in (None, 1) and normalises_batches(trainer.model):
         tell("the passes run one by one, because each is normalised by its own statistics (batch normalisation)")
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(run).items()}
-    described = {"recipe": recipe.config(), "model": trainer.model.config(), "classes": classes}
+    described = {name: trainer.meta[name] for name in ("recipe", "model", "classes")}
     if is_main():
         remove_leftovers(run.out)
         processes = {"processes": world_size(), "together": trainer.together}
         write_config(run.out, {**described, "run": settings | processes, "origin": origin})
     with products_of(run.precision):
-        interrupted = training_loop(trainer, run) if trainer.iteration < recipe.max_iter else 0
-        if interrupted:
-            return Outcome(trainer.iteration, interrupted, snapshot_path(run.out, trainer.iteration), None, classes)
-        meta = {
-            "pool5a": recipe.pool5a,
-            "classifier": recipe.classifier,
-            "scales": list(recipe.scales),
-            "source": {"file": str(run.out), "kind": "trained"},
-            **described,
-        }
-        final = run.out / "final.pth"
-        with failing_together():
-            if is_main():
-                save_weights(final, trainer.model.state_dict(), meta)
         validation = None
         if val_items:
-            validation = evaluate(trainer.model, val_items, classes=classes, **recipe.evaluation())
-    return Outcome(trainer.iteration, 0, final, validation, classes)
+            validation = Validation(trainer, run.out, val_items, classes, run.validate_every or recipe.snapshot)
+        interrupted = training_loop(trainer, run, validation)
+        if interrupted:
+            return Outcome(trainer.iteration, interrupted, snapshot_path(run.out, trainer.iteration), None, classes)
+        final = run.out / FINAL
+        source = {"file": str(run.out), "kind": "trained"}
+        with failing_together():
+            if is_main():
+                meta = {**trainer.meta, "iteration": trainer.iteration, "source": source}
+                save_weights(final, trainer.model.state_dict(), meta)
+    return Outcome(trainer.iteration, 0, final, validation and validation.last, classes)
 
 
 def _save_snapshot(trainer: Trainer, run: Run, required: bool) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ class Trainer:
         compile: bool = False,
         cuda_graph: bool = False,
         together: int | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         if recipe.iter_size % world_size():
             raise InputError(
@@ -110,6 +111,7 @@ class Trainer:
         self.recent: deque[dict[str, float]] = deque(maxlen=recipe.average_loss)
         self._before: tuple | None = None
         self._half_updated = False
+        self._classes = classes
         ids = hashlib.sha256("\n".join(item.id for item in items).encode())
         self.config = {
             "seed": seed,
@@ -120,6 +122,19 @@ class Trainer:
         }
         for name in NO_EFFECT_ON_TRAINING + (("max_iter",) if recipe.lr_policy != "poly" else ()):
             del self.config[name]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Description of the net and its training in weights files and snapshots."""
+        recipe = self.recipe
+        return {
+            "pool5a": recipe.pool5a,
+            "classifier": recipe.classifier,
+            "scales": list(recipe.scales),
+            "recipe": recipe.config(),
+            "model": self.model.config(),
+            **({"classes": list(self._classes)} if self._classes else {}),
+        }
 
     def batches(self, workers: int) -> Generator[Sample, None, None]:
         """The batches of this process in the remaining iterations: every world_size-th, from `rank`.
@@ -246,6 +261,7 @@ class Trainer:
             losses=list(self.recent),
             config=self.config,
             start=self.start,
+            meta=self.meta,
         )
 
     def restore(self, snapshot: Snapshot) -> None:

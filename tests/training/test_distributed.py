@@ -17,6 +17,7 @@ from a2s_repro.checkpoint.snapshots import load_snapshot, newest_snapshot
 from a2s_repro.checkpoint.weights import load_weights
 from a2s_repro.reproduction import SMOKE_CHANGES, draw_pretrained
 from a2s_repro.training import Run
+from a2s_repro.training.run_log import read_log
 from tests.paths import TOOLS
 from tests.processes import RECIPE, finish, make_files, start
 
@@ -47,7 +48,7 @@ def deviation(folder: Path, other: Path) -> float:
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["total"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["total"] for line in read_log(folder)]
 
 
 def printed(run: Run) -> list[str]:

@@ -18,7 +18,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.inference.segmenter import load_model
 from a2s_repro.models import Widths
 from a2s_repro.training import Run, Trainer, train
-from a2s_repro.training.run_log import RunLog, cost, git_commit
+from a2s_repro.training.run_log import RunLog, cost, git_commit, read_log
 from tests import processes
 from tests.processes import WIDTH, Tool
 
@@ -51,10 +51,9 @@ def run(files, tmp_path) -> Run:
 
 
 def log_of(folder: Path) -> list[dict]:
-    """The lines of a run's log, without what may differ between two runs."""
+    """The lines of a run's log but for validations, without what may differ between two runs."""
     measured = {"images_per_second", "seconds", "peak_memory"}
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in measured} for line in lines]
+    return [{key: value for key, value in line.items() if key not in measured} for line in read_log(folder)]
 
 
 def tool(files: dict[str, Path], out: Path, *more: str) -> Tool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 import random
 import resource
 import signal
@@ -20,6 +19,7 @@ from a2s_repro.checkpoint.weights import load_weights
 from a2s_repro.errors import InputError
 from a2s_repro.files import PART
 from a2s_repro.training import Run, train
+from a2s_repro.training.run_log import read_log
 from tests.processes import RECIPE, finish, make_files, start
 
 
@@ -44,8 +44,7 @@ def output(run: Run) -> str:
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [(line["iteration"], line["total"]) for line in lines]
+    return [(line["iteration"], line["total"]) for line in read_log(folder)]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

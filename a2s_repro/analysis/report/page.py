@@ -21,6 +21,7 @@ from a2s_repro.data.images import IGNORE_LABEL
 from a2s_repro.data.voc import palette
 from a2s_repro.inference.evaluation import Result
 from a2s_repro.recipes import RECIPES
+from a2s_repro.training.run_log import best_of
 
 STYLE = "page.css"
 SCRIPTS = ("page.js", "layers.js", "explorer.js", "confusion_matrix.js")
@@ -54,7 +55,7 @@ def render(run: RunFolder, list_file: Path, result: Result, examples: Sequence[t
         tiles=_tiles(run, list_file, result),
         class_table=_class_table(run, result),
         confusion_table=_confusion_table(run, result),
-        curves=_curves(run.log),
+        curves=_curves(run.log, run.validations),
         settings=_settings(run),
         footer=_footer(run, list_file, result, len(data)),
         data=data,
@@ -172,8 +173,8 @@ def _confusion_table(run: RunFolder, result: Result) -> str:
     return _table(["ground truth", "predicted", "% of all errors", "% of the class"], lines)
 
 
-def _curves(log: Sequence[dict[str, Any]]) -> str:
-    """Curves of the losses and the learning rate over the iterations."""
+def _curves(log: Sequence[dict[str, Any]], validations: Sequence[dict[str, Any]]) -> str:
+    """Curves of the losses, the learning rate and the scores of validations over the iterations."""
     if not log:
         return "<p>The run has no log.</p>"
     log = log[:: -(-len(log) // POINTS)]
@@ -185,8 +186,23 @@ def _curves(log: Sequence[dict[str, Any]]) -> str:
     return (
         '<div class="curves">'
         f"{_curve(iterations, losses, 'loss', f'Losses{several}, averaged as displayed: {spans}.')}"
-        f"{_curve(iterations, rate, 'learning rate', 'Learning rate of the layers with multiplier 1.')}</div>"
+        f"{_curve(iterations, rate, 'learning rate', 'Learning rate of the layers with multiplier 1.')}"
+        f"{_validation_curve(validations)}</div>"
     )
+
+
+def _validation_curve(validations: Sequence[dict[str, Any]]) -> str:
+    """mIoU and pixel accuracy of the validations; empty if none has a score."""
+    best = best_of(validations)
+    if best is None:
+        return ""
+    scored = [line for line in validations if line["validation"]["mean_iou"] is not None]
+    scores = {
+        title: [100 * line["validation"][name] for line in scored]
+        for title, name in (("mIoU", "mean_iou"), ("pixel accuracy", "pixel_accuracy"))
+    }
+    caption = f"Validation: the best mIoU is {100 * best['mean_iou']:.2f} %, after {best['iteration']} iterations."
+    return _curve([line["iteration"] for line in scored], scores, "%", caption)
 
 
 def _curve(x: Sequence[float], series: dict[str, Sequence[float]], label: str, caption: str) -> str:

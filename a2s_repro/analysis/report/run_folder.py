@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from a2s_repro.checkpoint.trained import load_trained
 from a2s_repro.errors import InputError
 from a2s_repro.inference.segmenter import Segmenter, class_names, model_of
-from a2s_repro.training.run_log import read_log
+from a2s_repro.training.run_log import read_log, read_validations
 
 
 class RunFolder(NamedTuple):
@@ -18,7 +18,9 @@ class RunFolder(NamedTuple):
     config: dict[str, Any]
     """Content of config.json, written by `run_log.write_config`."""
     log: list[dict[str, Any]]
-    """Lines of log.jsonl, written by `run_log.RunLog`."""
+    """Lines of log.jsonl, written by `run_log.RunLog`, but for validations."""
+    validations: list[dict[str, Any]]
+    """Lines of validations in log.jsonl."""
     weights: Path
     """Source of the weights: best.pth, else the newest of final.pth and the snapshots."""
     segmenter: Segmenter
@@ -30,10 +32,12 @@ def read_run_folder(path: str | os.PathLike, device: str = "cpu") -> RunFolder:
     Raises InputError naming the file if the folder is not a run's, a file is damaged, or there are no weights yet.
     """
     path = Path(path)
-    config, log = _read_config(path / "config.json"), read_log(path) if (path / "log.jsonl").exists() else []
+    config, has_log = _read_config(path / "config.json"), (path / "log.jsonl").exists()
+    log, validations = (read(path) if has_log else [] for read in (read_log, read_validations))
     trained = load_trained(path)
     model, meta = model_of(trained, device)
-    return RunFolder(path, config, log, trained.file, Segmenter(model, class_names(model.num_classes, meta), meta))
+    segmenter = Segmenter(model, class_names(model.num_classes, meta), meta)
+    return RunFolder(path, config, log, validations, trained.file, segmenter)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
