@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--scores",
         default="val.json",
         metavar="NAME",
-        help="file of the scores in each folder, written by a validation or `a2s evaluate --json` (default %(default)s)",
+        help="file of the scores in each folder, of a validation or of `a2s evaluate --json` (default %(default)s)",
     )
 
 

@@ -98,7 +98,7 @@ def test_tool_prints_the_tables_and_bad_score_files_are_named(folders, tmp_path)
     with pytest.raises(InputError, match=r"copy.val.json is not a JSON file"):
         read_run(copy)
     (copy / "val.json").unlink()
-    with pytest.raises(InputError, match=r"copy.val.json is missing: train the run, then score"):
+    with pytest.raises(InputError, match=r"copy.val.json is missing: train the run with --val-list, or score"):
         read_run(copy)
 
 
