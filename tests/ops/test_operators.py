@@ -1,6 +1,7 @@
 """Every operator in every form: the reference's meaning, gradients, layouts, odd shapes, errors."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -109,16 +110,22 @@ def test_equals_the_reference(operator: str, grid: str, backend: Backend) -> Non
     assert_close(given, expected, torch.float64)
 
 
+@cache
+def of_21_channels(operator: str, dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Inputs on the papers' grid, and the results and gradients of the reference in float64."""
+    inputs = make_inputs(operator, "paper", dtype, channels=21)
+    with ops.use_backend("reference"):
+        return inputs, outputs_and_gradients(operator, "paper", [x.double() for x in inputs])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_dtypes_and_layouts(operator: str, channels_last: bool, dtype: torch.dtype, backend: Backend) -> None:
-    inputs = make_inputs(operator, "paper", dtype, channels=21)
-    with ops.use_backend("reference"):
-        expected = outputs_and_gradients(operator, "paper", [x.double() for x in inputs])
+    inputs, expected = of_21_channels(operator, dtype)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    inputs = [x.to(backend.device).contiguous(memory_format=layout) for x in inputs]
-    given = outputs_and_gradients(operator, "paper", inputs)
+    given = [x.to(backend.device).contiguous(memory_format=layout) for x in inputs]
+    given = outputs_and_gradients(operator, "paper", given)
     assert all(y.dtype == dtype for y in given)
     assert_close(given, expected, dtype)
 
