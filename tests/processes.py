@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import runpy
 import socket
 import subprocess
@@ -59,6 +60,7 @@ def make_files(root: Path, num_train: int = 8) -> dict[str, Path]:
 class Tool:
     """`python tools/TOOL.py ARGUMENTS`, running in `folder`.
 
+    `largest_file`: bytes beyond which no file grows, as on a full disk.
     With more than one rank it runs in as many processes, with torchrun's environment.
     """
 
@@ -68,12 +70,14 @@ class Tool:
         *arguments: object,
         folder: Path | str | None = None,
         environment: Mapping[str, str] | None = None,
+        largest_file: int = resource.RLIM_INFINITY,
         ranks: int = 1,
     ) -> None:
         self.words = [tool, *map(str, arguments)]
         self._outputs = tempfile.TemporaryDirectory()
         settings = dict(os.environ) | dict(environment or {})
-        self._processes = _start(_tool, (self.words, str(folder or Path.cwd()), settings, self._outputs.name), ranks)
+        place = (str(folder or Path.cwd()), settings, largest_file, self._outputs.name)
+        self._processes = _start(_tool, (self.words, *place), ranks)
 
     def is_running(self) -> bool:
         return any(process.is_alive() for process in self._processes)
@@ -140,8 +144,11 @@ def _write_to(stdout: Path | str, stderr: Path | str) -> None:
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), stream)
 
 
-def _tool(torchrun: dict, words: list[str], folder: str, environment: dict, outputs: str) -> None:
+def _tool(
+    torchrun: dict, words: list[str], folder: str, environment: dict, largest_file: int, outputs: str
+) -> None:
     _write_to(f"{outputs}/stdout", f"{outputs}/stderr")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment | torchrun)

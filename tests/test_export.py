@@ -6,7 +6,6 @@ of Attention to Refine). Almost one-hot attention amplifies rounding: 1.3e-4 was
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from functools import partial
@@ -250,13 +249,7 @@ def test_every_kind_of_net_is_exported(tmp_path, name, suffix):
 @pytest.mark.parametrize("suffix", [".pt2", ".safetensors", ".caffemodel"])
 def test_a_full_disk_is_one_sentence_and_leaves_no_file(model: Path, tmp_path: Path, suffix: str) -> None:
     """A limit on the size of files stands for the disk; torch's writer of archives aborted the process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "a2s_repro", "export", str(model), str(tmp_path / f"net{suffix}")],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
-    )
+    done = run_tool("export", model, tmp_path / f"net{suffix}", largest_file=4096)
     assert done.returncode == 2, done.stderr
     sentence = done.stderr.splitlines()[-1]
     assert sentence.startswith("error: ") and f"net{suffix}" in sentence and "Traceback" not in done.stderr

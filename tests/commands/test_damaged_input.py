@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from a2s_repro.models import ShareNet, Widths
 from a2s_repro.recipes import Recipe
 from caffe_weights import CaffeNet, SolverState, read_caffemodel, write_caffemodel, write_solverstate
 from caffe_weights.messages import NetParameter
-from tests.paths import GOLDEN, TOOLS
+from tests.paths import GOLDEN, ROOT
 
 THIN = Widths().scaled(1 / 64)
 
@@ -215,16 +216,32 @@ def test_one_flipped_bit_of_our_own_pth_is_noticed(sound, tmp_path, name):
     check_refused(*convert(name, tmp_path), tmp_path, name)
 
 
-@pytest.mark.parametrize("name", WAYS)
-def test_three_gigabytes_of_zeros_take_neither_time_nor_memory(tmp_path, name):
-    """The tool in a process of its own; the kernel accounts its peak memory, of which importing torch takes most."""
-    path = tmp_path / name
-    with open(path, "wb") as file:
-        file.truncate(3 << 30)
-    tool = subprocess.Popen(
-        [sys.executable, TOOLS / "convert_caffe.py", name, *WAYS[name]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+ALL_IN_TURN = """
+import json, os, sys
+from a2s_repro.commands import main
+for folder, words in json.loads(sys.argv[1]):
+    os.chdir(folder)
+    try:
+        main(words)
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+"""
+
+
+def test_three_gigabytes_of_zeros_take_neither_time_nor_memory(tmp_path):
+    """In a process of its own; the kernel accounts its peak memory, of which importing torch takes most."""
+    work = []
+    for name, words in WAYS.items():
+        (tmp_path / name).mkdir()
+        with open(tmp_path / name / name, "wb") as file:
+            file.truncate(3 << 30)
+        work.append((str(tmp_path / name), ["convert", name, *words]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", ALL_IN_TURN, json.dumps(work)], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    stderr = tool.stderr.read()
-    _, status, usage = os.wait4(tool.pid, 0)
-    check_refused(os.waitstatus_to_exitcode(status), stderr, tmp_path, name)
+    lines = process.stderr.read().splitlines(keepends=True)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0 and len(lines) == 2 * len(WAYS), lines
+    for name, sentence, code in zip(WAYS, lines[::2], lines[1::2], strict=True):
+        check_refused(int(code), sentence, tmp_path / name, name)
     assert usage.ru_maxrss * 1024 < 1e9
