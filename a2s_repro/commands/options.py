@@ -100,7 +100,7 @@ def add_recipe_option(parser: Options, default: str = DEFAULT_RECIPE) -> None:
         "--recipe",
         default=DEFAULT_RECIPE if default == DEFAULT_RECIPE else None,
         metavar="NAME",
-        help=f"net, data and schedule (default {default})",
+        help=f"net, data and schedule: a name, or a .json file (default {default})",
     )
 
 
@@ -214,14 +214,15 @@ def add_device_option(parser: Options, default: str = "auto", note: str = "") ->
     words = "cuda if there is a GPU, else cpu" if default == "auto" else default
     parser.add_argument(
         "--device",
-        type=_device,
+        type=device_named,
         default=default,
         metavar="DEVICE",
         help=f"where the net runs: cpu, cuda, cuda:1 ... (default: {words}){note}",
     )
 
 
-def _device(name: str) -> str:
+def device_named(name: str) -> str:
+    """The device of that name; auto is cuda where there is a GPU."""
     if name != "auto":
         return name
     import torch

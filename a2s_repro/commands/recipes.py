@@ -6,10 +6,14 @@ and multiply-accumulates.
 
 import argparse
 
+from a2s_repro.commands.options import add_json_option, print_results
+from a2s_repro.errors import InputError
+
 EXAMPLES = """\
   a2s recipes --table a2s:3
   a2s recipes --cost
-  a2s recipes voc12/attention3_esupv"""
+  a2s recipes voc12/attention3_esupv
+  a2s recipes voc12/attention3_esupv --json mine.json      for `a2s train --recipe mine.json`"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cost", action="store_true", help="list parameters and multiply-accumulates of the nets: for a training crop"
     )
+    add_json_option(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -29,8 +34,11 @@ def main(arguments: argparse.Namespace) -> None:
     if names and names[0] in ("list", "show"):  # the old spelling
         names = names[1:]
     recipes = [find_recipe(name) for name in names]
+    if arguments.json and (arguments.cost or len(recipes) != 1):
+        raise InputError("--json writes the settings of one recipe: name it, and leave out --cost.")
     if recipes and not arguments.cost:
-        print("\n\n".join(recipe.description() for recipe in recipes))
+        description = "\n\n".join(recipe.description() for recipe in recipes)
+        print_results(description, recipes[0].config(), arguments.json)
         return
     recipes = recipes or (recipes_of(arguments.table) if arguments.table else list(RECIPES.values()))
     if arguments.cost:

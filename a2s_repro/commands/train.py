@@ -3,7 +3,7 @@
 The data set is PASCAL VOC 2012 or another in its layout; `a2s recipes` lists the recipes. An own list (--train-list)
 needs its classes, and without --recipe it gets a schedule of its length. All files of the list are checked before the
 training, and its net, classes and schedule are printed. Ctrl-C and SIGTERM finish the update and write a snapshot;
---resume auto goes on from it. Only one run at a time can write to a folder.
+--resume RUN goes on from it with the settings of the run. Only one run at a time can write to a folder.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from a2s_repro.commands.options import (
     add_together_option,
     add_train_list_option,
     add_workers_option,
+    device_named,
     positive,
 )
 from a2s_repro.errors import InputError
@@ -38,8 +39,10 @@ EXAMPLES = """\
   a2s train --recipe a2r_ade20k/refine_psp --data-root data/ade20k --init resnet34.pth --out runs/refine_psp
   a2s train --data-root demo --train-list demo/ImageSets/Segmentation/train.txt --classes demo/classes.txt \\
       --scales 1 0.5 --width 0.125 --crop 129 --max-iter 300 --init thin.pth --out runs/demo
+  a2s train --resume runs/demo
   torchrun --nproc-per-node 2 -m a2s_repro train ...      the passes of an update shared by two GPUs or processes"""
 
+REQUIRED = {"data_root": "--data-root", "out": "--out"}
 CLASSES_FILE = "classes.txt"
 """The class names in a data root, as the commands `a2s prepare-...` write them."""
 DECODERS = ("c1", "psp")
@@ -61,14 +64,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_recipe_option(parser, default=f"{DEFAULT_RECIPE}; with --train-list own, whose schedule fits the list")
 
     files = parser.add_argument_group("files")
-    add_data_root_option(files)
-    add_out_option(files, "the folder of the run")
+    add_data_root_option(files, default="the resumed run's")
+    add_out_option(files, "the folder of the run", required=False)
     add_init_option(files, "made by `a2s convert` or by a run, or a ResNet-34 of ImageNet")
     files.add_argument(
         "--resume",
-        metavar="auto|FILE",
-        help="go on from a snapshot: auto for the newest one of the run; FILE may be a .solverstate of Caffe, with its "
-        ".caffemodel beside it",
+        metavar="RUN|auto|FILE",
+        help="go on with a run: its folder alone is enough; auto: that of --out, or without a snapshot a new run; "
+        "FILE is a snapshot, or a .solverstate of Caffe with its .caffemodel beside it",
     )
     add_train_list_option(files)
     files.add_argument("--val-list", type=Path, metavar="FILE", help="list file of images to validate the net on")
@@ -170,56 +173,110 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--display", type=int, metavar="N", help="iterations between two lines of the log")
     add_recipe_options(training, "test-crop")
     add_size_options(training, default=None)
+    _settings_left_open(parser)
 
 
-def _recipe(arguments: argparse.Namespace, name: str) -> "Recipe":
+def _settings_left_open(parser: argparse.ArgumentParser) -> None:
+    """Options that are not given become None, so that a resumed run keeps its own settings."""
+    for action in parser._actions:
+        if action.default not in (None, argparse.SUPPRESS):
+            action.help = action.help.replace("%(default)s", str(action.default))
+            action.default = None
+
+
+def _resumed_folder(arguments: argparse.Namespace) -> Path | None:
+    """The folder of a run that goes on with its own settings, if there is one to resume."""
+    from a2s_repro.checkpoint.snapshots import newest_snapshot
+    from a2s_repro.checkpoint.trained import CONFIG
+
+    if arguments.resume in (None, "auto"):
+        folder = arguments.out if arguments.resume else None
+        return folder if folder and newest_snapshot(folder) and (folder / CONFIG).is_file() else None
+    resumed = Path(arguments.resume)
+    if not resumed.exists():
+        raise InputError(f"{resumed} does not exist: resume from the folder of a run or from a snapshot.")
+    folder = resumed if resumed.is_dir() else resumed.parent
+    if arguments.out and arguments.out.resolve() != folder.resolve():
+        if resumed.is_dir():
+            raise InputError(f"--resume {resumed} goes on in that folder: leave out --out {arguments.out}.")
+        return None
+    return folder if resumed.is_dir() or (folder / CONFIG).is_file() else None
+
+
+def _named_recipe(name: str, settings: dict[str, Any], max_iter: int | None) -> "Recipe":
     from a2s_repro.data.lists import read_list
     from a2s_repro.recipes import find_recipe
     from a2s_repro.recipes.own import own_recipe
 
     if name != "own":
         return find_recipe(name)
-    if not arguments.train_list:
+    if "train_list" not in settings:
         raise InputError("the recipe own fits its schedule to a list of your own: give --train-list.")
-    recipe = own_recipe(len(read_list(arguments.train_list, arguments.data_root)))
-    if arguments.max_iter:
-        recipe = recipe.changed(stepsize=-(-arguments.max_iter // 3))
-    return recipe
+    recipe = own_recipe(len(read_list(settings["train_list"], settings["data_root"])))
+    return recipe.changed(stepsize=-(-max_iter // 3)) if max_iter else recipe
+
+
+def _choose_classes(given: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Completes the class names of a new run, and their number."""
+    from a2s_repro.data.lists import read_classes
+
+    if not settings.get("classes") and (settings["data_root"] / CLASSES_FILE).is_file():
+        settings["classes"] = settings["data_root"] / CLASSES_FILE
+    if "num_classes" in given:
+        return
+    if settings.get("classes"):
+        given["num_classes"] = len(read_classes(settings["classes"]))
+    elif settings.get("train_list"):
+        raise InputError(
+            f"the classes of {settings['train_list']} are not known: give --classes, a file of names in the order "
+            "of the labels, one a line (or --num-classes, for classes without names)."
+        )
+
+
+def _chosen(arguments: argparse.Namespace) -> tuple["Recipe", dict[str, Any]]:
+    """The recipe, and the settings of the run: the options that were given, else those of the run that is resumed."""
+    import dataclasses
+
+    from a2s_repro.recipes import Recipe
+    from a2s_repro.training import Run
+    from a2s_repro.training.config import read_config, run_settings
+
+    def fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+        return {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
+
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    settings, recipe = fields(Run, given), None
+    if folder := _resumed_folder(arguments):
+        config = read_config(folder)
+        recipe = Recipe.of_config(config["recipe"])
+        snapshot = "auto" if Path(arguments.resume).is_dir() else arguments.resume
+        settings = fields(Run, run_settings(config)) | settings | {"out": folder, "resume": snapshot}
+    if missing := [option for name, option in REQUIRED.items() if name not in settings]:
+        raise InputError(f"{' and '.join(missing)} must be given, but for a run that --resume RUN goes on with.")
+    if recipe is None or {"recipe", "classes"} & given.keys():
+        _choose_classes(given, settings)
+    if recipe is None or "recipe" in given:
+        default = "own" if "train_list" in settings else DEFAULT_RECIPE
+        recipe = _named_recipe(given.get("recipe", default), settings, arguments.max_iter)
+    settings.setdefault("device", device_named("auto"))
+
+    head = {name.removeprefix("head_"): value for name, value in given.items() if name.startswith("head_")}
+    head = {name: None if value == "none" else value for name, value in head.items()}
+    changes = {name: value for name, value in fields(Recipe, given).items() if name != "init"}  # a file of the run
+    return recipe.changed(**changes | {"head": recipe.changed_head(arguments.head, **head)}), settings
 
 
 def main(arguments: argparse.Namespace) -> int:
-    import dataclasses
-
-    from a2s_repro.data.lists import read_classes
-    from a2s_repro.recipes import Recipe
     from a2s_repro.runtime.distributed import is_main
     from a2s_repro.training import Run, train
 
-    def fields(kind: type) -> dict[str, Any]:
-        return {field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given}
-
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    given.setdefault("recipe", "own" if arguments.train_list else DEFAULT_RECIPE)
-    if not arguments.classes and (arguments.data_root / CLASSES_FILE).is_file():
-        given["classes"] = arguments.data_root / CLASSES_FILE
-    if arguments.num_classes is None:
-        if "classes" in given:
-            given["num_classes"] = len(read_classes(given["classes"]))
-        elif arguments.train_list:
-            raise InputError(
-                f"the classes of {arguments.train_list} are not known: give --classes, a file of names in the order "
-                "of the labels, one a line (or --num-classes, for classes without names)."
-            )
-    head = {name.removeprefix("head_"): value for name, value in given.items() if name.startswith("head_")}
-    head = {name: None if value == "none" else value for name, value in head.items()}
-    settings, recipe = fields(Run), _recipe(arguments, given["recipe"])
-    changes = {name: value for name, value in fields(Recipe).items() if name not in settings}  # both have `init`
-    recipe = recipe.changed(**changes | {"head": recipe.changed_head(arguments.head, **head)})
+    recipe, settings = _chosen(arguments)
     outcome = train(recipe, Run(**settings))
 
     if outcome.interrupted:
         if is_main():
-            print(f"interrupted after {outcome.iterations} iterations: {outcome.file}; go on with --resume auto")
+            folder = settings["out"]
+            print(f"interrupted after {outcome.iterations} iterations: {outcome.file}; go on with --resume {folder}")
         return 128 + outcome.interrupted
     if not is_main():
         return 0

@@ -5,6 +5,7 @@ from a2s_repro.recipes.a2r import a2r_recipes
 from a2s_repro.recipes.a2s import a2s_recipes
 from a2s_repro.recipes.published import OTHER_SYSTEMS, PUBLISHED, Published
 from a2s_repro.recipes.recipe import PRETRAINED, Recipe, nearest
+from a2s_repro.recipes.recipe_file import read_recipe
 
 __all__ = ["OTHER_SYSTEMS", "PRETRAINED", "PUBLISHED", "RECIPES", "Published", "Recipe", "find_recipe", "recipes_of"]
 
@@ -13,7 +14,12 @@ RECIPES = {recipe.name: recipe for recipe in (*a2s_recipes(), *a2r_recipes())}
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises InputError with the nearest names if there is none."""
+    """The recipe of that name, or of a file whose name ends in .json (see `read_recipe`).
+
+    Raises InputError with the nearest names if there is none.
+    """
+    if name.endswith(".json"):
+        return read_recipe(name, RECIPES)
     if name not in RECIPES:
         raise InputError(
             f"there is no recipe '{name}'; the nearest are {nearest(name, RECIPES)}; `a2s recipes` lists all."

@@ -32,8 +32,8 @@ from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.distributed import failing_together, is_main, tell, world_size
 from a2s_repro.runtime.pools import usual_workers
 from a2s_repro.runtime.precision import check_precision, kernels_chosen_by_trial, precision_on, products_of
+from a2s_repro.training.config import write_config
 from a2s_repro.training.display import Display
-from a2s_repro.training.run_log import write_config
 from a2s_repro.training.signals import deferred_signals
 from a2s_repro.training.together import normalises_batches
 from a2s_repro.training.trainer import Trainer, fitting

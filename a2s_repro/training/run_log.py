@@ -1,10 +1,8 @@
-"""What a training run writes down: `config.json` at its start, `log.jsonl` and TensorBoard events as it goes."""
+"""What a training run writes down as it goes: `log.jsonl` and TensorBoard events."""
 
 import errno
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,33 +14,9 @@ from tqdm import tqdm
 
 from a2s_repro.errors import InputError
 from a2s_repro.files import is_at, replacing
-from a2s_repro.info import info
 
 SCORES_IN_LOG = ("images", "mean_iou", "pixel_accuracy", "mean_class_accuracy", "iou", "attention")
 """Parts of `evaluation.Result.summary` in the log's lines of validations."""
-
-
-def write_config(folder: str | os.PathLike, settings: dict[str, Any]) -> None:
-    """Writes `config.json`: the settings, the command line, the versions of everything and the commit if known."""
-    origin = {"argv": sys.argv, "versions": info(), "git_commit": git_commit()}
-    with replacing(Path(folder) / "config.json") as temporary:
-        temporary.write_text(json.dumps(settings | origin, indent=1) + "\n")
-
-
-def git_commit() -> str | None:
-    """The commit of this package's checkout, with `-dirty` if it was changed; None if it is not in one."""
-    package = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", package, *arguments], capture_output=True, check=True, text=True
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 class RunLog:

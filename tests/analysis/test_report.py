@@ -26,7 +26,8 @@ from a2s_repro.inference.evaluation import evaluate
 from a2s_repro.inference.segmenter import Segmenter
 from a2s_repro.models import DeepLabLargeFOV, Net, RefineHead, ShareNet, Widths
 from a2s_repro.recipes import find_recipe
-from a2s_repro.training.run_log import RunLog, write_config
+from a2s_repro.training.config import write_config
+from a2s_repro.training.run_log import RunLog
 from tests.processes import run_tool
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

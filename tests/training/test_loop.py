@@ -18,7 +18,8 @@ from a2s_repro.errors import InputError
 from a2s_repro.inference.segmenter import load_model
 from a2s_repro.models import Widths
 from a2s_repro.training import Run, Trainer, train
-from a2s_repro.training.run_log import RunLog, cost, git_commit, read_log
+from a2s_repro.training.config import git_commit
+from a2s_repro.training.run_log import RunLog, cost, read_log
 from tests import processes
 from tests.processes import WIDTH, Tool
 

@@ -1,13 +1,12 @@
 """Reads the folder of a training run."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from a2s_repro.checkpoint.trained import load_trained
-from a2s_repro.errors import InputError
 from a2s_repro.inference.segmenter import Segmenter, class_names, model_of
+from a2s_repro.training.config import read_config
 from a2s_repro.training.run_log import read_log, read_validations
 
 
@@ -16,7 +15,7 @@ class RunFolder(NamedTuple):
 
     path: Path
     config: dict[str, Any]
-    """Content of config.json, written by `run_log.write_config`."""
+    """Content of config.json, written by `write_config`."""
     log: list[dict[str, Any]]
     """Lines of log.jsonl, written by `run_log.RunLog`, but for validations."""
     validations: list[dict[str, Any]]
@@ -32,21 +31,9 @@ def read_run_folder(path: str | os.PathLike, device: str = "cpu") -> RunFolder:
     Raises InputError naming the file if the folder is not a run's, a file is damaged, or there are no weights yet.
     """
     path = Path(path)
-    config, has_log = _read_config(path / "config.json"), (path / "log.jsonl").exists()
+    config, has_log = read_config(path), (path / "log.jsonl").exists()
     log, validations = (read(path) if has_log else [] for read in (read_log, read_validations))
     trained = load_trained(path)
     model, meta = model_of(trained, device)
     segmenter = Segmenter(model, class_names(model.num_classes, meta), meta)
     return RunFolder(path, config, log, validations, trained.file, segmenter)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: give the folder of a run (its --out).") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is not a JSON file: give the folder of another run.") from None
-    if not isinstance(config, dict) or not {"recipe", "model", "classes", "run"} <= config.keys():
-        raise InputError(f"{path} does not describe a training run: give the folder of a run (its --out).")
-    return config
