@@ -45,6 +45,8 @@ EXAMPLES = """\
 REQUIRED = {"data_root": "--data-root", "out": "--out"}
 CLASSES_FILE = "classes.txt"
 """The class names in a data root, as the commands `a2s prepare-...` write them."""
+COLOURS, SCALES = 0.3, (0.75, 1.5)
+"""Ranges of --augment."""
 DECODERS = ("c1", "psp")
 BACKBONES = ("vgg16", "resnet34")
 NORMS = ("batch", "sync")
@@ -80,6 +82,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="iterations between two validations (default: as --snapshot); one comes at the end, too",
+    )
+    files.add_argument(
+        "--patience", type=positive, metavar="N", help="end the training after N validations without a better mIoU"
     )
     add_classes_option(files, default="classes.txt in the data root; required for an own list without it")
 
@@ -146,6 +151,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="range of the random factors by which images are resized",
+    )
+    training.add_argument(
+        "--colour-augmentation",
+        type=float,
+        metavar="F",
+        help="largest deviation from 1 of the random factors on brightness, contrast and saturation",
+    )
+    training.add_argument(
+        "--augment",
+        action="store_true",
+        help=f"colour and scale augmentation: --colour-augmentation {COLOURS:g} and --scale-augmentation "
+        f"{SCALES[0]:g} {SCALES[1]:g}, where they are not given",
+    )
+    training.add_argument(
+        "--class-weights",
+        metavar="FILE|balanced",
+        help="weight of each class in the losses: a file of one number a line, or inverse to its pixels in the list",
     )
     training.add_argument("--fill-crop", action=either, help="enlarge small images to the crop instead of padding them")
     training.add_argument(
@@ -233,6 +255,18 @@ def _choose_classes(given: dict[str, Any], settings: dict[str, Any]) -> None:
         )
 
 
+def _choose_loss_and_augmentation(given: dict[str, Any]) -> None:
+    """Replaces the file of class weights by its numbers, and --augment by its ranges."""
+    from a2s_repro.data.lists import read_class_weights
+    from a2s_repro.recipes.recipe import BALANCED
+
+    if given.get("class_weights", BALANCED) != BALANCED:
+        given["class_weights"] = read_class_weights(given["class_weights"])
+    if given.get("augment"):
+        given.setdefault("colour_augmentation", COLOURS)
+        given.setdefault("scale_augmentation", SCALES)
+
+
 def _chosen(arguments: argparse.Namespace) -> tuple["Recipe", dict[str, Any]]:
     """The recipe, and the settings of the run: the options that were given, else those of the run that is resumed."""
     import dataclasses
@@ -259,6 +293,7 @@ def _chosen(arguments: argparse.Namespace) -> tuple["Recipe", dict[str, Any]]:
         default = "own" if "train_list" in settings else DEFAULT_RECIPE
         recipe = _named_recipe(given.get("recipe", default), settings, arguments.max_iter)
     settings.setdefault("device", device_named("auto"))
+    _choose_loss_and_augmentation(given)
 
     head = {name.removeprefix("head_"): value for name, value in given.items() if name.startswith("head_")}
     head = {name: None if value == "none" else value for name, value in head.items()}

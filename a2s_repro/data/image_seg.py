@@ -81,6 +81,23 @@ def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.nda
     )
 
 
+def recolour(image: np.ndarray, deviation: float, draw: Draw) -> np.ndarray:
+    """Changes saturation, contrast about the mean grey, and brightness of an image (H, W, 3) uint8 BGR.
+
+    The three factors are uniform in 1 - deviation to 1 + deviation; their generator is seeded by the words of `draw`.
+    Raises InputError for a draw without a `scale` word.
+    """
+    if draw.scale is None:
+        raise InputError("Caffe's streams have no colour augmentation: leave out one of the two.")
+    words = draw.mirror, draw.h_off, draw.w_off, draw.scale
+    saturation, contrast, brightness = np.random.default_rng(words).uniform(1 - deviation, 1 + deviation, 3)
+    pixels = image.astype(np.float32)
+    grey = pixels @ np.float32([0.114, 0.587, 0.299])
+    pixels = saturation * contrast * pixels + (contrast * (1 - saturation) * grey)[..., None]
+    pixels = brightness * (pixels + (1 - contrast) * grey.mean())
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
 def cut(image: np.ndarray, label: np.ndarray, crop: int, draw: Draw | None) -> Crop:
     """Pads an image (H, W, 3) uint8 and its labels (H, W) uint8 at the bottom and right, crops and mirrors them.
 
@@ -170,7 +187,7 @@ class SegmentationDataset(Dataset):
 
     With a `scale_range` (low, high) each sample is rescaled before padding and cropping, by a factor uniform in the
     range; the stream must supply `scale` words. With `fill_crop` an image too small for the crop is enlarged until it
-    covers the crop: the factor is at least crop / (shorter side - 1).
+    covers the crop: the factor is at least crop / (shorter side - 1). With `colour_deviation` it is recoloured.
     """
 
     def __init__(
@@ -181,13 +198,17 @@ class SegmentationDataset(Dataset):
         normalization: Normalization = NORMALIZATIONS["caffe"],
         scale_range: tuple[float, float] | None = None,
         fill_crop: bool = False,
+        colour_deviation: float | None = None,
     ):
+        if colour_deviation is not None and not 0 < colour_deviation <= 1:
+            raise InputError(f"colours cannot deviate by {colour_deviation}: give a number above 0 and at most 1.")
         if scale_range and not 0 < scale_range[0] <= scale_range[1]:
             raise InputError(
                 f"scale_range {scale_range} is not possible: give two factors above 0, the lower one first."
             )
         self.items, self.num_classes, self.crop = items, num_classes, crop
         self.normalization, self.scale_range, self.fill_crop = normalization, scale_range, fill_crop
+        self.colour_deviation = colour_deviation
         self._decoded: list[tuple[np.ndarray, np.ndarray]] = []
 
     def cache(self, threads: int) -> None:
@@ -209,6 +230,8 @@ class SegmentationDataset(Dataset):
             factor = max(factor, self.crop / max(min(label.shape) - 1, 1))
         if factor != 1:
             image, label = rescale(image, label, factor)
+        if self.colour_deviation:
+            image = recolour(image, self.colour_deviation, draw)
         return cut(image, label, self.crop, draw)
 
     def _pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:

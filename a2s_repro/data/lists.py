@@ -106,6 +106,17 @@ def read_classes(path: str | os.PathLike) -> list[str]:
     return names
 
 
+def read_class_weights(path: str | os.PathLike) -> tuple[float, ...]:
+    """Reads weights of the classes, one number a line in the order of their label values. Raises InputError."""
+    weights = []
+    for number, line in enumerate(read_lines(Path(path)), 1):
+        try:
+            weights += [float(line)] if line.strip() else []
+        except ValueError:
+            raise InputError(f"{path}, line {number}: '{shortened(line)}' is not a number.") from None
+    return tuple(weights)
+
+
 def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
     """Writes a text file of these lines atomically."""
     with replacing(path) as temporary:

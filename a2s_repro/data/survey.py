@@ -24,6 +24,12 @@ class Survey:
     turned: int
     """Number of images with an EXIF orientation, by which viewers turn them."""
 
+    def balanced_weights(self, num_classes: int) -> tuple[float, ...]:
+        """Weights of the classes inverse to their numbers of pixels, with a mean of 1 over the pixels; 1 if absent."""
+        pixels = self.pixels[:num_classes]
+        share = pixels.sum() / max(np.count_nonzero(pixels), 1)
+        return tuple(float(share / count) if count else 1.0 for count in pixels)
+
     def remarks(self, classes: Sequence[str]) -> list[str]:
         """Sentences on what a user may not expect of the list.
 

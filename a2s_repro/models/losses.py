@@ -139,13 +139,15 @@ def training_loss(
     extra_supervision: bool,
     label_stride: int | None = None,
     passes: int | None = None,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The losses of a training net, of weight 1, each a scalar or (passes,); the net is trained on their sum.
 
     Args and names as for `loss_inputs` and `softmax_with_loss`.
     """
     inputs = loss_inputs(prediction, labels, extra_supervision, label_stride)
-    return {name: softmax_with_loss(*scores_and_labels, passes=passes) for name, scores_and_labels in inputs.items()}
+    settings = {"passes": passes, "class_weights": class_weights}
+    return {name: softmax_with_loss(*scores_and_labels, **settings) for name, scores_and_labels in inputs.items()}
 
 
 def shrink_labels(labels: Tensor, factor: int) -> Tensor:

@@ -1,6 +1,7 @@
 """A recipe: net, schedule, data and initial weights of one published experiment, with its published numbers."""
 
 import dataclasses
+import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ PRETRAINED = {IMAGENET: "init.pth", RESNET34: "resnet34.pth"}
 ResNet-34, both trained for ImageNet classification."""
 
 BACKBONES = ("vgg16", "resnet34")
+BALANCED = "balanced"
 HEADS = {"attention": AttentionHead, "refine": RefineHead}
 
 
@@ -89,6 +91,10 @@ class Recipe:
     """Range of the random factors by which training images are resized before cropping."""
     fill_crop: bool = False
     """Whether training images smaller than the crop are enlarged to fill it; otherwise they are padded."""
+    colour_augmentation: float | None = None
+    """Largest deviation from 1 of the random factors on brightness, contrast and saturation of training images."""
+    class_weights: tuple[float, ...] | str | None = None
+    """Weight of each class in the losses, or "balanced": inverse to its pixels in the training list; None: 1."""
     test_crop: int = 513
     """Minimum side to which images are padded in evaluation."""
     short_sides: tuple[int, ...] = ()
@@ -142,12 +148,23 @@ class Recipe:
             raise InputError(
                 f"label_stride is {self.label_stride}; for a crop of {self.crop} it must divide {self.crop - 1}."
             )
+        self._check_class_weights()
         if self.short_sides and self.factors:
             raise InputError("images are resized to shorter sides or by factors: give one of short_sides and factors.")
         if len(self.scales) == 1 and tuple(self.scales) != (1,):
             raise InputError(f"the only scale is {self.scales[0]:g}; a net of one scale takes the image at scale 1.")
         if self.extra_supervision and len(self.scales) == 1:
             raise InputError("extra supervision needs two or more scales: give --no-extra-supervision for one.")
+
+    def _check_class_weights(self) -> None:
+        weights = self.class_weights
+        if isinstance(weights, str):
+            check_known("class_weights", weights, (BALANCED,))
+        elif weights is not None:
+            if len(weights) != self.num_classes:
+                raise InputError(f"{self.num_classes} classes have {len(weights)} weights: give one for each.")
+            if not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
+                raise InputError(f"the class weights are {[*weights]}; they must be at least 0, and not all of them 0.")
 
     def changed(self, **fields: Any) -> "Recipe":
         """The recipe with other values; a changed recipe has no published numbers.
@@ -159,8 +176,8 @@ class Recipe:
         for name in fields:
             if name not in FIELDS:
                 raise InputError(f"recipes have no field '{name}'; the nearest are {nearest(name, FIELDS)}.")
-        for name in ("scales", "short_sides", "factors", "stepvalues"):
-            if name in fields:
+        for name in ("scales", "short_sides", "factors", "stepvalues", "scale_augmentation"):
+            if fields.get(name) is not None:
                 fields[name] = tuple(fields[name])
         for name, other in (("short_sides", "factors"), ("factors", "short_sides")):
             if name in fields:
@@ -279,6 +296,7 @@ class Recipe:
             "published": [list(number) for number in self.published],
             **{name: list(getattr(self, name)) for name in ("ours", "scales", "short_sides", "factors", "stepvalues")},
             "scale_augmentation": self.scale_augmentation and list(self.scale_augmentation),
+            "class_weights": list(self.class_weights) if isinstance(self.class_weights, tuple) else self.class_weights,
             "head": self.head.config(),
         }
 
@@ -314,6 +332,7 @@ _FIELDS_OF_BACKBONE = {
 _OF_PLAIN = {
     "published": lambda numbers: tuple(Published(*number) for number in numbers),
     "head": build_head,
+    "class_weights": lambda weights: weights if isinstance(weights, str) else tuple(weights),
     **dict.fromkeys(("ours", "scales", "short_sides", "factors", "stepvalues", "scale_augmentation"), tuple),
 }
 """Constructors that restore the fields flattened by `config`."""

@@ -11,7 +11,7 @@ import numpy as np
 from a2s_repro.runtime.devices import peak_memory
 from a2s_repro.runtime.distributed import is_main
 from a2s_repro.runtime.progress import Progress
-from a2s_repro.training.run_log import RunLog
+from a2s_repro.training.run_log import OnEvent, RunLog
 from a2s_repro.training.trainer import Trainer
 
 
@@ -21,9 +21,9 @@ class Display:
     Losses, learning rate and speed are displayed every `recipe.display` iterations and at the last.
     """
 
-    def __init__(self, trainer: Trainer, folder: str | os.PathLike) -> None:
+    def __init__(self, trainer: Trainer, folder: str | os.PathLike, on_event: OnEvent | None = None) -> None:
         self._trainer, recipe = trainer, trainer.recipe
-        self._log = RunLog(folder, trainer.iteration) if is_main() else None
+        self._log = RunLog(folder, trainer.iteration, on_event) if is_main() else None
         self._progress: Progress = Progress(
             title=Path(folder).name, total=recipe.max_iter, initial=trainer.iteration, shown=is_main()
         )
@@ -44,9 +44,10 @@ class Display:
         images_per_second = (iteration - self._shown) * recipe.batch_size * recipe.iter_size / seconds
         self._since, self._shown = time.monotonic(), iteration
         losses, lr = self._trainer.smoothed(), self._trainer.rate(iteration)
-        self._log.write(iteration, losses, lr, images_per_second, seconds, peak_memory(self._trainer.device))
+        epoch, memory = self._trainer.epoch, peak_memory(self._trainer.device)
+        self._log.write(iteration, epoch, losses, lr, images_per_second, seconds, memory)
         terms = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-        self._progress.show(f"{images_per_second:.1f} images/s, {terms}, lr {lr:.1e}{self._score}")
+        self._progress.show(f"epoch {epoch:.3g}, {images_per_second:.1f} images/s, {terms}, lr {lr:.1e}{self._score}")
 
     def validated(
         self, iteration: int, scores: dict[str, Any], is_best: bool, seconds: float, pictures: dict[str, np.ndarray]

@@ -27,6 +27,7 @@ from a2s_repro.files import remove_leftovers
 from a2s_repro.inference.evaluation import Result
 from a2s_repro.inference.segmenter import class_names
 from a2s_repro.recipes import Recipe
+from a2s_repro.recipes.recipe import BALANCED
 from a2s_repro.runtime import distributed
 from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.distributed import failing_together, is_main, tell, world_size
@@ -34,6 +35,7 @@ from a2s_repro.runtime.pools import usual_workers
 from a2s_repro.runtime.precision import check_precision, kernels_chosen_by_trial, precision_on, products_of
 from a2s_repro.training.config import write_config
 from a2s_repro.training.display import Display
+from a2s_repro.training.run_log import OnEvent
 from a2s_repro.training.signals import deferred_signals
 from a2s_repro.training.together import normalises_batches
 from a2s_repro.training.trainer import Trainer, fitting
@@ -42,8 +44,12 @@ from a2s_repro.training.validation import Validation
 CAFFE_SUFFIX = ".solverstate"
 
 
-def training_loop(trainer: Trainer, run: Run, validation: Validation | None = None) -> int:
+def training_loop(
+    trainer: Trainer, run: Run, validation: Validation | None = None, on_event: OnEvent | None = None
+) -> int:
     """Trains to the recipe's last iteration, or until Ctrl-C or SIGTERM; returns the signal's number, 0 without one.
+
+    Validations that get no better for `run.patience` end it, too.
 
     An iteration is `iter_size` forward and backward passes, whose gradients are summed, and one update by the solver.
     The validation between two iterations comes after the snapshot, from which a run killed meanwhile goes on.
@@ -51,7 +57,7 @@ def training_loop(trainer: Trainer, run: Run, validation: Validation | None = No
     recipe, interrupted = trainer.recipe, 0
     with (
         deferred_signals() as stop,
-        Display(trainer, run.out) as display,
+        Display(trainer, run.out, on_event) as display,
         closing(trainer.batches(run.workers)) as batches,
         kernels_chosen_by_trial(run.precision != "fp32"),
     ):
@@ -59,6 +65,10 @@ def training_loop(trainer: Trainer, run: Run, validation: Validation | None = No
             with _state_saved_on_failure(trainer, run):
                 is_validated = validation is None or validation.follow(display, stop)
                 if trainer.iteration >= recipe.max_iter and is_validated:
+                    break
+                if is_validated and validation and validation.is_hopeless(display):
+                    tell(f"ended after iteration {trainer.iteration}: {run.patience} validations were no better.")
+                    _save_snapshot(trainer, run, required=True)
                     break
                 if interrupted := stop.agreed():
                     break
@@ -93,6 +103,8 @@ class Run:
     """List of images to validate the net on; none by default. Adds val.json and best.pth to `out`."""
     validate_every: int | None = None
     """Iterations between two validations; None: as between two snapshots. There is one after the last, too."""
+    patience: int | None = None
+    """Number of validations in a row without a better mIoU that end the training; None: it is never ended."""
     classes: Path | None = None
     """File of class names, one per line."""
     device: str = "cpu"
@@ -131,22 +143,24 @@ class Outcome:
     classes: list[str]
 
 
-def train(recipe: Recipe, run: Run) -> Outcome:
+def train(recipe: Recipe, run: Run, on_event: OnEvent | None = None) -> Outcome:
     """Trains the recipe's net with a progress bar. Ctrl-C and SIGTERM finish the update, save a snapshot and return.
 
     Under torchrun each process computes its share of an update's passes, and the first one writes and prints. A
     snapshot that cannot be written is reported, and training continues. Any other exception in an iteration saves the
     state before it and ends the decoding processes.
 
+    `on_event` is called with every line of log.jsonl, in the first process.
+
     Raises:
         InputError: unsuitable settings, files or labels; too little memory; a loss that is not finite.
     """
     device = usable_device(distributed.initialise(run.device))
     with distributed.using_alone(run.out):
-        return _train(recipe, run, device)
+        return _train(recipe, run, device, on_event)
 
 
-def _train(recipe: Recipe, run: Run, device: torch.device) -> Outcome:
+def _train(recipe: Recipe, run: Run, device: torch.device, on_event: OnEvent | None) -> Outcome:
     with failing_together(), fitting(recipe):
         workers = usual_workers(device) if run.workers is None else run.workers
         run = dataclasses.replace(run, precision=precision_on(run.precision, device), workers=workers)
@@ -155,23 +169,29 @@ def _train(recipe: Recipe, run: Run, device: torch.device) -> Outcome:
             raise InputError(f"keeping {run.keep} snapshots is not possible: a run goes on from at least one.")
         if run.together is not None and run.together < 1:
             raise InputError(f"running {run.together} passes together is not possible: give at least 1.")
-        if run.validate_every is not None and (run.validate_every < 1 or not run.val_list):
-            raise InputError(
-                f"validating every {run.validate_every} iterations is not possible: give at least 1 and a --val-list."
-            )
+        counts = {"validating every {} iterations": run.validate_every, "a patience of {}": run.patience}
+        for words, number in counts.items():
+            if number is not None and (number < 1 or not run.val_list):
+                raise InputError(f"{words.format(number)} is not possible: give at least 1 and a --val-list.")
         items = read_list(run.train_list or run.data_root / recipe.training_set, run.data_root)
         val_items = read_list(run.val_list, run.data_root) if run.val_list else None
         classes = class_names(recipe.num_classes, {}, run.classes)
 
+    surveyed = None
+    if recipe.class_weights == BALANCED:
+        surveyed = survey(items, recipe.num_classes, max(run.workers, 1))
+        recipe = recipe.changed(class_weights=surveyed.balanced_weights(recipe.num_classes))
+    with failing_together(), fitting(recipe):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(run.seed)
         how = {name: getattr(run, name) for name in ("caffe_streams", "compile", "cuda_graph", "together")}
         trainer = Trainer(recipe, items, device, run.precision, run.seed, **how, classes=classes)
         origin = _start(trainer, run)
-    surveyed = None if trainer.iteration else survey(items, recipe.num_classes, max(run.workers, 1))
-    if surveyed and val_items:
-        survey(val_items, recipe.num_classes, max(run.workers, 1))
+    if not trainer.iteration:
+        surveyed = surveyed or survey(items, recipe.num_classes, max(run.workers, 1))
+        if val_items:
+            survey(val_items, recipe.num_classes, max(run.workers, 1))
     with failing_together(), fitting(recipe):
         remarks = surveyed.remarks(classes) if surveyed else []
         if run.cache:
@@ -195,8 +215,9 @@ def _train(recipe: Recipe, run: Run, device: torch.device) -> Outcome:
     with products_of(run.precision):
         validation = None
         if val_items:
-            validation = Validation(trainer, run.out, val_items, classes, run.validate_every or recipe.snapshot)
-        interrupted = training_loop(trainer, run, validation)
+            every = run.validate_every or recipe.snapshot
+            validation = Validation(trainer, run.out, val_items, classes, every, run.patience)
+        interrupted = training_loop(trainer, run, validation, on_event)
         if interrupted:
             return Outcome(trainer.iteration, interrupted, snapshot_path(run.out, trainer.iteration), None, classes)
         final = run.out / FINAL

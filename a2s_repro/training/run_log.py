@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,20 +19,27 @@ SCORES_IN_LOG = ("images", "mean_iou", "pixel_accuracy", "mean_class_accuracy", 
 """Parts of `evaluation.Result.summary` in the log's lines of validations."""
 
 
+OnEvent = Callable[[dict[str, Any]], object]
+"""Gets every line of a run's log as it is written, in the first process: to pass it on to another program."""
+
+
 class RunLog:
     """Appends a line per display to `log.jsonl` in a run's folder and the same values to `tensorboard/`.
 
-    A line is {"iteration", "losses": {name: value, ...}, "total", "lr", "images_per_second", "seconds" since the line
-    before, "peak_memory" of the process in bytes}, or of a validation {"iteration": number of updates made,
-    "validation": scores as fractions, "seconds"}. Opening the log of a run that is resumed at iteration `start` drops
-    the lines that the run will write again. Lines for which the disk has no room wait until it has; what TensorBoard
-    should have had meanwhile is lost.
+    A line is {"iteration", "epoch": images seen per image of the list, "losses": {name: value, ...}, "total", "lr",
+    "images_per_second", "seconds" since the line before, "peak_memory" of the process in bytes}, or of a validation
+    {"iteration": number of updates made, "validation": scores as fractions, "seconds"}. Opening the log of a run that
+    is resumed at iteration `start` drops the lines that the run will write again. Lines for which the disk has no room
+    wait until it has; what TensorBoard should have had meanwhile is lost.
+
+    Args:
+        on_event: is called with every line, as a dict.
 
     Attributes:
         validations: the lines of validations.
     """
 
-    def __init__(self, folder: str | os.PathLike, start: int) -> None:
+    def __init__(self, folder: str | os.PathLike, start: int, on_event: OnEvent | None = None) -> None:
         path = Path(folder) / "log.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _is_before(line, start)]
@@ -41,12 +48,14 @@ class RunLog:
         self.validations = read_validations(folder)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         self._waiting = b""
+        self._on_event = on_event
         self._events = _Events(Path(folder) / "tensorboard")
         self._validation_events = _Events(Path(folder) / "tensorboard" / "validation")
 
     def write(
         self,
         iteration: int,
+        epoch: float,
         losses: dict[str, float],
         lr: float,
         images_per_second: float,
@@ -58,11 +67,11 @@ class RunLog:
         seconds: since the last line. peak_memory: in bytes. Raises InputError if the log was removed.
         """
         total = sum(losses.values())
-        line = {"iteration": iteration, "losses": losses, "total": total, "lr": lr}
+        line = {"iteration": iteration, "epoch": round(epoch, 4), "losses": losses, "total": total, "lr": lr}
         line |= {"images_per_second": round(images_per_second, 3), "seconds": round(seconds, 3)}
-        self._append(json.dumps(line | {"peak_memory": peak_memory}) + "\n")
+        self._append(line | {"peak_memory": peak_memory})
         values = {f"loss/{name}": value for name, value in losses.items()}
-        values |= {"loss/total": total, "lr": lr, "images_per_second": images_per_second}
+        values |= {"loss/total": total, "lr": lr, "epoch": epoch, "images_per_second": images_per_second}
         self._events.show(values, iteration)
 
     def write_validation(
@@ -75,7 +84,7 @@ class RunLog:
         kept = {name: scores[name] for name in SCORES_IN_LOG}
         line = {"iteration": iteration, "validation": kept, "seconds": round(seconds, 3)}
         self.validations.append(line)
-        self._append(json.dumps(line) + "\n")
+        self._append(line)
         values = {"mIoU": kept["mean_iou"], "pixel accuracy": kept["pixel_accuracy"]}
         values |= {f"IoU/{name}": iou for name, iou in kept["iou"].items()}
         if attention := kept["attention"]:
@@ -85,13 +94,13 @@ class RunLog:
         values = {name: value for name, value in values.items() if value is not None}
         self._validation_events.show(values, iteration, pictures)
 
-    def _append(self, line: str) -> None:
+    def _append(self, line: dict[str, Any]) -> None:
         if not is_at(self._file.name, self._file.fileno()):
             raise InputError(
                 f"{self._file.name} is gone: the folder of the run was removed or replaced while the run went on."
             )
         end = self._file.seek(0, os.SEEK_END)
-        before, self._waiting = self._waiting, self._waiting + line.encode()
+        before, self._waiting = self._waiting, self._waiting + f"{json.dumps(line)}\n".encode()
         try:
             if self._file.write(self._waiting) < len(self._waiting):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -102,6 +111,8 @@ class RunLog:
                 tqdm.write(f"{self._file.name} cannot be written now ({error.strerror}): its lines wait.")
         else:
             self._waiting = b""
+        if self._on_event is not None:
+            self._on_event(line)
 
     def close(self) -> None:
         self._file.close()

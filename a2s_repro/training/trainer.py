@@ -95,7 +95,10 @@ class Trainer:
             NORMALIZATIONS[self.model.normalization],
             recipe.scale_augmentation,
             recipe.fill_crop,
+            recipe.colour_augmentation,
         )
+        weights = recipe.class_weights
+        self.class_weights = None if weights is None else torch.tensor(weights, device=device)
         self.stream = RandomStream(len(items), recipe.batch_size, seed)
         self.caffe = None
         if caffe_streams:
@@ -208,10 +211,18 @@ class Trainer:
             prediction = self.forward(image)
         with phase("losses"):
             recipe = self.recipe
-            losses = training_loss(prediction, label, recipe.extra_supervision, recipe.label_stride, len(group))
+            how = {"passes": len(group), "class_weights": self.class_weights}
+            losses = training_loss(prediction, label, recipe.extra_supervision, recipe.label_stride, **how)
         with phase("backward"):
             sum(losses.values()).sum().backward()
         return {name: loss.detach() for name, loss in losses.items()}
+
+    @property
+    def epoch(self) -> float:
+        """Number of times that the list will have been seen after this iteration."""
+        recipe = self.recipe
+        seen = (self.iteration + 1 - self.start) * recipe.batch_size * recipe.iter_size
+        return seen / len(self.items)
 
     def smoothed(self) -> dict[str, float]:
         """Losses averaged over the recent iterations, as in Caffe's display."""

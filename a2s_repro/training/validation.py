@@ -38,17 +38,32 @@ class Validation:
 
     Args:
         folder: folder of the run, for val.json and best.pth.
+        patience: number of validations in a row, none better than the best before, that end the training.
 
     Attributes:
         last: result of the last validation of this session.
     """
 
     def __init__(
-        self, trainer: Trainer, folder: str | os.PathLike, items: Sequence[Item], classes: Sequence[str], every: int
+        self,
+        trainer: Trainer,
+        folder: str | os.PathLike,
+        items: Sequence[Item],
+        classes: Sequence[str],
+        every: int,
+        patience: int | None = None,
     ) -> None:
         self._trainer, self._folder, self._items, self._classes = trainer, Path(folder), items, classes
-        self._every = every
+        self._every, self._patience = every, patience
         self.last: Result | None = None
+
+    def is_hopeless(self, display: Display) -> bool:
+        """Whether the last `patience` validations were no better than one before them."""
+        if self._patience is None:
+            return False
+        best = best_of(display.validations)
+        later = [line for line in display.validations if best and line["iteration"] > best["iteration"]]
+        return max_(len(later) >= self._patience) == 1
 
     def follow(self, display: Display, stop: StopRequest) -> bool:
         """Makes the validation of this iteration, unless it has none or made it before; False if a signal ended it."""

@@ -73,7 +73,7 @@ def make_run(folder: Path, data: Path, net: Net) -> Path:
     with RunLog(folder, 0) as log:
         for iteration in range(0, 31, 10):
             losses = {"loss": 2 / (1 + iteration), "loss_res1": 2.5 / (1 + iteration)}
-            log.write(iteration, losses, 1e-3, images_per_second=1.0, seconds=2.0, peak_memory=1)
+            log.write(iteration, 0.5, losses, 1e-3, images_per_second=1.0, seconds=2.0, peak_memory=1)
     meta = {"model": net.config(), "pool5a": False, "classes": list(CLASSES)}
     save_weights(folder / "final.pth", net.state_dict(), meta)
     return folder

@@ -386,11 +386,11 @@ def test_the_newest_snapshot_is_the_one_of_most_iterations(tmp_path):
 def test_a_reopened_log_drops_what_will_be_written_again(tmp_path):
     with RunLog(tmp_path, 0) as log:
         for iteration in range(4):
-            log.write(iteration, {"loss": 1.0}, 0.1, 5.0, seconds=2, peak_memory=1000 + iteration)
+            log.write(iteration, 0.5, {"loss": 1.0}, 0.1, 5.0, seconds=2, peak_memory=1000 + iteration)
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"iteration": 4, "los')  # the power went
     with RunLog(tmp_path, 2) as log:
-        log.write(2, {"loss": 2.0}, 0.1, 5.0, seconds=1.5, peak_memory=7)
+        log.write(2, 1.5, {"loss": 2.0}, 0.1, 5.0, seconds=1.5, peak_memory=7)
     lines = log_of(tmp_path)
     assert [(line["iteration"], line["total"]) for line in lines] == [(0, 1), (1, 1), (2, 2)]
     assert cost(tmp_path) == (5.5, 1001)

@@ -134,3 +134,21 @@ def test_impossible_validations_are_refused(files, tmp_path, every, val_list):
     given = files if val_list else files | {"val_list": None}
     with pytest.raises(InputError, match=rf"validating every {every} iterations is not possible: give at least 1 and"):
         train(RECIPE, Run(out=tmp_path / "run", workers=0, validate_every=every, **given))
+
+
+def test_the_training_ends_when_validations_get_no_better(validated, files, tmp_path):
+    """With a rate of almost 0 the second validation cannot be better; a resumed run ends at once."""
+    recipe = RECIPE.changed(base_lr=1e-30, max_iter=50)
+    run = Run(out=tmp_path / "run", workers=0, validate_every=1, patience=2, **files)
+    outcome = train(recipe, run)
+    assert (outcome.iterations, outcome.interrupted) == (3, 0)
+    assert load_weights(run.out / "final.pth").meta["iteration"] == 3
+    assert train(recipe, dataclasses.replace(run, resume="auto")).iterations == 3
+
+
+def test_a_hook_gets_every_line_of_the_log(validated, files, tmp_path):
+    events: list[dict] = []
+    run = Run(out=tmp_path / "run", workers=0, validate_every=2, **files)
+    train(RECIPE.changed(max_iter=2), run, events.append)
+    assert events == [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
+    assert [event.get("epoch") for event in events] == [0.5, 1.0, None]
