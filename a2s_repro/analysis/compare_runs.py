@@ -1,18 +1,23 @@
-"""Compares trained runs in Markdown tables: the settings that differ, scores, losses and times."""
+"""Compares trained runs in tables: the settings that differ, scores, losses and times."""
 
+import csv
+import io
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from a2s_repro.errors import InputError, first_line
+from a2s_repro.errors import InputError, check_known, first_line
 from a2s_repro.runtime.precision import precision_named
 from a2s_repro.training.run_log import cost, read_log
 from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
 
+FORMS = ("markdown", "latex", "csv")
 RUN_SETTINGS = ("init", "train_list", "precision", "caffe_streams")
 """Settings that affect training, in addition to the recipe and the seed."""
 
@@ -70,6 +75,11 @@ def _checked(scores: dict[str, Any]) -> dict[str, Any]:
     return scores
 
 
+class _Table(NamedTuple):
+    titles: list[str]
+    lines: list[list[str]]
+
+
 class _Row(NamedTuple):
     """Runs that differ only in the seed; `head` holds the settings that differ between rows."""
 
@@ -77,12 +87,19 @@ class _Row(NamedTuple):
     runs: list[TrainedRun]
 
 
-def comparison(runs: Sequence[TrainedRun]) -> str:
-    """Markdown tables: scores in per cent, losses and times; IoU per class; attention by size if measured.
+def comparison(runs: Sequence[TrainedRun], form: str = "markdown") -> str:
+    """Tables of scores in per cent, losses and times; of IoU per class; of attention by size if measured.
 
-    A row holds the means of runs that differ only in the seed; rows are in the order of first appearance. A last line
-    gives the standard deviation between seeds. Raises InputError for runs that were scored on different sets.
+    A row holds the means of runs that differ only in the seed, and the standard deviation of their scores; rows are in
+    the order of first appearance. A last line gives the deviation between seeds over all rows.
+
+    Args:
+        form: "markdown", "latex" (for the package booktabs), or "csv": one table of scores and classes.
+
+    Raises:
+        InputError: runs that were scored on different sets, or an unknown form.
     """
+    check_known("form", form, FORMS)
     if any(run.scores["mean_iou"] is None for run in runs):
         raise InputError("a run was scored on a list without a pixel to score: score all of them on one with labels.")
     if len({(run.scores["images"], tuple(run.scores["iou"])) for run in runs}) > 1:
@@ -94,37 +111,42 @@ def comparison(runs: Sequence[TrainedRun]) -> str:
     differing = [name for name in settings[0] if any(other.get(name) != settings[0][name] for other in settings)]
     titles = [name.replace("_", " ") for name in differing]
     rows = [_Row([_spelled(group[0].settings.get(name)) for name in differing], group) for group in groups.values()]
+    if form == "csv":
+        return _csv(_scores(titles, rows), _by_class([], [row._replace(head=[]) for row in rows]))
     tables = [_scores(titles, rows), _by_class(titles, rows)]
     if measured := [row for row in rows if all("by_size" in (run.scores["attention"] or {}) for run in row.runs)]:
         tables.append(_by_size(titles, measured))
-    return "\n\n".join([*tables, *_spread(rows)])
+    write, remark = (_latex, "% ") if form == "latex" else (_markdown, "")
+    return "\n\n".join([*(write(table, len(titles)) for table in tables), *(remark + line for line in _spread(rows))])
 
 
-def _scores(titles: list[str], rows: list[_Row]) -> str:
+def _scores(titles: list[str], rows: list[_Row]) -> _Table:
     most_first = sorted((list(row.runs[0].losses) for row in rows), key=len, reverse=True)
     names = list(dict.fromkeys(name for names in most_first for name in names))
     lines = []
     for head, runs in rows:
         scores = [100 * run.scores["mean_iou"] for run in runs]
         listed = ", ".join(f"{score:.2f}" for score in scores) if len(runs) > 1 else ""
-        accuracy = 100 * _mean(run.scores["pixel_accuracy"] for run in runs)
+        accuracies = [100 * run.scores["pixel_accuracy"] for run in runs]
         losses = {name: f"{_mean(run.losses[name] for run in runs):.3f}" for name in runs[0].losses}
         minutes = _mean(run.seconds for run in runs) / 60
-        cells = [f"{_mean(scores):.2f}", listed, f"{accuracy:.2f}", *(losses.get(name, "") for name in names)]
+        cells = [f"{_mean(scores):.2f}", _deviation(scores), listed]
+        cells += [f"{_mean(accuracies):.2f}", _deviation(accuracies), *(losses.get(name, "") for name in names)]
         lines.append([*head, *cells, f"{minutes:.1f}"])
-    return _table([*titles, "mIoU", "of each run", "pixel accuracy", *names, "minutes"], lines)
+    columns = ["mIoU", "deviation of mIoU", "of each run", "pixel accuracy", "deviation of accuracy", *names, "minutes"]
+    return _Table([*titles, *columns], lines)
 
 
-def _by_class(titles: list[str], rows: list[_Row]) -> str:
+def _by_class(titles: list[str], rows: list[_Row]) -> _Table:
     classes = list(rows[0].runs[0].scores["iou"])
     lines = [
         row.head + [f"{100 * _mean(run.scores['iou'][name] for run in row.runs):.1f}" for name in classes]
         for row in rows
     ]
-    return _table([*titles, *classes], lines)
+    return _Table([*titles, *classes], lines)
 
 
-def _by_size(titles: list[str], rows: list[_Row]) -> str:
+def _by_size(titles: list[str], rows: list[_Row]) -> _Table:
     """One line per scale of a net: its mean weight by quartile of object area, and the rank correlations."""
     lines = []
     for head, runs in rows:
@@ -138,7 +160,7 @@ def _by_size(titles: list[str], rows: list[_Row]) -> str:
             lines.append([*head, f"{scale:g}", *cells])
     parts = rows[0].runs[0].scores["attention"]["by_size"]["quartiles"]
     areas = [f"{part['smallest']} to {part['largest']} px" for part in parts]
-    return _table([*titles, "weight of scale", *areas, "rank correlation", "within classes"], lines)
+    return _Table([*titles, "weight of scale", *areas, "rank correlation", "within classes"], lines)
 
 
 def _spread(rows: list[_Row]) -> list[str]:
@@ -168,8 +190,39 @@ def _spelled(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _table(titles: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *lines))
+def _deviation(values: Sequence[float]) -> str:
+    """Sample standard deviation; empty for a single value."""
+    return f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+
+
+def _markdown(table: _Table, _: int) -> str:
+    separator = ["---"] * len(table.titles)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (table.titles, separator, *table.lines))
+
+
+def _latex(table: _Table, settings: int) -> str:
+    """A tabular whose first columns, of settings, are flush left."""
+    titles, *lines = (" & ".join(map(_in_latex, cells)) + r" \\" for cells in (table.titles, *table.lines))
+    columns = "l" * settings + "r" * (len(table.titles) - settings)
+    head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", titles, r"\midrule"]
+    return "\n".join([*head, *lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _in_latex(text: str) -> str:
+    """Text with LaTeX's special characters escaped, and minus signs of numbers."""
+    if re.fullmatch(r"[-+]?[\d.]+", text):
+        return f"${text}$" if text[0] in "-+" else text
+    escaped = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
+    return escaped.replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")
+
+
+def _csv(*tables: _Table) -> str:
+    """The tables side by side, whose rows are the same."""
+    titles = [title for table in tables for title in table.titles]
+    lines = [list(chain(*parts)) for parts in zip(*(table.lines for table in tables), strict=True)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([titles, *lines])
+    return text.getvalue().rstrip("\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -129,13 +130,17 @@ def attention_figure(
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg", ".eps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
 
+TEXT_AS_TEXT = {"svg.fonttype": "none", "pdf.fonttype": 42, "ps.fonttype": 42}
+
+
 def save_figure(path: str | os.PathLike, figure: Figure, dpi: int = 120) -> None:
     """Writes a figure in the format of the path's suffix, one of FIGURE_SUFFIXES; `dpi` is its pixels per inch.
 
-    Raises InputError for another suffix.
+    PDF, EPS and SVG hold text as text, PDF and EPS with TrueType fonts, as journals demand. Raises InputError for
+    another suffix.
     """
     suffix = figure_suffix(path)
-    with replacing(path) as temporary:
+    with matplotlib.rc_context(TEXT_AS_TEXT), replacing(path) as temporary:
         figure.savefig(temporary, format=suffix.removeprefix("."), dpi=dpi)
 
 

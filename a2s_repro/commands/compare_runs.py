@@ -1,6 +1,7 @@
-"""Compare scored runs in a Markdown table.
+"""Compare scored runs in tables.
 
-It has settings, scores, losses, times and attention. Runs that differ in their seed alone make one row, with means.
+They have settings, scores, losses, times and attention. Runs that differ in their seed alone make one row, with mean
+and deviation.
 """
 
 import argparse
@@ -9,7 +10,11 @@ from pathlib import Path
 EXAMPLES = """\
   a2s evaluate --model runs/a3/final.pth ... --attention-by-size --json runs/a3/sizes.json
   a2s compare-runs runs/* > comparison.md
+  a2s compare-runs runs/* --format latex > comparison.tex
   a2s compare-runs runs/* --scores sizes.json"""
+
+
+FORMS = ("markdown", "latex", "csv")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +25,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="file of the scores in each folder, of a validation or of `a2s evaluate --json` (default %(default)s)",
     )
+    parser.add_argument(
+        "--format",
+        choices=FORMS,
+        default="markdown",
+        help="form of the tables: latex needs the package booktabs, csv is one table (default %(default)s)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
     from a2s_repro.analysis.compare_runs import comparison, read_run
 
-    print(comparison([read_run(folder, arguments.scores) for folder in arguments.runs]))
+    print(comparison([read_run(folder, arguments.scores) for folder in arguments.runs], arguments.format))

@@ -1,5 +1,7 @@
 """Comparison tables of runs trained on the demo set."""
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -60,7 +62,8 @@ def test_rows_show_differing_settings_and_means_over_seeds(folders):
     mean_ious = [100 * score["mean_iou"] for score in scores]
     assert average["mIoU"] == f"{(mean_ious[0] + mean_ious[1]) / 2:.2f}"
     assert average["of each run"] == f"{mean_ious[0]:.2f}, {mean_ious[1]:.2f}"
-    assert attention["of each run"] == ""
+    assert attention["of each run"] == attention["deviation of mIoU"] == ""
+    assert average["deviation of mIoU"] == f"{np.std(mean_ious[:2], ddof=1):.2f}"
     assert average["loss"] == f"{(losses[0]['loss'] + losses[1]['loss']) / 2:.3f}"
     assert attention["loss_res05"] == f"{losses[2]['loss_res05']:.3f}"
     assert average["loss_res05"] == ""
@@ -69,6 +72,21 @@ def test_rows_show_differing_settings_and_means_over_seeds(folders):
     assert by_class["disc"] == f"{100 * scores[2]['iou']['disc']:.1f}"
     deviation = np.std(mean_ious[:2], ddof=1)
     assert markdown.endswith(f"(1 degrees of freedom): {deviation:.2f}.")
+
+
+def test_other_forms_hold_the_same_numbers(folders):
+    runs = [read_run(folder) for folder in folders]
+    average, attention = table(comparison(runs), 0)
+    rows = list(csv.DictReader(io.StringIO(comparison(runs, "csv"))))
+    assert [{name: row[name] for name in average} for row in rows] == [average, attention]
+    assert [row["disc"] for row in rows] == [line["disc"] for line in table(comparison(runs), 1)]
+
+    first = comparison(runs, "latex").split("\n\n")[0].splitlines()
+    assert first[:2] == [r"\begin{tabular}{lll" + "r" * (len(average) - 3) + "}", r"\toprule"]
+    assert first[4] == " & ".join(average.values()) + r" \\"
+    assert first[2].startswith(r"scales & merge & extra supervision & mIoU & ") and r"loss\_res1" in first[2]
+    with pytest.raises(InputError, match="form 'html' is not known"):
+        comparison(runs, "html")
 
 
 def test_attention_by_size_has_a_line_per_scale(folders):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from a2s_repro import commands, solver
-from a2s_repro.analysis import crf_search, figures
+from a2s_repro.analysis import compare_runs, crf_search, figures
 from a2s_repro.commands import COMMANDS, options, parser_of
 from a2s_repro.data import ade20k, caffe_rng, coco, person_part, voc
 from a2s_repro.models import refine, resnet, share_net
@@ -91,6 +91,7 @@ CHOICES = [
     ("train", "--caffe-streams", caffe_rng.GAUSSIANS),
     ("train", "--precision", (*precision.PRECISIONS, "auto")),
     ("show-attention", "--layout", figures.LAYOUTS),
+    ("compare-runs", "--format", compare_runs.FORMS),
     ("prepare-coco", "--order", coco.ORDERS),
     ("prepare-coco", "--crowd", coco.CROWDS),
 ]
