@@ -72,10 +72,10 @@ def _of_snapshot(file: Path, snapshot: Snapshot) -> Trained:
     meta = snapshot.meta
     if not meta:
         try:
-            meta = json.loads((file.parent / CONFIG).read_text(encoding="utf-8"))
+            config = json.loads((file.parent / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            meta = None
-        if not isinstance(meta, dict) or "model" not in meta:
+            config = None
+        if not isinstance(config, dict) or "model" not in config:
             raise InputError(f"{file} does not describe its net: put the {CONFIG} of its run beside it.")
-        meta = {name: meta[name] for name in ("model", "classes", "recipe") if name in meta}
+        meta = {name: config[name] for name in ("model", "classes", "recipe") if name in config}
     return Trained(file, Weights(snapshot.model, {**meta, "iteration": snapshot.iteration}))

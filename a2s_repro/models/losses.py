@@ -146,8 +146,10 @@ def training_loss(
     Args and names as for `loss_inputs` and `softmax_with_loss`.
     """
     inputs = loss_inputs(prediction, labels, extra_supervision, label_stride)
-    settings = {"passes": passes, "class_weights": class_weights}
-    return {name: softmax_with_loss(*scores_and_labels, **settings) for name, scores_and_labels in inputs.items()}
+    return {
+        name: softmax_with_loss(scores, sparse, class_weights=class_weights, passes=passes)
+        for name, (scores, sparse) in inputs.items()
+    }
 
 
 def shrink_labels(labels: Tensor, factor: int) -> Tensor:
