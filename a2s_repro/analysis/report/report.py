@@ -5,15 +5,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from a2s_repro.analysis.report.examples import example
 from a2s_repro.analysis.report.page import render
 from a2s_repro.analysis.report.run_folder import read_run_folder
-from a2s_repro.data.images import read_pair
 from a2s_repro.data.lists import VOID, Item, read_list, select
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
-from a2s_repro.inference.evaluation import AttentionStatistics, ConfusionMatrix, Result
-from a2s_repro.inference.segmenter import Segmenter
+from a2s_repro.inference.evaluation import ConfusionMatrix, Result, evaluate
+from a2s_repro.inference.segmenter import Segmentation, Segmenter
 from a2s_repro.runtime.progress import Progress
 
 
@@ -64,23 +65,17 @@ def write_report(
 
 def _score(segmenter: Segmenter, items: Sequence[Item]) -> tuple[Result, list[float | None]]:
     """Scores of the set, and the IoU of each image, as defined by `Example.iou`."""
-    classes = len(segmenter.classes)
-    void = [label for label, name in enumerate(segmenter.classes) if name == VOID]
-    total = ConfusionMatrix(classes, void)
-    attention = None
-    ious = []
-    for item in Progress(items, "evaluating", "image"):
-        image, truth = read_pair(item, classes)
-        segmentation = segmenter(image, order="bgr")
-        own = ConfusionMatrix(classes, void)
+    ious: list[float | None] = []
+
+    def keep_iou(_: Item, __: np.ndarray, truth: np.ndarray, segmentation: Segmentation) -> None:
+        own = ConfusionMatrix(len(segmenter.classes))
         own.update(truth, segmentation.labels)
-        total.counts += own.counts
-        occurring = own.classes[(own.counts.sum(0) + own.counts.sum(1))[own.classes] > 0]
-        ious.append(float(own.iou[occurring].mean()) if len(occurring) else None)
-        if segmentation.weights is not None:
-            attention = attention or AttentionStatistics(segmenter.model.scales)
-            attention.update(segmentation.weights)
-    return Result(len(items), total, attention), ious
+        occurring = [label for label in counted if own.counts[label].any() or own.counts[:, label].any()]
+        ious.append(float(own.iou[occurring].mean()) if occurring else None)
+
+    counted = [label for label, name in enumerate(segmenter.classes) if name != VOID]
+    result = evaluate(segmenter.model, items, pad_to=segmenter.pad_to, classes=segmenter.classes, seen=keep_iou)
+    return result, ious
 
 
 def _extremes(ious: Sequence[float | None], count: int) -> dict[str, list[int]]:
