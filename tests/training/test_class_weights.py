@@ -60,13 +60,13 @@ def test_a_file_of_weights_enters_every_loss(files, tmp_path):
         for weights in (None, (1,) * 6, recipe.class_weights)
     ]
     losses = []
+    trainers[0].model.fc8.bias.data[0] = 3  # a net that has learned that most pixels are background
     for trainer in trainers:
-        torch.manual_seed(0)
         trainer.model.load_state_dict(trainers[0].model.state_dict())
         trainer.backward(trainer.batches(workers=0))
         losses.append(trainer.recent[-1])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    assert all(losses[2][name] != pytest.approx(value, rel=1e-4) for name, value in losses[0].items())
+    assert all(losses[2][name] > 1.2 * value for name, value in losses[0].items())
     scores, labels = torch.randn(2, 6, 4, 4), torch.randint(6, (2, 4, 4))
     weights = torch.tensor(recipe.class_weights)
     theirs = torch.nn.functional.cross_entropy(scores, labels, weights)
