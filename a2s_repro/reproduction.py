@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from a2s_repro.caffe.conversion import convert_file
+from a2s_repro.caffe.conversion import GREY_LEVEL_DEVIATION, convert_file
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.demo import make_demo_data
 from a2s_repro.data.lists import read_lines, read_list, write_lines
@@ -26,13 +26,15 @@ from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.evaluation import evaluate, server_folder
 from a2s_repro.inference.segmenter import load_model
 from a2s_repro.recipes import PRETRAINED, RECIPES, Published, Recipe, recipes_of
-from a2s_repro.recipes.recipe import IMAGENET, RESNET34
+from a2s_repro.recipes.published import WITHOUT_CRF
+from a2s_repro.recipes.recipe import IMAGENET, RESNET34, RESNET101
 from a2s_repro.runtime.folder_lock import FolderLock
 from a2s_repro.runtime.precision import precision_named
 from a2s_repro.runtime.progress import Progress
 from a2s_repro.training import Run, train
 from a2s_repro.training.run_log import cost
 from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
+from caffe_weights import CaffeNet, Layer, write_caffemodel
 
 RESULT = "result.json"
 """File in a run's folder with the net's scores on the recipe's evaluation set."""
@@ -143,7 +145,9 @@ class Reproduction:
         items = read_list(image_set, run.data_root, labelled=not recipe.hidden_labels)
         folder = server_folder(run.out, image_set.stem) if recipe.hidden_labels else None
         classes = meta["classes"]
-        result = evaluate(model, items, classes=classes, label_folder=folder, **changed.evaluation())
+        settings = changed.evaluation()
+        result = evaluate(model, items, classes=classes, label_folder=folder, **settings)
+        metrics = [number.metric for number in recipe.published]
         chain = trainings([recipe], self.started)
         other = [link.init for link in chain if link.init != RECIPES.get(link.name, link).init]
         changes = {"init": other[0], **self.changes} if other else self.changes
@@ -151,7 +155,10 @@ class Reproduction:
         if recipe.hidden_labels:
             content["note"] = f"not scored: upload {folder.relative_to(self.out)} to VOC's evaluation server"
         else:
-            content["scores"] = {name: result.score(name, classes) for _, name, _ in recipe.published}
+            content["scores"] = {name: result.score(name, classes) for name in metrics if name != WITHOUT_CRF}
+            if WITHOUT_CRF in metrics:
+                without = evaluate(model, items, classes=classes, **settings | {"crf": None})
+                content["scores"][WITHOUT_CRF] = without.score("mIoU", classes)
             content["summary"] = result.summary(classes)
         with replacing(run.out / RESULT) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
@@ -179,6 +186,10 @@ class Reproduction:
                 }
                 no_labels = " --no-labels" if recipe.hidden_labels else ""
                 lines.append(f"a2s evaluate {_options(settings)}{no_labels}")
+                if any(number.metric == WITHOUT_CRF for number in recipe.published):
+                    del settings["crf"]
+                    settings["json"] = run.out / "scores_without_crf.json"
+                    lines.append(f"a2s evaluate {_options(settings)}")
         return lines
 
     def results(self, recipes: Iterable[Recipe]) -> list[dict[str, Any]]:
@@ -359,8 +370,8 @@ def _class_names(recipe: Recipe) -> list[str]:
 def draw_pretrained(out: Path) -> dict[str, Path]:
     """Writes random initial weights of thin nets to the files of PRETRAINED.
 
-    As the real ones, they are state dicts of other programs, drawn by the shapes of those: torchvision's VGG-16, which
-    `convert_file` turns into LargeFOV's trunk, and CSAILVision's ResNet-34.
+    As the real ones, they are files of other programs, drawn by the shapes of those: torchvision's VGG-16, which
+    `convert_file` turns into LargeFOV's trunk, CSAILVision's ResNet-34, and Caffe's ResNet-101 with its classifier.
     """
     files = {name: out / file for name, file in PRETRAINED.items()}
     width, generator = SMOKE_CHANGES["width"], torch.Generator().manual_seed(0)
@@ -369,6 +380,9 @@ def draw_pretrained(out: Path) -> dict[str, Path]:
     save_weights(files[IMAGENET], weights.state_dict, weights.meta)
     shapes = csailvision_shapes(width)
     torch.save({key: _drawn(key, shape, generator) for key, shape in shapes.items()}, files[RESNET34])
+    write_caffemodel(out / "resnet101.caffemodel", draw_caffe_resnet101(width, generator))
+    weights = convert_file(out / "resnet101.caffemodel").weights
+    save_weights(files[RESNET101], weights.state_dict, weights.meta)
     return files
 
 
@@ -425,3 +439,44 @@ def csailvision_shapes(width: float = 1) -> dict[str, tuple[int, ...]]:
                 layer(f"{name}.downsample.0", f"{name}.downsample.1", outputs, inputs, side=1)
             inputs = outputs
     return shapes | {"fc.weight": (365, inputs), "fc.bias": (365,)}
+
+
+def draw_caffe_resnet101(width: float, generator: torch.Generator) -> CaffeNet:
+    """A ResNet-101 of ImageNet as Caffe stores it, random, restated from He et al.'s definition.
+
+    Every convolution is without bias, and a BatchNorm (mean, variance, and the factor that both are divided by) and a
+    Scale follow it; `fc1000` classifies. The smoke run loads such a file into `DeepLabResNet101`, which this function
+    knows nothing of.
+    """
+    layers: list[Layer] = []
+
+    def layer(name: str, place: str, outputs: int, inputs: int, side: int) -> None:
+        shape = (outputs, inputs, side, side)
+        weight = torch.randn(shape, generator=generator) * (2 / math.prod(shape[1:])) ** 0.5
+        deviation = GREY_LEVEL_DEVIATION if inputs == 3 else 1
+        mean, variance, factor = torch.zeros(outputs), torch.full((outputs,), 2.0 * deviation**2), torch.full((1,), 2.0)
+        scale = [torch.full((outputs,), 0.2 if place.endswith("2c") else 1.0), torch.zeros(outputs)]
+        for kind, title, blobs in (
+            ("Convolution", name, [weight]),
+            ("BatchNorm", f"bn{place}", [mean, variance, factor]),
+            ("Scale", f"scale{place}", scale),
+        ):
+            layers.append(Layer(title, kind, [blob.numpy() for blob in blobs]))
+
+    def scaled(channels: int) -> int:
+        return max(1, round(channels * width))
+
+    inputs = scaled(64)
+    layer("conv1", "_conv1", inputs, 3, 7)
+    for group, (blocks, inner) in enumerate(((3, 64), (4, 128), (23, 256), (3, 512)), 2):
+        for number in range(blocks):
+            letters = "abc"[number] if blocks == 3 else f"b{number}" if number else "a"
+            block, middle = f"{group}{letters}_branch", scaled(inner)
+            if not number:
+                layer(f"res{block}1", f"{block}1", 4 * middle, inputs, 1)
+            layer(f"res{block}2a", f"{block}2a", middle, inputs, 1)
+            layer(f"res{block}2b", f"{block}2b", middle, middle, 3)
+            layer(f"res{block}2c", f"{block}2c", 4 * middle, middle, 1)
+            inputs = 4 * middle
+    fc1000 = [torch.randn(1000, inputs, generator=generator).numpy(), torch.zeros(1000).numpy()]
+    return CaffeNet("ResNet-101", [*layers, Layer("fc1000", "InnerProduct", fc1000)])

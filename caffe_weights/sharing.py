@@ -1,5 +1,7 @@
 """Copies of a shared layer: a share-net's snapshot stores one copy per stream, named after the stream's scale."""
 
+import re
+
 import numpy as np
 
 from caffe_weights.files import Layer
@@ -7,13 +9,17 @@ from caffe_weights.files import Layer
 SUFFIX_OF_SCALE = {1: "", 0.5: "_res05", 0.75: "_res075", 0.25: "_res025"}
 """Scale of a stream -> suffix of its layers' names, in the order of the streams in the authors' share-nets."""
 
+_SCALE_OF_SUFFIX = {suffix: scale for scale, suffix in SUFFIX_OF_SCALE.items() if suffix}
+_STREAM = re.compile(rf"(.+)({'|'.join(_SCALE_OF_SUFFIX)})((?:_c\d)?)")
+
 
 def stream_of(name: str) -> tuple[str, float]:
-    """A layer's name without its stream's suffix, and the scale of the stream: `fc6_res05` -> (`fc6`, 0.5)."""
-    for scale, suffix in SUFFIX_OF_SCALE.items():
-        base = name.removesuffix(suffix)
-        if base != name:
-            return base, scale
+    """A layer's name without its stream's suffix, and the scale of the stream: `fc6_res05` -> (`fc6`, 0.5).
+
+    In DeepLab v2's classifier the suffix precedes the branch: `fc1_voc12_res05_c0` -> (`fc1_voc12_c0`, 0.5).
+    """
+    if parts := _STREAM.fullmatch(name):
+        return parts[1] + parts[3], _SCALE_OF_SUFFIX[parts[2]]
     return name, 1
 
 

@@ -5,8 +5,8 @@ A share-net's file holds one copy of the shared layers per stream; the copies ar
 
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,38 @@ import torch
 
 from a2s_repro.caffe.layers import (
     ATTENTION,
-    FUSION,
     FUSION_TYPE,
-    LAYERS_OF_WIDTH,
-    MODULES,
+    RESNET,
     SHARED,
     SKIP_NET,
     TRUNK,
-    module_of,
+    VGG16,
+    VGG16_ASPP,
+    System,
+    kinds_of,
+    system_of,
+    type_of,
 )
-from a2s_repro.caffe.vgg16 import is_fully_connected, net_from_torchvision, subsampled
+from a2s_repro.caffe.matching import (
+    Parameters,
+    by_module,
+    check_fc6,
+    fitted,
+    folded,
+    layers_with_blobs,
+    named,
+    parameters_of,
+    vgg16_widths,
+    without_skipped,
+)
+from a2s_repro.caffe.vgg16 import net_from_torchvision, subsampled
 from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.errors import InputError
 from a2s_repro.files import sha256_of
-from a2s_repro.models import DeepLab, DeepLabLargeFOV, Widths, build_model
+from a2s_repro.models import DeepLabLargeFOV, Net, Widths, build_model
+from a2s_repro.models.resnet101 import INNER_CHANNELS, STEM_CHANNELS
 from a2s_repro.models.skip_branches import SKIP_LAYERS
-from caffe_weights import SUFFIX_OF_SCALE, CaffeNet, Layer, read_caffemodel, same_blobs, stream_of
+from caffe_weights import SUFFIX_OF_SCALE, CaffeNet, Layer, read_caffemodel, stream_of
 
 GREY_LEVEL_DEVIATION = 64
 """Approximate standard deviation of a photograph's grey levels around the mean pixel."""
@@ -62,7 +78,7 @@ class Conversion:
             ),
             f"matched {len(matched)} layers: {', '.join(matched)}",
             f"folded {len(self.copies)} shared copies; scales {' '.join(f'{scale:g}' for scale in meta['scales'])}",
-            f"pool5a: {'yes' if meta['pool5a'] else 'no'}",
+            *([f"pool5a: {'yes' if meta['pool5a'] else 'no'}"] if "pool5a" in meta else []),
             f"classifier: {meta['classifier'] or 'none'}",
         ]
         if meta["source"].get("subsampled"):
@@ -97,10 +113,12 @@ def from_caffe(
     allow_missing: bool = False,
     allow_unmatched: bool = False,
 ) -> Conversion:
-    """Converts a Caffe DeepLab-LargeFOV, DeepLab-MSc or share-net to float32 weights.
+    """Converts a Caffe DeepLab-LargeFOV, DeepLab-MSc, share-net or DeepLab v2 (on VGG-16 or ResNet-101) to weights.
 
-    The trunk conv1_1 .. fc7 is required; the classifier, the skip branches and the attention head are optional (an init
-    file has none). Widths are inferred from the shapes, so thin nets convert, too.
+    The trunk is required: conv1_1 .. fc7, or conv1 .. res5c of ResNet-101. The classifier, the skip branches and the
+    attention head are optional (an init file has none). Widths are inferred from the shapes, so thin nets convert, too.
+    The dilations of atrous spatial pyramid pooling, which are no blobs, are taken to be DeepLab v2's (6, 12, 18, 24).
+    Of a ResNet-101 of ImageNet, fc1000 is left out.
 
     Args:
         net: content of a `.caffemodel`; blobs may have V1 shapes.
@@ -119,49 +137,82 @@ def from_caffe(
     values out of float32's range, a fully connected fc6 (the plain VGG-16), and, on a trunk of full width, any fc6
     other than LargeFOV's.
     """
-    layers, skipped = _without_skipped(_layers_with_blobs(net, file), skip, file)
-    bases, copies, scales = _folded(layers, file)
-    modules = _by_module(bases, file)
-    missing = [name for name in _wanted(modules) if name not in modules and name not in skipped]
+    layers, skipped = without_skipped(layers_with_blobs(net, file), skip, file)
+    system = system_of({stream_of(name)[0] for name in layers})
+    skipped += [name for name in layers if name in system.ignored]
+    layers = {name: layer for name, layer in layers.items() if name not in skipped}
+    bases, copies, scales = folded(layers, system, file)
+    modules = by_module(bases, system, file)
+    _check_system(modules, system, file)
+    missing = [name for name in _wanted(modules, system) if name not in modules and name not in skipped]
     if missing and not allow_missing:
-        raise InputError(f"{file} lacks layers of the net: {', '.join(missing)}; accept that with --allow-missing.")
-    unmatched = [name for name in modules if name not in MODULES]
+        raise InputError(f"{file} lacks layers of the net: {named(missing)}; accept that with --allow-missing.")
+    unmatched = [name for name in modules if name not in system.modules]
     if unmatched and not allow_unmatched:
         raise InputError(
-            f"{file} has layers that the net lacks: {', '.join(unmatched)}; drop them with --skip or --allow-unmatched."
+            f"{file} has layers that the net lacks: {named(unmatched)}; drop them with --skip or --allow-unmatched."
         )
-    parameters = {name: _parameters(modules[name], file) for name in MODULES if name in modules}
-    widths = _widths({name: weight.shape for name, (weight, _) in parameters.items()})
-    _check_fc6(parameters, widths, file)
-    classifier = modules["fc8"].name if "fc8" in modules else None
-    outputs = parameters["fc8"][1].size if classifier else None
+    parameters = {name: parameters_of(modules[name], name, file) for name in system.modules if name in modules}
+    scoring = [name for name in system.shared if name in modules and name not in (*system.trunk, *SKIP_LAYERS)]
+    classifier = system.classifier_of(modules[scoring[0]].name) if scoring else None
+    outputs = parameters[scoring[0]]["bias"].size if scoring else None
+    meta = {
+        "classifier": classifier,
+        "scales": scales,
+        "source": {"file": file, "kind": "net" if classifier else "init"},
+    }
+    if system is not RESNET:
+        meta |= {"pool5a": any(layer.name == "pool5a" for layer in net.layers), "widths": vgg16_widths(parameters)}
+        check_fc6(parameters, meta["widths"], file)
     if num_classes is not None and outputs != num_classes:
         head = f"a classifier of {outputs} outputs" if classifier else "no classifier"
         raise InputError(f"{file} has {head}, but the classifier must have {num_classes} outputs.")
 
-    meta = {
-        "pool5a": any(layer.name == "pool5a" for layer in net.layers),
-        "classifier": classifier,
-        "scales": scales,
-        "widths": widths,
-        "source": {"file": file, "kind": "net" if classifier else "init"},
-    }
-    skip_net = not modules.keys().isdisjoint(SKIP_LAYERS)
-    config = {"num_classes": outputs or 1, "pool5a": meta["pool5a"], "widths": widths}
-    config["net"] = "DeepLabMSc" if skip_net else "DeepLabLargeFOV"
-    merge = _merge(net)
-    if merge and len(scales) > 1:
-        head = _head(net, parameters)
-        config |= {"net": "ShareNet", "scales": scales, "merge": merge, "skip_net": skip_net, "head": head}
-    elif not modules.keys().isdisjoint(ATTENTION):
+    merge = _merge(net, system) if len(scales) > 1 else None
+    if len(scales) == 1 and not modules.keys().isdisjoint(ATTENTION):
         raise InputError(f"{file} has an attention head but only one scale: --skip att_conv1 and att_fc.")
+    config = {"num_classes": outputs or 1} | _description(system, parameters, meta)
+    if merge and system is not VGG16_ASPP:
+        config |= {"scales": scales, "merge": merge, "head": _head(net, system, parameters)}
+        config |= {"net": "ShareNet", "skip_net": config["net"] == "DeepLabMSc"} if system is VGG16 else {}
     model = _without_values(config, file)
-    state_dict = _fitted(parameters, model, file)
-    if not state_dict:
-        raise InputError(f"{file} has none of the net's layers (conv1_1 .. fc7): it is of another net.")
+    state_dict = fitted(parameters, model, file)
     if state_dict.keys() == model.state_dict().keys() and model.scales == tuple(scales):
         meta["model"] = model.config()
     return Conversion(Weights(state_dict, meta), copies, skipped, missing, unmatched)
+
+
+def _check_system(modules: Collection[str], system: System, file: str) -> None:
+    """Raises InputError for a file of another kind of net, naming some of its layers."""
+    if not any(name in system.modules for name in modules):
+        shown = f"({named(list(modules))}) are" if modules else "with weights are none, and those are"
+        raise InputError(
+            f"{file} is of another net: its layers {shown} not those of DeepLab on VGG-16 (conv1_1 .. fc7) or on "
+            "ResNet-101 (res2a_branch1 .. res5c_branch2c), the nets that convert."
+        )
+    other = [name for name in modules if name.startswith("res") and name not in system.trunk]
+    if system is RESNET and other:
+        raise InputError(
+            f"{file} is a ResNet of another depth, which has {named(other, 2)}: of the ResNets, ResNet-101 converts."
+        )
+
+
+def _description(system: System, parameters: Parameters, meta: dict[str, Any]) -> dict[str, Any]:
+    """The net of one scale, for `build_model`."""
+    if system is RESNET:
+        return {"net": "DeepLabResNet101", "width": _resnet_width(parameters)}
+    if system is VGG16_ASPP:
+        return {"net": "DeepLabASPP", "widths": meta["widths"]}
+    kind = "DeepLabLargeFOV" if parameters.keys().isdisjoint(SKIP_LAYERS) else "DeepLabMSc"
+    return {"net": kind, "pool5a": meta["pool5a"], "widths": meta["widths"]}
+
+
+def _resnet_width(parameters: Parameters) -> float:
+    """The factor on the widths of ResNet-101; that of the widest layer that is present, because it is rounded least."""
+    for group, channels in reversed(INNER_CHANNELS.items()):
+        if (layer := f"{group}a_branch2a") in parameters:
+            return len(parameters[layer]["weight"]) / channels
+    return len(parameters["conv1"]["weight"]) / STEM_CHANNELS if "conv1" in parameters else 1.0
 
 
 def to_caffe(weights: Weights, file: str = "the weights") -> CaffeNet:
@@ -169,39 +220,40 @@ def to_caffe(weights: Weights, file: str = "the weights") -> CaffeNet:
 
     The trunks of the net's scales come first, in the order 1, 0.5, 0.75, 0.25; then the classifiers in the same order,
     under the meta's `classifier` name (`fc8` if it has none); then the attention head. In a skip-net the scales are in
-    descending order, and every stream ends with its classifier. Layers without blobs are written only if they
-    distinguish nets: pool5a, the Concat that feeds the attention head, and fc8_fusion. `file` names the weights in
-    errors.
+    descending order, and every stream ends with its classifier, as does every branch of atrous spatial pyramid pooling
+    on VGG-16. Layers without blobs are written only if they distinguish nets: pool5a, the Concat that feeds the
+    attention head, and the layer that merges the scales. `file` names the weights in errors.
 
     Raises InputError if `from_caffe` would not read the same weights back: for layers unknown to these nets, shapes
     that do not fit each other or the meta, and values that are not finite.
     """
     state_dict, meta = weights.state_dict, weights.meta
-    known = {f"{module}.{kind}" for module in MODULES for kind in ("weight", "bias")}
+    system = system_of({key.split(".")[0] for key in state_dict})
+    known = {f"{module}.{kind}" for module in system.modules for kind in kinds_of(module)}
     if foreign := sorted(state_dict.keys() - known):
-        named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        names = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise InputError(
-            f"{file} has parameters that the authors' Caffe nets do not have: {named}; only nets of Attention to Scale "
-            "can be exported to Caffe."
+            f"{file} has parameters that the authors' Caffe nets do not have: {names}; only nets of Attention to Scale "
+            "and of DeepLab v2 can be exported to Caffe."
         )
     model = _described_model(weights, file)
     scales = model.scales if model else meta.get("scales", [1])
     stream_order = model.stream_order if model else [scale for scale in SUFFIX_OF_SCALE if scale in scales]
     merge = model.merge if model else None
-    pool5a = model.pool5a is not None if model else meta.get("pool5a")
-    classifier = str(meta.get("classifier") or "fc8")
+    pool5a = meta.get("pool5a") if model is None else getattr(model, "pool5a", None) is not None
+    classifier = str(meta.get("classifier") or system.classifier)
 
     def written(module: str, suffix: str = "") -> Iterator[Layer]:
         if module == "fc6" and pool5a:
             yield Layer(f"pool5a{suffix}", "Pooling", [])
-        tensors = [state_dict[key] for key in (f"{module}.weight", f"{module}.bias") if key in state_dict]
+        tensors = [state_dict[key] for kind in kinds_of(module) if (key := f"{module}.{kind}") in state_dict]
         if tensors:
-            name = classifier if module == "fc8" else module
-            yield Layer(name + suffix, "Convolution", [tensor.detach().float().cpu().numpy() for tensor in tensors])
+            name = system.layer_of(module, classifier, suffix)
+            yield Layer(name, type_of(module), [tensor.detach().float().cpu().numpy() for tensor in tensors])
 
     skip_net = any(key.startswith(SKIP_LAYERS) for key in state_dict)
     layers: list[Layer] = []
-    for modules in [SKIP_NET] if skip_net else [TRUNK, ("fc8",)]:
+    for modules in _parts_of_file(system, skip_net):
         for scale in stream_order:
             for module in modules:
                 layers += written(module, SUFFIX_OF_SCALE[scale])
@@ -210,14 +262,24 @@ def to_caffe(weights: Weights, file: str = "the weights") -> CaffeNet:
     for module in ATTENTION:
         layers += written(module)
     if merge:
-        layers.append(Layer(FUSION, FUSION_TYPE[merge], []))
+        layers.append(Layer(system.fusion, FUSION_TYPE[merge], []))
     net = CaffeNet("a2s_repro", layers)
     if from_caffe(net, file, allow_missing=True).weights.state_dict.keys() != state_dict.keys():
         raise InputError(f"{file} does not record the scales of its layers: the file is damaged.")
     return net
 
 
-def _described_model(weights: Weights, file: str) -> DeepLab | None:
+def _parts_of_file(system: System, skip_net: bool) -> list[tuple[str, ...]]:
+    """The layers in the parts of a file, each of which has them for all streams: the trunk and the classifier, but for
+    skip-nets and the branches of VGG-16."""
+    if system is VGG16:
+        return [SKIP_NET] if skip_net else [TRUNK, ("fc8",)]
+    if system is VGG16_ASPP:
+        return [system.shared]
+    return [system.trunk, tuple(name for name in system.shared if name not in system.trunk)]
+
+
+def _described_model(weights: Weights, file: str) -> Net | None:
     """The model of the meta, on the meta device, or None. Raises InputError if the weights do not fit it."""
     if "model" not in weights.meta:
         return None
@@ -229,7 +291,7 @@ def _described_model(weights: Weights, file: str) -> DeepLab | None:
     return model
 
 
-def _without_values(config: dict, file: str) -> DeepLab:
+def _without_values(config: dict, file: str) -> Net:
     """The model of a config, on the meta device."""
     try:
         with torch.device("meta"):
@@ -259,117 +321,27 @@ def random_init(widths: Widths, seed: int) -> CaffeNet:
     return CaffeNet("random_init", layers)
 
 
-def _layers_with_blobs(net: CaffeNet, file: str) -> dict[str, Layer]:
-    layers: dict[str, Layer] = {}
-    for layer in net.layers:
-        if layer.blobs and layers.setdefault(layer.name, layer) is not layer:
-            raise InputError(f"{file} has two layers of the name {layer.name} with weights: the file is damaged.")
-    return layers
-
-
-def _without_skipped(
-    layers: Mapping[str, Layer], skip: Collection[str], file: str
-) -> tuple[dict[str, Layer], list[str]]:
-    def names(name: str) -> set[str]:
-        base, _ = stream_of(name)
-        return {name, base, module_of(base)}
-
-    if unknown := sorted(set(skip).difference(*map(names, layers))):
-        raise InputError(f"{file} has no layer {unknown[0]} to skip.")
-    skipped = [name for name in layers if not names(name).isdisjoint(skip)]
-    return {name: layer for name, layer in layers.items() if name not in skipped}, skipped
-
-
-def _folded(layers: Mapping[str, Layer], file: str) -> tuple[list[Layer], list[str], list[float]]:
-    """The distinct layers under their names without suffix, the copies' names, and the scales in descending order."""
-    owners: dict[str, Layer] = {}
-    copies, scales = [], set()
-    for name, layer in layers.items():
-        base, scale = stream_of(name)
-        if module_of(base) in SKIP_NET:
-            scales.add(scale)
-        owner = owners.setdefault(base, layer)
-        if owner is not layer:
-            if not same_blobs(layer, owner):
-                raise InputError(
-                    f"layer {name} of {file} differs from {owner.name}, but streams share weights: --skip one."
-                )
-            copies.append(name)
-    bases = [replace(owner, name=base) for base, owner in owners.items()]
-    return bases, copies, sorted(scales or {1}, reverse=True)
-
-
-def _by_module(layers: list[Layer], file: str) -> dict[str, Layer]:
-    modules: dict[str, Layer] = {}
-    for layer in layers:
-        first = modules.setdefault(module_of(layer.name), layer)
-        if first is not layer:
-            raise InputError(f"{file} has two classifiers, {first.name} and {layer.name}: --skip one.")
-    return modules
-
-
-def _wanted(modules: Collection[str]) -> tuple[str, ...]:
-    """The required modules: the trunk, and all skip branches or the whole attention head if the file has part of it."""
+def _wanted(modules: Collection[str], system: System) -> tuple[str, ...]:
+    """The required modules: the trunk, and all skip branches, the whole classifier of branches, or the whole attention
+    head if the file has part of it."""
     sides = () if set(modules).isdisjoint(SKIP_LAYERS) else SKIP_LAYERS
     heads = {"att_conv2": ATTENTION, "att_conv1": ("att_conv1", "att_fc"), "att_fc": ("att_fc",)}
-    return TRUNK + sides + next((head for layer, head in heads.items() if layer in modules), ())
+    scores = tuple(name for name in system.shared if name not in (*system.trunk, *SKIP_LAYERS, *SHARED))
+    scores = () if set(modules).isdisjoint(scores) else scores
+    return system.trunk + sides + scores + next((head for layer, head in heads.items() if layer in modules), ())
 
 
-def _parameters(layer: Layer, file: str) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias of a convolution, (O, C, kh, kw) and (O,), float32."""
-    where = f"layer {layer.name} of {file}"
-    if len(layer.blobs) != 2:
-        raise InputError(f"{where} has {len(layer.blobs)} blobs, not a weight and a bias.")
-    with np.errstate(over="ignore"):
-        weight, bias = (blob.astype(np.float32, copy=False) for blob in layer.blobs)
-    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-        raise InputError(f"{where} holds NaN, infinite or too large values: its training diverged.")
-    if layer.name == "fc6" and is_fully_connected(weight):
-        raise InputError(
-            f"{where} is the plain VGG-16's ({_spelled(weight)}), and LargeFOV's is a 3x3 convolution "
-            "(1024x512x3x3): convert with --subsample."
-        )
-    if weight.ndim != 4 or bias.size != max(bias.shape, default=0):
-        raise InputError(f"{where} has shapes {_spelled(weight)} and {_spelled(bias)}: it is no convolution.")
-    return weight, bias.ravel()
-
-
-def _widths(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The width of each group of layers: the outputs of its first layer, or else the inputs of the next group."""
-    outside = {"att_conv1": "att_conv1", "ms": "data_conv"}
-    widths = {width: shapes[layer][0] for width, layer in outside.items() if layer in shapes}
-    for group, layers in LAYERS_OF_WIDTH.items():
-        after = SHARED[SHARED.index(layers[-1]) + 1]
-        if inside := [shapes[name][0] for name in layers if name in shapes]:
-            widths[group] = inside[0]
-        elif after in shapes:
-            widths[group] = shapes[after][1]
-    return widths
-
-
-def _check_fc6(parameters: Mapping[str, tuple[np.ndarray, np.ndarray]], widths: Mapping[str, int], file: str) -> None:
-    """Raises InputError for the fc6 of another DeepLab variant (other kernel size or outputs) on the full VGG-16."""
-    full = Widths()
-    expected = (full.fc6, full.conv5, 3, 3)
-    is_full = all(widths.get(group) == getattr(full, group) for group in ("conv1", "conv2", "conv3", "conv4", "conv5"))
-    if is_full and "fc6" in parameters and parameters["fc6"][0].shape != expected:
-        raise InputError(
-            f"layer fc6 of {file} is {_spelled(parameters['fc6'][0])}, but LargeFOV's is 1024x512x3x3: "
-            "the file holds another net; leave out fc6 and the layers after it with --skip."
-        )
-
-
-def _merge(net: CaffeNet) -> str | None:
-    """The merge of a share-net, inferred from its layers, or None."""
+def _merge(net: CaffeNet, system: System) -> str | None:
+    """The merge of a share-net, inferred from its layers, or None; DeepLab v2's is by the maximum."""
     types = {layer.name: layer.type for layer in net.layers}
     if not types.keys().isdisjoint(ATTENTION):
         return "attention"
-    return {"Power": "average", "Eltwise": "max"}.get(types.get(FUSION, ""))
+    return {"Power": "average", "Eltwise": "max"}.get(types.get(system.fusion, "Eltwise" if system is RESNET else ""))
 
 
-def _head(net: CaffeNet, parameters: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def _head(net: CaffeNet, system: System, parameters: Parameters) -> dict[str, Any]:
     """The fields of `AttentionHead` that follow from the layers."""
-    head: dict[str, Any] = {}
+    head: dict[str, Any] = {"features": "res5c"} if system is RESNET else {}
     for layer in net.layers:
         if layer.name in ("fc6_concat", "fc7_concat", "fc8_concat"):
             head["features"] = layer.name.removesuffix("_concat")
@@ -377,27 +349,5 @@ def _head(net: CaffeNet, parameters: Mapping[str, tuple[np.ndarray, np.ndarray]]
         if layer in parameters:
             head["layers"] = count
     if "att_conv1" in parameters:
-        head["kernel"] = parameters["att_conv1"][0].shape[2]
+        head["kernel"] = parameters["att_conv1"]["weight"].shape[2]
     return head
-
-
-def _fitted(
-    parameters: Mapping[str, tuple[np.ndarray, np.ndarray]], model: torch.nn.Module, file: str
-) -> dict[str, torch.Tensor]:
-    """The parameters under the model's names, checked against its shapes."""
-    state_dict = {}
-    for key, expected in model.state_dict().items():
-        module, kind = key.split(".")
-        if module in parameters:
-            array = parameters[module][0 if kind == "weight" else 1]
-            if array.shape != expected.shape:
-                raise InputError(
-                    f"the {kind} of layer {module} of {file} is {_spelled(array)}, but {_spelled(expected)} fits the "
-                    "layers around it."
-                )
-            state_dict[key] = torch.tensor(array)
-    return state_dict
-
-
-def _spelled(array: np.ndarray | torch.Tensor) -> str:
-    return "x".join(map(str, array.shape)) or "a scalar"

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from a2s_repro.caffe.layers import FUSION
-from a2s_repro.models import DeepLab, ShareNet
+from a2s_repro.caffe.layers import FUSION, RESNET
+from a2s_repro.models import DeepLab, DeepLabResNet101, ShareNet
 from a2s_repro.models.base import check_image
+from a2s_repro.models.resnet101 import EPS, block_names, norm_of, scale_of
 from a2s_repro.models.share_net import AVERAGE_FACTOR, GRID_STEP, RESAMPLING
 from a2s_repro.models.skip_branches import SKIP_LAYERS
 from a2s_repro.ops import interp_size
@@ -16,14 +17,14 @@ from caffe_weights import SUFFIX_OF_SCALE, Word, prototxt
 INPUT = "data"
 
 
-def output_blob(model: DeepLab) -> str:
+def output_blob(model: DeepLab | DeepLabResNet101) -> str:
     """Name of the blob of the merged score map, (N, C, H, W) at the size of the image, in the authors' test nets."""
     if not model.skip_net:
-        return "fc8_interp"
+        return f"{model.classifier_layer}_interp"
     return FUSION if isinstance(model, ShareNet) else "fc_fusion"
 
 
-def deploy_prototxt(model: DeepLab, classifier: str, size: tuple[int, int]) -> str:
+def deploy_prototxt(model: DeepLab | DeepLabResNet101, classifier: str, size: tuple[int, int]) -> str:
     """The prototxt of the TEST net for the weights of `conversion.to_caffe`, from blob `data` to `output_blob`.
 
     `data` is (1, 3, H, W), BGR grey levels minus the mean pixel. Layers and blobs have the names of the authors' test
@@ -33,7 +34,7 @@ def deploy_prototxt(model: DeepLab, classifier: str, size: tuple[int, int]) -> s
 
     Args:
         model: the net; only its shapes are used, not its weights.
-        classifier: Caffe's name of layer fc8.
+        classifier: Caffe's name of the classifier.
         size: (H, W) of the image.
 
     Raises:
@@ -43,13 +44,19 @@ def deploy_prototxt(model: DeepLab, classifier: str, size: tuple[int, int]) -> s
         check_image(torch.empty(1, 3, *size), model.grid_step)
     net = _Prototxt()
     streams = {}
+    resnet = isinstance(model, DeepLabResNet101)
     for scale in model.stream_order:
         suffix, scaled = SUFFIX_OF_SCALE[scale], tuple(interp_size(side, **RESAMPLING[scale]) for side in size)
         image = INPUT
         if scale != 1:
-            image = net.interp(INPUT, f"shrink_data{suffix.removeprefix('_res')}", scaled)
-        streams[scale] = net.stream(model, image, classifier, suffix, scaled)
-    merged = net.merged(model, streams, size) if isinstance(model, ShareNet) else streams[1]["scores"]
+            name = f"data{suffix}" if resnet else f"shrink_data{suffix.removeprefix('_res')}"
+            image = net.interp(INPUT, name, scaled)
+        if isinstance(model, DeepLabResNet101):
+            streams[scale] = net.resnet_stream(model, image, classifier, suffix)
+        else:
+            streams[scale] = net.stream(model, image, classifier, suffix, scaled)
+    fusion = RESNET.fusion if resnet else FUSION
+    merged = net.merged(model, streams, size, fusion) if len(model.scales) > 1 else streams[1]["scores"]
     if not model.skip_net:
         net.interp(merged, output_blob(model), size)
     shape = {"dim": [1, 3, *size]}
@@ -73,13 +80,17 @@ class _Prototxt:
 
     def convolution(self, module: nn.Conv2d, bottom: str, top: str) -> str:
         sizes = {"num_output": module.out_channels, "kernel_size": module.kernel_size[0]}
-        extra = {"pad": (module.padding[0], 0), "dilation": (module.dilation[0], 1)}
+        extra = {"pad": (module.padding[0], 0), "stride": (module.stride[0], 1), "dilation": (module.dilation[0], 1)}
         sizes |= {field: value for field, (value, default) in extra.items() if value != default}
+        sizes |= {} if module.bias is not None else {"bias_term": False}
         return self.add("Convolution", [bottom], top, convolution_param=sizes)
 
-    def relu(self, blob: str, name: str) -> str:
-        self.layers.append({"name": name, "type": "ReLU", "bottom": blob, "top": blob})
+    def in_place(self, kind: str, blob: str, name: str, **parameters: dict[str, Any]) -> str:
+        self.layers.append({"name": name, "type": kind, "bottom": blob, "top": blob, **parameters})
         return blob
+
+    def relu(self, blob: str, name: str) -> str:
+        return self.in_place("ReLU", blob, name)
 
     def pooling(self, module: nn.MaxPool2d | nn.AvgPool2d, bottom: str, top: str) -> str:
         method = Word("MAX" if isinstance(module, nn.MaxPool2d) else "AVE")
@@ -94,7 +105,7 @@ class _Prototxt:
 
     def stream(self, model: DeepLab, image: str, classifier: str, suffix: str, size: tuple[int, int]) -> dict[str, str]:
         """Adds one stream on an image of `size`; returns the blobs of fc6, fc7, fc8 and `scores`."""
-        blob, side, sides, features = image, image, [], {}
+        blob, side, sides, scores, features = image, image, [], [], {}
         for name, module in model.named_children():
             if name in SKIP_LAYERS:
                 side = self.convolution(module, side, name + suffix)
@@ -104,11 +115,13 @@ class _Prototxt:
                     self.relu(side, f"relu_{name}{suffix}")
             elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
                 blob = side = self.pooling(module, blob, name + suffix)
-            elif name == "fc8":
-                features[name] = self.convolution(module, blob, classifier + suffix)
+            elif name.startswith("fc8"):
+                scores.append(self.convolution(module, blob, f"{classifier}{name.removeprefix('fc8')}{suffix}"))
+                blob = side  # the next branch reads the last pool, too
             elif isinstance(module, nn.Conv2d) and name not in model.unshared_layers:
                 blob = features[name] = self.convolution(module, blob, name + suffix)
                 self.relu(blob, f"relu{name.removeprefix('conv').removeprefix('fc')}{suffix}")
+        features["fc8"] = self.eltwise("SUM", scores, classifier) if model.aspp else scores[0]
         if not model.skip_net:
             return features | {"scores": features["fc8"]}
         at_image, *others = sides
@@ -120,8 +133,37 @@ class _Prototxt:
         fusion = "fc_ms_fusion" if isinstance(model, ShareNet) else "fc_fusion"
         return features | {"scores": self.eltwise("SUM", [at_image, *maps], fusion + suffix)}
 
-    def merged(self, model: ShareNet, streams: dict[float, dict[str, str]], size: tuple[int, int]) -> str:
-        """Adds fc8_fusion: at the `size` of the image in a skip-net, else on the grid of scale 1."""
+    def resnet_stream(self, model: DeepLabResNet101, image: str, classifier: str, suffix: str) -> dict[str, str]:
+        """Adds one stream of ResNet-101; returns the blobs of res5c and `scores`."""
+
+        def normalized(name: str, bottom: str) -> str:
+            blob = self.convolution(model.get_submodule(name), bottom, name + suffix)
+            statistics = {"use_global_stats": True, "eps": EPS}
+            self.in_place("BatchNorm", blob, norm_of(name) + suffix, batch_norm_param=statistics)
+            return self.in_place("Scale", blob, scale_of(name) + suffix, scale_param={"bias_term": True})
+
+        blob = self.relu(normalized("conv1", image), f"conv1_relu{suffix}")
+        blob = self.pooling(model.pool1, blob, f"pool1{suffix}")
+        for name in block_names():
+            residual = normalized(f"{name}_branch1", blob) if name.endswith("a") else blob
+            for branch in ("branch2a", "branch2b"):
+                blob = self.relu(normalized(f"{name}_{branch}", blob), f"{name}_{branch}_relu{suffix}")
+            blob = self.eltwise("SUM", [residual, normalized(f"{name}_branch2c", blob)], name + suffix)
+            self.relu(blob, f"{name}_relu{suffix}")
+        scores = [
+            self.convolution(model.get_submodule(module), blob, RESNET.layer_of(module, classifier, suffix))
+            for module in (f"fc1_c{index}" for index, _ in enumerate(model.aspp))
+        ]
+        return {"res5c": blob, "scores": self.eltwise("SUM", scores, classifier + suffix)}
+
+    def merged(
+        self,
+        model: ShareNet | DeepLabResNet101,
+        streams: dict[float, dict[str, str]],
+        size: tuple[int, int],
+        fusion: str,
+    ) -> str:
+        """Adds the layer `fusion`: at the `size` of the image in a skip-net, else on the grid of scale 1."""
         grid = tuple(interp_size(side, shrink=GRID_STEP[1]) for side in size)
 
         def aligned(name: str, size: tuple[int, int]) -> list[str]:
@@ -130,10 +172,10 @@ class _Prototxt:
 
         scores = aligned("scores", size if model.skip_net else grid)
         if model.merge == "average":
-            total = self.eltwise("SUM", scores, "fc_fusion")
-            return self.add("Power", [total], FUSION, power_param={"scale": AVERAGE_FACTOR[len(scores)]})
+            total = self.eltwise("SUM", scores, "fc_fusion" if fusion == FUSION else f"{fusion}_sum")
+            return self.add("Power", [total], fusion, power_param={"scale": AVERAGE_FACTOR[len(scores)]})
         if model.merge == "max":
-            return self.eltwise("MAX", scores, FUSION)
+            return self.eltwise("MAX", scores, fusion)
 
         features = model.head_config.features
         blob = self.concat(aligned(features, grid), f"{features}_concat")
@@ -152,5 +194,6 @@ class _Prototxt:
             if model.skip_net:
                 weight = self.interp(weight, f"{weight}_interp", size)
             wide = self.concat([weight] * model.num_classes, f"{weight}_wide")
-            products.append(self.eltwise("PROD", [score, wide], f"fc8{SUFFIX_OF_SCALE[scale]}_product"))
-        return self.eltwise("SUM", products, FUSION)
+            product = f"{model.classifier_layer}{SUFFIX_OF_SCALE[scale]}_product"
+            products.append(self.eltwise("PROD", [score, wide], product))
+        return self.eltwise("SUM", products, fusion)

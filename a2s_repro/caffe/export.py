@@ -62,7 +62,7 @@ def snapshot_in_caffe(snapshot: Snapshot, file: str, learned_net: str) -> tuple[
     recipe = Recipe.of_config(snapshot.config)
     if recipe.solver != "caffe":
         raise InputError(f"{file} is of a run with PyTorch's solver, from whose state Caffe cannot resume.")
-    if recipe.shared_decay == "once" and len(recipe.scales) > 1:
+    if recipe.backbone == "vgg16" and recipe.shared_decay == "once" and len(recipe.scales) > 1:
         raise InputError(f"{file} is of a run with shared_decay once, but Caffe decays once for every sharing copy.")
     with torch.device("meta"):
         check_state(recipe.net(), snapshot.model, file)
@@ -82,4 +82,4 @@ def _prototxt(weights: Weights, size: tuple[int, int]) -> str | None:
         return None
     with torch.device("meta"):
         model = build_model(weights.meta["model"])
-    return deploy_prototxt(model, weights.meta.get("classifier") or "fc8", size)
+    return deploy_prototxt(model, weights.meta.get("classifier") or model.classifier_layer, size)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from a2s_repro.caffe.conversion import from_caffe
-from a2s_repro.caffe.layers import module_of
+from a2s_repro.caffe.layers import RESNET, kinds_of, system_of
 from a2s_repro.checkpoint.initialisation import load_layers
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLab
@@ -71,15 +71,19 @@ def load_caffe_state(path: str | os.PathLike, model: DeepLab, solver: CaffeSGD, 
 def _slots(net: CaffeNet, model: DeepLab) -> Iterator[tuple[nn.Parameter | None, np.ndarray]]:
     """Pairs of parameter and blob for every blob of `net`; the parameter is None for a copy without its own history."""
     streams = dict(zip(model.scales, (model, *model.copies), strict=False))
+    system = system_of({stream_of(layer.name)[0] for layer in net.layers})
     seen = set()
     for layer in net.layers:
         base, scale = stream_of(layer.name)
-        for kind, blob in zip(("weight", "bias"), layer.blobs, strict=False):
-            module = module_of(base)
-            stream = streams[scale] if model.copies and module not in model.unshared_layers else model
-            parameter = stream.layer(module).get_parameter(kind)
+        module = system.module_of(base)
+        if system is RESNET and module in seen:  # the Caffe of DeepLab v2 has one history for all copies
+            continue
+        stream = streams[scale] if model.copies and module not in model.unshared_layers else model
+        for kind, blob in zip(kinds_of(module), layer.blobs, strict=False):
+            parameter = dict(stream.layer(module).named_parameters()).get(kind)  # BatchNorm has none
             yield (None if parameter in seen else parameter), blob
             seen.add(parameter)
+        seen.add(module)
 
 
 def _weights_of(path: Path, state: SolverState) -> Path:

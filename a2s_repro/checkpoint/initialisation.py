@@ -8,7 +8,7 @@ from torch import nn
 from a2s_repro.checkpoint.trained import load_trained
 from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import AttentionHead, Net, ResNetDilated8, build_head
+from a2s_repro.models import AttentionHead, DeepLabResNet101, Net, ResNetDilated8, build_head
 from a2s_repro.models.resnet import load_resnet34
 
 
@@ -43,19 +43,23 @@ def load_layers(model: Net, weights: Weights, path: str | os.PathLike, classifie
     """Copies the layers of `weights`, read from `path`, into `model`.
 
     The file must hold the whole trunk with the net's shapes, because the trunk has no filler, and all frozen layers,
-    such as a skip-net's fc8. fc8 is loaded if its name in the file is also `classifier`. Other layers that the file
+    such as a skip-net's fc8. The branches of atrous spatial pyramid pooling on VGG-16 can all start from one fc6 and
+    fc7. The classifier is loaded if its name in the file is also `classifier`. Other layers that the file
     lacks keep their fillers; layers that only the file has are ignored. The layers of the attention are loaded if the
     file's net has the same head over the same scales: those of other heads have the same names.
 
     Raises:
         InputError: a missing trunk or frozen layer, or another shape; names the layers and the remedy.
     """
-    ours, theirs = _by_layer(model.state_dict()), _by_layer(_under_names_of(weights, classifier))
+    ours, theirs = _by_layer(model.state_dict()), _by_layer(_under_names_of(weights, classifier, model))
+    starts = {layer: layer.partition("_")[0] for layer in ours if layer.startswith(("fc6_", "fc7_"))}
+    theirs |= {layer: theirs[start] for layer, start in starts.items() if layer not in theirs and start in theirs}
     if not _has_head_of(weights, model):
         theirs = {f"{la} of another head" if la in model.unshared_layers else la: of for la, of in theirs.items()}
     missing = [layer for layer in ours if layer not in theirs and layer not in model.new_layers]
     if missing:
-        raise InputError(f"{path} lacks layers that have no filler: {', '.join(missing)}; convert a whole VGG-16.")
+        whole = "ResNet-101" if isinstance(model, DeepLabResNet101) else "VGG-16"
+        raise InputError(f"{path} lacks layers that have no filler: {_listed(missing)}; convert a whole {whole}.")
     frozen = [layer for layer in ours if layer not in theirs and not _learns(model.layer(layer))]
     if frozen:
         names = ", ".join(classifier if layer == "fc8" else layer for layer in frozen)
@@ -73,16 +77,25 @@ def load_layers(model: Net, weights: Weights, path: str | os.PathLike, classifie
             )
     state = {f"{layer}.{kind}": tensor for layer in taken for kind, tensor in theirs[layer].items()}
     model.load_state_dict(state, strict=False)
-    return Loaded(taken, [layer for layer in ours if layer not in taken], [la for la in theirs if la not in ours])
+    unused = [layer for layer in theirs if layer not in ours and layer not in starts.values()]
+    return Loaded(taken, [layer for layer in ours if layer not in taken], unused)
 
 
-def _under_names_of(weights: Weights, classifier: str) -> dict:
-    """The file's state dict, with fc8 renamed to its Caffe name unless that is `classifier`."""
-    name = weights.meta.get("classifier")
+def _under_names_of(weights: Weights, classifier: str, model: Net) -> dict:
+    """The file's state dict, with the classifier renamed to its Caffe name unless that is `classifier`."""
+    name, module = weights.meta.get("classifier"), model.classifier_layer
     if name in (None, classifier):
         return weights.state_dict
-    theirs = f"{name} of another data set" if name == "fc8" else name
-    return {key.replace("fc8.", f"{theirs}.", 1): tensor for key, tensor in weights.state_dict.items()}
+    theirs = f"{name} of another data set" if name == module else name
+    return {
+        theirs + key.removeprefix(module) if key.startswith((f"{module}.", f"{module}_")) else key: tensor
+        for key, tensor in weights.state_dict.items()
+    }
+
+
+def _listed(layers: list[str]) -> str:
+    """The names of layers, of very many the first ones."""
+    return ", ".join(layers if len(layers) <= 20 else (*layers[:3], f"and {len(layers) - 3} more"))
 
 
 def _by_layer(state_dict: dict) -> dict[str, dict]:
@@ -118,7 +131,7 @@ def _has_head_of(weights: Weights, model: Net) -> bool:
 
 
 def _remedy(layer: str, model: Net, described: bool) -> str:
-    if layer == "fc8":
+    if layer == model.classifier_layer or layer.startswith(f"{model.classifier_layer}_"):
         return "give the matching --num-classes, or another --classifier name to initialise it with its filler."
     if layer in model.new_layers and not described:
         return f"drop the layer when converting (`a2s convert --skip {layer}`)."

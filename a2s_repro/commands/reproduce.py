@@ -59,6 +59,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="weights file that nets on ResNet-34 start from (default %(default)s)",
     )
     parser.add_argument(
+        "--resnet101",
+        type=Path,
+        default="resnet101.pth",
+        metavar="FILE",
+        help="weights file that nets of DeepLab v2 on ResNet-101 start from (default %(default)s)",
+    )
+    parser.add_argument(
         "--coco",
         choices=COCO_STARTS,
         default="full",
@@ -91,7 +98,7 @@ def main(arguments: argparse.Namespace) -> int:
     recipes = cells(arguments.table, arguments.cell)
     reproduction = Reproduction(
         data_root=arguments.datasets,
-        pretrained={"imagenet": arguments.init, "resnet34": arguments.resnet34},
+        pretrained={"imagenet": arguments.init, "resnet34": arguments.resnet34, "resnet101": arguments.resnet101},
         out=out,
         changes=recipe_changes(arguments, *TRIAL, "stem"),
         starts={"coco/largefov": "coco_subset/largefov"} if arguments.coco == "subset" else {},

@@ -48,7 +48,7 @@ CLASSES_FILE = "classes.txt"
 COLOURS, SCALES = 0.3, (0.75, 1.5)
 """Ranges of --augment."""
 DECODERS = ("c1", "psp")
-BACKBONES = ("vgg16", "resnet34")
+BACKBONES = ("vgg16", "resnet34", "resnet101")
 NORMS = ("batch", "sync")
 MERGES = ("attention", "average", "max")
 HEADS = ("attention", "refine")
@@ -110,7 +110,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     net = parser.add_argument_group("changes to the net of the recipe")
     add_recipe_options(net, "num-classes", "width")
     net.add_argument("--classifier", metavar="NAME", help="Caffe's name of fc8; one that --init lacks starts afresh")
-    net.add_argument("--backbone", choices=BACKBONES, help="net of each scale; resnet34 is ResNet34-dilated8")
+    net.add_argument(
+        "--backbone", choices=BACKBONES, help="net of each scale; resnet34 is ResNet34-dilated8, resnet101 DeepLab v2's"
+    )
+    net.add_argument(
+        "--aspp", type=int, nargs="+", metavar="D", help="dilations of DeepLab v2's atrous spatial pyramid pooling"
+    )
     add_stem_option(net)
     net.add_argument("--decoder", choices=DECODERS, help="scores of the ResNet: a 1x1 convolution, or pyramid pooling")
     net.add_argument("--batch-norm", choices=NORMS, help="statistics of a process, or of all processes (CUDA)")
@@ -124,7 +129,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     head = parser.add_argument_group("changes to the attention head of the recipe")
     head.add_argument("--head", choices=HEADS, help="head of Attention to Scale, or of Attention to Refine")
     head.add_argument(
-        "--head-features", metavar="LAYER", help="attention: its input, fc6, fc7 or fc8; layer4 of a ResNet"
+        "--head-features",
+        metavar="LAYER",
+        help="attention: its input, fc6, fc7 or fc8; of resnet34 layer4, of resnet101 res5c",
     )
     head.add_argument("--head-layers", type=int, metavar="N", help="attention: number of its layers, 1 to 3")
     head.add_argument("--head-kernel", type=int, metavar="K", help="attention: kernel of its first layer, 1 or 3")

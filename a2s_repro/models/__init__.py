@@ -9,16 +9,19 @@ from torch import Tensor, nn
 from a2s_repro.errors import InputError, first_line
 from a2s_repro.models.attention import AttentionHead
 from a2s_repro.models.base import Net, ParameterRule, Prediction, Widths
-from a2s_repro.models.deeplab import DeepLab, DeepLabLargeFOV, DeepLabMSc
+from a2s_repro.models.deeplab import DeepLab, DeepLabASPP, DeepLabLargeFOV, DeepLabMSc
 from a2s_repro.models.refine import RefineHead
 from a2s_repro.models.resnet import ResNetDilated8
+from a2s_repro.models.resnet101 import DeepLabResNet101
 from a2s_repro.models.share_net import ShareNet
 
 __all__ = [
     "AttentionHead",
     "DeepLab",
+    "DeepLabASPP",
     "DeepLabLargeFOV",
     "DeepLabMSc",
+    "DeepLabResNet101",
     "Net",
     "ParameterRule",
     "Prediction",
@@ -32,7 +35,9 @@ __all__ = [
     "restored_model",
 ]
 
-_NETS = {net.__name__: net for net in (DeepLabLargeFOV, DeepLabMSc, ShareNet, ResNetDilated8)}
+_NETS = {
+    net.__name__: net for net in (DeepLabLargeFOV, DeepLabMSc, DeepLabASPP, ShareNet, ResNetDilated8, DeepLabResNet101)
+}
 
 
 def build_head(config: dict) -> AttentionHead | RefineHead:

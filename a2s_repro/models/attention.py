@@ -11,6 +11,9 @@ from a2s_repro.errors import check_known
 from a2s_repro.models.base import Widths, relu
 from a2s_repro.models.layers import Dropout
 
+FEATURES = ("fc6", "fc7", "fc8", "layer4", "res5c")
+"""Maps that an `AttentionHead` can read; a net has some of them."""
+
 
 class ConcatConv2d(nn.Conv2d):
     """The 1x1 or 3x3 convolution of maps that are resized to one grid and concatenated."""
@@ -28,7 +31,8 @@ class AttentionHead:
     """
 
     features: str = "fc7"
-    """Map of every scale that the head reads: fc6 or fc7, after their dropout, or fc8; of a ResNet layer4."""
+    """Map of every scale that the head reads: fc6 or fc7, after their dropout, or fc8; of ResNet34-dilated8 layer4, of
+    ResNet-101 res5c."""
     layers: int = 2
     """1: att_fc. 2: att_conv1, att_fc. 3: att_conv1, att_conv2, att_fc."""
     kernel: int = 3
@@ -42,7 +46,7 @@ class AttentionHead:
     supervision: ClassVar[str] = "raw"
 
     def __post_init__(self) -> None:
-        for name, known in (("features", ("fc6", "fc7", "fc8", "layer4")), ("layers", (1, 2, 3)), ("kernel", (1, 3))):
+        for name, known in (("features", FEATURES), ("layers", (1, 2, 3)), ("kernel", (1, 3))):
             check_known(f"the attention head's {name}", getattr(self, name), known)
 
     @property

@@ -108,6 +108,8 @@ class Net(nn.Module, abc.ABC):
     """Pixels per cell of the merged score map in training."""
     skip_net: bool = False
     """Whether skip branches also score the image and lower maps, in evaluation mode at the size of the image."""
+    classifier_layer: str = "fc8"
+    """Module that scores, or prefix of those that do. Caffe's name of it has the data set's: `fc8_voc12`."""
     head_maps: tuple[str, ...] = ()
     """Maps of a stream that the head reads."""
     widths: Widths

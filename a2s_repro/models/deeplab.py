@@ -1,16 +1,18 @@
-"""DeepLab on VGG-16: the layers that every system of the first paper is made of, and DeepLab-LargeFOV itself.
+"""DeepLab on VGG-16: the layers that every system of the first paper is made of, and DeepLab-LargeFOV itself; and the
+atrous spatial pyramid pooling of DeepLab v2.
 
 Modules carry the names of the authors' Caffe layers, so the state dict's keys are those names plus `.weight`/`.bias`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from a2s_repro import ops
+from a2s_repro.errors import InputError
 from a2s_repro.models.base import Net, ParameterRule, Stream, Widths, relu
 from a2s_repro.models.layers import Conv2d, Dropout
 from a2s_repro.models.skip_branches import FILLER_STD, SKIP_LAYERS, TRAINING_STRIDE, skip_branch
@@ -24,6 +26,9 @@ TRUNK = {
 }
 """The pools of VGG-16, and the convolutions before each, every one followed by a ReLU."""
 
+ASPP_S, ASPP_L = (2, 4, 8, 12), (6, 12, 18, 24)
+"""Dilations of atrous spatial pyramid pooling with a small and a large field of view (DeepLab v2, Section 4.1.2)."""
+
 
 class DeepLab(Net):
     """VGG-16 at output stride 8, its field of view widened by holes, with or without the skip branches of DeepLab-MSc.
@@ -32,16 +37,31 @@ class DeepLab(Net):
     are also made of the image and of pool1 to pool4, and summed with fc8's: in training on the 1/8 grid, in evaluation
     mode at the size of the image. It starts from a trained LargeFOV, which stays as it is: conv1_1 .. fc8 have rate 0.
 
+    With atrous spatial pyramid pooling fc6, fc7 and fc8 exist once for each dilation, as fc6_1, fc6_2 ..., side by side
+    on pool5, and their scores are summed.
+
     As in the authors' definition the trunk conv1_1 .. fc7 has no filler but zero: its weights must come from a file.
     The other layers start gaussian with biases 0.
     """
 
     normalization = "caffe"
 
-    def __init__(self, num_classes: int, *, skip_net: bool, pool5a: bool, dropout: float, widths: Widths | None):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        skip_net: bool,
+        pool5a: bool,
+        dropout: float,
+        widths: Widths | None,
+        aspp: tuple[int, ...] = (),
+    ) -> None:
         super().__init__(num_classes, dropout)
         w = widths or Widths()
-        self.skip_net, self.widths = skip_net, w
+        self.skip_net, self.widths, self.aspp = skip_net, w, tuple(aspp)
+        dilation_of = {f"_{index}": dilation for index, dilation in enumerate(self.aspp, 1)} or {"": 12}
+        self.branches = tuple(dilation_of)
+        """Suffixes of the layers fc6, fc7 and fc8: none, or with atrous spatial pyramid pooling _1, _2 ..."""
 
         self._add_skip_branch("data", 3)
         self.conv1_1 = Conv2d(3, w.conv1, 3, padding=1)
@@ -67,15 +87,16 @@ class DeepLab(Net):
         self.conv5_3 = Conv2d(w.conv5, w.conv5, 3, padding=2, dilation=2)
         self.pool5 = max_pool(stride=1)
         self.pool5a = nn.AvgPool2d(3, stride=1, padding=1) if pool5a else None
-        self.fc6 = Conv2d(w.conv5, w.fc6, 3, padding=12, dilation=12)
-        self.drop6 = Dropout(dropout)
-        self.fc7 = Conv2d(w.fc6, w.fc7, 1)
-        self.drop7 = Dropout(dropout)
-        self.fc8 = Conv2d(w.fc7, num_classes, 1)
+        for branch, dilation in dilation_of.items():
+            self.add_module(f"fc6{branch}", Conv2d(w.conv5, w.fc6, 3, padding=dilation, dilation=dilation))
+            self.add_module(f"drop6{branch}", Dropout(dropout))
+            self.add_module(f"fc7{branch}", Conv2d(w.fc6, w.fc7, 1))
+            self.add_module(f"drop7{branch}", Dropout(dropout))
+            self.add_module(f"fc8{branch}", Conv2d(w.fc7, num_classes, 1))
 
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
-        self._fill((FILLER_STD if skip_net else {}) | {"fc8": 0.01})
+        self._fill((FILLER_STD if skip_net else {}) | {f"fc8{branch}": 0.01 for branch in self.branches})
 
     def _add_skip_branch(self, source: str, channels: int) -> None:
         if self.skip_net:
@@ -85,10 +106,8 @@ class DeepLab(Net):
 
     def map_channels(self) -> dict[str, int]:
         """Channels of the maps that a head can read: the trunk's, fc6's and fc7's after their dropout, and fc8's."""
-        channels = {
-            name: len(self.get_parameter(f"{name}.weight"))
-            for name in (*(name for names in TRUNK.values() for name in names), "fc6", "fc7", "fc8")
-        }
+        names = [name for names in TRUNK.values() for name in names] + ([] if self.aspp else ["fc6", "fc7"])
+        channels = {name: len(self.get_parameter(f"{name}.weight")) for name in names} | {"fc8": self.num_classes}
         return channels | {pool: channels[names[-1]] for pool, names in TRUNK.items()}
 
     def trunk_maps(self, image: Tensor) -> dict[str, Tensor]:
@@ -113,14 +132,20 @@ class DeepLab(Net):
         maps = self.trunk_maps(image)
         sides = [self.skip_scores(source, maps[source]) for source in TRAINING_STRIDE] if self.skip_net else []
         x = maps["pool5"] if self.pool5a is None else self.pool5a(maps["pool5"])
-        fc6 = self.drop6(relu(self.fc6(x)))
-        fc7 = self.drop7(relu(self.fc7(fc6)))
-        scores = fc8 = self.fc8(fc7)
+        features: dict[str, Tensor] = {}
+        for branch in self.branches:
+            fc6 = self.get_submodule(f"drop6{branch}")(relu(self.get_submodule(f"fc6{branch}")(x)))
+            fc7 = self.get_submodule(f"drop7{branch}")(relu(self.get_submodule(f"fc7{branch}")(fc6)))
+            scores = self.get_submodule(f"fc8{branch}")(fc7)
+            features = {"fc8": features["fc8"] + scores if features else scores}
+            if not self.aspp:
+                features |= {"fc6": fc6, "fc7": fc7}
+        scores = fc8 = features["fc8"]
         if sides:
             size = fc8.shape[2:] if self.training else image.shape[2:]
             scores = functools.reduce(torch.add, (ops.interp(each, size) for each in (*sides, fc8)))
         of_trunk = {name: maps[name] for name in self.head_maps if name in maps}
-        return Stream(of_trunk | {"fc6": fc6, "fc7": fc7, "fc8": fc8}, scores)
+        return Stream(of_trunk | features, scores)
 
     def parameter_rules(self, lr_mult: Mapping[str, float] | None = None) -> dict[str, ParameterRule]:
         """The rule of every parameter by its key in the state dict.
@@ -187,6 +212,47 @@ class DeepLabMSc(DeepLab):
         self, num_classes: int, *, pool5a: bool = False, dropout: float = 0.5, widths: Widths | None = None
     ) -> None:
         super().__init__(num_classes, skip_net=True, pool5a=pool5a, dropout=dropout, widths=widths)
+
+
+class DeepLabASPP(DeepLab):
+    """DeepLab v2 on VGG-16 at one scale: atrous spatial pyramid pooling.
+
+    On pool5 stand four branches of fc6, fc7 and fc8 side by side, whose fc6 have different dilations, and whose scores
+    are summed.
+
+    Args:
+        num_classes: C, background included.
+        aspp: dilations of fc6 in the branches; DeepLab v2's are ASPP_L, its smaller ones ASPP_S.
+        dropout, widths: as in DeepLabLargeFOV.
+
+    Raises:
+        InputError: a value that is not possible.
+
+    Source: DeepLab v2's VGG-16 definition for PASCAL VOC 2012, `exper/voc12/config/vgg16`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        aspp: tuple[int, ...] = ASPP_L,
+        *,
+        dropout: float = 0.5,
+        widths: Widths | None = None,
+    ) -> None:
+        check_dilations(aspp)
+        super().__init__(num_classes, skip_net=False, pool5a=False, dropout=dropout, widths=widths, aspp=tuple(aspp))
+
+    def config(self) -> dict:
+        fields = super().config()
+        del fields["pool5a"]
+        return fields | {"aspp": list(self.aspp)}
+
+
+def check_dilations(aspp: Sequence[int]) -> None:
+    """Raises InputError unless `aspp` are one or more dilations."""
+    if not aspp or not all(isinstance(dilation, int) and dilation >= 1 for dilation in aspp):
+        given = " ".join(map(str, aspp)) or "(none)"
+        raise InputError(f"the dilations {given} of the pyramid pooling are not possible: give integers from 1 on.")
 
 
 def max_pool(stride: int) -> nn.MaxPool2d:

@@ -2,7 +2,8 @@
 
 The numbers are kept only here. `a2s` is Attention to Scale: its tables are `a2s:1` ... `a2s:7`; `a2s:text` are numbers
 in its text; `a2s:unprinted` are tables in the source of the paper that were left out of the printed version. `a2r` is
-Attention to Refine, with the tables `a2r:1`, `a2r:2`, `a2r:3` and `a2r:text`.
+Attention to Refine, with the tables `a2r:1`, `a2r:2`, `a2r:3` and `a2r:text`. `deeplab2` is DeepLab v2, whose tables
+`deeplab2:3` and `deeplab2:4` are of no paper that this project reproduces; its nets are their descendants.
 """
 
 from typing import NamedTuple
@@ -13,10 +14,13 @@ class Published(NamedTuple):
 
     table: str
     metric: str
-    """"mIoU", "pixel accuracy", or "IoU" and the name of a class."""
+    """"mIoU", "pixel accuracy", or "IoU" and the name of a class; "mIoU without CRF" where the recipe has a CRF."""
     value: float | str
     """Value in per cent, or the paper's words if it gives no figure."""
 
+
+WITHOUT_CRF = "mIoU without CRF"
+"""Metric of the nets that have a number without and with the CRF of their recipe."""
 
 CELLS = tuple(
     f"{merge}{scales}{suffix}"
@@ -119,6 +123,16 @@ _SINGLE: tuple[tuple[str, str, str, float | str], ...] = (
             ("refine_psp", 38.21, 79.29),
         )
         for metric, value in (("mIoU", mean_iou), ("pixel accuracy", pixel_accuracy))
+    ),
+    *(
+        (f"deeplab2_voc12/{cell}", table, metric, value)
+        for cell, table, without_crf, with_crf in (
+            ("largefov", "deeplab2:3", 65.76, 69.84),
+            ("aspp_s", "deeplab2:3", 66.98, 69.73),
+            ("aspp_l", "deeplab2:3", 68.96, 71.57),
+            ("resnet101", "deeplab2:4", 76.35, 77.69),
+        )
+        for metric, value in ((WITHOUT_CRF, without_crf), ("mIoU", with_crf))
     ),
 )
 

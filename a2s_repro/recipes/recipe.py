@@ -15,8 +15,10 @@ from a2s_repro.errors import InputError, check_known, first_line
 from a2s_repro.inference.crf import CRF
 from a2s_repro.models import (
     AttentionHead,
+    DeepLabASPP,
     DeepLabLargeFOV,
     DeepLabMSc,
+    DeepLabResNet101,
     Net,
     RefineHead,
     ResNetDilated8,
@@ -30,11 +32,12 @@ from a2s_repro.solver import FORMER_NAMES, SOLVERS, CaffeSGD, LearningRate, Torc
 
 IMAGENET = "imagenet"
 RESNET34 = "resnet34"
-PRETRAINED = {IMAGENET: "init.pth", RESNET34: "resnet34.pth"}
-"""Initial weights that no recipe trains, and their default files: VGG-16 with fc6 and fc7 of 1024 channels, and
-ResNet-34, both trained for ImageNet classification."""
+RESNET101 = "resnet101"
+PRETRAINED = {IMAGENET: "init.pth", RESNET34: "resnet34.pth", RESNET101: "resnet101.pth"}
+"""Initial weights that no recipe trains, and their default files: VGG-16 with fc6 and fc7 of 1024 channels, ResNet-34,
+and Caffe's ResNet-101, all trained for ImageNet classification."""
 
-BACKBONES = ("vgg16", "resnet34")
+BACKBONES = ("vgg16", "resnet34", "resnet101")
 BALANCED = "balanced"
 HEADS = {"attention": AttentionHead, "refine": RefineHead}
 
@@ -65,7 +68,11 @@ class Recipe:
     """Source of the initial weights: a name in PRETRAINED, or the name of a recipe."""
 
     backbone: str = "vgg16"
-    """Net of each stream: "vgg16", DeepLab on VGG-16, or "resnet34", ResNet34-dilated8 with `stem` and `decoder`."""
+    """Net of each stream: "vgg16", DeepLab on VGG-16, "resnet34", ResNet34-dilated8 with `stem` and `decoder`, or
+    "resnet101", DeepLab v2 on ResNet-101 with `aspp`."""
+    aspp: tuple[int, ...] = ()
+    """Dilations of atrous spatial pyramid pooling, of DeepLab v2 on ResNet-101 or, at one scale, on VGG-16; empty:
+    LargeFOV."""
     stem: str = "deep64"
     """First layers of ResNet-34, one of models.resnet.STEMS: three 3x3 convolutions, or torchvision's 7x7."""
     decoder: str = "c1"
@@ -140,10 +147,15 @@ class Recipe:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name, known in (("backbone", BACKBONES), ("solver", SOLVERS)):
             check_known(name, getattr(self, name), known)
-        other = _FIELDS_OF_BACKBONE["vgg16" if self.backbone == "resnet34" else "resnet34"]
-        for name in other:
+        other = {name for names in _FIELDS_OF_BACKBONE.values() for name in names}
+        for name in sorted(other.difference(_FIELDS_OF_BACKBONE[self.backbone])):
             if getattr(self, name) != FIELDS[name].default:
                 raise InputError(f"{name} {getattr(self, name)} is not for the backbone {self.backbone}: leave it out.")
+        if self.backbone == "vgg16" and self.aspp and (len(self.scales) > 1 or self.skip_net):
+            raise InputError(
+                "atrous spatial pyramid pooling on VGG-16 is for one scale without skip branches: leave out aspp, or "
+                "give backbone resnet101."
+            )
         if self.label_stride is not None and (self.label_stride < 1 or (self.crop - 1) % self.label_stride):
             raise InputError(
                 f"label_stride is {self.label_stride}; for a crop of {self.crop} it must divide {self.crop - 1}."
@@ -176,7 +188,7 @@ class Recipe:
         for name in fields:
             if name not in FIELDS:
                 raise InputError(f"recipes have no field '{name}'; the nearest are {nearest(name, FIELDS)}.")
-        for name in ("scales", "short_sides", "factors", "stepvalues", "scale_augmentation"):
+        for name in ("scales", "short_sides", "factors", "stepvalues", "scale_augmentation", "aspp"):
             if fields.get(name) is not None:
                 fields[name] = tuple(fields[name])
         for name, other in (("short_sides", "factors"), ("factors", "short_sides")):
@@ -203,7 +215,7 @@ class Recipe:
 
     @property
     def is_caffes(self) -> bool:
-        """Whether the authors' Caffe can run the net: VGG-16 without the head of Attention to Refine."""
+        """Whether the authors' Caffe can train the net: VGG-16 without the head of Attention to Refine."""
         return self.backbone == "vgg16" and isinstance(self.head, AttentionHead)
 
     def net(self) -> Net:
@@ -212,7 +224,12 @@ class Recipe:
             names = ("head", "decoder", "stem", "width", "batch_norm", "dropout")
             settings = {name: getattr(self, name) for name in names}
             return ResNetDilated8(self.num_classes, self.scales, self.merge, **settings)
+        if self.backbone == "resnet101":
+            settings = {name: getattr(self, name) for name in ("aspp", "head", "width", "dropout")}
+            return DeepLabResNet101(self.num_classes, self.scales, self.merge, **settings)
         widths = dataclasses.replace(Widths(), att_conv1=self.att_conv1, refine=self.refine).scaled(self.width)
+        if self.aspp:
+            return DeepLabASPP(self.num_classes, self.aspp, dropout=self.dropout, widths=widths)
         settings = {"pool5a": self.pool5a, "dropout": self.dropout, "widths": widths}
         if len(self.scales) == 1:
             return (DeepLabMSc if self.skip_net else DeepLabLargeFOV)(self.num_classes, **settings)
@@ -262,9 +279,13 @@ class Recipe:
         """What a training by the recipe on a list of `images` images will be, as lines to print at its start."""
         named = ", ".join(classes[:4]) + (f", ... {classes[-1]}" if len(classes) > 4 else "")
         merge = f"scales {' '.join(f'{scale:g}' for scale in self.scales)}, merged by {self.merge}"
-        net = ["DeepLab-MSc-LargeFOV" if self.skip_net else "DeepLab-LargeFOV"]
-        if self.backbone == "resnet34":
-            net = [f"ResNet34-dilated8 ({self.decoder})"]
+        net = {
+            "vgg16": ["DeepLab-MSc-LargeFOV" if self.skip_net else "DeepLab-LargeFOV"],
+            "resnet34": [f"ResNet34-dilated8 ({self.decoder})"],
+            "resnet101": ["DeepLab v2 on ResNet-101"],
+        }[self.backbone]
+        if self.backbone == "vgg16" and self.aspp:
+            net = ["DeepLab v2 on VGG-16"]
         net += [merge if len(self.scales) > 1 else "one scale"]
         net += ["extra supervision" if self.extra_supervision else "no extra supervision"] * (len(self.scales) > 1)
         net += [f"width {self.width:g}"] * (self.width != 1)
@@ -294,7 +315,10 @@ class Recipe:
         """All fields as plain values."""
         return dataclasses.asdict(self) | {
             "published": [list(number) for number in self.published],
-            **{name: list(getattr(self, name)) for name in ("ours", "scales", "short_sides", "factors", "stepvalues")},
+            **{
+                name: list(getattr(self, name))
+                for name in ("ours", "scales", "short_sides", "factors", "stepvalues", "aspp")
+            },
             "scale_augmentation": self.scale_augmentation and list(self.scale_augmentation),
             "class_weights": list(self.class_weights) if isinstance(self.class_weights, tuple) else self.class_weights,
             "head": self.head.config(),
@@ -326,14 +350,15 @@ class Recipe:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 _FIELDS_OF_BACKBONE = {
-    "vgg16": ("skip_net", "pool5a", "att_conv1", "refine"),
+    "vgg16": ("skip_net", "pool5a", "att_conv1", "refine", "aspp"),
     "resnet34": ("stem", "decoder", "batch_norm"),
+    "resnet101": ("aspp",),
 }
 _OF_PLAIN = {
     "published": lambda numbers: tuple(Published(*number) for number in numbers),
     "head": build_head,
     "class_weights": lambda weights: weights if isinstance(weights, str) else tuple(weights),
-    **dict.fromkeys(("ours", "scales", "short_sides", "factors", "stepvalues", "scale_augmentation"), tuple),
+    **dict.fromkeys(("ours", "scales", "short_sides", "factors", "stepvalues", "scale_augmentation", "aspp"), tuple),
 }
 """Constructors that restore the fields flattened by `config`."""
 

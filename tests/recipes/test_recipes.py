@@ -30,6 +30,7 @@ def test_every_published_number_has_a_recipe():
         **{"a2s:1": 13, "a2s:2": 7, "a2s:3": 13, "a2s:4": 9, "a2s:5": 13, "a2s:6": 13, "a2s:7": 13},
         **{"a2s:text": 15, "a2s:unprinted": 37},
         **{"a2r:1": 5, "a2r:2": 4, "a2r:3": 10, "a2r:text": 1},
+        **{"deeplab2:3": 6, "deeplab2:4": 2},
     }
 
 
@@ -80,7 +81,7 @@ def test_the_recipes_of_a_table():
 
 
 def test_a_recipe_comes_after_the_one_it_starts_from():
-    before = {"imagenet", "resnet34"}
+    before = {"imagenet", "resnet34", "resnet101"}
     for name, recipe in RECIPES.items():
         assert recipe.init in before, name
         before.add(name)
