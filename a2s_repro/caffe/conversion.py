@@ -185,7 +185,7 @@ def from_caffe(
 def _check_system(modules: Collection[str], system: System, file: str) -> None:
     """Raises InputError for a file of another kind of net, naming some of its layers."""
     if not any(name in system.modules for name in modules):
-        shown = f"({named(list(modules))}) are" if modules else "with weights are none, and those are"
+        shown = f"({named(list(modules), 3)}) are" if modules else "with weights are none, and those are"
         raise InputError(
             f"{file} is of another net: its layers {shown} not those of DeepLab on VGG-16 (conv1_1 .. fc7) or on "
             "ResNet-101 (res2a_branch1 .. res5c_branch2c), the nets that convert."

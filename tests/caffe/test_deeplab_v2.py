@@ -3,7 +3,10 @@
 The tolerances are those of test_deploy.py. Layer names and counts are restated from DeepLab v2's definitions.
 """
 
+import copy
 import dataclasses
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,11 +35,16 @@ NETS = {
     "resnet101-attention": lambda width: DeepLabResNet101(CLASSES, (1, 0.5), "attention", width=width),
     "aspp": lambda width: DeepLabASPP(CLASSES, widths=THIN if width < 1 else Widths()),
 }
+SIDES = {"resnet101": (33, 65, 97), "resnet101-attention": (33,), "aspp": (33, 65, 97)}
 
 
+@cache
 def net_of(name: str, width: float = 1 / 32) -> Net:
-    """A net with random weights and statistics in Caffe's format, and features of order 1."""
-    net = NETS[name](width)
+    return filled(NETS[name](width), width)
+
+
+def filled(net: Net, width: float) -> Net:
+    """The net with random weights and statistics in Caffe's format, and features of order 1."""
     resnet = isinstance(net, DeepLabResNet101)
     generator = torch.Generator().manual_seed(0)
     start = draw_caffe_resnet101(width, generator) if resnet else random_init(net.widths, seed=0)
@@ -55,23 +63,29 @@ def net_of(name: str, width: float = 1 / 32) -> Net:
 KINDS = (".weight", ".bias")
 
 
+@cache
 def weights_of(net: Net) -> Weights:
     return Weights(net.state_dict(), {"model": net.config(), "classifier": f"{net.classifier_layer}_voc12"})
 
 
-def opencv(net: Net, folder, size: tuple[int, int]):
+@cache
+def file_of(net: Net) -> CaffeNet:
+    return to_caffe(weights_of(net))
+
+
+def opencv(net: Net, folder: Path, size: tuple[int, int]):
     """The exported net in OpenCV, without its fused layers, so that every blob can be read."""
     prototxt, caffemodel = folder / "net.prototxt", folder / "net.caffemodel"
     prototxt.write_text(deploy_prototxt(net, weights_of(net).meta["classifier"], size))
     if not caffemodel.exists():
-        write_caffemodel(caffemodel, to_caffe(weights_of(net)))
+        write_caffemodel(caffemodel, file_of(net))
     peer = cv2.dnn.readNetFromCaffe(str(prototxt), str(caffemodel))
     peer.enableWinograd(False)
     peer.enableFusion(False)
     return peer
 
 
-def compare_scores(net: Net, folder, side: int) -> None:
+def compare_scores(net: Net, folder: Path, side: int) -> None:
     peer, image = opencv(net, folder, (side, side)), image_of((side, side))
     peer.setInput(image.numpy())
     with torch.inference_mode():
@@ -101,7 +115,7 @@ def test_parameter_counts_are_those_of_the_published_definitions():
 @pytest.mark.parametrize("name", NETS)
 def test_opencv_gives_the_same_score_maps(tmp_path, name):
     net = net_of(name)
-    for side in (33, 65, 97):
+    for side in SIDES[name]:
         compare_scores(net, tmp_path, side)
 
 
@@ -110,14 +124,14 @@ def test_opencv_gives_the_same_score_maps(tmp_path, name):
 @pytest.mark.parametrize("name", NETS)
 def test_the_full_net(tmp_path, name):
     net = net_of(name, 1)
-    for side in (65, 97, 129):
+    for side in SIDES[name]:
         compare_scores(net, tmp_path, side)
 
 
 @opencv4
 def test_every_block_of_resnet101_is_opencvs(tmp_path):
-    net, image = net_of("resnet101"), image_of((65, 65))
-    net.scales, net.head_maps = (1,), ("conv1", *block_names())
+    net, image = filled(DeepLabResNet101(CLASSES, width=1 / 32), 1 / 32), image_of((65, 65))
+    net.head_maps = ("conv1", *block_names())
     with torch.inference_mode():
         maps = net.stream(image).features
     peer = opencv(net, tmp_path, (65, 65))
@@ -130,7 +144,7 @@ def test_every_block_of_resnet101_is_opencvs(tmp_path):
 @pytest.mark.parametrize("name", NETS)
 def test_weights_round_trip_bit_for_bit(tmp_path, name):
     net = net_of(name)
-    write_caffemodel(tmp_path / "net.caffemodel", to_caffe(weights_of(net)))
+    write_caffemodel(tmp_path / "net.caffemodel", file_of(net))
     conversion = from_caffe(read_caffemodel(tmp_path / "net.caffemodel"), "net.caffemodel")
     back = conversion.weights
     assert back.meta["model"] == net.config() and back.meta["classifier"] == weights_of(net).meta["classifier"]
@@ -140,7 +154,7 @@ def test_weights_round_trip_bit_for_bit(tmp_path, name):
 
 def test_layers_have_the_names_and_the_order_of_the_published_definitions():
     """The trunk of scale 1, of 0.5, of 0.75; then the classifiers, whose stream is named before the branch."""
-    names = [layer.name for layer in to_caffe(weights_of(net_of("resnet101"))).layers]
+    names = [layer.name for layer in file_of(net_of("resnet101")).layers]
     assert names[:5] == ["conv1", "bn_conv1", "scale_conv1", "res2a_branch1", "bn2a_branch1"]
     assert names.index("res5c_branch2c") < names.index("conv1_res05") < names.index("conv1_res075")
     assert names[-13:] == [
@@ -149,7 +163,7 @@ def test_layers_have_the_names_and_the_order_of_the_published_definitions():
         *(f"fc1_voc12_res075_c{index}" for index in range(4)),
         "fc_fusion",
     ]
-    branch = [layer.name for layer in to_caffe(weights_of(net_of("aspp"))).layers][13:19]
+    branch = [layer.name for layer in file_of(net_of("aspp")).layers][13:19]
     assert branch == ["fc6_1", "fc7_1", "fc8_voc12_1", "fc6_2", "fc7_2", "fc8_voc12_2"]
 
 
@@ -181,7 +195,7 @@ def test_a_scale_factor_of_zero_stands_for_no_statistics():
 def test_a_training_step_follows_the_published_multipliers():
     """lr_mult 1 and 10 of weights, 20 of the classifier's biases; decay once; BatchNorm and Scale stay as they are."""
     recipe = find_recipe("deeplab2_voc12/resnet101").changed(width=1 / 32)
-    net = net_of("resnet101").train()
+    net = copy.deepcopy(net_of("resnet101")).train()
     solver = recipe.optimizer(net)
     solver.set_lr(recipe.learning_rate()(0))
     labels = torch.randint(CLASSES, (1, 33, 33), generator=torch.Generator().manual_seed(1)).float()
@@ -234,7 +248,7 @@ def foreign(*layers: tuple[str, str, tuple[int, ...]]) -> CaffeNet:
                 *((f"conv_stage0_block{i}_branch2a", "Convolution", (32, 64, 1, 1)) for i in range(7)),
                 ("fc_nsfw", "InnerProduct", (2, 1024)),
             ),
-            r"is of another net: its layers \(conv_1, bn_1, .* and 4 more\) are not",
+            r"is of another net: its layers \(conv_1, bn_1, conv_stage0_block0_branch2a and 7 more\) are not",
         ),
         (
             foreign(
