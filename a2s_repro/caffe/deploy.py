@@ -10,7 +10,7 @@ from a2s_repro.models import DeepLab, DeepLabResNet101, ShareNet
 from a2s_repro.models.base import check_image
 from a2s_repro.models.resnet101 import EPS, block_names, norm_of, scale_of
 from a2s_repro.models.share_net import AVERAGE_FACTOR, GRID_STEP, RESAMPLING
-from a2s_repro.models.skip_branches import SKIP_LAYERS
+from a2s_repro.models.skip_branches import SKIP_LAYERS, SkipConvolution
 from a2s_repro.ops import interp_size
 from caffe_weights import SUFFIX_OF_SCALE, Word, prototxt
 
@@ -80,7 +80,8 @@ class _Prototxt:
 
     def convolution(self, module: nn.Conv2d, bottom: str, top: str) -> str:
         sizes = {"num_output": module.out_channels, "kernel_size": module.kernel_size[0]}
-        extra = {"pad": (module.padding[0], 0), "stride": (module.stride[0], 1), "dilation": (module.dilation[0], 1)}
+        stride = 1 if isinstance(module, SkipConvolution) else module.stride[0]  # theirs is for training
+        extra = {"pad": (module.padding[0], 0), "stride": (stride, 1), "dilation": (module.dilation[0], 1)}
         sizes |= {field: value for field, (value, default) in extra.items() if value != default}
         sizes |= {} if module.bias is not None else {"bias_term": False}
         return self.add("Convolution", [bottom], top, convolution_param=sizes)

@@ -136,10 +136,9 @@ class DeepLabResNet101(MultiScale):
         for index, dilation in enumerate(self.aspp):
             layer = Conv2d(channels, num_classes, 3, padding=dilation, dilation=dilation)
             self.add_module(f"fc1_c{index}", layer)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                for parameter in layer.parameters():
-                    nn.init.zeros_(parameter)
+        for convolution in (each for each in self.modules() if isinstance(each, nn.Conv2d)):
+            for parameter in convolution.parameters():
+                nn.init.zeros_(parameter)
         self._fill(dict.fromkeys((f"fc1_c{index}" for index, _ in enumerate(self.aspp)), 0.01))
         if merge is not None or tuple(scales) != (1,):
             self._merge_scales(tuple(scales), merge, self.head_config)

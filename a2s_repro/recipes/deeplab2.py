@@ -49,7 +49,7 @@ PRETRAINING_OURS = ("training_set", "base_lr", "max_iter", "batch_size", "iter_s
 
 def deeplab2_recipes() -> list[Recipe]:
     """Nets of Tables 3 and 4, the net that the latter start from, and attention in place of their maximum."""
-    coco = COCO | RESNET | {"classifier": "fc1_coco", "init": RESNET101, "ours": PRETRAINING_OURS}
+    coco: dict[str, Any] = COCO | RESNET | {"classifier": "fc1_coco", "init": RESNET101, "ours": PRETRAINING_OURS}
     from_coco = RESNET | {"init": "deeplab2_coco/resnet101"}
     return [
         _recipe("deeplab2_voc12/largefov", ("crf", "pool5a"), **VGG16),
