@@ -49,9 +49,11 @@ class FolderLock:
                 _locks.add(file)
             else:  # its holder has just removed it
                 os.close(file)
+        program = Path(sys.argv[0])
+        name = program.parent.name if program.name == "__main__.py" else program.name
         with suppress(OSError):  # the name of the holder is a courtesy, for which a full disk may have no room
             os.ftruncate(self._file, 0)
-            os.write(self._file, f"process {os.getpid()} ({Path(sys.argv[0]).name})\n".encode(errors="replace"))
+            os.write(self._file, f"process {os.getpid()} ({name})\n".encode(errors="replace"))
 
     def check(self) -> None:
         """Raises InputError if the folder was removed or replaced since `acquire`."""

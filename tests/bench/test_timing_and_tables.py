@@ -182,7 +182,7 @@ def test_precisions_are_compared(tmp_path: Path) -> None:
     last = {name: run["losses"][-1]["values"]["loss"] for name, run in runs.items()}
     assert last["fp32"] == pytest.approx(last["bf16"], rel=0.01)
     assert last["fp32"] != last["bf16"]
-    assert f"| 2 | {last['caffe']:.4f} | {last['bf16']:.4f} |" in page.read_text()
+    assert f"| 2 | {last['fp32']:.4f} | {last['bf16']:.4f} |" in page.read_text()
 
 
 def test_missing_page_size_0_and_missing_gpu_are_errors(tmp_path: Path) -> None:
