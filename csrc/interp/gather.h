@@ -1,15 +1,18 @@
-// The CUDA kernel of Interp's adjoint, for several maps in one launch. Element (i, j) of a map's gradient is the sum over
-// the outputs (y, x) that read it of their weight times the value that they pass back.
+// The CUDA kernel of Interp's adjoint, for several maps in one launch. Element (i, j) of a map's gradient is the sum
+// over the outputs (y, x) that read it of their weight times the value that they pass back.
 //
-// The adjoint is separable. A thread goes down columns of outputs once: the sums that a row passes to the two input rows
-// around it are kept in registers, and a finished sum goes to shared memory. From there it is gathered along x. Columns
-// come in chunks, so that any size fits. Several shifts along x share the sums along y: result d of kShifts gathers the
-// values of column x + kShifts / 2 - d in place of those of x.
+// The adjoint is separable. A block makes rows x columns of the gradient, group by group of its channels. A thread goes
+// down a column of outputs once, for K channels: the sums that a row passes to the two input rows around it are kept in
+// registers, and a finished sum goes to shared memory. From there it is gathered along x. Columns come in chunks, so
+// that any size fits. Several shifts along x share the sums along y: result d of kShifts gathers the values of column
+// x + kShifts / 2 - d in place of those of x.
 //
 // The values that outputs pass back are a Value:
 //   rows(n, c, x, y)       pointers to channel c and column x in row y of its maps;  next(rows)   those of the next row
 //   column(c, first_x, x)  32-bit offsets of channel c and column first_x + x from rows at column first_x
-//   load(rows, column, v)  V adjacent values
+//   load(rows, column, v)  V adjacent channels
+// and, if kWeighted, a factor that all channels of a pixel share:
+//   pixel(x)               32-bit offset of a column's;  weight(rows, pixel)
 #pragma once
 
 #include <vector>
@@ -22,8 +25,38 @@
 
 namespace a2s {
 
-constexpr int kGatheredRows = 8;
-constexpr int kResultBytes = 12 * 1024;  // of sums along x, where chunks share them
+// Rows of a tile. With packs a column takes V times the shared memory.
+template <int V>
+constexpr int gathered_rows = V > 1 ? 4 : 8;
+
+constexpr int kResultBytes = 9 * 1024;  // sums of a tile's results, where its columns come in chunks
+
+// V sums in shared memory, as pieces of 16 bytes that lie `pitch` values apart, so that threads next to each other
+// access adjacent pieces.
+template <class Acc, int V>
+struct Sums {
+  static constexpr int kPiece = V == 1 ? 1 : 16 / sizeof(Acc), kPieces = V / kPiece;
+  struct alignas(V == 1 ? sizeof(Acc) : 16) Piece {
+    Acc v[kPiece];
+  };
+  __device__ static void load(const Acc* from, int pitch, Acc (&v)[V]) {
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      const Piece piece = *reinterpret_cast<const Piece*>(from + p * pitch);
+#pragma unroll
+      for (int k = 0; k < kPiece; ++k) v[p * kPiece + k] = piece.v[k];
+    }
+  }
+  __device__ static void store(Acc* to, int pitch, const Acc (&v)[V]) {
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      Piece piece;
+#pragma unroll
+      for (int k = 0; k < kPiece; ++k) piece.v[k] = v[p * kPiece + k];
+      *reinterpret_cast<Piece*>(to + p * pitch) = piece;
+    }
+  }
+};
 
 template <class T, class Value>
 struct GatherPart {
@@ -34,10 +67,12 @@ struct GatherPart {
   Tiling tiling;
   Staging staging;
   int64_t shift_stride;  // between the results of adjacent shifts
+  int group;             // channels at once
   int chunk;             // output columns at once
-  int pitch;             // of a row of partial sums
+  int pitch;             // of a row of partial sums, or of one piece of each
   int partial_bytes, result_bytes, staged_bytes;
-  Divisor by_window;  // the columns of a chunk's partial sums, with those that only shifts read
+  Places columns;               // that are summed along y
+  Divisor by_inner, by_inputs;  // of the inputs that are gathered along x
 };
 
 template <class T, class Value>
@@ -58,280 +93,338 @@ __device__ inline int first_output(const Axis& axis, int i) {
   return o;
 }
 
-template <class T, int V, int kColumns, int kShifts, bool kInterleaved, class Value>
+// The outputs [begin, end) whose lower neighbour is an input row, none for a row that a tile does not have. In output
+// o, the row below has weight slope * o - low.
+struct alignas(16) RowSpan {
+  int begin, end;
+  float slope, low;
+};
+
+__device__ inline RowSpan row_span(const Axis& axis, int i, bool in_tile) {
+  const bool border = i == static_cast<int>(axis.in) - 1;  // the row below is the row itself
+  const int begin = first_output(axis, i);
+  const int end = in_tile ? first_output(axis, i + 1) : begin;
+  return {begin, end, border ? 0.f : axis.ratio, border ? 0.f : static_cast<float>(i)};
+}
+
+template <class T, int V, int K, int kShifts, bool kInterleaved, class Value>
 __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned char* shared) {
   using Acc = acc_t<T>;
-  constexpr int kHalo = kShifts / 2;
-  constexpr int kRowsAtOnce = V == 1 ? 4 : kShifts == 1 ? 2 : 1, kRowGroups = kGatheredRows / kRowsAtOnce;
+  using Sum = Sums<Acc, V>;
+  __shared__ RowSpan spans[gathered_rows<V> + 1];
+  // Where adjacent threads have adjacent channels, results go to their places, else to shared memory.
+  constexpr bool kStaged = !kInterleaved;
+  constexpr int kHalo = kShifts / 2, kRows = gathered_rows<V>;
+  constexpr int kRowsAtOnce = V == 1 ? kRows / (kShifts == 1 ? 1 : 2) : kShifts == 1 ? 2 : 1;
+  constexpr int kRowGroups = kRows / kRowsAtOnce;
   const Tile tile = a.tiling.tile(block);
   auto* const partial = reinterpret_cast<Acc*>(shared);
   auto* const result = reinterpret_cast<Acc*>(shared + a.partial_bytes);
   unsigned char* const staging = shared + a.partial_bytes + a.result_bytes;
-  auto* const row_start = reinterpret_cast<int*>(staging + kShifts * a.staged_bytes);
-  auto* const column_start = row_start + kGatheredRows + 2;
-  auto* const lambdas = reinterpret_cast<float*>(column_start + 2 + (kInterleaved ? a.tiling.outer : a.tiling.inner));
-
-  const int first_x = kInterleaved ? tile.o : tile.i, width = kInterleaved ? tile.outer : tile.inner;
-  const int first_c = kInterleaved ? tile.i * V : tile.o;
+  auto* const column_start = reinterpret_cast<int*>(staging + kShifts * a.staged_bytes);
+  auto* const lambdas = reinterpret_cast<float*>(column_start + 2 + a.tiling.width);
   const Axis& axis_y = a.resize.y;
   const Axis& axis_x = a.resize.x;
-  T* const out = a.out.data + tile.n * a.out.stride_n + tile.y * a.out.stride_h + first_c * a.out.stride_c +
-                 first_x * a.out.stride_w;
-  const auto result_of = [&](int shift) { return out + shift * a.shift_stride; };
-  const auto staged_of = [&](int shift) { return reinterpret_cast<T*>(staging + shift * a.staged_bytes); };
-  const auto write = [&](int shift, int r, int o, int i, const Acc(&sum)[V]) {
-    Acc scaled[V];
-#pragma unroll
-    for (int k = 0; k < V; ++k) scaled[k] = a.scale * sum[k];
-    T* to;
-    if constexpr (V > 1) {
-      to = result_of(shift) + (r * a.staging.row_stride + (o * static_cast<int>(a.staging.outer_stride) + i * V));
-    } else {
-      to = staged_of(shift) + (Staging::start(result_of(shift)) + r * a.staging.row_pitch + o * a.staging.outer_pitch + i);
+  if (!a.resize.copies) {
+    if (threadIdx.x <= kRows) {
+      const int r = static_cast<int>(threadIdx.x) - 1;
+      spans[threadIdx.x] = row_span(axis_y, tile.y + r, r < tile.rows);
     }
-    store_values<T, V>(to, scaled);
-  };
+    for (int k = threadIdx.x; k < tile.width + 2; k += blockDim.x) {
+      column_start[k] = first_output(axis_x, tile.x - 1 + k);
+    }
+  }
+  const int slots = a.columns.slots;
+  const int row_pitch = a.pitch * Sum::kPieces;
+  const auto row_distance = static_cast<ptrdiff_t>(kStaged ? a.staging.row_pitch : a.out.stride_h);
 
-  if (a.resize.copies) {
-    const int columns = tile.outer * a.tiling.inner;
-    for (int column = threadIdx.x; column < columns; column += blockDim.x) {
-      int i = column;
-      const int o = a.tiling.columns_inner.split(i);
-      if (i >= tile.inner) continue;
-      for (int shift = 0; shift < kShifts; ++shift) {
-        auto rows = a.value.rows(tile.n, first_c, first_x - kHalo, tile.y);
-        const int column_x = (kInterleaved ? o : i) + 2 * kHalo - shift;
-        const auto at = a.value.column(kInterleaved ? i * V : o, first_x - kHalo, column_x);
-#pragma unroll 4
-        for (int r = 0; r < tile.rows; ++r) {
-          Acc v[V];
-          a.value.template load<V>(rows, at, v);
-          a.value.next(rows);
-          write(shift, r, o, i, v);
-        }
-      }
-    }
-  } else {
-    for (int k = threadIdx.x; k < tile.rows + 2; k += blockDim.x) row_start[k] = first_output(axis_y, tile.y - 1 + k);
-    for (int k = threadIdx.x; k < width + 2; k += blockDim.x) column_start[k] = first_output(axis_x, first_x - 1 + k);
-    __syncthreads();
-    const int last_x = column_start[width + 1];
-    int x = column_start[0];
-    bool first_chunk = true, last_chunk;
-    do {
-      const int chunk = min(a.chunk, last_x - x), window = chunk + 2 * kHalo;
-      last_chunk = x + chunk == last_x;
-      for (int k = threadIdx.x; k < chunk; k += blockDim.x) {
-        const Tap tap = tap_of(axis_x, x + k);
-        lambdas[k] = tap.high == tap.low ? 0.f : tap.lambda;
-      }
-      // Along y.
-      const int columns = kInterleaved ? window * a.tiling.inner : tile.outer * (a.chunk + 2 * kHalo);
-      for (int first = threadIdx.x; first < columns; first += blockDim.x * kColumns) {
-        decltype(a.value.column(0, 0, 0)) at[kColumns];
-        int to[kColumns];
-        Acc carried[kColumns][V];
-#pragma unroll
-        for (int k = 0; k < kColumns; ++k) {
-          const int column = first + k * blockDim.x;
-          int inner = column < columns ? column : first;
-          to[k] = inner * V;
-          const int outer = kInterleaved ? a.tiling.columns_inner.split(inner) : a.by_window.split(inner);
-          const int most = (kInterleaved ? tile.inner : window) - 1;
-          if (column >= columns || inner > most) to[k] = -1;
-          inner = min(inner, most);
-          at[k] = a.value.column(kInterleaved ? inner * V : outer, x - kHalo, kInterleaved ? outer : inner);
-#pragma unroll
-          for (int j = 0; j < V; ++j) carried[k][j] = 0;
-        }
-        int y = row_start[0];
-        auto rows = a.value.rows(tile.n, first_c, x - kHalo, y);
-        auto position = static_cast<float>(y);
-        auto i = static_cast<float>(tile.y - 1);
-        Acc* sums = partial - a.pitch;
 #pragma unroll 1
-        for (int r = -1; r < tile.rows; ++r) {
-          const int end = row_start[r + 2];
-          Acc upper[kColumns][V], lower[kColumns][V];
+  for (int c = tile.c; c < tile.c + tile.channels; c += a.group) {
+    const int group = min(a.group, tile.c + tile.channels - c);
+    T* const out = place_in(a.out, tile.n, c * V, tile.x, tile.y);
+    const auto result_of = [&](int shift) { return out + shift * a.shift_stride; };
+    const auto staged_of = [&](int shift) { return reinterpret_cast<T*>(staging + shift * a.staged_bytes); };
+    // Where the result of a channel of the group and a column goes, in the tile's first row.
+    const auto place = [&](int shift, int channel, int x) {
+      if constexpr (kStaged) {
+        return staged_of(shift) + (Staging::start(result_of(shift)) + channel * a.staging.outer_pitch + x);
+      } else {
+        return result_of(shift) + (x * a.out.stride_w + channel * V);
+      }
+    };
+    const auto write = [&](T* to, const Acc(&sum)[V]) {
+      Acc scaled[V];
 #pragma unroll
-          for (int k = 0; k < kColumns; ++k) {
+      for (int k = 0; k < V; ++k) scaled[k] = a.scale * sum[k];
+      store_values<T, V>(to, scaled);
+    };
+    const auto channel_of = [&](int slot, int k) { return min(slot + k * slots, group - 1); };
+    __syncthreads();
+    if (a.resize.copies) {
+      for (int i = threadIdx.x; i < a.columns.count(); i += blockDim.x) {
+        int x, slot;
+        a.columns.template split<kInterleaved>(i, x, slot);
+        if (x >= tile.width || slot >= group) continue;
+#pragma unroll 1
+        for (int d = 0; d < kShifts; ++d) {
+          auto rows = a.value.rows(tile.n, c * V, tile.x - kHalo, tile.y);
+          decltype(a.value.column(0, 0, 0)) at[K];
 #pragma unroll
-            for (int j = 0; j < V; ++j) {
-              upper[k][j] = carried[k][j];
-              lower[k][j] = 0;
-            }
+          for (int k = 0; k < K; ++k) {
+            at[k] = a.value.column(channel_of(slot, k) * V, tile.x - kHalo, x + 2 * kHalo - d);
           }
-#pragma unroll 2
-          for (; y < end; ++y) {
-            const Acc below = exact_sub(exact_mul(axis_y.ratio, position), i), above = 1 - below;
-            position += 1.f;
+          [[maybe_unused]] uint32_t pixel = 0;
+          if constexpr (Value::kWeighted) pixel = a.value.pixel(x);
+          T* to = place(d, slot, x);
+          const ptrdiff_t apart = place(d, slot + slots, x) - to;
+#pragma unroll 1
+          for (int r = 0; r < tile.rows; ++r) {
+            Acc v[K][V];
 #pragma unroll
-            for (int k = 0; k < kColumns; ++k) {
-              Acc v[V];
-              a.value.template load<V>(rows, at[k], v);
+            for (int k = 0; k < K; ++k) a.value.template load<V>(rows, at[k], v[k]);
+            if constexpr (Value::kWeighted) {
+              const Acc weight = a.value.weight(rows, pixel);
 #pragma unroll
-              for (int j = 0; j < V; ++j) {
-                upper[k][j] += above * v[j];
-                lower[k][j] += below * v[j];
-              }
+              for (int k = 0; k < K; ++k) v[k][0] *= weight;
             }
             a.value.next(rows);
-          }
-          i += 1.f;
-          const bool border = tile.y + r == axis_y.in - 1;  // where the higher neighbour is the lower one
 #pragma unroll
-          for (int k = 0; k < kColumns; ++k) {
-#pragma unroll
-            for (int j = 0; j < V; ++j) {
-              if (border) upper[k][j] += lower[k][j];
-              carried[k][j] = lower[k][j];
+            for (int k = 0; k < K; ++k) {
+              if (slot + k * slots < group) write(to + k * apart, v[k]);
             }
-            if (r >= 0 && to[k] >= 0) {
-#pragma unroll
-              for (int j = 0; j < V; ++j) sums[to[k] + j] = upper[k][j];
-            }
-          }
-          sums += a.pitch;
-        }
-        // The rows that the gather along x below takes in addition, of a tile with fewer.
-        for (int r = tile.rows; r < kGatheredRows; ++r, sums += a.pitch) {
-#pragma unroll
-          for (int k = 0; k < kColumns; ++k) {
-#pragma unroll
-            for (int j = 0; j < V; ++j) {
-              if (to[k] >= 0) sums[to[k] + j] = 0;
-            }
+            to += row_distance;
           }
         }
       }
-      __syncthreads();
-      // Along x: rows g, g + kRowGroups, ... of an input column a thread. In planar maps adjacent threads take adjacent
-      // groups, whose sums lie in other banks.
-      const int inputs = kRowGroups * tile.outer * a.tiling.inner;
-      for (int input = threadIdx.x; input < inputs; input += blockDim.x) {
-        int i = kInterleaved ? input % (tile.outer * a.tiling.inner) : input / kRowGroups;
-        const int group = kInterleaved ? input / (tile.outer * a.tiling.inner) : input % kRowGroups;
-        const int o = a.tiling.columns_inner.split(i);
-        if (i >= tile.inner) continue;
-        const int j = kInterleaved ? o : i;
-        const int begin = max(column_start[j], x) - x, middle = column_start[j + 1] - x;
-        const int end = min(column_start[j + 2] - x, chunk);
-        if (begin >= end && !first_chunk && !last_chunk) continue;
-        Acc sum[kShifts][kRowsAtOnce][V];
-        const auto kept = [&](int shift, int q) { return result + ((shift * kRowsAtOnce + q) * inputs + input) * V; };
+    } else {
+      const int last_x = column_start[tile.width + 1];
+      int x = column_start[0];
+      bool first_chunk = true, last_chunk;
+      do {
+        const int chunk = min(a.chunk, last_x - x), window = chunk + 2 * kHalo;
+        last_chunk = x + chunk == last_x;
+        for (int k = threadIdx.x; k < chunk; k += blockDim.x) {
+          const Tap tap = tap_of(axis_x, x + k);
+          lambdas[k] = tap.high == tap.low ? 0.f : tap.lambda;
+        }
+        // Along y.
+        for (int i = threadIdx.x; i < a.columns.count(); i += blockDim.x) {
+          int u, slot;
+          a.columns.template split<kInterleaved>(i, u, slot);
+          if (u >= window || slot >= group) continue;
+          decltype(a.value.column(0, 0, 0)) at[K];
+          Acc carried[K][V];
 #pragma unroll
-        for (int d = 0; d < kShifts; ++d) {
+          for (int k = 0; k < K; ++k) {
+            at[k] = a.value.column(channel_of(slot, k) * V, x - kHalo, u);
 #pragma unroll
-          for (int q = 0; q < kRowsAtOnce; ++q) {
+            for (int j = 0; j < V; ++j) carried[k][j] = 0;
+          }
+          [[maybe_unused]] uint32_t pixel = 0;
+          if constexpr (Value::kWeighted) pixel = a.value.pixel(u);
+          const int apart = kInterleaved ? slots * Sum::kPiece : slots * a.columns.width;
+          Acc* sums = partial + (kInterleaved ? (u * a.group + slot) * Sum::kPiece : slot * a.columns.width + u);
+          int y = spans[0].begin;
+          auto rows = a.value.rows(tile.n, c * V, x - kHalo, y);
+          auto position = static_cast<float>(y);
+#pragma unroll 1
+          for (int r = -1; r < kRows; ++r) {
+            const RowSpan span = spans[r + 1];
+            Acc upper[K][V], lower[K][V];
 #pragma unroll
-            for (int k = 0; k < V; ++k) sum[d][q][k] = first_chunk ? Acc(0) : kept(d, q)[k];
+            for (int k = 0; k < K; ++k) {
+#pragma unroll
+              for (int j = 0; j < V; ++j) {
+                upper[k][j] = carried[k][j];
+                lower[k][j] = 0;
+              }
+            }
+#pragma unroll 1
+            for (; y < span.end; ++y) {
+              Acc below = exact_sub(exact_mul(span.slope, position), span.low), above = 1 - below;
+              position += 1.f;
+              if constexpr (Value::kWeighted) {
+                const Acc weight = a.value.weight(rows, pixel);
+                above *= weight;
+                below *= weight;
+              }
+              Acc v[K][V];
+#pragma unroll
+              for (int k = 0; k < K; ++k) a.value.template load<V>(rows, at[k], v[k]);
+              a.value.next(rows);
+#pragma unroll
+              for (int k = 0; k < K; ++k) {
+#pragma unroll
+                for (int j = 0; j < V; ++j) {
+                  upper[k][j] += above * v[k][j];
+                  lower[k][j] += below * v[k][j];
+                }
+              }
+            }
+#pragma unroll
+            for (int k = 0; k < K; ++k) {
+#pragma unroll
+              for (int j = 0; j < V; ++j) carried[k][j] = lower[k][j];
+            }
+            if (r < 0) continue;
+#pragma unroll
+            for (int k = 0; k < K; ++k) {
+              if (slot + k * slots < group) Sum::store(sums + k * apart, a.pitch, upper[k]);
+            }
+            sums += row_pitch;
           }
         }
-        const int step = kInterleaved ? a.tiling.inner * V : 1;
-        const Acc* sums = partial + group * a.pitch + begin * step + (kInterleaved ? i * V : o * (a.chunk + 2 * kHalo));
-#pragma unroll 2
-        for (int k = begin; k < end; ++k) {
-          const Acc lambda = lambdas[k], weight = k < middle ? lambda : 1 - lambda;
+        __syncthreads();
+        // Along x: a thread takes kRowsAtOnce rows of an input column of a channel.
+        const int inputs = static_cast<int>(a.by_inputs.divisor);
+        for (int i = threadIdx.x; i < inputs * kRowGroups; i += blockDim.x) {
+          int inner = i;
+          const int first_row = a.by_inputs.split(inner) * kRowsAtOnce;
+          const int outer = a.by_inner.split(inner);
+          const int j = kInterleaved ? outer : inner, channel = kInterleaved ? inner : outer;
+          if (j >= tile.width || channel >= group) continue;
+          const int begin = max(column_start[j], x) - x, middle = column_start[j + 1] - x;
+          const int end = min(column_start[j + 2] - x, chunk);
+          if (begin >= end && !first_chunk && !last_chunk) continue;
+          Acc sum[kShifts][kRowsAtOnce][V];
+          const auto kept = [&](int shift, int q) {
+            return result + ((shift * kRowsAtOnce + q) * Sum::kPieces * inputs * kRowGroups + i) * Sum::kPiece;
+          };
+          const int kept_pitch = inputs * kRowGroups * Sum::kPiece;
 #pragma unroll
           for (int d = 0; d < kShifts; ++d) {
 #pragma unroll
             for (int q = 0; q < kRowsAtOnce; ++q) {
+              for (int k = 0; k < V; ++k) sum[d][q][k] = 0;
+              if (!first_chunk) Sum::load(kept(d, q), kept_pitch, sum[d][q]);
+            }
+          }
+          const int step = kInterleaved ? a.group * Sum::kPiece : 1;
+          const Acc* sums = partial + first_row * row_pitch +
+                            (kInterleaved ? begin * step + channel * Sum::kPiece : channel * a.columns.width + begin);
+#pragma unroll 1
+          for (int k = begin; k < end; ++k) {
+            const Acc lambda = lambdas[k], weight = k < middle ? lambda : 1 - lambda;
 #pragma unroll
-              for (int l = 0; l < V; ++l) {
-                sum[d][q][l] += weight * sums[q * kRowGroups * a.pitch + (2 * kHalo - d) * step + l];
+            for (int d = 0; d < kShifts; ++d) {
+#pragma unroll
+              for (int q = 0; q < kRowsAtOnce; ++q) {
+                Acc v[V];
+                Sum::load(sums + (q * row_pitch + (2 * kHalo - d) * step), a.pitch, v);
+#pragma unroll
+                for (int l = 0; l < V; ++l) sum[d][q][l] += weight * v[l];
+              }
+            }
+            sums += step;
+          }
+#pragma unroll
+          for (int d = 0; d < kShifts; ++d) {
+            T* const to = place(d, channel, j) + first_row * row_distance;
+#pragma unroll
+            for (int q = 0; q < kRowsAtOnce; ++q) {
+              if (last_chunk) {
+                if (first_row + q < tile.rows) write(to + q * row_distance, sum[d][q]);
+              } else {
+                Sum::store(kept(d, q), kept_pitch, sum[d][q]);
               }
             }
           }
-          sums += step;
         }
-#pragma unroll
-        for (int d = 0; d < kShifts; ++d) {
-#pragma unroll
-          for (int q = 0; q < kRowsAtOnce; ++q) {
-            const int r = group + q * kRowGroups;
-            if (last_chunk) {
-              if (r < tile.rows) write(d, r, o, i, sum[d][q]);
-            } else {
-#pragma unroll
-              for (int k = 0; k < V; ++k) kept(d, q)[k] = sum[d][q][k];
-            }
-          }
-        }
-      }
-      if (!last_chunk) __syncthreads();
-      first_chunk = false;
-      x += chunk;
-    } while (!last_chunk);
-  }
-  if constexpr (V == 1) {
-    __syncthreads();
+        if (!last_chunk) __syncthreads();
+        first_chunk = false;
+        x += chunk;
+      } while (!last_chunk);
+    }
+    if constexpr (kStaged) {
+      __syncthreads();
 #pragma unroll 1
-    for (int d = 0; d < kShifts; ++d) a.staging.store(staged_of(d), result_of(d), tile, tile.rows);
+      for (int d = 0; d < kShifts; ++d) a.staging.store(staged_of(d), result_of(d), tile.rows, group, tile.width);
+    }
   }
 }
 
-template <class T, int V, int kColumns, int kShifts, bool kInterleaved, class Value>
-__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 3)
+template <int V>
+constexpr int kGatherThreads = V > 1 ? kBlockThreads / 2 : kBlockThreads;
+
+template <class T, int V, int K, int kShifts, bool kInterleaved, class Value>
+__global__ void __launch_bounds__(kGatherThreads<V>, V > 1 ? 6 : sizeof(T) == 8 ? 2 : 3)
     gather(const __grid_constant__ GatherArguments<T, Value> a) {
   extern __shared__ __align__(16) unsigned char shared[];
   const int block = blockIdx.x;
   int s = 0;
 #pragma unroll
   for (int t = 1; t < kMaxScales; ++t) s += block >= a.first_block[t];
-  gather_part<T, V, kColumns, kShifts, kInterleaved>(a.part[s], block - a.first_block[s], shared);
+  gather_part<T, V, K, kShifts, kInterleaved>(a.part[s], block - a.first_block[s], shared);
 }
 
-// Cuts the part into tiles for blocks of `threads`; returns the bytes of shared memory that they need.
-template <int V, int kColumns, int kShifts, bool kInterleaved, class T, class Value>
+// Cuts the part into tiles for blocks of at most `threads`; returns the bytes of shared memory that they need.
+template <int V, int K, int kShifts, bool kInterleaved, class T, class Value>
 int plan_gather(GatherPart<T, Value>& a, int threads) {
-  constexpr int acc = sizeof(acc_t<T>), halo = kShifts / 2;
+  using Sum = Sums<acc_t<T>, V>;
+  constexpr int acc = sizeof(acc_t<T>), halo = kShifts / 2, kRows = gathered_rows<V>;
   const Map<T>& out = a.out;
   const Axis& axis = a.resize.x;
-  const auto readers = [&](int64_t inputs) {
+  const int64_t channels = out.c / V, limit = std::min(channels, std::max<int64_t>(1, a.value.channel_limit() / V));
+  // Columns of outputs that `inputs` columns gather.
+  const auto window = [&](int64_t inputs) {
+    if (a.resize.copies) return inputs;
     const double most = axis.ratio > 0 ? (inputs + 1) / static_cast<double>(axis.ratio) + 2 : axis.out;
-    return most < axis.out ? static_cast<int64_t>(most) : axis.out;
+    return (most < axis.out ? static_cast<int64_t>(most) : axis.out) + 2 * halo;
   };
-  const int64_t columns = threads * kColumns + 32, results = kResultBytes / (kGatheredRows * acc * V * kShifts);
-  const int64_t all_outer = kInterleaved ? out.w : out.c, all_inner = kInterleaved ? out.c / V : out.w;
-  int64_t rows = kGatheredRows, outer, inner;
+  // Where not all columns that a tile gathers fit into shared memory, they come in chunks.
+  const int64_t all_slots = ceil_div(limit, K), sums = kResultBytes / (kRows * V * kShifts * acc);
+  int64_t width = 1, slots;
   if (kInterleaved) {
-    inner = balanced(all_inner, 64);
-    outer = std::max<int64_t>(1, results / inner);
+    slots = balanced(all_slots, V > 1 ? 8 : 16);
+    const int64_t most = threads / slots;
+    if (V > 1 && !a.resize.copies) {
+      while (width < std::min<int64_t>(out.w, most) && window(width + 1) <= most) ++width;
+    } else {
+      width = balanced(out.w, std::max<int64_t>(1, sums / (K * slots)));
+    }
+    a.chunk = a.resize.copies ? width : balanced(window(width), most);
   } else {
-    inner = balanced(all_inner, std::min<int64_t>(results, 256));
-    outer = std::max<int64_t>(1, std::min(columns / std::min(readers(inner), columns), results / inner));
+    const bool whole = window(out.w) <= threads;
+    const int64_t results = whole ? 16 * 1024 / (kRows * kShifts * sizeof(T)) : sums;
+    width = balanced(out.w, results / K);
+    a.chunk = a.resize.copies ? width : balanced(window(width), threads);
+    slots = Places::planar(a.chunk, std::clamp<int64_t>(results / (K * width), 1, all_slots)).slots;
+    if (slots > 1) slots = std::min<int64_t>(slots, std::max(1, threads / a.chunk));
   }
-  outer = std::min(outer, a.value.outer_limit(kInterleaved, a.resize.x.ratio > 0 ? 1 / a.resize.x.ratio : a.resize.x.out));
-  const auto cut = [&] { a.tiling = Tiling(out.n, out.h, all_outer, all_inner, rows, outer, inner); };
+  a.group = static_cast<int>(std::min(K * slots, limit));
+  int64_t rows = kRows, at_once = ceil_div(channels, a.group) * a.group;
+  const auto cut = [&] { a.tiling = Tiling(out.n, out.h, out.w, channels, rows, width, at_once); };
   cut();
+  for (; a.tiling.blocks() < kBlocksWanted && at_once > a.group; cut()) at_once -= a.group;
   for (; a.tiling.blocks() < kBlocksWanted && rows > 4; cut()) --rows;
-  for (; a.tiling.blocks() < kBlocksWanted && outer > 1; cut()) --outer;
-  outer = a.tiling.outer;
-  inner = a.tiling.inner;
-  const int64_t reading = readers(kInterleaved ? outer : inner);
-  a.chunk = static_cast<int>(std::min(reading, std::max<int64_t>(1, columns / (kInterleaved ? inner : outer) - 2 * halo)));
-  a.by_window = Divisor(a.chunk + 2 * halo);
-  a.staging = Staging(out, a.tiling, a.tiling.rows, kInterleaved);
-  const int window = a.chunk + 2 * halo;
-  a.pitch = kInterleaved ? window * a.tiling.inner * V : (a.tiling.outer * window) | 1;
+  a.columns = Places(a.chunk, slots, kInterleaved);
+  const bool in_chunks = a.chunk < window(width);
+  if (!a.resize.copies) a.chunk -= 2 * halo;
+  a.by_inner = Divisor(kInterleaved ? a.group : a.tiling.width);
+  a.by_inputs = Divisor(int64_t{a.tiling.width} * a.group);
+  a.pitch = a.columns.width * a.group * Sum::kPiece;
   const auto round = [](int64_t bytes) { return static_cast<int>((bytes + 15) / 16 * 16); };
-  if (!a.resize.copies) a.partial_bytes = round(kGatheredRows * a.pitch * acc);
-  if (!a.resize.copies && reading > a.chunk) a.result_bytes = round(kShifts * kGatheredRows * outer * inner * V * acc);
-  a.staged_bytes = V > 1 ? 0 : a.staging.template bytes<T>();
-  return a.partial_bytes + a.result_bytes + kShifts * a.staged_bytes +
-         4 * (kGatheredRows + 4 + static_cast<int>(kInterleaved ? outer : inner) + a.chunk);
+  if (!a.resize.copies) a.partial_bytes = round(int64_t{kRows} * a.pitch * Sum::kPieces * acc);
+  if (!a.resize.copies && in_chunks) {
+    a.result_bytes = round(int64_t{kShifts} * kRows * a.tiling.width * a.group * V * acc);
+  }
+  if (!kInterleaved) {
+    a.staging = Staging(out, a.tiling.rows, a.group, a.tiling.width, false);
+    a.staged_bytes = a.staging.template bytes<T>();
+  }
+  return a.partial_bytes + a.result_bytes + kShifts * a.staged_bytes + 4 * (2 + a.tiling.width + a.chunk);
 }
 
-// Gathers all `grads_in`, in one launch; value_of(s) is the Value that outputs pass back to map s. With several shifts a
-// map's channels are those of the first shift, then those of the next.
+// Gathers all `grads_in`, in one launch; value_of(s) is the Value that outputs pass back to map s. With several shifts
+// a map's channels are those of the first shift, then those of the next.
 template <class T, int V, bool kInterleaved, int kShifts = 1, class ValueOf>
 void launch_gather(const Tensor& on, const std::vector<Tensor>& grads_in, int64_t height, int64_t width,
                    acc_t<T> scale, const ValueOf& value_of) {
   using Value = decltype(value_of(0));
-  constexpr int kColumns = V > 1 || sizeof(T) == 8 ? 1 : 2, threads = V > 1 ? 128 : kBlockThreads;
+  constexpr int K = V > 1 || sizeof(T) == 8 || kShifts > 1 ? 1 : 3, most = kGatherThreads<V>;
   GatherArguments<T, Value> a{};
   int64_t blocks = 0;
-  int shared_bytes = 0;
+  int shared_bytes = 0, threads = 32;
   for (size_t s = 0; s < grads_in.size(); ++s) {
     auto& part = a.part[s];
     const Map<T> all = map_of<T>(grads_in[s]);
@@ -340,23 +433,26 @@ void launch_gather(const Tensor& on, const std::vector<Tensor>& grads_in, int64_
     part.value = value_of(static_cast<int>(s));
     part.resize = Resize(part.out.h, part.out.w, height, width);
     part.scale = scale;
-    shared_bytes = std::max(shared_bytes, plan_gather<V, kColumns, kShifts, kInterleaved>(part, threads));
+    shared_bytes = std::max(shared_bytes, plan_gather<V, K, kShifts, kInterleaved>(part, most));
+    threads = std::max(threads, std::min(most, part.columns.threads()));
     a.first_block[s] = static_cast<int>(blocks);
     blocks += part.tiling.blocks();
     check_blocks(blocks);
   }
   for (size_t s = grads_in.size(); s <= kMaxScales; ++s) a.first_block[s] = static_cast<int>(blocks);
-  launch(on, blocks, threads, shared_bytes, gather<T, V, kColumns, kShifts, kInterleaved, Value>, a);
+  launch(on, blocks, threads, shared_bytes, gather<T, V, K, kShifts, kInterleaved, Value>, a);
 }
 
 // The gradient itself.
 template <class T>
 struct PlainGrad {
+  static constexpr bool kWeighted = false;
   Map<const T> grad;
+  int64_t next_row = bytes_between_rows(grad);
 
-  int64_t outer_limit(bool interleaved, double step) const { return a2s::outer_limit(grad, interleaved, step); }
+  int64_t channel_limit() const { return a2s::channel_limit(grad); }
   __device__ const T* rows(int n, int c, int x, int y) const { return row_of(grad, n, c, x, y); }
-  __device__ void next(const T*& row) const { row += grad.stride_h; }
+  __device__ void next(const T*& row) const { row = moved(row, next_row); }
   __device__ uint32_t column(int c, int, int x) const { return offset_in(grad, c, x); }
   template <int V>
   __device__ void load(const T* row, uint32_t column, acc_t<T> (&v)[V]) const {

@@ -7,34 +7,36 @@
 
 namespace a2s {
 
-// The identity: a map resized by itself.
-template <class T>
-struct PlainResize {
-  static constexpr bool kFactor = false, kWinner = false;
-  struct Pixel {};
-  __device__ acc_t<T> value(const Pixel&, const acc_t<T> (&v)[1], acc_t<T>&) const { return v[0]; }
-};
-
-inline void interp_into(const Tensor& x, const Tensor& y) {
-  dispatch("interp", x, [&](auto type) {
+// Resizes all of `x` into `y`, with a launch for every kMaxScales of them.
+inline void interp_into(const std::vector<Tensor>& x, const std::vector<Tensor>& y) {
+  dispatch("interp", x[0], [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr int kPack = kPackBytes / sizeof(T);
-    const Map<T> out = map_of<T>(y);
-    const Tensor from = addressable(x, is_interleaved(out));
-    const ScaleSet<T, 1> scales({from}, out.h, out.w);
-    if (packs<kPack>(scales.map[0]) && packs<kPack>(out)) {
-      launch_resize<T, 1, kPack, true>(x, scales, PlainResize<T>{}, out, {});
-    } else {
-      dispatch_layout(out, [&](auto interleaved) {
-        launch_resize<T, 1, 1, decltype(interleaved)::value>(x, scales, PlainResize<T>{}, out, {});
-      });
+    for (size_t first = 0; first < x.size(); first += kMaxScales) {
+      std::vector<Tensor> kept;
+      std::vector<Map<const T>> maps;
+      std::vector<Map<T>> out;
+      bool in_packs = true;
+      for (size_t i = first; i < std::min<size_t>(first + kMaxScales, x.size()); ++i) {
+        out.push_back(map_of<T>(y[i]));
+        kept.push_back(addressable(x[i], is_interleaved(out.back())));
+        maps.push_back(map_of<const T>(kept.back()));
+        in_packs = in_packs && packs<kPack>(maps.back()) && packs<kPack>(out.back());
+      }
+      if (in_packs) {
+        launch_resize_parts<T, kPack, true>(x[0], maps, out);
+      } else {
+        dispatch_layout(out[0], [&](auto interleaved) {
+          launch_resize_parts<T, 1, decltype(interleaved)::value>(x[0], maps, out);
+        });
+      }
     }
   });
 }
 
 inline Tensor interp(const Tensor& x, int64_t height, int64_t width) {
   Tensor y = empty_resized("interp", "x", x, height, width);
-  interp_into(x, y);
+  interp_into({x}, {y});
   return y;
 }
 
@@ -60,7 +62,9 @@ inline Tensor interp_backward(const Tensor& grad, int64_t height, int64_t width)
 
 inline Tensor interp_concat(const std::vector<Tensor>& features, int64_t height, int64_t width) {
   Tensor y = empty_concat(features, height, width);
-  for_each_slice(features, y, interp_into);
+  std::vector<Tensor> slices;
+  for_each_slice(features, y, [&](const Tensor&, const Tensor& slice) { slices.push_back(slice); });
+  interp_into(features, slices);
   return y;
 }
 

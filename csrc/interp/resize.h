@@ -1,10 +1,13 @@
 // The CUDA kernel that resizes S maps to one grid and combines them, without a resized map in memory.
 //
-// A thread owns columns of its tile and goes down its rows. The two rows of each map around a result are held, already
-// resized along x; they serve all results between them. The combination is an Op:
-//   Op::Pixel          the part that all channels of a pixel share (empty: none), made by pixel(n, y, x, stores)
-//   value(pixel, v, winner)   the result of the values v[s] and, if kWinner, the map that won
-//   factor             if kFactor, a map of the size of the result, which multiplies it; its data is null if there is none
+// A block makes rows x columns of the result, group by group of its channels. A thread owns K channels of a column
+// and goes down the rows. The two rows of each map around a result are held, already resized along x; they serve all
+// results between them. The weights of a pixel are computed once for all its channels. The combination is an Op:
+//   pixel(n, y, x, stores)  if kPixels, the weights w[S] of the maps at a pixel; else all weights are 1
+//   finish(sum)             the result of the weighted sum of the resized maps
+//   factor                  if kFactor, a map of the size of the result, which multiplies it; its data is null if none
+// or, if kWinner,
+//   value(v, winner)        the result of the values v[s] of the resized maps, and the map that won
 #pragma once
 
 #include "../support/launch.h"
@@ -14,11 +17,8 @@
 
 namespace a2s {
 
-// Rows of results that are staged at once.
-template <class T>
-constexpr int staged_rows = sizeof(T) == 2 ? 16 : 8;
-
-constexpr int kPixelBytes = 12 * 1024;  // of what the pixels of a tile share
+constexpr int kTileRows = 32;           // at most
+constexpr int kPixelBytes = 14 * 1024;  // shared memory for the weights of a tile's pixels
 
 template <class T, int S, class Op>
 struct ResizeArguments {
@@ -27,10 +27,15 @@ struct ResizeArguments {
   Op op;
   Map<T> out;
   Tiling tiling;
+  Places places;
+  int group;                   // channels at once
+  int64_t next_row, next_slot;  // bytes from a value to that of the next row, and of the thread's next channel
+  Divisor by_width;
   Staging staging;
   // Only with Op::kWinner.
   Map<uint8_t> winner;
   Staging winner_staging;
+  int next_winner;
   int pixels_bytes, staged_bytes;
 };
 
@@ -41,213 +46,320 @@ __device__ inline Tap tap_of(const Axis& axis, int o) {
   return {low, min(low + 1, static_cast<int>(axis.in) - 1), exact_sub(position, static_cast<float>(low))};
 }
 
-// The two rows that a row of results lies between, and their weights; loaded from shared memory at once.
+// The two rows of a map that a row of results lies between, and their weights.
 template <class Acc>
-struct alignas(16) Between {
-  int low, high;
+struct alignas(sizeof(Acc) == 4 ? 16 : 8) SourceRows {
+  int64_t low, high;  // bytes from row 0
   Acc above, below;
+  int step;  // from the low row of the result before: 0, 1 or more
+  int padding;
 };
 
-template <class Acc>
-__device__ Between<Acc> between(const Axis& axis, int o) {
+// For results in row o; `first` if no row is held yet.
+template <class T, class Acc = acc_t<T>>
+__device__ SourceRows<Acc> source_rows(const Map<const T>& map, const Axis& axis, int o, bool first) {
   const Tap tap = tap_of(axis, o);
   const Acc below = tap.lambda;
-  return {tap.low, tap.high, 1 - below, below};
+  const int64_t stride = map.stride_h * sizeof(T);
+  return {tap.low * stride, tap.high * stride, 1 - below, below, first ? 2 : tap.low - tap_of(axis, o - 1).low, 0};
 }
 
-// Columns of a map, V adjacent channels each, of which the row of a result and the next are held, resized along x.
-template <class T, int V, int kColumns>
+// Whole 16-byte packs, of which every part is written.
+template <class Acc, int S>
+struct alignas(S > 2 ? 16 : S * sizeof(Acc)) PixelWeights {
+  Acc w[S == 3 ? 4 : S];
+};
+
+// K channels of a column of a map, V adjacent ones each, of which the rows around a result are held, resized along x.
+template <class T, int V, int K>
 struct HeldRows {
   using Acc = acc_t<T>;
-  const T* base;  // row 0
-  int64_t stride_h;
-  uint32_t left[kColumns], right[kColumns];
-  Acc lambda[kColumns], upper[kColumns][V], lower[kColumns][V];
-  int held;  // the row in `upper`
+  const T* base;  // the group's first channel and the tile's first column in row 0
+  uint32_t left[K], right;  // bytes from there; `right` from the left neighbour
+  Acc left_share, right_share, upper[K][V], lower[K][V];
 
-  __device__ void read(int y, Acc (&v)[kColumns][V]) const {
-    const T* row = base + y * stride_h;
+  __device__ const T* at(int64_t row) const { return moved(base, row); }
+
+  __device__ void read(int64_t row, Acc (&v)[K][V]) const {
+    const T* from = at(row);
 #pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
+    for (int k = 0; k < K; ++k) {
       Acc l[V], r[V];
-      load_values<T, V>(advanced(row, left[k]), l);
-      load_values<T, V>(advanced(row, right[k]), r);
+      const T* value = advanced(from, left[k]);
+      load_values<T, V>(value, l);
+      load_values<T, V>(advanced(value, right), r);
 #pragma unroll
-      for (int j = 0; j < V; ++j) v[k][j] = lerp(l[j], r[j], lambda[k]);
+      for (int j = 0; j < V; ++j) v[k][j] = left_share * l[j] + right_share * r[j];
     }
   }
 
-  // The values at a row of results.
-  __device__ void row(const Between<Acc>& rows, Acc (&v)[kColumns][V]) {
-    if (rows.low != held) {
-      if (rows.low == held + 1) {
+  // Reads what the next row of results needs; `step` is that of `rows`.
+  __device__ void advance(const SourceRows<Acc>& rows, int step) {
+    if (step == 0) return;
+    if (step > 1) read(rows.low, lower);
 #pragma unroll
-        for (int k = 0; k < kColumns; ++k) {
+    for (int k = 0; k < K; ++k) {
 #pragma unroll
-          for (int j = 0; j < V; ++j) upper[k][j] = lower[k][j];
-        }
-      } else {
-        read(rows.low, upper);
-      }
-      read(rows.high, lower);
-      held = rows.low;
+      for (int j = 0; j < V; ++j) upper[k][j] = lower[k][j];
     }
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) v[k][j] = rows.above * upper[k][j] + rows.below * lower[k][j];
-    }
+    read(rows.high, lower);
   }
 
-  // The same where the map is not resized.
-  __device__ void copied_row(int y, Acc (&v)[kColumns][V]) const {
-    const T* row = base + y * stride_h;
+  // A row of results where the map is not resized.
+  __device__ void copy(const SourceRows<Acc>& rows, Acc (&v)[K][V]) const {
+    const T* from = at(rows.low);
 #pragma unroll
-    for (int k = 0; k < kColumns; ++k) load_values<T, V>(advanced(row, left[k]), v[k]);
+    for (int k = 0; k < K; ++k) load_values<T, V>(advanced(from, left[k]), v[k]);
   }
 };
 
-// Blocks that a multiprocessor should hold, which bounds a thread's registers: the most with which no kernel spills.
-template <class T, int S, class Op>
-constexpr int kResizeBlocks =
-    sizeof(T) == 8 || S == 4 ? 2 : S > 1 || Op::kWinner || !std::is_empty_v<typename Op::Pixel> ? 3 : 4;
-
-// A thread owns kColumns columns of V adjacent channels. Results are staged kStagedRows rows at a time.
-template <class T, int S, int V, int kColumns, bool kInterleaved, class Op>
-__global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, S, Op>)
-    resize(const __grid_constant__ ResizeArguments<T, S, Op> a) {
+// A block's part of the result. It needs a.pixels_bytes + a.staged_bytes of shared memory, and the winners' staging.
+template <class T, int S, int V, int K, bool kInterleaved, class Op>
+__device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsigned char* shared) {
   using Acc = acc_t<T>;
-  using Pixel = typename Op::Pixel;
-  constexpr bool kPixels = !std::is_empty_v<Pixel>;
-  constexpr int kStagedRows = staged_rows<T>;
-  __shared__ Between<Acc> sources[S][kStagedRows];
-  extern __shared__ __align__(16) unsigned char shared[];
-  auto* const pixels = reinterpret_cast<Pixel*>(shared);
+  __shared__ SourceRows<Acc> sources[S][kTileRows];
+  auto* const pixels = reinterpret_cast<PixelWeights<Acc, S>*>(shared);
   unsigned char* const staged = shared + a.pixels_bytes;
   unsigned char* const staged_winner = staged + a.staged_bytes;
 
-  const Tile tile = a.tiling.tile(blockIdx.x);
-  const int first_x = kInterleaved ? tile.o : tile.i, width = kInterleaved ? tile.outer : tile.inner;
-  const int first_c = kInterleaved ? tile.i * V : tile.o;
+  const Tile tile = a.tiling.tile(block);
+  for (int i = threadIdx.x; i < S * kTileRows; i += blockDim.x) {
+    const int s = i / kTileRows, r = i % kTileRows;
+    if (r < tile.rows) sources[s][r] = source_rows<T>(a.maps[s], a.resize[s].y, tile.y + r, r == 0);
+  }
+  if constexpr (Op::kPixels) {
+    for (int i = threadIdx.x; i < tile.rows * a.tiling.width; i += blockDim.x) {
+      int x = i;
+      const int r = a.by_width.split(x);
+      if (x < tile.width) pixels[i] = a.op.pixel(tile.n, tile.y + r, tile.x + x, tile.c == 0);
+    }
+  }
 
-  // The rows of a map at the tile's first channel and column, and the thread's columns relative to them, in bytes.
-  HeldRows<T, V, kColumns> map[S];
-  uint32_t factor[kColumns], to[kColumns], winner_to[kColumns], pixel[kColumns];
-  bool inside[kColumns];
-  T* out = a.out.data + tile.n * a.out.stride_n + tile.y * a.out.stride_h + first_c * a.out.stride_c +
-           first_x * a.out.stride_w;
-  uint8_t* winner = nullptr;
-  const T* factor_row = nullptr;
-  if constexpr (Op::kWinner) {
-    winner = a.winner.data + tile.n * a.winner.stride_n + tile.y * a.winner.stride_h + first_c * a.winner.stride_c +
-             first_x * a.winner.stride_w;
-  }
-  if constexpr (Op::kFactor) {
-    factor_row = row_of(a.op.factor, tile.n, first_c, first_x, tile.y);
-  }
-  int base_x[S];
+  int first_x[S];
+  const T* base[S];  // the maps at the group's first channel and the tile's first column
 #pragma unroll
   for (int s = 0; s < S; ++s) {
-    base_x[s] = tap_of(a.resize[s].x, first_x).low;
-    map[s].base = row_of(a.maps[s], tile.n, first_c, base_x[s], 0);
-    map[s].stride_h = a.maps[s].stride_h;
-    map[s].held = -2;
+    first_x[s] = tap_of(a.resize[s].x, tile.x).low;
+    base[s] = row_of(a.maps[s], tile.n, tile.c * V, first_x[s], 0);
   }
-#pragma unroll
-  for (int k = 0; k < kColumns; ++k) {
-    int i = threadIdx.x + k * blockDim.x;
-    const bool is_column = i < tile.outer * a.tiling.inner;
-    if (!is_column) i = 0;
-    const int o = a.tiling.columns_inner.split(i);
-    inside[k] = is_column && i < tile.inner;
-    i = min(i, tile.inner - 1);
-    const int x = kInterleaved ? o : i, c = kInterleaved ? i * V : o;
-#pragma unroll
-    for (int s = 0; s < S; ++s) {
-      const Tap tap = tap_of(a.resize[s].x, first_x + x);
-      map[s].left[k] = offset_in(a.maps[s], c, tap.low - base_x[s]);
-      map[s].right[k] = offset_in(a.maps[s], c, tap.high - base_x[s]);
-      map[s].lambda[k] = tap.lambda;
-    }
-    to[k] = (i * V + o * (V > 1 ? static_cast<int>(a.staging.outer_stride) : a.staging.outer_pitch)) * sizeof(T);
-    winner_to[k] = i + o * a.winner_staging.outer_pitch;
-    pixel[k] = x * sizeof(Pixel);
-    if constexpr (Op::kFactor) factor[k] = offset_in(a.op.factor, c, x);
-  }
+  const int step = a.places.slots;
 #pragma unroll 1
-  for (int y = 0; y < tile.rows; y += kStagedRows) {
-    const int rows = min(kStagedRows, tile.rows - y);
-    for (int k = threadIdx.x; k < S * kStagedRows; k += blockDim.x) {
-      const int s = k / kStagedRows, r = k % kStagedRows;
-      if (r < rows) sources[s][r] = between<Acc>(a.resize[s].y, tile.y + y + r);
-    }
-    if constexpr (kPixels) {
-      const bool stores = kInterleaved ? tile.i == 0 : tile.o == 0;
-      for (int r = threadIdx.x / 32; r < rows; r += blockDim.x / 32) {
-        for (int x = threadIdx.x % 32; x < width; x += 32) {
-          pixels[r * width + x] = a.op.pixel(tile.n, tile.y + y + r, first_x + x, stores);
-        }
-      }
-    }
+  for (int c = tile.c; c < tile.c + tile.channels; c += a.group) {
+    const int group = min(a.group, tile.c + tile.channels - c);
+    T* const out = place_in(a.out, tile.n, c * V, tile.x, tile.y);
+    [[maybe_unused]] uint8_t* winner = nullptr;
+    if constexpr (Op::kWinner) winner = place_in(a.winner, tile.n, c, tile.x, tile.y);
     __syncthreads();
-    unsigned char* row_to;
-    if constexpr (V > 1) row_to = reinterpret_cast<unsigned char*>(out);
-    else row_to = staged + Staging::start(out) * sizeof(T);
-    [[maybe_unused]] unsigned char* winner_row_to = nullptr;
-    if constexpr (Op::kWinner) winner_row_to = staged_winner + Staging::start(winner);
-    const auto* row_pixels = reinterpret_cast<const unsigned char*>(pixels);
 #pragma unroll 1
-    for (int r = 0; r < rows; ++r) {
-      Acc v[S][kColumns][V];
+    for (int i = threadIdx.x; i < a.places.count(); i += blockDim.x) {
+      int x, slot;
+      a.places.template split<kInterleaved>(i, x, slot);
+      if (x >= tile.width || slot >= group) continue;
+      const bool all = slot + (K - 1) * step < group;  // channels of the place are in the group
+      HeldRows<T, V, K> map[S];
+      uint32_t factor[K];
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        if (a.resize[s].copies) map[s].copied_row(tile.y + y + r, v[s]);
-        else map[s].row(sources[s][r], v[s]);
-      }
+        const Tap tap = tap_of(a.resize[s].x, tile.x + x);
+        map[s].base = base[s];
+        map[s].right = offset_in(a.maps[s], 0, tap.high - tap.low);
+        map[s].right_share = tap.lambda;
+        map[s].left_share = 1 - map[s].right_share;
 #pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
-        Pixel here;
-        if constexpr (kPixels) here = *reinterpret_cast<const Pixel*>(row_pixels + pixel[k]);
-        Acc won = 0;
-        Acc result[V];
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          Acc values[S];
-#pragma unroll
-          for (int s = 0; s < S; ++s) values[s] = v[s][k][j];
-          result[j] = a.op.value(here, values, won);
+        for (int k = 0; k < K; ++k) {
+          map[s].left[k] = offset_in(a.maps[s], min(slot + k * step, group - 1) * V, tap.low - first_x[s]);
         }
+      }
+      [[maybe_unused]] const T* factor_row = nullptr;
+      if constexpr (Op::kFactor) {
+        if (a.op.factor.data) factor_row = row_of(a.op.factor, tile.n, c, tile.x, tile.y);
+#pragma unroll
+        for (int k = 0; k < K; ++k) factor[k] = offset_in(a.op.factor, min(slot + k * step, group - 1), x);
+      }
+      [[maybe_unused]] const auto* weights = pixels + x;
+      // Packs go to their places, other results to shared memory.
+      unsigned char *to, *winner_to = nullptr;
+      if constexpr (V > 1) {
+        to = reinterpret_cast<unsigned char*>(out + (slot * V + x * a.out.stride_w));
+      } else {
+        const auto staged_at = [&](const Staging& staging) {
+          return kInterleaved ? slot + x * staging.outer_pitch : x + slot * staging.outer_pitch;
+        };
+        to = staged + (Staging::start(out) + staged_at(a.staging)) * sizeof(T);
+        if constexpr (Op::kWinner) winner_to = staged_winner + Staging::start(winner) + staged_at(a.winner_staging);
+      }
+#pragma unroll 1
+      for (int r = 0; r < tile.rows; ++r) {
+        Acc result[K][V], v[Op::kWinner ? S : 1][K][V];
+        PixelWeights<Acc, S> here;
+        if constexpr (Op::kPixels) here = *weights;
+#pragma unroll
+        for (int s = 0; s < S; ++s) {
+          const SourceRows<Acc>& source = sources[s][r];
+          const auto add = [&](int k, int j, Acc first, Acc second) {
+            if constexpr (Op::kWinner) v[s][k][j] = first + second;
+            else if (s == 0) result[k][j] = first + second;
+            else if constexpr (Op::kPixels) result[k][j] = result[k][j] + first + second;
+            else result[k][j] += first + second;
+          };
+          const Acc weight = Op::kPixels ? here.w[s] : Acc(1);
+          if (a.resize[s].copies) {
+            Acc copied[K][V];
+            map[s].copy(source, copied);
+#pragma unroll
+            for (int k = 0; k < K; ++k) {
+#pragma unroll
+              for (int j = 0; j < V; ++j) add(k, j, weight * copied[k][j], -Acc(0));
+            }
+          } else {
+            map[s].advance(source, source.step);
+            const Acc above = weight * source.above, below = weight * source.below;
+#pragma unroll
+            for (int k = 0; k < K; ++k) {
+#pragma unroll
+              for (int j = 0; j < V; ++j) add(k, j, above * map[s].upper[k][j], below * map[s].lower[k][j]);
+            }
+          }
+        }
+        Acc won[K] = {};
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          if constexpr (Op::kWinner) {
+            Acc values[S];
+#pragma unroll
+            for (int s = 0; s < S; ++s) values[s] = v[s][k][0];
+            result[k][0] = a.op.value(values, won[k]);
+          } else {
+#pragma unroll
+            for (int j = 0; j < V; ++j) result[k][j] = a.op.finish(result[k][j]);
+          }
+          if constexpr (Op::kFactor) {
+            if (factor_row) result[k][0] *= static_cast<Acc>(*advanced(factor_row, factor[k]));
+          }
+        }
+        const auto store = [&](int k) {
+          if constexpr (Op::kWinner) winner_to[k * a.next_winner] = static_cast<unsigned char>(won[k]);
+          store_values<T, V>(reinterpret_cast<T*>(to + k * a.next_slot), result[k]);
+        };
+        if (all) {
+#pragma unroll
+          for (int k = 0; k < K; ++k) store(k);
+        } else {
+#pragma unroll
+          for (int k = 0; k < K; ++k) {
+            if (slot + k * step < group) store(k);
+          }
+        }
+        if constexpr (Op::kPixels) weights += a.tiling.width;
         if constexpr (Op::kFactor) {
-          if (a.op.factor.data) result[0] *= static_cast<Acc>(*advanced(factor_row, factor[k]));
+          if (factor_row) factor_row += a.op.factor.stride_h;
         }
-        if (inside[k]) {
-          if constexpr (Op::kWinner) winner_row_to[winner_to[k]] = static_cast<unsigned char>(won);
-          store_values<T, V>(reinterpret_cast<T*>(row_to + to[k]), result);
-        }
+        if constexpr (Op::kWinner) winner_to += a.winner_staging.row_pitch;
+        to += a.next_row;
       }
-      if constexpr (kPixels) row_pixels += width * sizeof(Pixel);
-      if constexpr (Op::kFactor) factor_row += a.op.factor.stride_h;
-      if constexpr (Op::kWinner) winner_row_to += a.winner_staging.row_pitch;
-      row_to += (V > 1 ? a.staging.row_stride : a.staging.row_pitch) * sizeof(T);
     }
     __syncthreads();
-    if constexpr (V == 1) a.staging.store(reinterpret_cast<const T*>(staged), out, tile, rows);
+    const int outer = kInterleaved ? tile.width : group, inner = kInterleaved ? group : tile.width;
+    if constexpr (V == 1) a.staging.store(reinterpret_cast<const T*>(staged), out, tile.rows, outer, inner);
     if constexpr (Op::kWinner) {
-      a.winner_staging.store(reinterpret_cast<const uint8_t*>(staged_winner), winner, tile, rows);
-      winner += rows * a.winner.stride_h;
+      a.winner_staging.store(reinterpret_cast<const uint8_t*>(staged_winner), winner, tile.rows, outer, inner);
     }
-    out += rows * a.out.stride_h;
+#pragma unroll
+    for (int s = 0; s < S; ++s) base[s] += a.group * V * a.maps[s].stride_c;
   }
 }
 
-// Combines the resized `maps` into `out`, a fresh result.
-template <class T, int S, int V, bool kInterleaved, class Op>
+// Blocks that a multiprocessor should hold, which bounds a thread's registers: the most with which no kernel spills.
+template <class T, int S, class Op>
+constexpr int kResizeBlocks = sizeof(T) == 8 || S == 4 ? 2 : 4;
+
+template <class T, int S, int K, bool kInterleaved, class Op>
+__global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, S, Op>)
+    resize(const __grid_constant__ ResizeArguments<T, S, Op> a) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  resize_tile<T, S, 1, K, kInterleaved>(a, blockIdx.x, shared);
+}
+
+// Several maps, each resized to a result of its own.
+template <class T, class Op>
+struct ResizePartsArguments {
+  ResizeArguments<T, 1, Op> part[kMaxScales];
+  int first_block[kMaxScales];
+};
+
+template <class T, int V, int K, bool kInterleaved, class Op>
+__global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, 1, Op>)
+    resize_parts(const __grid_constant__ ResizePartsArguments<T, Op> a) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const int block = blockIdx.x;
+  int s = 0;
+#pragma unroll
+  for (int t = 1; t < kMaxScales; ++t) s += block >= a.first_block[t];
+  resize_tile<T, 1, V, K, kInterleaved>(a.part[s], block - a.first_block[s], shared);
+}
+
+// Cuts the result into tiles; returns the bytes of shared memory that a block needs.
+template <int V, int K, bool kInterleaved, class T, int S, class Op>
+int plan_resize(ResizeArguments<T, S, Op>& a) {
+  constexpr int pixel_bytes = Op::kPixels ? sizeof(PixelWeights<acc_t<T>, S>) : 0;
+  const Map<T>& out = a.out;
+  const int64_t channels = out.c / V;
+  int64_t limit = channels;
+  for (int s = 0; s < S; ++s) limit = std::min(limit, std::max<int64_t>(1, channel_limit(a.maps[s]) / V));
+  if constexpr (Op::kFactor) limit = std::min(limit, channel_limit(a.op.factor));
+  int64_t rows = kTileRows;
+  if (kInterleaved) {
+    const int64_t slots = balanced(ceil_div(limit, K), V > 1 ? 64 : kBlockThreads / 2);
+    a.places = Places(balanced(out.w, kBlockThreads / slots), slots, true);
+  } else {
+    a.places = Places::planar(balanced(out.w, Op::kPixels ? 256 : 2 * kBlockThreads + 64), ceil_div(limit, K));
+  }
+  a.group = static_cast<int>(std::min<int64_t>(K * a.places.slots, limit));
+  if (Op::kPixels) rows = std::clamp<int64_t>(kPixelBytes / (pixel_bytes * a.places.width), 1, rows);
+  int64_t at_once = ceil_div(channels, a.group) * a.group;
+  int bytes;
+  const auto cut = [&] {
+    a.tiling = Tiling(out.n, out.h, out.w, channels, rows, a.places.width, at_once);
+    bytes = a.pixels_bytes = a.tiling.rows * a.tiling.width * pixel_bytes;
+    if (V > 1) return;
+    const int outer = kInterleaved ? a.tiling.width : a.group, inner = kInterleaved ? a.group : a.tiling.width;
+    a.staging = Staging(out, a.tiling.rows, outer, inner, kInterleaved);
+    bytes += a.staged_bytes = a.staging.template bytes<T>();
+    if constexpr (Op::kWinner) {
+      a.winner_staging = Staging(a.winner, a.tiling.rows, outer, inner, kInterleaved);
+      bytes += a.winner_staging.template bytes<uint8_t>();
+    }
+  };
+  cut();
+  for (; bytes > kMaxSharedBytes && rows > 1; cut()) --rows;
+  // Without pixels to compute, blocks may have few channels: more blocks are spread more evenly.
+  const int64_t wanted = (Op::kPixels ? 1 : 4) * kBlocksWanted;
+  for (; a.tiling.blocks() < wanted && at_once > a.group; cut()) at_once -= a.group;
+  for (; a.tiling.blocks() < kBlocksWanted && rows > 2; cut()) --rows;
+  a.by_width = Divisor(a.tiling.width);
+  const int64_t slots = a.places.slots;
+  if (V > 1) {
+    a.next_row = bytes_between_rows(out);
+    a.next_slot = slots * V * sizeof(T);
+  } else {
+    a.next_row = a.staging.row_pitch * sizeof(T);
+    a.next_slot = (kInterleaved ? slots : slots * a.staging.outer_pitch) * sizeof(T);
+  }
+  if constexpr (Op::kWinner) {
+    a.next_winner = static_cast<int>(kInterleaved ? slots : slots * a.winner_staging.outer_pitch);
+  }
+  return bytes;
+}
+
+// Channels that a thread takes: as many as leave registers for four blocks on a multiprocessor.
+template <class T, int S, int V>
+constexpr int kResizeChannels = V > 1 || sizeof(T) == 8 ? 1 : S == 1 ? 3 : 2;
+
+// Combines the resized maps into `out`, a fresh result.
+template <class T, int S, bool kInterleaved, class Op>
 void launch_resize(const Tensor& on, const ScaleSet<T, S>& scales, const Op& op, const Map<T>& out,
                    const Map<uint8_t>& winner) {
-  using Pixel = typename Op::Pixel;
-  constexpr bool kPixels = !std::is_empty_v<Pixel>;
-  constexpr int kStagedRows = staged_rows<T>;
-  constexpr int kColumns = V > 1 || S > 2 || sizeof(T) == 8 ? 1 : S == 1 && !kPixels ? 4 : 2;
+  constexpr int K = kResizeChannels<T, S, 1>;
   ResizeArguments<T, S, Op> a{};
   for (int s = 0; s < S; ++s) {
     a.maps[s] = scales.map[s];
@@ -256,32 +368,37 @@ void launch_resize(const Tensor& on, const ScaleSet<T, S>& scales, const Op& op,
   a.op = op;
   a.out = out;
   a.winner = winner;
-  const int64_t all_outer = kInterleaved ? out.w : out.c, all_inner = kInterleaved ? out.c / V : out.w;
-  constexpr int64_t columns = kBlockThreads * kColumns, pixels = kPixelBytes / sizeof(Pixel) / kStagedRows;
-  const int64_t inner = balanced(all_inner, kPixels && !kInterleaved ? std::min(columns, pixels) : columns);
-  int64_t outer = std::max<int64_t>(1, columns / inner), rows = 32;
-  if (kPixels && kInterleaved) outer = std::min(outer, pixels);
-  for (int s = 0; s < S; ++s) outer = std::min(outer, outer_limit(a.maps[s], kInterleaved, a.resize[s].x.ratio));
-  int rows_at_once, shared_bytes;
-  const auto cut = [&] {
-    a.tiling = Tiling(out.n, out.h, all_outer, all_inner, rows, outer, inner);
-    rows_at_once = std::min(kStagedRows, a.tiling.rows);
-    a.staging = Staging(out, a.tiling, rows_at_once, kInterleaved);
-    if (kPixels) a.pixels_bytes = rows_at_once * (kInterleaved ? a.tiling.outer : a.tiling.inner) * sizeof(Pixel);
-    a.staged_bytes = V > 1 ? 0 : a.staging.template bytes<T>();
-    shared_bytes = a.pixels_bytes + a.staged_bytes;
-    if (Op::kWinner) {
-      a.winner_staging = Staging(winner, a.tiling, rows_at_once, kInterleaved);
-      shared_bytes += a.winner_staging.template bytes<uint8_t>();
-    }
-  };
-  cut();
-  for (; shared_bytes > kMaxSharedBytes && outer > 1; cut()) outer = ceil_div(outer, 2);
-  for (; a.tiling.blocks() < kBlocksWanted && rows > kStagedRows; cut()) rows -= kStagedRows;
-  for (; a.tiling.blocks() < kBlocksWanted && outer > 1 && outer * inner > kBlockThreads; cut()) --outer;
-  for (; a.tiling.blocks() < kBlocksWanted && rows > 2; cut()) --rows;
-  const auto threads = static_cast<int>(ceil_div(int64_t{a.tiling.outer} * a.tiling.inner, 32 * kColumns) * 32);
-  launch(on, a.tiling.blocks(), threads, shared_bytes, resize<T, S, V, kColumns, kInterleaved, Op>, a);
+  const int bytes = plan_resize<1, K, kInterleaved>(a);
+  launch(on, a.tiling.blocks(), a.places.threads(), bytes, resize<T, S, K, kInterleaved, Op>, a);
+}
+
+// The identity: a map resized by itself.
+template <class T>
+struct PlainResize {
+  static constexpr bool kPixels = false, kFactor = false, kWinner = false;
+  __device__ acc_t<T> finish(acc_t<T> sum) const { return sum; }
+};
+
+// Resizes maps[i] into out[i], all of one size, in one launch.
+template <class T, int V, bool kInterleaved>
+void launch_resize_parts(const Tensor& on, const std::vector<Map<const T>>& maps, const std::vector<Map<T>>& out) {
+  constexpr int K = kResizeChannels<T, 1, V>;
+  ResizePartsArguments<T, PlainResize<T>> a{};
+  int64_t blocks = 0;
+  int bytes = 0, threads = 0;
+  for (size_t s = 0; s < kMaxScales; ++s) {
+    a.first_block[s] = static_cast<int>(blocks);
+    if (s >= maps.size()) continue;
+    auto& part = a.part[s];
+    part.maps[0] = maps[s];
+    part.out = out[s];
+    part.resize[0] = Resize(maps[s].h, maps[s].w, out[s].h, out[s].w);
+    bytes = std::max(bytes, plan_resize<V, K, kInterleaved>(part));
+    threads = std::max(threads, part.places.threads());
+    blocks += part.tiling.blocks();
+    check_blocks(blocks);
+  }
+  launch(on, blocks, threads, bytes, resize_parts<T, V, K, kInterleaved, PlainResize<T>>, a);
 }
 
 }  // namespace a2s

@@ -18,8 +18,9 @@ inline Tensor empty_shift_add(const Tensor& planes, const Tensor& base) {
   check_map("interp_shift_add", "planes", planes);
   check_map("interp_shift_add", "base", base);
   check_matches("interp_shift_add", "base", base, planes);
-  check(planes.size(1) == kTaps * kTaps * base.size(1), "a2s::interp_shift_add: planes must have 9 channels for each of ",
-        "the ", base.size(1), " of base, not ", planes.size(1), ".");
+  check(planes.size(1) == kTaps * kTaps * base.size(1),
+        "a2s::interp_shift_add: planes must have 9 channels for each of the ", base.size(1), " of base, not ",
+        planes.size(1), ".");
   return empty_map(planes, base.size(0), base.size(1), base.size(2), base.size(3));
 }
 

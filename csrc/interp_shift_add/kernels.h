@@ -12,7 +12,9 @@ struct ShiftAddArguments {
   Map<const T> planes, base;
   Map<T> out;
   Resize resize;
+  int64_t tap_stride;  // between the planes of adjacent taps, in values
   Tiling tiling;
+  Places places;
   Staging staging;
 };
 
@@ -21,42 +23,42 @@ constexpr int kShiftAddRows = 8;
 // A thread goes down a column. The planes of each tap sample rows and columns of their own, next to the thread's; for
 // each the two rows around the sample are held, already resized along x.
 template <class T, bool kInterleaved>
-__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4) shift_add(const __grid_constant__ ShiftAddArguments<T> a) {
+__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4)
+    shift_add(const __grid_constant__ ShiftAddArguments<T> a) {
   using Acc = acc_t<T>;
-  __shared__ Tap rows[kShiftAddRows + kTaps - 1];
+  __shared__ SourceRows<Acc> rows[kShiftAddRows + kTaps - 1];
   extern __shared__ __align__(16) unsigned char shared[];
   auto* staged = reinterpret_cast<T*>(shared);
   const Tile tile = a.tiling.tile(blockIdx.x);
-  const int first_x = kInterleaved ? tile.o : tile.i, first_c = kInterleaved ? tile.i : tile.o;
   const auto height = static_cast<int>(a.out.h), width = static_cast<int>(a.out.w);
   if (threadIdx.x < kShiftAddRows + kTaps - 1) {
     const int y = tile.y + static_cast<int>(threadIdx.x) - 1;
-    rows[threadIdx.x] = tap_of(a.resize.y, min(max(y, 0), height - 1));
+    rows[threadIdx.x] = source_rows<T>(a.planes, a.resize.y, min(max(y, 0), height - 1), y <= 0);
   }
   __syncthreads();
-  T* const out = a.out.data + tile.n * a.out.stride_n + tile.y * a.out.stride_h + first_c * a.out.stride_c +
-                 first_x * a.out.stride_w;
-  const int start = Staging::start(out);
-  const int columns = tile.outer * a.tiling.inner;
-  for (int column = threadIdx.x; column < columns; column += blockDim.x) {
-    int i = column;
-    const int o = a.tiling.columns_inner.split(i);
-    if (i >= tile.inner) continue;
-    const int x = first_x + (kInterleaved ? o : i), c = first_c + (kInterleaved ? i : o);
+  T* const out = place_in(a.out, tile.n, tile.c, tile.x, tile.y);
+  int column, channel;
+  a.places.template split<kInterleaved>(threadIdx.x, column, channel);
+  if (column < tile.width && channel < tile.channels) {
+    const int x = tile.x + column, c = tile.c + channel;
     uint32_t left[kTaps], right[kTaps];
     Acc lambda[kTaps], upper[kTaps][kTaps], lower[kTaps][kTaps];
-    int held[kTaps];
+    bool holds[kTaps] = {};
 #pragma unroll
     for (int d = 0; d < kTaps; ++d) {
       const Tap tap = tap_of(a.resize.x, min(max(x + d - 1, 0), width - 1));
       left[d] = offset_in(a.planes, 0, tap.low);
       right[d] = offset_in(a.planes, 0, tap.high);
       lambda[d] = tap.lambda;
-      held[d] = -2;
     }
-    const T* const planes = a.planes.data + tile.n * a.planes.stride_n + c * a.planes.stride_c;
+    const T* planes[kTaps];  // of the first tap in each row of taps
+#pragma unroll
+    for (int dy = 0; dy < kTaps; ++dy) {
+      planes[dy] = a.planes.data + tile.n * a.planes.stride_n + c * a.planes.stride_c + kTaps * dy * a.tap_stride;
+    }
     const T* from = row_of(a.base, tile.n, c, x, tile.y);
-    T* to = staged + start + i + o * a.staging.outer_pitch;
+    const int pitch = a.staging.outer_pitch;
+    T* to = staged + Staging::start(out) + (kInterleaved ? channel + column * pitch : column + channel * pitch);
 #pragma unroll 1
     for (int r = 0; r < tile.rows; ++r) {
       Acc sum = static_cast<Acc>(*from);
@@ -65,27 +67,28 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4) shift_a
       for (int dy = 0; dy < kTaps; ++dy) {
         const int y = tile.y + r + dy - 1;
         if (y < 0 || y >= height) continue;
-        const Tap tap = rows[r + dy];
-        const auto read = [&](int row, Acc (&v)[kTaps]) {
+        const SourceRows<Acc>& source = rows[r + dy];
+        const auto read = [&](int64_t row, Acc (&v)[kTaps]) {
+          const T* at = reinterpret_cast<const T*>(reinterpret_cast<const char*>(planes[dy]) + row);
 #pragma unroll
-          for (int dx = 0; dx < kTaps; ++dx) {
-            const T* at = planes + ((kTaps * dy + dx) * a.out.c * a.planes.stride_c + row * a.planes.stride_h);
-            v[dx] = lerp(static_cast<Acc>(*advanced(at, left[dx])), static_cast<Acc>(*advanced(at, right[dx])), lambda[dx]);
+          for (int dx = 0; dx < kTaps; ++dx, at += a.tap_stride) {
+            const auto l = static_cast<Acc>(*advanced(at, left[dx])), r = static_cast<Acc>(*advanced(at, right[dx]));
+            v[dx] = lerp(l, r, lambda[dx]);
           }
         };
-        if (tap.low != held[dy]) {
-          if (tap.low == held[dy] + 1) {
+        if (source.step != 0 || !holds[dy]) {
+          if (source.step == 1 && holds[dy]) {
 #pragma unroll
             for (int dx = 0; dx < kTaps; ++dx) upper[dy][dx] = lower[dy][dx];
           } else {
-            read(tap.low, upper[dy]);
+            read(source.low, upper[dy]);
           }
-          read(tap.high, lower[dy]);
-          held[dy] = tap.low;
+          read(source.high, lower[dy]);
+          holds[dy] = true;
         }
-        const Acc below = tap.lambda;
-        const Acc left_sum = lerp(upper[dy][0], lower[dy][0], below), right_sum = lerp(upper[dy][2], lower[dy][2], below);
-        sum += lerp(upper[dy][1], lower[dy][1], below);
+        const auto between = [&](int dx) { return source.above * upper[dy][dx] + source.below * lower[dy][dx]; };
+        const Acc left_sum = between(0), right_sum = between(2);
+        sum += between(1);
         if (x > 0) sum += left_sum;
         if (x < width - 1) sum += right_sum;
       }
@@ -94,7 +97,8 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4) shift_a
     }
   }
   __syncthreads();
-  a.staging.store(staged, out, tile, tile.rows);
+  const int outer = kInterleaved ? tile.width : tile.channels, inner = kInterleaved ? tile.channels : tile.width;
+  a.staging.store(staged, out, tile.rows, outer, inner);
 }
 
 inline Tensor interp_shift_add(const Tensor& planes, const Tensor& base) {
@@ -109,16 +113,25 @@ inline Tensor interp_shift_add(const Tensor& planes, const Tensor& base) {
       a.planes = map_of<const T>(from);
       a.base = map_of<const T>(base);
       a.out = out;
+      a.tap_stride = out.c * a.planes.stride_c;
       a.resize = Resize(a.planes.h, a.planes.w, out.h, out.w);
-      const int64_t all_outer = kInterleaved ? out.w : out.c, all_inner = kInterleaved ? out.c : out.w;
-      const int64_t inner = balanced(all_inner, 2 * kBlockThreads);
-      int64_t outer = std::max<int64_t>(1, 2 * kBlockThreads / inner), rows = kShiftAddRows;
-      const auto cut = [&] { a.tiling = Tiling(out.n, out.h, all_outer, all_inner, rows, outer, inner); };
+      if (kInterleaved) {
+        const int64_t slots = balanced(out.c, kBlockThreads);
+        a.places = Places(balanced(out.w, kBlockThreads / slots), slots, true);
+      } else {
+        const int64_t columns = balanced(out.w, kBlockThreads);
+        a.places = Places(columns, std::clamp<int64_t>(kBlockThreads / columns, 1, out.c), false);
+      }
+      int64_t rows = kShiftAddRows;
+      const auto cut = [&] {
+        a.tiling = Tiling(out.n, out.h, out.w, out.c, rows, a.places.width, a.places.slots);
+      };
       cut();
-      for (; a.tiling.blocks() < kBlocksWanted && outer > 1 && outer * inner > kBlockThreads; cut()) --outer;
       for (; a.tiling.blocks() < kBlocksWanted && rows > 4; cut()) --rows;
-      a.staging = Staging(out, a.tiling, a.tiling.rows, kInterleaved);
-      launch(planes, a.tiling.blocks(), kBlockThreads, a.staging.template bytes<T>(), shift_add<T, kInterleaved>, a);
+      const int outer = kInterleaved ? a.tiling.width : a.tiling.channels;
+      a.staging = Staging(out, a.tiling.rows, outer, kInterleaved ? a.tiling.channels : a.tiling.width, kInterleaved);
+      const int bytes = a.staging.template bytes<T>();
+      launch(planes, a.tiling.blocks(), a.places.threads(), bytes, shift_add<T, kInterleaved>, a);
     });
   });
   return y;
@@ -127,8 +140,10 @@ inline Tensor interp_shift_add(const Tensor& planes, const Tensor& base) {
 // The gradient, shifted by `shift` rows and padded with zeros: outputs in row y pass back row y - shift.
 template <class T>
 struct ShiftedGrad {
+  static constexpr bool kWeighted = false;
   Map<const T> grad;
   int shift;
+  int64_t next_row = bytes_between_rows(grad);
 
   struct Rows {
     const T* grad;
@@ -138,12 +153,12 @@ struct ShiftedGrad {
     uint32_t offset;
     bool inside;
   };
-  int64_t outer_limit(bool interleaved, double step) const { return a2s::outer_limit(grad, interleaved, step); }
+  int64_t channel_limit() const { return a2s::channel_limit(grad); }
   __device__ Rows rows(int n, int c, int x, int y) const {
     return {row_of(grad, n, c, x, y - shift), y - shift};
   }
   __device__ void next(Rows& rows) const {
-    rows.grad += grad.stride_h;
+    rows.grad = moved(rows.grad, next_row);
     ++rows.y;
   }
   __device__ Column column(int c, int first_x, int x) const {

@@ -9,19 +9,16 @@ namespace {
 // recalibration * sum over s of weight[s] * v[s]; the weights are computed once for each pixel, and stored.
 template <class T, int S>
 struct AttentionMerge {
-  static constexpr bool kFactor = true, kWinner = false;
+  static constexpr bool kPixels = true, kFactor = true, kWinner = false;
   Map<const T> logits;
   Resize weight_resize;
   Map<const T> factor;
   Map<T> weights;
 
-  struct alignas(S > 2 ? 16 : S * sizeof(acc_t<T>)) Pixel {
-    acc_t<T> w[S == 3 ? 4 : S];  // whole 16-byte packs, of which every part is written
-  };
-  __device__ Pixel pixel(int n, int y, int x, bool stores) const {
+  __device__ PixelWeights<acc_t<T>, S> pixel(int n, int y, int x, bool stores) const {
     acc_t<T> w[S];
     weights_at(logits, weight_resize, n, y, x, w);
-    Pixel pixel{};
+    PixelWeights<acc_t<T>, S> pixel{};
 #pragma unroll
     for (int s = 0; s < S; ++s) {
       pixel.w[s] = w[s];
@@ -29,12 +26,7 @@ struct AttentionMerge {
     }
     return pixel;
   }
-  __device__ acc_t<T> value(const Pixel& pixel, const acc_t<T> (&v)[S], acc_t<T>&) const {
-    acc_t<T> w[S];
-#pragma unroll
-    for (int s = 0; s < S; ++s) w[s] = pixel.w[s];
-    return weighted_sum(w, v);
-  }
+  __device__ acc_t<T> finish(acc_t<T> sum) const { return sum; }
 };
 
 std::tuple<Tensor, Tensor> scale_merge(const std::vector<Tensor>& scores, const Tensor& logits, int64_t height,

@@ -14,7 +14,7 @@ void launch_logit_grad(const Tensor& grad, const Tensor& logits, const Tensor& w
   const LogitGradArguments<T, S> a{map_of<const T>(logits), map_of<const acc_t<T>>(weight_grad),
                                    Resize(logits.size(2), logits.size(3), grad.size(2), grad.size(3)),
                                    map_of<T>(grad_logits),
-                                   Tiling(logits.size(0), logits.size(2), 1, logits.size(3), 1, 1, kBlockThreads)};
+                                   Tiling(logits.size(0), logits.size(2), logits.size(3), 1, 1, kBlockThreads, 1)};
   launch(grad, a.tiling.blocks(), kBlockThreads, 0, logit_grad_kernel<T, S>, a);
 }
 
@@ -50,9 +50,20 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
     } else {
       a.grad_logits = map_of<T>(grad_logits);
     }
-    a.tiling = Tiling(grad.size(0), height, 1, width, kWeightGradRows, 1, kWeightGradPixels);
-    if (is_channels_last(grad)) launch(grad, a.tiling.blocks(), kBlockThreads, 0, weight_grad_kernel<T, S, true>, a);
-    else launch(grad, a.tiling.blocks(), kBlockThreads, 0, weight_grad_kernel<T, S, false>, a);
+    a.tiling = Tiling(grad.size(0), height, width, 1, kWeightGradRows, kWeightGradPixels, 1);
+    const bool interleaved = is_channels_last(grad);
+    const int64_t shares = std::min<int64_t>(a.grad.c, interleaved ? 8 : kBlockThreads / a.tiling.width);
+    a.places = Places(a.tiling.width, shares, interleaved);
+    const auto bytes = [](int64_t values) { return values * static_cast<int64_t>(sizeof(T)); };
+    for (int s = 0; s < S; ++s) a.next_map[s] = bytes(shares * a.maps[s].stride_c);
+    a.next_grad = bytes(shares * a.grad.stride_c);
+    a.next_recalibration = bytes(shares * a.recalibration.stride_c);
+    a.next_grad_recalibration = bytes(shares * a.grad_recalibration.stride_c);
+    a.grad_row = bytes_between_rows(a.grad);
+    a.recalibration_row = bytes_between_rows(a.recalibration);
+    a.grad_recalibration_row = bytes_between_rows(a.grad_recalibration);
+    launch(grad, a.tiling.blocks(), a.places.threads(), 0,
+           interleaved ? weight_grad_kernel<T, S, true> : weight_grad_kernel<T, S, false>, a);
     if (resized) launch_logit_grad<T, S>(grad, logits, *weight_grad, grad_logits);
   });
   std::optional<Tensor> factor;

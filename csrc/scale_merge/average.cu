@@ -7,20 +7,18 @@
 namespace a2s {
 namespace {
 
-template <class T, int S>
+template <class T>
 struct AverageMerge {
-  static constexpr bool kFactor = false, kWinner = false;
+  static constexpr bool kPixels = false, kFactor = false, kWinner = false;
   acc_t<T> factor;
 
-  struct Pixel {};
-  __device__ acc_t<T> value(const Pixel&, const acc_t<T> (&v)[S], acc_t<T>&) const { return average(v, factor); }
+  __device__ acc_t<T> finish(acc_t<T> sum) const { return factor * sum; }
 };
 
 Tensor scale_average(const std::vector<Tensor>& scores, int64_t height, int64_t width, double factor) {
   Tensor merged = empty_merged("scale_average", scores, height, width);
-  launch_merge("scale_average", scores, merged, nullptr, [&](auto type, auto count) {
-    using T = typename decltype(type)::type;
-    return AverageMerge<T, decltype(count)::value>{static_cast<float>(factor)};
+  launch_merge("scale_average", scores, merged, nullptr, [&](auto type, auto) {
+    return AverageMerge<typename decltype(type)::type>{static_cast<float>(factor)};
   });
   return merged;
 }

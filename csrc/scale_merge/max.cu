@@ -9,10 +9,8 @@ namespace {
 
 template <class T, int S>
 struct MaxMerge {
-  static constexpr bool kFactor = false, kWinner = true;
-
-  struct Pixel {};
-  __device__ acc_t<T> value(const Pixel&, const acc_t<T> (&v)[S], acc_t<T>& winner) const { return largest(v, winner); }
+  static constexpr bool kPixels = false, kFactor = false, kWinner = true;
+  __device__ acc_t<T> value(const acc_t<T> (&v)[S], acc_t<T>& winner) const { return largest(v, winner); }
 };
 
 std::tuple<Tensor, Tensor> scale_max(const std::vector<Tensor>& scores, int64_t height, int64_t width) {

@@ -29,7 +29,7 @@ void launch_merge(const char* op, const std::vector<Tensor>& scores, const Tenso
     const std::vector<Tensor> from = addressable_all(scores, is_interleaved(out));
     const ScaleSet<T, S> scales(from, out.h, out.w);
     dispatch_layout(out, [&](auto interleaved) {
-      launch_resize<T, S, 1, decltype(interleaved)::value>(merged, scales, op_of(type, count), out,
+      launch_resize<T, S, decltype(interleaved)::value>(merged, scales, op_of(type, count), out,
                                                            winner ? map_of<uint8_t>(*winner) : Map<uint8_t>{});
     });
   });

@@ -12,36 +12,36 @@ template <class T>
 struct SoftmaxArguments {
   Map<const T> logits;
   Map<T> weights;
-  Tiling tiling;  // of (rows, 1, columns)
+  Tiling tiling;  // without channels
 };
 
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads) softmax_pixels(const __grid_constant__ SoftmaxArguments<T> a) {
   const Tile tile = a.tiling.tile(blockIdx.x);
-  if (static_cast<int>(threadIdx.x) >= tile.inner) return;
-  softmax_pixel(a.logits, a.weights, tile.n, tile.y, tile.i + threadIdx.x);
+  if (static_cast<int>(threadIdx.x) >= tile.width) return;
+  softmax_pixel(a.logits, a.weights, tile.n, tile.y, tile.x + threadIdx.x);
 }
 
 template <class T>
 struct SoftmaxBackwardArguments {
   Map<const T> grad, weights;
   Map<T> grad_logits;
-  Tiling tiling;  // of (rows, 1, columns)
+  Tiling tiling;  // without channels
 };
 
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads)
     softmax_pixels_backward(const __grid_constant__ SoftmaxBackwardArguments<T> a) {
   const Tile tile = a.tiling.tile(blockIdx.x);
-  if (static_cast<int>(threadIdx.x) >= tile.inner) return;
-  softmax_pixel_backward(a.grad, a.weights, a.grad_logits, tile.n, tile.y, tile.i + threadIdx.x);
+  if (static_cast<int>(threadIdx.x) >= tile.width) return;
+  softmax_pixel_backward(a.grad, a.weights, a.grad_logits, tile.n, tile.y, tile.x + threadIdx.x);
 }
 
 Tiling pixel_tiling(const Tensor& map) {
-  return Tiling(map.size(0), map.size(2), 1, map.size(3), 1, 1, kBlockThreads);
+  return Tiling(map.size(0), map.size(2), map.size(3), 1, 1, kBlockThreads, 1);
 }
 
-int pixel_threads(const Tiling& tiling) { return static_cast<int>(ceil_div(tiling.inner, 32) * 32); }
+int pixel_threads(const Tiling& tiling) { return static_cast<int>(ceil_div(tiling.width, 32) * 32); }
 
 Tensor scale_softmax(const Tensor& logits) {
   check_map("scale_softmax", "logits", logits);

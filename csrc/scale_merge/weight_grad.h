@@ -1,8 +1,8 @@
 // The CUDA kernel for the gradients that the attention's weights and the recalibration get: sums over the channels of
 // the merged grid, which a block reads once.
 //
-// A block owns kPixels columns and kRows rows; kShares threads share the channels of a column. In planar maps adjacent
-// threads are adjacent columns, in channels_last ones adjacent channels.
+// Threads share the channels of a column of pixels. In planar maps adjacent threads are adjacent columns, in
+// channels_last ones adjacent channels.
 #pragma once
 
 #include "merge.h"
@@ -14,116 +14,139 @@ struct WeightGradArguments {
   Map<const T> maps[S];
   Resize resize[S];
   Map<const T> grad, recalibration, grad_weights, weights;  // data of the second and third is null if there is none
-  Map<T> grad_logits;                                       // where the logits have the merged grid; else data is null and
-  Map<acc_t<T>> weight_grad;                                // the gradient of the weights goes here
+  // Where the logits have the merged grid; else data is null and the gradient of the weights goes to weight_grad.
+  Map<T> grad_logits;
+  Map<acc_t<T>> weight_grad;
   Map<T> grad_recalibration;
-  Tiling tiling;  // of (rows, 1, columns)
+  Tiling tiling;
+  Places places;  // slots are shares of the channels
+  // Bytes from a channel to the next of its share, and between rows.
+  int64_t next_map[S], next_grad, next_recalibration, next_grad_recalibration;
+  int64_t grad_row, recalibration_row, grad_recalibration_row;
 };
 
 constexpr int kWeightGradPixels = 32, kWeightGradRows = 4;
 
 template <class T, int S, bool kInterleaved>
-__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : 2)
+__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2 : 3)
     weight_grad_kernel(const __grid_constant__ WeightGradArguments<T, S> a) {
   using Acc = acc_t<T>;
-  constexpr int kPixels = kWeightGradPixels, kRows = kWeightGradRows, kShares = kBlockThreads / kPixels;
-  __shared__ Between<Acc> sources[S][kRows];
-  __shared__ Acc sums[kRows][S][kShares][kPixels + 1];
-  __shared__ Acc weights[kRows][S][kPixels];
+  constexpr int kRows = kWeightGradRows;
+  __shared__ SourceRows<Acc> sources[S][kRows];
+  __shared__ Acc sums[kRows][S][kBlockThreads];
+  __shared__ PixelWeights<Acc, S> weights[kRows][kWeightGradPixels];
   const Tile tile = a.tiling.tile(blockIdx.x);
-  const int thread = threadIdx.x;
-  const int p = kInterleaved ? thread / kShares : thread % kPixels;
-  const int share = kInterleaved ? thread % kShares : thread / kPixels;
-  if (thread < S * kRows && thread % kRows < tile.rows) {
-    sources[thread / kRows][thread % kRows] = between<Acc>(a.resize[thread / kRows].y, tile.y + thread % kRows);
+  for (int i = threadIdx.x; i < S * kRows; i += blockDim.x) {
+    const int s = i / kRows, r = i % kRows;
+    sources[s][r] = source_rows<T>(a.maps[s], a.resize[s].y, tile.y + min(r, tile.rows - 1), r == 0);
   }
-  for (int k = thread; k < kRows * S * kPixels; k += kBlockThreads) {
-    const int x = k % kPixels, s = k / kPixels % S, r = k / kPixels / S;
-    if (r < tile.rows) {
-      weights[r][s][x] = static_cast<Acc>(a.weights.at(tile.n, s, tile.y + r, tile.i + min(x, tile.inner - 1)));
-    }
+  for (int i = threadIdx.x; i < kRows * kWeightGradPixels; i += blockDim.x) {
+    const int r = i / kWeightGradPixels, x = i % kWeightGradPixels;
+    if (r >= tile.rows || x >= tile.width) continue;
+    PixelWeights<Acc, S> w{};
+#pragma unroll
+    for (int s = 0; s < S; ++s) w.w[s] = static_cast<Acc>(a.weights.at(tile.n, s, tile.y + r, tile.x + x));
+    weights[r][x] = w;
   }
   __syncthreads();
 
-  const int x = tile.i + min(p, tile.inner - 1);
-  HeldRows<T, 1, 1> map[S];
+  const int shares = a.places.slots;
+  int column, share;
+  a.places.template split<kInterleaved>(threadIdx.x, column, share);
+  if (column < tile.width && share < shares) {
+    const int x = tile.x + column;
+    HeldRows<T, 1, 1> map[S];
+    unsigned steps[S];  // of the rows, eight bits each
 #pragma unroll
-  for (int s = 0; s < S; ++s) {
-    const Tap tap = tap_of(a.resize[s].x, x);
-    map[s].base = row_of(a.maps[s], tile.n, share, tap.low, 0);
-    map[s].stride_h = a.maps[s].stride_h;
-    map[s].left[0] = 0;
-    map[s].right[0] = offset_in(a.maps[s], 0, tap.high - tap.low);
-    map[s].lambda[0] = tap.lambda;
-  }
-  const T* grad = row_of(a.grad, tile.n, share, x, tile.y);
-  const T* recalibration = nullptr;
-  T* grad_recalibration = nullptr;
-  if (a.recalibration.data) {
-    recalibration = row_of(a.recalibration, tile.n, share, x, tile.y);
-    const Map<T>& map = a.grad_recalibration;
-    grad_recalibration = map.data + tile.n * map.stride_n + share * map.stride_c + tile.y * map.stride_h + x * map.stride_w;
-  }
-  Acc sum[kRows][S] = {};
-  const auto channels = static_cast<int>(a.grad.c);
+    for (int s = 0; s < S; ++s) {
+      steps[s] = 0;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) steps[s] |= min(sources[s][r].step, 2) << (8 * r);
+      const Tap tap = tap_of(a.resize[s].x, x);
+      map[s].base = row_of(a.maps[s], tile.n, share, tap.low, 0);
+      map[s].left[0] = 0;
+      map[s].right = offset_in(a.maps[s], 0, tap.high - tap.low);
+      map[s].right_share = tap.lambda;
+      map[s].left_share = 1 - map[s].right_share;
+    }
+    const T* grad = row_of(a.grad, tile.n, share, x, tile.y);
+    const T* recalibration = nullptr;
+    T* grad_recalibration = nullptr;
+    if (a.recalibration.data) {
+      recalibration = row_of(a.recalibration, tile.n, share, x, tile.y);
+      grad_recalibration = place_in(a.grad_recalibration, tile.n, share, x, tile.y);
+    }
+    Acc sum[kRows][S] = {};
+    const auto channels = static_cast<int>(a.grad.c);
 #pragma unroll 1
-  for (int c = share; c < channels; c += kShares) {
+    for (int c = share; c < channels; c += shares) {
+      const T *grad_row = grad, *recalibration_row = recalibration;
+      T* grad_recalibration_row = grad_recalibration;
 #pragma unroll
-    for (int s = 0; s < S; ++s) map[s].held = -2;
+      for (int r = 0; r < kRows; ++r) {
+        if (r >= tile.rows) break;
+        Acc v[S];
+#pragma unroll
+        for (int s = 0; s < S; ++s) {
+          const SourceRows<Acc>& source = sources[s][r];
+          if (a.resize[s].copies) {
+            Acc value[1][1];
+            map[s].copy(source, value);
+            v[s] = value[0][0];
+          } else {
+            map[s].advance(source, steps[s] >> (8 * r) & 255);
+            v[s] = source.above * map[s].upper[0][0] + source.below * map[s].lower[0][0];
+          }
+        }
+        Acc g = static_cast<Acc>(*grad_row);
+        grad_row = moved(grad_row, a.grad_row);
+        if (recalibration) {
+          const PixelWeights<Acc, S> w = weights[r][column];
+          Acc merged = w.w[0] * v[0];
+#pragma unroll
+          for (int s = 1; s < S; ++s) merged += w.w[s] * v[s];
+          *grad_recalibration_row = static_cast<T>(merged * g);
+          g *= static_cast<Acc>(*recalibration_row);
+          recalibration_row = moved(recalibration_row, a.recalibration_row);
+          grad_recalibration_row = moved(grad_recalibration_row, a.grad_recalibration_row);
+        }
+#pragma unroll
+        for (int s = 0; s < S; ++s) sum[r][s] += g * v[s];
+      }
+#pragma unroll
+      for (int s = 0; s < S; ++s) map[s].base = moved(map[s].base, a.next_map[s]);
+      grad = moved(grad, a.next_grad);
+      if (recalibration) {
+        recalibration = moved(recalibration, a.next_recalibration);
+        grad_recalibration = moved(grad_recalibration, a.next_grad_recalibration);
+      }
+    }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (r >= tile.rows) break;
-      Acc v[S];
 #pragma unroll
-      for (int s = 0; s < S; ++s) {
-        Acc value[1][1];
-        if (a.resize[s].copies) map[s].copied_row(tile.y + r, value);
-        else map[s].row(sources[s][r], value);
-        v[s] = value[0][0];
-      }
-      Acc g = static_cast<Acc>(grad[r * a.grad.stride_h]);
-      if (recalibration) {
-        Acc merged = weights[r][0][p] * v[0];
-#pragma unroll
-        for (int s = 1; s < S; ++s) merged += weights[r][s][p] * v[s];
-        if (p < tile.inner) grad_recalibration[r * a.grad_recalibration.stride_h] = static_cast<T>(merged * g);
-        g *= static_cast<Acc>(recalibration[r * a.recalibration.stride_h]);
-      }
-#pragma unroll
-      for (int s = 0; s < S; ++s) sum[r][s] += g * v[s];
+      for (int s = 0; s < S; ++s) sums[r][s][threadIdx.x] = sum[r][s];
     }
-#pragma unroll
-    for (int s = 0; s < S; ++s) map[s].base += kShares * a.maps[s].stride_c;
-    grad += kShares * a.grad.stride_c;
-    if (recalibration) {
-      recalibration += kShares * a.recalibration.stride_c;
-      grad_recalibration += kShares * a.grad_recalibration.stride_c;
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int s = 0; s < S; ++s) sums[r][s][share][p] = sum[r][s];
   }
   __syncthreads();
 
-  const int r = thread / kPixels, column = thread % kPixels;
-  if (r >= tile.rows || column >= tile.inner) return;
-  Acc g[S], w[S];
+  for (int i = threadIdx.x; i < kRows * kWeightGradPixels; i += blockDim.x) {
+    const int r = i / kWeightGradPixels, x = i % kWeightGradPixels;
+    if (r >= tile.rows || x >= tile.width) continue;
+    Acc g[S], w[S];
 #pragma unroll
-  for (int s = 0; s < S; ++s) {
-    g[s] = a.grad_weights.data ? static_cast<Acc>(a.grad_weights.at(tile.n, s, tile.y + r, tile.i + column)) : Acc(0);
+    for (int s = 0; s < S; ++s) {
+      g[s] = a.grad_weights.data ? static_cast<Acc>(a.grad_weights.at(tile.n, s, tile.y + r, tile.x + x)) : Acc(0);
+      for (int k = 0; k < shares; ++k) g[s] += sums[r][s][kInterleaved ? x * shares + k : k * a.places.width + x];
+      w[s] = weights[r][x].w[s];
+    }
+    if (a.grad_logits.data) {
+      softmax_backward(g, w);
 #pragma unroll
-    for (int k = 0; k < kShares; ++k) g[s] += sums[r][s][k][column];
-    w[s] = weights[r][s][column];
-  }
-  if (a.grad_logits.data) {
-    softmax_backward(g, w);
+      for (int s = 0; s < S; ++s) a.grad_logits.at(tile.n, s, tile.y + r, tile.x + x) = static_cast<T>(g[s]);
+    } else {
 #pragma unroll
-    for (int s = 0; s < S; ++s) a.grad_logits.at(tile.n, s, tile.y + r, tile.i + column) = static_cast<T>(g[s]);
-  } else {
-#pragma unroll
-    for (int s = 0; s < S; ++s) a.weight_grad.at(tile.n, s, tile.y + r, tile.i + column) = g[s];
+      for (int s = 0; s < S; ++s) a.weight_grad.at(tile.n, s, tile.y + r, tile.x + x) = g[s];
+    }
   }
 }
 
@@ -135,7 +158,7 @@ struct LogitGradArguments {
   Map<const acc_t<T>> weight_grad;
   Resize resize;
   Map<T> grad_logits;
-  Tiling tiling;  // of (rows, 1, columns)
+  Tiling tiling;  // without channels
 };
 
 template <class T, int S>
@@ -143,8 +166,8 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4)
     logit_grad_kernel(const __grid_constant__ LogitGradArguments<T, S> a) {
   using Acc = acc_t<T>;
   const Tile tile = a.tiling.tile(blockIdx.x);
-  const int x = tile.i + threadIdx.x, y = tile.y;
-  if (static_cast<int>(threadIdx.x) >= tile.inner) return;
+  const int x = tile.x + threadIdx.x, y = tile.y;
+  if (static_cast<int>(threadIdx.x) >= tile.width) return;
   int64_t y_first, y_last, x_first, x_last;
   a.resize.y.readers(y, y_first, y_last);
   a.resize.x.readers(x, x_first, x_last);

@@ -36,7 +36,8 @@ __device__ void store_values(T* to, const acc_t<T> (&v)[V]) {
     Pack<T, V> values;
 #pragma unroll
     for (int k = 0; k < V; ++k) values.v[k] = static_cast<T>(v[k]);
-    *reinterpret_cast<uint4*>(to) = __builtin_bit_cast(uint4, values);  // the struct itself would be stored in four parts
+    // A plain assignment is sometimes compiled to stores of a part each.
+    __stcg(reinterpret_cast<uint4*>(to), __builtin_bit_cast(uint4, values));
   }
 }
 

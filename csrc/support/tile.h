@@ -1,7 +1,7 @@
-// Tiles of maps, each made by one block of a CUDA kernel.
+// Tiles of maps, each made by one block of a CUDA kernel: rows of adjacent pixels, and some of their channels.
 //
-// A tile is `rows` rows of `outer` x `inner` columns. Inner columns are adjacent in memory: pixels in planar maps, where
-// the outer index is the channel; channels in channels_last ones, where the outer index is the pixel.
+// In the result, inner columns are adjacent in memory: pixels in planar maps, where the outer columns are channels;
+// channels in channels_last ones ("interleaved"), where the outer columns are pixels.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 namespace a2s {
 
 constexpr int kBlockThreads = 256;  // at most
-constexpr int kMaxSharedBytes = 44 * 1024;  // a block has 48 KiB unless it requests more
-constexpr int64_t kBlocksWanted = 4 * 132;
+constexpr int kMaxSharedBytes = 42 * 1024;  // beside small tables: a block has 48 KiB unless it requests more
+constexpr int64_t kBlocksWanted = 480;      // nearly four for each of an H100's 132 multiprocessors
 
 // Division of numbers below 2^31 by a divisor that is known at launch: a multiplication and a shift.
 struct Divisor {
@@ -43,7 +43,7 @@ inline int balanced(int64_t extent, int64_t most) {
 }
 
 // Offsets within a row of a tile are 32-bit, in bytes. Maps with longer rows are made contiguous first; of maps with
-// distant channels a tile takes fewer.
+// distant channels a tile takes fewer at once.
 constexpr int64_t kMaxOffset = int64_t{1} << 28;  // values
 
 #if defined(__CUDACC__)
@@ -52,9 +52,20 @@ __device__ const T* advanced(const T* row, uint32_t bytes) {
   return reinterpret_cast<const T*>(reinterpret_cast<const char*>(row) + bytes);
 }
 
+template <class T>
+__device__ T* moved(T* row, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(row) + bytes);
+}
+
 // Channel c of column x in row y of image n.
 template <class T>
 __device__ const T* row_of(const Map<const T>& map, int n, int c, int x, int y) {
+  return map.data + n * map.stride_n + c * map.stride_c + x * map.stride_w + y * map.stride_h;
+}
+
+template <class T>
+__device__ T* place_in(const Map<T>& map, int n, int c, int x, int y) {
   return map.data + n * map.stride_n + c * map.stride_c + x * map.stride_w + y * map.stride_h;
 }
 
@@ -65,11 +76,15 @@ __device__ uint32_t offset_in(const Map<const T>& map, int c, int x) {
 }
 #endif
 
-// How many outer columns keep the offsets into `map` within 32 bits, if each takes `step` of its columns.
 template <class T>
-int64_t outer_limit(const Map<T>& map, bool interleaved, double step) {
-  const double distance = interleaved ? step * map.stride_w : map.stride_c;
-  return distance > 0 ? std::max<int64_t>(1, static_cast<int64_t>(kMaxOffset / distance)) : kMaxOffset;
+int64_t bytes_between_rows(const Map<T>& map) {
+  return map.stride_h * static_cast<int64_t>(sizeof(T));
+}
+
+// How many channels keep the offsets into `map` within 32 bits.
+template <class T>
+int64_t channel_limit(const Map<T>& map) {
+  return map.stride_c > 0 ? std::max<int64_t>(1, kMaxOffset / map.stride_c) : kMaxOffset;
 }
 
 // `map`, or a copy of it whose rows are shorter.
@@ -93,44 +108,80 @@ void dispatch_layout(const Map<T>& out, const Body& body) {
 }
 
 struct Tile {
-  int n, y, rows, o, outer, i, inner;  // first row and columns, and how many of them
+  int n, y, rows, x, width, c, channels;  // first row, column and channel, and how many of them
 };
 
-// How (n, rows, outer, inner) is cut into tiles.
+// How (n, rows, width, channels) is cut into tiles.
 struct Tiling {
   int64_t n;
-  int all_rows, all_outer, all_inner;
-  int rows, outer, inner;  // of a whole tile
-  Divisor strips, outer_tiles, inner_tiles, columns_inner;
+  int all_rows, all_width, all_channels;
+  int rows, width, channels;  // of a whole tile
+  Divisor strips, x_tiles, c_tiles;
 
   Tiling() = default;
-  Tiling(int64_t n, int64_t all_rows, int64_t all_outer, int64_t all_inner, int64_t rows, int64_t outer, int64_t inner)
-      : n(n), all_rows(static_cast<int>(all_rows)), all_outer(static_cast<int>(all_outer)),
-        all_inner(static_cast<int>(all_inner)), rows(balanced(all_rows, rows)), outer(balanced(all_outer, outer)),
-        inner(balanced(all_inner, inner)), strips(ceil_div(all_rows, this->rows)),
-        outer_tiles(ceil_div(all_outer, this->outer)), inner_tiles(ceil_div(all_inner, this->inner)),
-        columns_inner(this->inner) {}
+  Tiling(int64_t n, int64_t all_rows, int64_t all_width, int64_t all_channels, int64_t rows, int64_t width,
+         int64_t channels)
+      : n(n), all_rows(static_cast<int>(all_rows)), all_width(static_cast<int>(all_width)),
+        all_channels(static_cast<int>(all_channels)), rows(balanced(all_rows, rows)), width(balanced(all_width, width)),
+        channels(static_cast<int>(channels)), strips(ceil_div(all_rows, this->rows)),
+        x_tiles(ceil_div(all_width, this->width)), c_tiles(ceil_div(all_channels, this->channels)) {}
 
-  int64_t blocks() const {
-    return n * strips.divisor * int64_t{outer_tiles.divisor} * inner_tiles.divisor;
-  }
+  int64_t blocks() const { return n * strips.divisor * int64_t{x_tiles.divisor} * c_tiles.divisor; }
 
 #if defined(__CUDACC__)
   __device__ Tile tile(int block) const {
     Tile tile;
     int rest = block;
-    int next = inner_tiles.split(rest);
-    tile.i = rest * inner;
+    int next = x_tiles.split(rest);
+    tile.x = rest * width;
     rest = next;
-    next = outer_tiles.split(rest);
-    tile.o = rest * outer;
+    next = c_tiles.split(rest);
+    tile.c = rest * channels;
     rest = next;
     tile.n = strips.split(rest);
     tile.y = rest * rows;
     tile.rows = min(rows, all_rows - tile.y);
-    tile.outer = min(outer, all_outer - tile.o);
-    tile.inner = min(inner, all_inner - tile.i);
+    tile.width = min(width, all_width - tile.x);
+    tile.channels = min(channels, all_channels - tile.c);
     return tile;
+  }
+#endif
+};
+
+// How the threads of a block share a group of channels of a tile. A place is a column of pixels and K channels of the
+// group, `slots` apart; adjacent threads take adjacent inner columns, and all threads take as many places.
+struct Places {
+  int width, slots;
+  Divisor by_inner;
+
+  Places() = default;
+  Places(int64_t width, int64_t slots, bool interleaved)
+      : width(static_cast<int>(width)), slots(static_cast<int>(slots)), by_inner(interleaved ? slots : width) {}
+
+  // In tiles of `width` columns of planar maps: the slots, up to `most`, that leave the fewest threads idle.
+  static Places planar(int64_t width, int64_t most) {
+    Places best(width, 1, false);
+    for (int64_t slots = 2; slots <= std::min<int64_t>(most, 2 * kBlockThreads / width); ++slots) {
+      const Places other(width, slots, false);
+      if (other.busy() > best.busy() * 1.03) best = other;
+    }
+    return best;
+  }
+
+  A2S_HD int count() const { return width * slots; }
+  int threads() const {
+    const int64_t rounds = ceil_div(count(), kBlockThreads);
+    return static_cast<int>(ceil_div(count(), 32 * rounds) * 32);
+  }
+  double busy() const { return count() / static_cast<double>(ceil_div(count(), threads()) * threads()); }
+
+#if defined(__CUDACC__)
+  // The column and the first channel of place i.
+  template <bool kInterleaved>
+  __device__ void split(int i, int& x, int& slot) const {
+    const int outer = by_inner.split(i);
+    x = kInterleaved ? outer : i;
+    slot = kInterleaved ? i : outer;
   }
 #endif
 };
@@ -140,31 +191,32 @@ struct Tiling {
 // Segments are the stretches of a tile that are contiguous in the result.
 struct Staging {
   int row_pitch, outer_pitch, values;  // of a whole tile
-  int64_t row_stride, outer_stride;
-  bool rows_outside;  // rows are further apart than outer columns
-  int merged;         // how many of the two outer dimensions a segment takes in
-  bool together;      // all threads store a segment, rather than a warp
+  // Of the two outer dimensions, rows and outer columns, the one that is nearer in memory and the other.
+  int near_pitch, far_pitch;
+  int64_t near_stride, far_stride;
+  bool rows_near;
+  int merged;       // how many of the two a segment takes in
+  Divisor by_near;  // segments of a whole tile along the nearer one
 
   Staging() = default;
-  // Of `rows` rows at once of tiles of `out`, whose inner columns are adjacent.
+  // Of tiles of `out`, whose inner columns are adjacent.
   template <class T>
-  Staging(const Map<T>& out, const Tiling& tiling, int rows, bool interleaved)
-      : row_stride(out.stride_h), outer_stride(interleaved ? out.stride_w : out.stride_c), rows_outside(interleaved) {
+  Staging(const Map<T>& out, int rows, int outer, int inner, bool interleaved) : rows_near(!interleaved) {
     constexpr int pack = kPackBytes / sizeof(T);
-    const int64_t minor_stride = interleaved ? outer_stride : row_stride;
-    const int64_t major_stride = interleaved ? row_stride : outer_stride;
-    const int minor = interleaved ? tiling.outer : rows, major = interleaved ? rows : tiling.outer;
+    const int64_t outer_stride = interleaved ? out.stride_w : out.stride_c;
+    near_stride = rows_near ? out.stride_h : outer_stride;
+    far_stride = rows_near ? outer_stride : out.stride_h;
+    const int near = rows_near ? rows : outer, far = rows_near ? outer : rows;
     const auto pitch = [](int64_t least, int64_t stride) {
       return static_cast<int>(least + ((stride - least) % pack + pack) % pack);
     };
-    const int minor_pitch = pitch(tiling.inner, minor_stride);
-    const int major_pitch = pitch(int64_t{minor} * minor_pitch, major_stride);
-    merged = tiling.inner != minor_stride ? 0 : int64_t{minor} * minor_pitch != major_stride ? 1 : 2;
-    row_pitch = interleaved ? major_pitch : minor_pitch;
-    outer_pitch = interleaved ? minor_pitch : major_pitch;
-    values = major * major_pitch + pack;
-    const int segments = (merged > 0 ? 1 : minor) * (merged > 1 ? 1 : major);
-    together = segments < 4;
+    near_pitch = pitch(inner, near_stride);
+    far_pitch = pitch(int64_t{near} * near_pitch, far_stride);
+    merged = inner != near_stride ? 0 : int64_t{near} * near_pitch != far_stride ? 1 : 2;
+    row_pitch = rows_near ? near_pitch : far_pitch;
+    outer_pitch = rows_near ? far_pitch : near_pitch;
+    values = far * far_pitch + pack;
+    by_near = Divisor(merged > 0 ? 1 : near);
   }
 
   template <class T>
@@ -179,23 +231,24 @@ struct Staging {
     return static_cast<int>(reinterpret_cast<uintptr_t>(to) % kPackBytes / sizeof(T));
   }
 
-  // Stores `rows` rows of a staged tile whose first value goes to `to`. All threads of the block, after a barrier.
+  // Stores a staged tile, or its first rows or columns; the first value goes to `to`. Called by all threads of the
+  // block, after a barrier. A warp stores a segment, or all threads the only one.
   template <class T>
-  __device__ void store(const T* staged, T* to, const Tile& tile, int rows) const {
+  __device__ void store(const T* staged, T* to, int rows, int outer, int inner) const {
     constexpr unsigned pack = kPackBytes / sizeof(T);
-    const int minor = rows_outside ? tile.outer : rows, major = rows_outside ? rows : tile.outer;
-    const int64_t minor_stride = rows_outside ? outer_stride : row_stride;
-    const int64_t major_stride = rows_outside ? row_stride : outer_stride;
-    const int minor_pitch = rows_outside ? outer_pitch : row_pitch, major_pitch = rows_outside ? row_pitch : outer_pitch;
-    const int length = tile.inner * (merged > 0 ? minor : 1) * (merged > 1 ? major : 1);
-    const int inside = merged > 0 ? 1 : minor, segments = inside * (merged > 1 ? 1 : major);
-    const int first = start(to);
+    const int near = rows_near ? rows : outer, far = rows_near ? outer : rows;
+    const int length = inner * (merged > 0 ? near : 1) * (merged > 1 ? far : 1);
+    const int first = start(to), segments = by_near.divisor * (merged > 1 ? 1 : far);
+    const bool together = segments == 1;
     const unsigned group = together ? blockDim.x : 32, lane = together ? threadIdx.x : threadIdx.x % 32;
+#pragma unroll 1
     for (int segment = together ? 0 : threadIdx.x / 32; segment < segments; segment += together ? 1 : blockDim.x / 32) {
-      const int a = inside == 1 ? segment : segment / inside, b = segment - a * inside;
-      const unsigned at = first + a * major_pitch + b * minor_pitch;
+      int b = segment;
+      const int a = by_near.split(b);
+      if (merged == 0 && b >= near) continue;
+      const unsigned at = first + a * far_pitch + b * near_pitch;
       const T* from = staged + at;
-      T* const segment_to = to + (a * major_stride + b * minor_stride);
+      T* const segment_to = to + (a * far_stride + b * near_stride);
       // Values before the first whole pack, whole packs, and values after the last.
       const unsigned head = min(-at % pack, static_cast<unsigned>(length)), whole = (length - head) / pack;
       auto* const packs_to = reinterpret_cast<unsigned char*>(segment_to + head);

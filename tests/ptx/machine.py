@@ -18,6 +18,8 @@ from tests.ptx.program import Block, Program
 from tests.ptx.shared import SharedMemory
 
 MAX_STEPS = 20_000_000
+MAX_SHARED_BYTES = 48 * 1024
+"""Of a block that does not request more."""
 
 
 class Launch:
@@ -36,6 +38,8 @@ class Launch:
     ) -> None:
         self.program, self.grid, self.threads, self.memory = program, grid, threads, memory
         self.shared_bytes = program.kernel.shared_bytes + dynamic_shared
+        if self.shared_bytes > MAX_SHARED_BYTES:
+            raise Fault(f"{program.kernel.name}: a block needs {self.shared_bytes} bytes of shared memory, over 48 KiB")
         self.arguments = {
             width: np.frombuffer(arguments + bytes(-len(arguments) % 16), f"u{width}") for width in (1, 2, 4, 8)
         }
