@@ -47,9 +47,8 @@ CAFFE_SUFFIX = ".solverstate"
 def training_loop(
     trainer: Trainer, run: Run, validation: Validation | None = None, on_event: OnEvent | None = None
 ) -> int:
-    """Trains to the recipe's last iteration, or until Ctrl-C or SIGTERM; returns the signal's number, 0 without one.
-
-    Validations that get no better for `run.patience` end it, too.
+    """Trains to the recipe's last iteration, or until validations get no better for `run.patience`, or until Ctrl-C or
+    SIGTERM; returns the signal's number, 0 without one.
 
     An iteration is `iter_size` forward and backward passes, whose gradients are summed, and one update by the solver.
     The validation between two iterations comes after the snapshot, from which a run killed meanwhile goes on.
@@ -162,17 +161,7 @@ def train(recipe: Recipe, run: Run, on_event: OnEvent | None = None) -> Outcome:
 
 def _train(recipe: Recipe, run: Run, device: torch.device, on_event: OnEvent | None) -> Outcome:
     with failing_together(), fitting(recipe):
-        workers = usual_workers(device) if run.workers is None else run.workers
-        run = dataclasses.replace(run, precision=precision_on(run.precision, device), workers=workers)
-        check_precision(run.precision, device)
-        if run.keep is not None and run.keep < 1:
-            raise InputError(f"keeping {run.keep} snapshots is not possible: a run goes on from at least one.")
-        if run.together is not None and run.together < 1:
-            raise InputError(f"running {run.together} passes together is not possible: give at least 1.")
-        counts = {"validating every {} iterations": run.validate_every, "a patience of {}": run.patience}
-        for words, number in counts.items():
-            if number is not None and (number < 1 or not run.val_list):
-                raise InputError(f"{words.format(number)} is not possible: give at least 1 and a --val-list.")
+        run = _settled(run, device)
         items = read_list(run.train_list or run.data_root / recipe.training_set, run.data_root)
         val_items = read_list(run.val_list, run.data_root) if run.val_list else None
         classes = class_names(recipe.num_classes, {}, run.classes)
@@ -213,10 +202,8 @@ def _train(recipe: Recipe, run: Run, device: torch.device, on_event: OnEvent | N
         processes = {"processes": world_size(), "together": trainer.together}
         write_config(run.out, {**described, "run": settings | processes, "origin": origin})
     with products_of(run.precision):
-        validation = None
-        if val_items:
-            every = run.validate_every or recipe.snapshot
-            validation = Validation(trainer, run.out, val_items, classes, every, run.patience)
+        every = run.validate_every or recipe.snapshot
+        validation = Validation(trainer, run.out, val_items, classes, every, run.patience) if val_items else None
         interrupted = training_loop(trainer, run, validation, on_event)
         if interrupted:
             return Outcome(trainer.iteration, interrupted, snapshot_path(run.out, trainer.iteration), None, classes)
@@ -227,6 +214,22 @@ def _train(recipe: Recipe, run: Run, device: torch.device, on_event: OnEvent | N
                 meta = {**trainer.meta, "iteration": trainer.iteration, "source": source}
                 save_weights(final, trainer.model.state_dict(), meta)
     return Outcome(trainer.iteration, 0, final, validation and validation.last, classes)
+
+
+def _settled(run: Run, device: torch.device) -> Run:
+    """The run with its precision and its number of workers. Raises InputError for a setting that is not possible."""
+    workers = usual_workers(device) if run.workers is None else run.workers
+    run = dataclasses.replace(run, precision=precision_on(run.precision, device), workers=workers)
+    check_precision(run.precision, device)
+    if run.keep is not None and run.keep < 1:
+        raise InputError(f"keeping {run.keep} snapshots is not possible: a run goes on from at least one.")
+    if run.together is not None and run.together < 1:
+        raise InputError(f"running {run.together} passes together is not possible: give at least 1.")
+    validating = {"validating every {} iterations": run.validate_every, "a patience of {}": run.patience}
+    for words, number in validating.items():
+        if number is not None and (number < 1 or not run.val_list):
+            raise InputError(f"{words.format(number)} is not possible: give at least 1 and a --val-list.")
+    return run
 
 
 def _save_snapshot(trainer: Trainer, run: Run, required: bool) -> None:
