@@ -296,10 +296,18 @@ class Recipe:
             "poly": f"falling to 0 by power {self.power:g}",
         }.get(self.lr_policy, "fixed")
         passes = self.max_iter * per_update / images
+        on_own_data = []
+        if self.colour_augmentation:
+            low, high = 1 - self.colour_augmentation, 1 + self.colour_augmentation
+            on_own_data.append(f"brightness, contrast and saturation vary by factors of {low:g} to {high:g}")
+        if isinstance(self.class_weights, tuple):
+            weights = zip(classes, self.class_weights, strict=True)
+            on_own_data.append(f"class weights: {', '.join(f'{name} {weight:.3g}' for name, weight in weights)}")
         return [
             f"recipe {self.name}: {', '.join(net)}; {len(classes)} classes ({named})",
             f"{images} images; {self.max_iter} iterations of {self.batch_size} x {self.iter_size} images, "
             f"crop {self.crop}: {passes:.3g} times the list; learning rate {self.base_lr:g}, {rate}",
+            *on_own_data,
         ]
 
     def description(self) -> str:
