@@ -32,10 +32,14 @@ def golden() -> Path:
     return GOLDEN
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
+def _on_one_thread() -> Iterator[None]:
     """Runs the test on one thread, because the rounding of convolutions depends on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+one_thread = pytest.fixture(_on_one_thread, name="one_thread")
+one_thread_throughout = pytest.fixture(_on_one_thread, scope="module", name="one_thread_throughout")
+"""The same for all tests of a module and its fixtures, which a thin net runs faster, too."""

@@ -19,6 +19,8 @@ from a2s_repro.training import Run, Trainer
 from tests import processes
 from tests.processes import WIDTH, make_files
 
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
+
 RECIPE = processes.RECIPE.changed(max_iter=1)
 
 

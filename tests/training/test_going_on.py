@@ -19,6 +19,8 @@ from a2s_repro.training.run_log import read_log, read_validations
 from tests import processes
 from tests.processes import finish, make_files, start
 
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
+
 RECIPE = processes.RECIPE.changed(max_iter=4, snapshot=2)
 
 

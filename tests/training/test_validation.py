@@ -24,6 +24,8 @@ from a2s_repro.training.run_log import RunLog, best_of, read_log, read_validatio
 from tests import processes
 from tests.processes import make_files
 
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
+
 RECIPE = processes.RECIPE.changed(max_iter=5, iter_size=1, base_lr=0.05)
 
 
