@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from a2s_repro.inference import Segmenter
+    from a2s_repro.models import BackboneNet
 
 __version__ = "0.1.0"
 
@@ -24,6 +26,23 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segment
     from a2s_repro import inference  # imports torch
 
     return inference.load(path, device)
+
+
+def multi_scale(
+    backbone: nn.Module,
+    num_classes: int,
+    scales: tuple[float, ...] = (1, 0.5),
+    merge: str | None = "attention",
+    **settings: Any,
+) -> BackboneNet:
+    """A net that runs a backbone of one's own on the image at several scales and merges its scores.
+
+    The settings are those of `models.BackboneNet`. Raises InputError for impossible ones, and for a backbone whose maps
+    do not fit a grid.
+    """
+    from a2s_repro.models import BackboneNet  # imports torch
+
+    return BackboneNet(backbone, num_classes, scales, merge, **settings)
 
 
 class _Moved(ModuleType):

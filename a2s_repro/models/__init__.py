@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from a2s_repro.errors import InputError, first_line
 from a2s_repro.models.attention import AttentionHead
+from a2s_repro.models.backbone import BackboneNet
 from a2s_repro.models.base import Net, ParameterRule, Prediction, Widths
 from a2s_repro.models.deeplab import DeepLab, DeepLabASPP, DeepLabLargeFOV, DeepLabMSc
 from a2s_repro.models.refine import RefineHead
@@ -17,6 +18,7 @@ from a2s_repro.models.share_net import ShareNet
 
 __all__ = [
     "AttentionHead",
+    "BackboneNet",
     "DeepLab",
     "DeepLabASPP",
     "DeepLabLargeFOV",
@@ -35,9 +37,16 @@ __all__ = [
     "restored_model",
 ]
 
-_NETS = {
-    net.__name__: net for net in (DeepLabLargeFOV, DeepLabMSc, DeepLabASPP, ShareNet, ResNetDilated8, DeepLabResNet101)
-}
+_KINDS: tuple[type[Net], ...] = (
+    DeepLabLargeFOV,
+    DeepLabMSc,
+    DeepLabASPP,
+    ShareNet,
+    ResNetDilated8,
+    DeepLabResNet101,
+    BackboneNet,
+)
+_NETS = {net.__name__: net for net in _KINDS}
 
 
 def build_head(config: dict) -> AttentionHead | RefineHead:

@@ -11,7 +11,7 @@ from a2s_repro.errors import check_known
 from a2s_repro.models.base import Widths, relu
 from a2s_repro.models.layers import Dropout
 
-FEATURES = ("fc6", "fc7", "fc8", "layer4", "res5c")
+FEATURES = ("fc6", "fc7", "fc8", "layer4", "res5c", "backbone")
 """Maps that an `AttentionHead` can read; a net has some of them."""
 
 
@@ -32,7 +32,7 @@ class AttentionHead:
 
     features: str = "fc7"
     """Map of every scale that the head reads: fc6 or fc7, after their dropout, or fc8; of ResNet34-dilated8 layer4, of
-    ResNet-101 res5c."""
+    ResNet-101 res5c, of any other backbone its last map, backbone."""
     layers: int = 2
     """1: att_fc. 2: att_conv1, att_fc. 3: att_conv1, att_conv2, att_fc."""
     kernel: int = 3

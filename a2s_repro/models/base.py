@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -59,6 +60,17 @@ class Prediction(NamedTuple):
     """Pixels of the image per cell of `scores` in training."""
     supervised: tuple[Tensor, ...] | None = None
     """(N, C, h, w) recalibrated score maps of the S scales that extra supervision takes; None: `scale_scores`."""
+    output_stride: int = 8
+    """Pixels per cell of each of `scale_scores`, of the image at its scale."""
+
+
+def label_stride(scale: float, cell: int) -> int:
+    """Pixels of the image between the labels of scores that have a cell for every `cell`-th pixel at a scale.
+
+    A map at 0.75, 1.25 or 1.5 has no whole number of pixels per cell: its scores meet labels at a whole number, not
+    more than it, of pixels.
+    """
+    return int(cell / scale) if (cell / scale).is_integer() else cell // math.ceil(scale)
 
 
 class ParameterRule(NamedTuple):
@@ -106,6 +118,8 @@ class Net(nn.Module, abc.ABC):
     """Image sides must be k times this plus 1 pixels: then the pixels under the cells of all score maps align."""
     stride: int = 8
     """Pixels per cell of the merged score map in training."""
+    output_stride: int = 8
+    """Pixels per cell of a stream's score map, of the image at its scale."""
     skip_net: bool = False
     """Whether skip branches also score the image and lower maps, in evaluation mode at the size of the image."""
     classifier_layer: str = "fc8"

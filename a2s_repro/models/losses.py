@@ -9,7 +9,7 @@ from torch import Tensor
 
 from a2s_repro import ops
 from a2s_repro.errors import InputError
-from a2s_repro.models import Prediction
+from a2s_repro.models import Prediction, base
 
 IGNORED = (255,)
 """Labels that the losses ignore by default."""
@@ -17,11 +17,19 @@ IGNORED = (255,)
 MAX_PIXEL_LOSS = 87.33654
 """-log of the smallest normal float32, where Caffe clamps the probability."""
 
-SCALE_LOSS_NAMES = {1: "loss_res1", 0.75: "loss_res075", 0.5: "loss_res05", 0.25: "loss_res025"}
+SCALE_LOSS_NAMES = {
+    2: "loss_res2",
+    1.5: "loss_res15",
+    1.25: "loss_res125",
+    1: "loss_res1",
+    0.75: "loss_res075",
+    0.5: "loss_res05",
+    0.25: "loss_res025",
+}
 
-LABEL_SHRINK = {1: 8, 0.75: 8, 0.5: 16, 0.25: 32}
-"""Pixels per cell of the grid on which the loss of a scale is taken. A label map cannot be resampled to 3/4, so scores
-at 0.75 are resized to the grid of scale 1; the others stay on their own. The merged map's is `Prediction.stride`."""
+OFF_THE_PIXELS = (1.5, 1.25, 0.75)
+"""Scales at which a cell has no whole number of pixels. A label map cannot be resampled to them, so their scores are
+resized to the grid of the labels (`label_stride`), at 0.75 that of scale 1; those of other scales stay on their own."""
 
 
 def softmax_with_loss(
@@ -112,24 +120,22 @@ def loss_inputs(
         InputError: extra supervision of a single scale, or a label size that does not align with the grids.
     """
 
-    def meeting(scores: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-        if label_stride is None:
+    def meeting(scores: Tensor, stride: int, scale: float) -> tuple[Tensor, Tensor]:
+        if label_stride is None and scale not in OFF_THE_PIXELS:
             return scores, shrink_labels(labels, stride)
-        sparse = shrink_labels(labels, label_stride)
+        sparse = shrink_labels(labels, label_stride or stride)
         return ops.interp(scores, sparse.shape[1:]), sparse
 
-    inputs = {"loss": meeting(prediction.scores, prediction.stride)}
+    finest = max(1, prediction.scales[0])
+    inputs = {"loss": meeting(prediction.scores, prediction.stride, finest)}
     if extra_supervision:
         if len(prediction.scales) == 1:
             raise InputError("extra supervision takes two or more scales; a single scale has only the one loss.")
         on_own_grids = prediction.supervised is None
         scores_at = dict(zip(prediction.scales, prediction.supervised or prediction.scale_scores, strict=True))
         for scale in prediction.loss_order:
-            scores = scores_at[scale]
-            if scale == 0.75 and on_own_grids:
-                scores = ops.interp(scores, scores_at[1].shape[2:])
-            stride = LABEL_SHRINK[scale] if on_own_grids else prediction.stride
-            inputs[SCALE_LOSS_NAMES[scale]] = meeting(scores, stride)
+            stride = base.label_stride(scale, prediction.output_stride) if on_own_grids else prediction.stride
+            inputs[SCALE_LOSS_NAMES[scale]] = meeting(scores_at[scale], stride, scale if on_own_grids else finest)
     return inputs
 
 

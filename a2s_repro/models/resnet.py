@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -133,21 +134,11 @@ class ResNetDilated8(MultiScale):
         if merge is not None or tuple(scales) != (1,):
             self._merge_scales(tuple(scales), merge, head)
 
-        for name, layer in self.named_modules():
-            if not isinstance(layer, nn.Conv2d):
-                continue
-            part = name.partition(".")[0]
-            if part in self.encoder_layers:
-                if not layer.weight.is_meta:
+        for name in self.encoder_layers:
+            for layer in self.get_submodule(name).modules():
+                if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
                     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            elif part == "decoder":
-                self._fill({name: 0.001})
-            else:
-                std = 0.01 if name.endswith("_fc") else math.sqrt(2 / layer.weight[0].numel())
-                self._fill({name.removeprefix("head."): std})
-        for layer in self.decoder.modules():  # after all convolutions, whose values do not depend on these
-            if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and not layer.weight.is_meta:
-                nn.init.normal_(layer.weight, 1, 0.02)
+        start_new_layers(self)
 
     def _blocks(
         self, name: str, count: int, norm: type[nn.Module], stride: int = 1, dilation: int = 1
@@ -190,13 +181,7 @@ class ResNetDilated8(MultiScale):
         at the rate of the weights and do not decay. `lr_mult` gives layers, by the first part of their names, other
         multipliers.
         """
-        rules = {}
-        for name, parameter in self.keyed_parameters().items():
-            layer = name.partition(".")[0]
-            mult = (lr_mult or {}).get(layer, 1 if layer in self.encoder_layers else 10)
-            shared_by = 1 if layer in self.unshared_layers else len(self.scales)
-            rules[name] = ParameterRule(mult, 1 if parameter.dim() > 1 and mult else 0, shared_by)
-        return rules
+        return encoder_rules(self, lr_mult)
 
     def config(self) -> dict:
         return {
@@ -211,6 +196,31 @@ class ResNetDilated8(MultiScale):
             "batch_norm": self.batch_norm,
             "dropout": self.dropout,
         }
+
+
+def start_new_layers(net: Any) -> None:
+    """Fills the decoder and the head of a net, as CSAILVision fills its decoders (see `ResNetDilated8`)."""
+    for name, layer in net.named_modules():
+        part = name.partition(".")[0]
+        if not isinstance(layer, nn.Conv2d) or part in net.encoder_layers:
+            continue
+        std = 0.01 if name.endswith("_fc") else math.sqrt(2 / layer.weight[0].numel())
+        net._fill({name.removeprefix("head."): 0.001 if part == "decoder" else std})
+    for layer in net.decoder.modules():  # after all convolutions, whose values do not depend on these
+        if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) and not layer.weight.is_meta:
+            nn.init.normal_(layer.weight, 1, 0.02)
+
+
+def encoder_rules(net: Any, lr_mult: Mapping[str, float] | None) -> dict[str, ParameterRule]:
+    """The rules of a net whose encoder is trained already: its other layers learn at ten times the rate, biases and
+    normalisations do not decay. `lr_mult` gives layers, by the first part of their names, other multipliers."""
+    rules = {}
+    for name, parameter in net.keyed_parameters().items():
+        layer = name.partition(".")[0]
+        mult = (lr_mult or {}).get(layer, 1 if layer in net.encoder_layers else 10)
+        shared_by = 1 if layer in net.unshared_layers else len(net.scales)
+        rules[name] = ParameterRule(mult, 1 if parameter.dim() > 1 and mult else 0, shared_by)
+    return rules
 
 
 def load_resnet34(net: ResNetDilated8, path: str | os.PathLike) -> str:

@@ -1,6 +1,9 @@
 """The share-net: a net run on an image at several scales, and the three ways to merge the score maps."""
 
 import copy
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,22 +11,37 @@ from torch import Tensor, nn
 from a2s_repro import ops
 from a2s_repro.errors import InputError, check_known
 from a2s_repro.models.attention import ON_FC7, AttentionHead, ScaleAttention
-from a2s_repro.models.base import Net, Prediction, Stream, check_image
+from a2s_repro.models.base import Net, Prediction, Stream, check_image, label_stride
 from a2s_repro.models.deeplab import DeepLab, Widths
 from a2s_repro.models.layers import leave_out_of_state_dict, shared_filters
 from a2s_repro.models.refine import RefineAttention, RefineHead
 
-RESAMPLING = {1: {}, 0.75: {"shrink": 4, "zoom": 3}, 0.5: {"shrink": 2}, 0.25: {"shrink": 4}}
+RESAMPLING = {
+    2: {"zoom": 2},
+    1.5: {"shrink": 2, "zoom": 3},
+    1.25: {"shrink": 4, "zoom": 5},
+    1: {},
+    0.75: {"shrink": 4, "zoom": 3},
+    0.5: {"shrink": 2},
+    0.25: {"shrink": 4},
+}
 """Interp's factors for the image at each scale. The authors halve the half image for 0.25; on sizes of 32k + 1 that is
 every fourth pixel either way."""
 
-GRID_STEP = {1: 8, 0.75: 32, 0.5: 16, 0.25: 32}
+
+def grid_step(scales: Sequence[float], stride: int = 8) -> int:
+    """The least k such that image sides of k times a whole number, plus 1 pixels, fit the grids of all scales."""
+    ratios = [Fraction(scale) for scale in scales]
+    return math.lcm(*(stride * ratio.denominator // math.gcd(ratio.numerator, stride) for ratio in ratios))
+
+
+GRID_STEP = {scale: grid_step((scale,)) for scale in RESAMPLING}
 """Image sides of k times this plus 1 pixels: no size is rounded, so the corners of all grids coincide."""
 
 AVERAGE_FACTOR = {2: 0.5, 3: 0.33333, 4: 0.25}
 """The scale of the authors' Power layer by the number of scales: five digits of 1/3, rounded to float32 in use."""
 
-STREAM_ORDER = (1, 0.5, 0.75, 0.25)
+STREAM_ORDER = (1, 0.5, 0.75, 0.25, 1.25, 1.5, 2)
 """Order in which the streams run, as in the authors' files: their dropout layers draw in this order. In skip-nets it is
 the order of the scales."""
 
@@ -41,25 +59,31 @@ class MultiScale(Net):
     """Makes the attention, where the merge is by attention."""
     head_config: AttentionHead | RefineHead
     """Description of the head; kept without attention, too."""
+    possible_scales: tuple[float, ...] = (1, 0.75, 0.5, 0.25)
+    """Scales that the net can have, in their order."""
 
     def _merge_scales(self, scales: tuple[float, ...], merge: str | None, head: AttentionHead | RefineHead) -> None:
         """Gives the net, which has its other layers already, several scales and their merge."""
-        if len(scales) < 2 or scales != tuple(scale for scale in RESAMPLING if scale in scales):
+        if len(scales) < 2 or scales != tuple(scale for scale in self.possible_scales if scale in scales):
             raise InputError(
                 f"scales {' '.join(f'{scale:g}' for scale in scales) or '(none)'}: a share-net takes two or more of "
-                "1 0.75 0.5 0.25, in this order."
+                f"{' '.join(f'{scale:g}' for scale in self.possible_scales)}, in this order."
             )
         check_known("merge", merge, MERGES)
         self.scales, self.merge, self.head_config = scales, merge, head
         self.stream_order = tuple(scale for scale in STREAM_ORDER if scale in scales)
-        self.grid_step = max(GRID_STEP[scale] for scale in scales)
+        self.grid_step = grid_step(scales, self.output_stride)
+        refines = merge == "attention" and isinstance(head, RefineHead)
+        self.merged_cell = head.merge_stride if refines else self.output_stride
+        self.head_cell = head.stride if refines else self.output_stride
+        self.stride = label_stride(max(1, scales[0]), self.merged_cell)
         if merge == "attention":
             channels = self.map_channels()
             if unknown := [name for name in head.maps if name not in channels]:
                 raise InputError(
                     f"the net has no map '{unknown[0]}' for attention to read: it has {', '.join(channels)}."
                 )
-            self.head_maps, self.stride, self.unshared_layers = head.maps, head.merge_stride, tuple(head.fillers())
+            self.head_maps, self.unshared_layers = head.maps, tuple(head.fillers())
             self.head = head.build(channels, scales, self.num_classes, self.widths, self.dropout)
             leave_out_of_state_dict(self, "head")
 
@@ -75,8 +99,8 @@ class MultiScale(Net):
             return super().forward(image)
         check_image(image, self.grid_step)
         nets = dict(zip(self.scales, (self, *self.copies) if self.copies else (self,) * len(self.scales), strict=True))
-        merged_grid = _shrunk(image, self.stride)
-        grid = _shrunk(image, self.head_config.stride) if self.merge == "attention" else merged_grid
+        merged_grid = self._grid(image, self.merged_cell)
+        grid = self._grid(image, self.head_cell)
         with shared_filters(self):
             outputs = {
                 scale: self._read(nets[scale].stream(rescaled(image, scale)), grid) for scale in self.stream_order
@@ -96,10 +120,27 @@ class MultiScale(Net):
                 on_grid = [ops.interp(stream, merged_grid) for stream in scores]
                 supervised = tuple(s + recalibration if factors is None else s * factors for s in on_grid)
         elif self.merge == "average":
-            merged = ops.scale_average(scores, size, AVERAGE_FACTOR[len(scores)])
+            merged = ops.scale_average(scores, size, AVERAGE_FACTOR.get(len(scores)))
         else:
             merged = ops.scale_max(scores, size)
-        return Prediction(merged, scores, weights, self.scales, self.loss_order, recalibration, self.stride, supervised)
+        return Prediction(
+            merged,
+            scores,
+            weights,
+            self.scales,
+            self.loss_order,
+            recalibration,
+            self.stride,
+            supervised,
+            self.output_stride,
+        )
+
+    def _grid(self, image: Tensor, cell: int) -> tuple[int, int]:
+        """Rows and columns of the grid with a cell for every `cell`-th pixel of the image at the finest scale, or at
+        scale 1 if that is finer."""
+        finest = RESAMPLING[max(1, self.scales[0])]
+        height, width = (ops.interp_size(ops.interp_size(side, **finest), shrink=cell) for side in image.shape[-2:])
+        return height, width
 
     def _read(self, stream: Stream, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """The scores of a stream, and the features that the head reads of it; its other maps are released."""
@@ -187,12 +228,6 @@ class ShareNet(MultiScale, DeepLab):
             "skip_net": self.skip_net,
             "head": self.head_config.config(),
         }
-
-
-def _shrunk(image: Tensor, stride: int) -> tuple[int, int]:
-    """Rows and columns of the grid with a cell for every `stride`-th pixel of the image."""
-    height, width = (ops.interp_size(side, shrink=stride) for side in image.shape[-2:])
-    return height, width
 
 
 def rescaled(image: Tensor, scale: float) -> Tensor:

@@ -27,6 +27,12 @@ def test_models():
     assert names["same"].state_dict().keys() == names["net"].state_dict().keys()
 
 
+def test_any_backbone():
+    names = run("Any backbone")
+    assert names["net"].grid_step == 16 and names["prediction"].scores.shape == (2, 21, 13, 13)
+    assert list(names["losses"]) == ["loss", "loss_res15", "loss_res1", "loss_res05"]
+
+
 def test_weights_files(reader, monkeypatch):
     monkeypatch.chdir(reader)
     weights = run("Weights files")["weights"]
