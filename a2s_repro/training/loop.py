@@ -301,7 +301,10 @@ def _start(trainer: Trainer, run: Run) -> str:
             tell(sentence)
         _restore(trainer, given, snapshot)
     elif run.init is None:
-        raise InputError("the net cannot start without --init: its trunk is that of a trained classifier.")
+        raise InputError(
+            "the net cannot start without --init, because its trunk is that of a trained classifier: give a VGG-16 "
+            "converted by `a2s convert`, or for a trial the random weights of `a2s make-init`."
+        )
     else:
         return f"{run.init}: {load_init(trainer.model, run.init, trainer.recipe.classifier)}"
     return f"resumed from {given} at iteration {trainer.iteration}"
