@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,31 @@ __version__ = "0.1.0"
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segmenter:
-    """A Segmenter with the net of a weights file: `load("model.pth")("street.jpg").labels`.
+    """A Segmenter with the net of a file: `load("model.pth")("street.jpg").labels`.
 
-    Raises InputError if the file is damaged or does not hold a complete net, or if the device cannot be used.
+    Args:
+        path: a weights file (.pth, .safetensors), a training snapshot, a run's folder, which stands for its best
+            weights, else its newest, a .caffemodel, or an exported net (.onnx, .pt2).
+        device: where the net runs.
+
+    Raises InputError (of a Caffe file also CaffeFileError or OSError) if the file is damaged or does not hold a
+    complete net, or if the device cannot be used.
     """
+    suffix = Path(path).suffix
+    if suffix == ".onnx":
+        from a2s_repro.inference.exported import load_onnx
+
+        return load_onnx(path, device)
+    if suffix == ".pt2":
+        from a2s_repro.inference.exported import load_program
+
+        return load_program(path, device)
+    if suffix == ".caffemodel":
+        from a2s_repro.caffe.conversion import convert_file
+        from a2s_repro.checkpoint.trained import Trained
+        from a2s_repro.inference.segmenter import segmenter_of
+
+        return segmenter_of(Trained(Path(path), convert_file(path).weights), device)
     from a2s_repro import inference  # imports torch
 
     return inference.load(path, device)

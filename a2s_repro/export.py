@@ -24,10 +24,11 @@ from a2s_repro import ops
 from a2s_repro.caffe.export import export_caffemodel
 from a2s_repro.checkpoint.trained import load_trained
 from a2s_repro.checkpoint.weights import save_weights
-from a2s_repro.data.normalization import MEAN_BGR, NORMALIZATIONS, TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB
+from a2s_repro.data.normalization import NORMALIZATIONS
 from a2s_repro.errors import InputError, not_written
 from a2s_repro.files import replacing
-from a2s_repro.inference.segmenter import class_names, model_of
+from a2s_repro.inference.exported import DESCRIPTION, IMAGE, Outputs
+from a2s_repro.inference.segmenter import Segmenter, class_names, model_of
 from a2s_repro.runtime.precision import float32_products
 
 SUFFIXES = {
@@ -39,22 +40,6 @@ SUFFIXES = {
 
 TOLERANCE = 1e-4
 """Largest allowed deviation of an exported net, relative to the largest score; onnxruntime's is up to 3e-5."""
-
-DESCRIPTION = "description.json"
-"""Name of the extra file with the description in a .pt2 archive."""
-
-IMAGE = {
-    "caffe": {"channels": "BGR", "scale": 1.0, "mean": MEAN_BGR.tolist(), "std": [1.0, 1.0, 1.0]},
-    "torchvision": {
-        "channels": "RGB",
-        "scale": 1 / 255,
-        "mean": TORCHVISION_MEAN_RGB.tolist(),
-        "std": TORCHVISION_STD_RGB.tolist(),
-    },
-}
-"""Parameters of `NORMALIZATIONS`: (grey level * scale - mean) / std, with channels in this order."""
-
-Outputs = dict[str, Tensor]
 
 
 class Exported(NamedTuple):
@@ -130,14 +115,17 @@ def describe(net: nn.Module, meta: dict[str, Any]) -> dict[str, Any]:
     """The description of an exported net for its users, as JSON values.
 
     `classes`: names of the labels. `image`: normalisation of grey levels 0..255 (see `IMAGE`); pad with 0 after it, at
-    the bottom and right. `grid_step`: valid sides are k * grid_step + 1 for k >= 1. `scales`: scales of the attention
-    weights. `net`: arguments of the constructor. `recipe`: recipe of the training, if known.
+    the bottom and right. `pad_to`: smallest side to which the Segmenter pads. `grid_step`: valid sides are
+    k * grid_step + 1 for k >= 1. `scales`: scales of the attention weights. `bytes_per_pixel`: estimated memory of a
+    forward pass. `net`: arguments of the constructor. `recipe`: recipe of the training, if known.
     """
     described = {
         "classes": class_names(net.num_classes, meta),
         "image": IMAGE[net.normalization],
+        "pad_to": Segmenter.pad_to,
         "grid_step": net.grid_step,
         "scales": list(net.scales),
+        "bytes_per_pixel": net.bytes_per_pixel(),
         "net": net.config(),
     }
     return described | ({"recipe": meta["recipe"]} if "recipe" in meta else {})

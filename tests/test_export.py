@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+import a2s_repro
 from a2s_repro.checkpoint.weights import save_weights
+from a2s_repro.data.demo import draw_scene
 from a2s_repro.data.normalization import NORMALIZATIONS
 from a2s_repro.data.voc import CLASSES as VOC_CLASSES
 from a2s_repro.errors import InputError
@@ -69,6 +71,19 @@ def assert_alike(net: DeepLab, outputs: dict[str, torch.Tensor], image: torch.Te
         assert (outputs[name] - values).abs().max() <= (0 if name == "labels" else TOLERANCE * unit), name
 
 
+def assert_segments_like(exported: str, weights: str) -> None:
+    """`load` of both gives the same labels, but for pixels of nearly equal scores, and the same weights and names."""
+    theirs, ours = a2s_repro.load(exported), a2s_repro.load(weights)
+    assert (theirs.pad_to, theirs.classes, theirs.model.scales) == (ours.pad_to, ours.classes, ours.model.scales)
+    assert theirs.bytes_per_pixel == ours.bytes_per_pixel
+    for pixels in (draw_scene(np.random.default_rng(seed))[0] for seed in range(3)):
+        expected, result = (segmenter(pixels, order="bgr", scores=True) for segmenter in (ours, theirs))
+        assert len(np.unique(expected.labels)) > 1
+        assert np.mean(result.labels != expected.labels) < 1e-4
+        assert np.abs(result.weights - expected.weights).max() < TOLERANCE
+        assert np.abs(result.scores - expected.scores).max() < TOLERANCE * np.abs(expected.scores).max()
+
+
 def test_onnx_runs_any_batch_and_size_and_has_a_description(here, net):
     exported = export("model.pth", "model.onnx")
     assert exported.files == [Path("model.onnx")] and exported.deviation < TOLERANCE
@@ -76,15 +91,13 @@ def test_onnx_runs_any_batch_and_size_and_has_a_description(here, net):
     names = {"picture": picture}
     exec(snippets("docs/export.md", "ONNX")[0], names)
 
-    padded = np.zeros((3, 33, 65), np.float32)
-    padded[:, :, :50] = NORMALIZATIONS["caffe"](picture[:, :, ::-1])
-    expected = expected_labels(net, torch.from_numpy(padded)[None])[0, :, :50].numpy()
-    assert np.array_equal(names["labels"], expected)
+    assert np.array_equal(names["labels"], a2s_repro.load("model.pth")(picture, order="rgb").labels)
     assert len(names["names"]) > 1 and set(names["names"]) <= set(VOC_CLASSES)
 
     about = names["about"]
     assert about["classes"] == list(VOC_CLASSES) and about["recipe"] == RECIPE and about["net"] == net.config()
-    assert about["grid_step"] == 16 and about["scales"] == [1, 0.5]
+    assert about["grid_step"] == 16 and about["scales"] == [1, 0.5] and about["pad_to"] == 513
+    assert_segments_like("model.onnx", "model.pth")
     session = names["session"]
     assert session.get_inputs()[0].shape == ["batch", 3, "16*rows + 1", "16*columns + 1"]
     for batch, *size in SIZES:
@@ -117,6 +130,21 @@ def test_the_tool_writes_a_program_that_needs_only_pytorch(here, net):
     outputs = torch.load("outputs.pth", weights_only=True)
     assert torch.equal(outputs["labels"], expected_labels(net, image))
     assert outputs["classes"] == list(VOC_CLASSES)
+    assert_segments_like("model.pt2", "model.pth")
+
+
+def test_files_that_export_did_not_write_are_refused(tmp_path, monkeypatch):
+    for name in ("net.onnx", "net.pt2"):
+        with pytest.raises(InputError, match=rf"{name} does not exist"):
+            a2s_repro.load(tmp_path / name)
+        (tmp_path / name).write_bytes(b"not a net")
+        with pytest.raises(InputError, match=rf"{name} is damaged, or not an export of this version .*: export "):
+            a2s_repro.load(tmp_path / name)
+    with pytest.raises(InputError, match="runs on the CPU alone"):
+        a2s_repro.load(tmp_path / "net.onnx", "cuda")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"net\.onnx needs onnxruntime to run: pip install onnxruntime"):
+        a2s_repro.load(tmp_path / "net.onnx")
 
 
 def test_a_native_program_keeps_the_fused_operators_and_is_bit_identical(net):

@@ -2,18 +2,23 @@
 
 Reads .caffemodel files of every version, torchvision's VGG-16 and, with --to-caffe, our weights and snapshots.
 --inspect prints the layers of a Caffe file. Caffe's files have no checksum: the sha256 of the input is printed and kept
-in the output, so that a later copy can be compared with it.
+in the output, so that a later copy can be compared with it. --check runs the Caffe file in OpenCV's importer, too.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from a2s_repro.commands.options import add_deploy_size_option
+from a2s_repro.commands.run import FAILED
 from a2s_repro.errors import InputError
+
+if TYPE_CHECKING:
+    from a2s_repro.checkpoint.weights import Weights
 
 EXAMPLES = """\
   a2s convert train_iter_6000.caffemodel --inspect
-  a2s convert train_iter_6000.caffemodel model.pth
+  a2s convert train_iter_6000.caffemodel model.pth --check street.jpg
   a2s convert train_iter_6000.caffemodel trunk.pth --skip fc8
   a2s convert VGG_ILSVRC_16_layers.caffemodel init.safetensors --subsample
   a2s convert vgg16-397923af.pth init.pth --subsample
@@ -43,6 +48,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="write our weights as a .caffemodel and a _deploy.prototxt, and of a snapshot a .solverstate",
     )
     add_deploy_size_option(parser, "--to-caffe")
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="PICTURE",
+        help="run the .caffemodel on a picture in OpenCV 4 and here, and print by how much the scores differ",
+    )
     parser.add_argument("--v1", action="store_true", help="with --to-caffe: write the V1 layers of 2014")
     parser.add_argument(
         "--num-classes", type=int, metavar="N", help="number of classes: fail unless the classifier has N outputs"
@@ -59,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-unmatched", action="store_true", help="drop layers that the net does not know")
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(arguments: argparse.Namespace) -> int | None:
     if arguments.inspect:
         from a2s_repro.files import sha256_of
         from caffe_weights import net_table, read_caffemodel, read_solverstate, solverstate_table
@@ -69,7 +80,7 @@ def main(arguments: argparse.Namespace) -> None:
         else:
             print(net_table(read_caffemodel(arguments.input)))
         print(f"sha256 {sha256_of(arguments.input)}")
-        return
+        return None
 
     if arguments.output is None:
         raise InputError("an output is needed: .pth or .safetensors, or .caffemodel with --to-caffe.")
@@ -83,7 +94,11 @@ def main(arguments: argparse.Namespace) -> None:
         size = tuple(arguments.deploy_size)
         written = export_caffemodel(arguments.input, arguments.output, v1=arguments.v1, deploy_size=size)
         print("\n".join(f"wrote {path}" for path in written))
-        return
+        if arguments.check is None:
+            return None
+        from a2s_repro.checkpoint.trained import load_trained
+
+        return _check(arguments.output, load_trained(arguments.input).weights, arguments.check)
 
     from a2s_repro.caffe.conversion import convert_file
     from a2s_repro.checkpoint.weights import save_weights, weights_suffix
@@ -100,3 +115,12 @@ def main(arguments: argparse.Namespace) -> None:
     save_weights(arguments.output, conversion.weights.state_dict, conversion.weights.meta)
     print(conversion.summary())
     print(f"wrote {arguments.output}")
+    return None if arguments.check is None else _check(arguments.input, conversion.weights, arguments.check)
+
+
+def _check(caffemodel: Path, weights: "Weights", picture: Path) -> int | None:
+    from a2s_repro.caffe.check import TOLERANCE, check_in_opencv
+
+    check = check_in_opencv(caffemodel, weights, picture)
+    print(check)
+    return None if check.deviation <= TOLERANCE else FAILED

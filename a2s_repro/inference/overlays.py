@@ -1,12 +1,17 @@
 """Overlays and attention panels drawn with OpenCV, (H, W, 3) uint8 BGR: fast enough for every frame of a video."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from a2s_repro.data.voc import palette
-from a2s_repro.inference.segmenter import Segmentation
+
+if TYPE_CHECKING:
+    from a2s_repro.inference.segmentation import Segmentation
 
 PANEL = 320
 """Longer side of a picture in a panel, in pixels."""

@@ -5,7 +5,6 @@ import functools
 import itertools
 import math
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, overload
@@ -13,24 +12,20 @@ from typing import Any, NamedTuple, TypeVar, overload
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from a2s_repro import ops
 from a2s_repro.checkpoint.trained import Trained, load_trained
 from a2s_repro.data import voc
-from a2s_repro.data.images import Photograph, decode_photograph, read_photograph
 from a2s_repro.data.lists import read_classes
-from a2s_repro.data.normalization import NORMALIZATIONS, net_input
 from a2s_repro.errors import InputError
-from a2s_repro.inference.crf import CRF, refine
+from a2s_repro.inference.crf import CRF
+from a2s_repro.inference.pixels import Picture, fitting, padded, photograph, unpadded
+from a2s_repro.inference.segmentation import Segmentation
 from a2s_repro.inference.tiles import run_tiled
 from a2s_repro.models import Net, restored_model
 from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.precision import autocast_of, check_precision, precision_on, products_of
-
-Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
-"""A file, its bytes, a Pillow image, or pixels in a form accepted by `as_bgr`."""
 
 P = TypeVar("P", bound=tuple[Any, ...])
 
@@ -39,30 +34,6 @@ LONG_SIDE = 1000
 
 SMALLEST_TILE = 4
 """Minimum side of a tile, in steps of the net's grid."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Segmentation:
-    """A net's result for one image, at the size (H, W) of the image; C classes, S scales."""
-
-    labels: np.ndarray
-    """(H, W) uint8."""
-    weights: np.ndarray | None = None
-    """(S, H, W) float32 attention weights; None if the merge has none."""
-    scores: np.ndarray | None = None
-    """(C, H, W) float32 class scores before any softmax; None unless requested."""
-    recalibration: np.ndarray | None = None
-    """(C, H, W) float32 recalibration of the scores; None without scores or where the net has none."""
-    orientation: int = 1
-    """EXIF orientation by which a file's picture was turned upright before it was segmented; 1 if it was not turned."""
-
-    def refined(self, image: np.ndarray, crf: CRF, threads: int | None = None) -> "Segmentation":
-        """The same result with labels refined by a dense CRF from the scores and `image`, (H, W, 3) uint8 BGR."""
-        labels = refine(np.ascontiguousarray(image[:, :, ::-1]), self.scores, crf, threads=threads)
-        return dataclasses.replace(self, labels=labels)
-
-    def without_scores(self) -> "Segmentation":
-        return dataclasses.replace(self, scores=None, recalibration=None)
 
 
 @dataclasses.dataclass(eq=False)
@@ -112,7 +83,7 @@ class Segmenter:
     @property
     def device(self) -> torch.device:
         """Of the net."""
-        return next(self.model.parameters()).device
+        return self.model.device
 
     @overload
     def __call__(
@@ -160,14 +131,14 @@ class Segmenter:
         """
         if not isinstance(image, list | tuple):
             return self([image], scores=scores, weights=weights, order=order, crf=crf)[0]
-        photographs = [_photograph(picture, order) for picture in image]
-        images = [photograph.pixels for photograph in photographs]
+        photographs = [photograph(picture, order) for picture in image]
+        images = [taken.pixels for taken in photographs]
         results = self.start(images, scores=scores or crf is not None, weights=weights)()
         if crf is not None:
             results = [result.refined(pixels, crf) for pixels, result in zip(images, results, strict=True)]
         results = [
-            dataclasses.replace(result, orientation=photograph.orientation)
-            for photograph, result in zip(photographs, results, strict=True)
+            dataclasses.replace(result, orientation=taken.orientation, image=taken.pixels, classes=self.classes)
+            for taken, result in zip(photographs, results, strict=True)
         ]
         return results if scores else [result.without_scores() for result in results]
 
@@ -195,39 +166,13 @@ class Segmenter:
         return self._fitting(max(self.pad_to, side) for side in image.shape[:2])
 
     def padded(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
-        """The net's input (N, 3, *size), on its device, from images (H, W, 3) uint8 BGR no larger than `size`.
-
-        In NCHW, whatever the net's layout: how its first convolution rounds depends on it.
-        """
-        pixels = torch.zeros(len(images), *size, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        for canvas, image in zip(pixels.numpy(), images, strict=True):
-            canvas[: image.shape[0], : image.shape[1]] = image
-        sizes = [image.shape[:2] for image in images]
-        pixels = pixels.to(self.device, non_blocking=True)
-        return net_input(pixels, sizes, NORMALIZATIONS[self.model.normalization]).contiguous()
+        """The net's input (N, 3, *size), on its device, from images (H, W, 3) uint8 BGR no larger than `size`."""
+        return padded(images, size, self.model.normalization, self.device)
 
     @functools.cached_property
     def bytes_per_pixel(self) -> float:
-        """Estimated memory of a forward pass per pixel: twice the largest input plus output of a layer.
-
-        Computed on the meta device. Leaves the model in evaluation mode.
-        """
-        size = self._fitting((513, 513))
-        largest = 0
-
-        def measure(_: nn.Module, inputs: tuple, output: Tensor) -> None:
-            nonlocal largest
-            largest = max(largest, sum(value.nbytes for value in (*inputs, output) if isinstance(value, Tensor)))
-
-        layers = [module for module in self.model.modules() if not any(module.children())]
-        hooks = [layer.register_forward_hook(measure) for layer in layers]
-        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
-        state = {name: tensor.to("meta") for name, tensor in tensors}
-        self.model.eval()
-        torch.func.functional_call(self.model, state, torch.empty(1, 3, *size, device="meta"))
-        for hook in hooks:
-            hook.remove()
-        return 2 * largest / math.prod(size)
+        """Estimated memory of a forward pass per pixel (see `Net.bytes_per_pixel`)."""
+        return self.model.bytes_per_pixel()
 
     @property
     def _pixels(self) -> int:
@@ -236,8 +181,7 @@ class Segmenter:
 
     def _fitting(self, sides: Iterable[int]) -> tuple[int, ...]:
         """The sides, rounded up to the net's grid."""
-        step = self.model.grid_step
-        return tuple(-(-(side - 1) // step) * step + 1 for side in sides)
+        return fitting(sides, self.model.grid_step)
 
     def _segment(self, images: Sequence[np.ndarray], scores: bool, weights: bool) -> Iterator["_Part"]:
         """Starts on the images, those of one padded size together."""
@@ -338,16 +282,11 @@ def _fetching(
             raise InputError("the net's scores are not finite: its training diverged, or its weights are damaged.")
         arrays = [None if values is None else values.numpy() for values in copies]
         return [
-            Segmentation(*(None if values is None else _corner(values[index], image.shape) for values in arrays))
+            Segmentation(*(None if values is None else unpadded(values[index], image) for values in arrays))
             for index, image in enumerate(images)
         ]
 
     return fetch
-
-
-def _corner(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The image's part (..., H, W) of padded maps."""
-    return np.ascontiguousarray(maps[..., : shape[0], : shape[1]])
 
 
 def in_batches(
@@ -369,74 +308,14 @@ def in_batches(
         yield from zip(earlier, fetch(), strict=True)
 
 
-def as_bgr(image: Picture, order: str | None = None) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 BGR.
-
-    Args:
-        image: a file or its bytes, decoded by OpenCV and turned upright by its EXIF orientation; a Pillow image, as it
-            is; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (H, W), (1, H, W), (3, H, W) or
-            (4, H, W). Pixels are uint8, or uint16, of which the upper 8 bits are used, as in OpenCV. One channel is
-            grey; a fourth channel, alpha, is dropped.
-        order: "bgr" or "rgb", the order of the channels of an array or a tensor. Without it they are taken as BGR,
-            OpenCV's order, with a warning.
-
-    Raises InputError naming a file that cannot be read, and for pixels of another shape or dtype.
-    """
-    return _photograph(image, order).pixels
-
-
-def _photograph(image: Picture, order: str | None) -> Photograph:
-    if order not in (None, "bgr", "rgb"):
-        raise InputError(f"order is '{order}'; it is 'bgr' or 'rgb'.")
-    if isinstance(image, str | os.PathLike):
-        return read_photograph(image)
-    if isinstance(image, bytes | bytearray | memoryview):
-        return decode_photograph(bytes(image))
-    if isinstance(image, Image.Image):
-        return Photograph(_pixels(*_of_pillow(image)))
-    return Photograph(_pixels(image, order))
-
-
-def _of_pillow(image: Image.Image) -> tuple[np.ndarray, str]:
-    """The pixels of a Pillow image and their order: grey of 8 or 16 bits as it is, everything else as RGB."""
-    if image.mode in ("I", "F"):
-        raise InputError(f"a Pillow image of mode {image.mode} has no range of grey levels: convert it to L or RGB.")
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16), "rgb"
-    return np.asarray(image if image.mode == "L" else image.convert("RGB")), "rgb"
-
-
-def _pixels(image: np.ndarray | Tensor, order: str | None) -> np.ndarray:
-    if not isinstance(image, np.ndarray | Tensor):
-        raise InputError(
-            f"an image is given as {type(image).__name__}: give a file, its bytes, a Pillow image, pixels or a tensor."
-        )
-    given = f"{tuple(image.shape)} {str(image.dtype).removeprefix('torch.')}"
-    if isinstance(image, Tensor):
-        image = image.detach().movedim(0, -1) if image.dim() == 3 else image.detach()
-        image = image.cpu().numpy()
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4) or image.size == 0:
-        raise InputError(
-            f"an image is given as {given}; give uint8 or uint16 pixels, an array (H, W, 3) or a tensor (3, H, W)."
-        )
-    if image.shape[2] == 1:
-        return np.repeat(image, 3, 2)
-    if order is None:
-        warnings.warn(
-            'pixels are taken as B, G, R, the order of OpenCV: give order="bgr", or order="rgb" for those of Pillow, '
-            "torchvision and others.",
-            stacklevel=4,
-        )
-    return np.ascontiguousarray(image[:, :, 2::-1] if order == "rgb" else image[:, :, :3])
-
-
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segmenter:
     """The Segmenter of a weights file, a snapshot or a run. Raises InputError as `load_model` and `class_names` do."""
-    model, meta = load_model(path, device)
+    return segmenter_of(load_trained(path), device)
+
+
+def segmenter_of(trained: Trained, device: str | torch.device = "cpu") -> Segmenter:
+    """`load` of weights that were read."""
+    model, meta = model_of(trained, device)
     return Segmenter(model, class_names(model.num_classes, meta), meta)
 
 

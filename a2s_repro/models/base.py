@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -164,6 +165,33 @@ class Net(nn.Module, abc.ABC):
         check_image(image, self.grid_step)
         scores = self.stream(image).scores
         return Prediction(scores, (scores,), None, self.scales, self.scales)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def bytes_per_pixel(self) -> float:
+        """Estimated memory of a forward pass per pixel: twice the largest input plus output of a layer.
+
+        Computed on the meta device. Leaves the net in evaluation mode.
+        """
+        size = tuple(-(-512 // self.grid_step) * self.grid_step + 1 for _ in range(2))
+        largest = 0
+
+        def measure(_: nn.Module, inputs: tuple, output: Tensor) -> None:
+            nonlocal largest
+            largest = max(largest, sum(value.nbytes for value in (*inputs, output) if isinstance(value, Tensor)))
+
+        layers = [module for module in self.modules() if not any(module.children())]
+        hooks = [layer.register_forward_hook(measure) for layer in layers]
+        tensors = (*self.named_parameters(), *self.named_buffers())
+        state = {name: tensor.to("meta") for name, tensor in tensors}
+        self.eval()
+        torch.func.functional_call(self, state, torch.empty(1, 3, *size, device="meta"))
+        for hook in hooks:
+            hook.remove()
+        return 2 * largest / math.prod(size)
 
     def layer(self, name: str) -> nn.Module:
         """The layer that has this name in the state dict."""

@@ -1,14 +1,19 @@
 """The command lines over Caffe files, run as a user runs them."""
 
 import os
+import re
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
+import a2s_repro
 from a2s_repro.checkpoint.weights import load_weights
-from caffe_weights import read_caffemodel
+from a2s_repro.commands import main
+from a2s_repro.data.demo import draw_scene
+from caffe_weights import CaffeFileError, read_caffemodel
 from tests.paths import GOLDEN, ROOT
 from tests.processes import run_tool
 
@@ -33,6 +38,29 @@ def test_to_torch_and_back_gives_the_same_blobs(tmp_path):
         for path in (tmp_path / "net.caffemodel", SHARED)
     ]
     assert blobs[0] == blobs[1]
+
+
+@pytest.mark.skipif(not hasattr(cv2.dnn, "readNetFromCaffe"), reason="OpenCV 4 runs Caffe nets")
+def test_check_runs_the_file_in_opencv(tmp_path, capsys):
+    """Of the authors' Caffe and of ours; the tolerance is that of the command, 1e-4 of the largest score."""
+    cv2.imwrite(str(tmp_path / "x.png"), draw_scene(np.random.default_rng(0))[0])
+    back = tmp_path / "net.pth", tmp_path / "net.caffemodel", "--to-caffe"
+    for files in ((SHARED, tmp_path / "net.pth"), back):
+        with pytest.raises(SystemExit) as end:
+            main(["convert", *map(str, files), "--check", str(tmp_path / "x.png")])
+        printed = capsys.readouterr().out.splitlines()[-1]
+        assert not end.value.code, printed
+        deviation = re.search(r"differ by at most (\S+) of the largest score, \S+ % of the labels differ$", printed)
+        assert float(deviation[1]) < 1e-4
+
+
+def test_load_takes_a_caffe_file(tmp_path):
+    segmenter = a2s_repro.load(SHARED)
+    assert segmenter.model.scales == (1, 0.5) and segmenter.classes == ["0", "1", "2", "3", "4"]
+    page = tmp_path / "page.caffemodel"
+    page.write_text("<html>")
+    with pytest.raises(CaffeFileError, match=r"page\.caffemodel"):
+        a2s_repro.load(page)
 
 
 def test_inspect_shows_both_kinds_of_file():

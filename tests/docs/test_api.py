@@ -1,6 +1,7 @@
 """docs/api.md: every snippet runs unchanged, and its comments are true."""
 
 import torch
+from PIL import Image
 
 from tests.markdown import snippets
 
@@ -16,6 +17,7 @@ def test_load_and_segment(reader, monkeypatch):
     names = run("Load and segment")
     assert names["labels"].shape == (90, 120) and names["weights"].shape == (2, 90, 120)
     assert set(names["names"]) <= set(names["segmenter"].classes)
+    assert Image.open("street.png").size == Image.open("street_overlay.jpg").size == (120, 90)
 
 
 def test_models():
@@ -33,6 +35,14 @@ def test_any_backbone():
     assert list(names["losses"]) == ["loss", "loss_res15", "loss_res1", "loss_res05"]
 
 
+def test_fine_tuning_in_ten_lines_changes_the_thawed_layers(reader, monkeypatch):
+    monkeypatch.chdir(reader)
+    names = run("Fine-tuning in ten lines")
+    before, after = torch.load("model.pth", weights_only=True)["state_dict"], names["net"].state_dict()
+    changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"fc8", "att_conv1", "att_fc"} and torch.isfinite(names["loss"])
+
+
 def test_weights_files(reader, monkeypatch):
     monkeypatch.chdir(reader)
     weights = run("Weights files")["weights"]
@@ -41,7 +51,7 @@ def test_weights_files(reader, monkeypatch):
 
 def test_fine_tuning_changes_every_trainable_layer(reader, monkeypatch):
     monkeypatch.chdir(reader)
-    names = run("Fine-tuning")
+    names = run("Fine-tuning by Caffe's solver")
     before, after = (torch.load(f"{name}.pth", weights_only=True)["state_dict"] for name in ("model", "tuned"))
     assert not [key for key in before if torch.equal(before[key], after[key])]
     assert all(torch.isfinite(loss) for loss in names["losses"].values())
@@ -49,7 +59,7 @@ def test_fine_tuning_changes_every_trainable_layer(reader, monkeypatch):
 
 def test_training_by_a_recipe(reader, monkeypatch):
     monkeypatch.chdir(reader)
-    outcome = run("Fine-tuning", 1)["outcome"]
+    outcome = run("Fine-tuning by Caffe's solver", 1)["outcome"]
     assert outcome.iterations == 4 and (reader / outcome.file).exists()
 
 

@@ -14,10 +14,13 @@ from PIL import Image
 import a2s_repro
 from a2s_repro import ops
 from a2s_repro.checkpoint.weights import save_weights
+from a2s_repro.data.images import read_label
 from a2s_repro.data.normalization import subtract_mean
+from a2s_repro.data.voc import palette
 from a2s_repro.errors import InputError
 from a2s_repro.inference.crf import CRF, refine
-from a2s_repro.inference.segmenter import Segmentation, Segmenter, as_bgr
+from a2s_repro.inference.pixels import as_bgr
+from a2s_repro.inference.segmenter import Segmentation, Segmenter
 from a2s_repro.models import DeepLab, DeepLabLargeFOV, RefineHead, ShareNet, Widths
 
 CLASSES = ["background", "cat", "dog"]
@@ -90,6 +93,35 @@ def test_a_cmyk_photograph_is_read(tmp_path: Path) -> None:
     rgb = np.full((20, 30, 3), (200, 100, 50), np.uint8)
     Image.fromarray(rgb).convert("CMYK").save(tmp_path / "x.jpg", quality=95)
     assert np.abs(as_bgr(tmp_path / "x.jpg").astype(int) - rgb[..., ::-1]).max() < 8  # loss of the conversions
+
+
+def test_a_result_is_saved_drawn_and_printed(segmenter: Segmenter, tmp_path: Path) -> None:
+    bgr = picture(50, 70)
+    result = segmenter(bgr, order="bgr", scores=True)
+    result.save(tmp_path / "labels.png")
+    assert np.array_equal(read_label(tmp_path / "labels.png", len(CLASSES)), result.labels)
+    result.save(tmp_path / "all.npz")
+    with np.load(tmp_path / "all.npz") as arrays:
+        assert set(arrays) == {"labels", "weights", "scores"}
+        np.testing.assert_array_equal(arrays["scores"], result.scores)
+    with pytest.raises(InputError, match=r"labels\.jpg: give a \.png for the labels, or an \.npz"):
+        result.save(tmp_path / "labels.jpg")
+    with pytest.raises(InputError, match=r"all\.npz/labels\.png cannot be written"):
+        result.save(tmp_path / "all.npz" / "labels.png")
+
+    blended = np.asarray(result.overlay()).astype(int)
+    expected = (bgr[..., ::-1].astype(int) + palette()[result.labels]) / 2
+    assert np.abs(blended - expected).max() <= 0.5
+    with pytest.raises(InputError, match="holds no image to draw on"):
+        segmenter.start([bgr])()[0].overlay()
+
+
+def test_the_repr_of_a_result_is_short() -> None:
+    labels = np.repeat(np.array([0, 2], np.uint8), (60, 40)).reshape(10, 10)
+    named = Segmentation(labels, weights=np.zeros((2, 10, 10), np.float32), classes=CLASSES)
+    assert repr(named) == "<Segmentation 10x10: background 60 %, dog 40 %; attention over 2 scales>"
+    every = Segmentation(np.arange(9, dtype=np.uint8).reshape(3, 3), scores=np.zeros((9, 3, 3), np.float32))
+    assert repr(every).endswith("class 0 11 %, class 1 11 %, class 2 11 %, class 3 11 %, 5 more; scores>")
 
 
 @pytest.mark.parametrize(
