@@ -19,7 +19,7 @@ from a2s_repro.commands import run
 from a2s_repro.errors import InputError
 
 GROUPS = {
-    "Caffe models": ("convert", "replay", "make-init"),
+    "Caffe models": ("convert", "replay", "make-init", "make-trunk"),
     "Use a trained net": ("segment", "evaluate", "show-attention", "crf-search", "export"),
     "Train and reproduce": ("recipes", "train", "reproduce", "report", "compare-runs"),
     "Data sets": ("prepare-voc", "prepare-person-part", "prepare-coco", "prepare-ade20k", "make-demo-data"),

@@ -55,17 +55,37 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     count = rng.integers(15, 31) if crowded else rng.integers(4, 10)
     radii = np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST / 2 if crowded else LARGEST), count))
     for radius in sorted(radii, reverse=True):  # small objects lie on top
-        _draw_object(rng, picture, labels, radius)
+        label, centre = int(rng.integers(1, len(CLASSES))), rng.uniform(0.1, 0.9, 2) * (width, height)
+        _draw_object(rng, picture, labels, label, centre, radius)
     picture += rng.normal(0, 0.02, picture.shape)
     return (picture.clip(0, 1) * 255).round().astype(np.uint8), labels
 
 
-def _draw_object(rng: np.random.Generator, picture: np.ndarray, labels: np.ndarray, radius: float) -> None:
+def draw_single(rng: np.random.Generator, side: int, radii: tuple[float, float]) -> tuple[np.ndarray, int]:
+    """A picture (side, side, 3) uint8 RGB of one object, and its class; one in six is background alone.
+
+    The radius is log-uniform between two values in pixels, and the object lies inside the picture where it fits.
+    """
+    picture, label = _background(rng, side, side), int(rng.integers(len(CLASSES)))
+    radius = np.exp(rng.uniform(*np.log(radii)))
+    centre = side / 2 + rng.uniform(-1, 1, 2) * max(side / 2 - radius, 0)
+    if label:
+        _draw_object(rng, picture, np.zeros((side, side), np.uint8), label, centre, radius)
+    picture += rng.normal(0, 0.02, picture.shape)
+    return (picture.clip(0, 1) * 255).round().astype(np.uint8), label
+
+
+def _draw_object(
+    rng: np.random.Generator, picture: np.ndarray, labels: np.ndarray, label: int, centre: np.ndarray, radius: float
+) -> None:
+    """Draws an object of a class into picture and labels; `centre` (x, y) and `radius` are in pixels."""
+    reach = 1.25 * radius + 2  # the square's corners, and the ignored pixels around
+    left, top = np.maximum(centre - reach, 0).astype(int)
+    picture, labels = (each[top : int(centre[1] + reach), left : int(centre[0] + reach)] for each in (picture, labels))
     height, width = labels.shape
-    label = int(rng.integers(1, len(CLASSES)))
-    (centre_x, centre_y), angle = rng.uniform(0.1, 0.9, 2) * (width, height), rng.uniform(0, 2 * np.pi)
+    angle = rng.uniform(0, 2 * np.pi)
     down, right = np.mgrid[: height * OVERSAMPLING, : width * OVERSAMPLING].astype(np.float32) / OVERSAMPLING
-    down, right = (down - centre_y) / radius, (right - centre_x) / radius
+    down, right = (down + top - centre[1]) / radius, (right + left - centre[0]) / radius
     x = np.cos(angle) * right + np.sin(angle) * down  # the object's own coordinates, in radii
     y = np.cos(angle) * down - np.sin(angle) * right
     inside, texture = _shape_and_texture(CLASSES[label], x, y)

@@ -70,7 +70,7 @@ def test_a_net_runs_on_a_device_and_draws_by_a_seed():
     running = {name for name in COMMANDS if "--device" in PARSERS[name]._option_string_actions}
     assert running >= {"train", "reproduce", "segment", "evaluate", "show-attention", "crf-search", "report", "replay"}
     drawing = {name for name in COMMANDS if "--seed" in PARSERS[name]._option_string_actions}
-    assert drawing == {"train", "reproduce", "replay", "crf-search", "make-init", "make-demo-data"}
+    assert drawing == {"train", "reproduce", "replay", "crf-search", "make-init", "make-trunk", "make-demo-data"}
 
 
 RECALIBRATIONS = tuple(str(value).lower() for value in refine.RECALIBRATIONS)

@@ -68,6 +68,7 @@ def test_size_is_separated_from_class():
     measured = drawn([100, 110, 120, 1000, 1100, 1200], [1, 1, 1, 2, 2, 2], [0.3, 0.2, 0.1, 0.9, 0.8, 0.7])
     assert measured.correlation[0] > 0
     assert measured.correlation_within_classes[0] == pytest.approx(-1)
+    assert measured.table().splitlines()[-1].split()[-2:] == ["-1.000", "+1.000"]
 
 
 def test_quartiles_are_ordered_by_area():
