@@ -86,18 +86,18 @@ gpu-report:
 clean:
 	rm -rf build a2s_repro/lib a2s_repro.egg-info
 
-# Trains a thin net on drawn shapes with all steps of a real run, in minutes on a CPU.
+# Fine-tunes a thin VGG-16 on drawn shapes with all steps of a real run, in minutes on a CPU: docs/demo.md.
 DEMO := demo
-DEMO_LIST := $(DEMO)/data/ImageSets/Segmentation
+DEMO_LISTS = $(DEMO)/data/ImageSets/Segmentation
+DEMO_VAL = --data-root $(DEMO)/data --list $(DEMO_LISTS)/val.txt --pad-to 257
 demo: setup
 	@rm -rf $(DEMO)
-	$(PY) tools/make_demo_data.py $(DEMO)/data
-	$(PY) tools/make_init.py $(DEMO)/init.caffemodel --width 0.125
-	$(PY) tools/convert_caffe.py $(DEMO)/init.caffemodel $(DEMO)/init.pth
-	$(PY) tools/train_voc.py --recipe voc12/attention3_esupv --init $(DEMO)/init.pth --out $(DEMO)/run --data-root $(DEMO)/data \
-	  --train-list $(DEMO_LIST)/train.txt --classes $(DEMO)/data/classes.txt \
-	  --scales 1 0.5 --width 0.125 --crop 129 --batch-size 8 --iter-size 1 --lr-policy poly --base-lr 4e-3 --max-iter 2300
-	$(PY) tools/evaluate.py --model $(DEMO)/run/final.pth --data-root $(DEMO)/data --list $(DEMO_LIST)/val.txt \
-	  --pad-to 257 --out $(DEMO) --json $(DEMO)/val.json
-	$(PY) tools/show_attention.py --model $(DEMO)/run/final.pth --data-root $(DEMO)/data --list $(DEMO_LIST)/val.txt \
-	  --pad-to 257 --out $(DEMO)/attention.png
+	$(PY) tools/make_demo_data.py $(DEMO)/data --num-train 200
+	$(PY) tools/convert_caffe.py tools/vgg16_shapes.caffemodel $(DEMO)/init.pth
+	$(PY) tools/train_voc.py --recipe voc12/attention3_esupv --init $(DEMO)/init.pth --out $(DEMO)/run \
+	  --data-root $(DEMO)/data --train-list $(DEMO_LISTS)/train.txt --val-list $(DEMO_LISTS)/val.txt --validate-every 500 \
+	  --scales 1 0.5 --width 0.125 --crop 129 --batch-size 4 --iter-size 1 --base-lr 2e-3 --stepsize 2800 --max-iter 3500 \
+	  --test-crop 257
+	$(PY) tools/evaluate.py --model $(DEMO)/run/final.pth $(DEMO_VAL) --attention-by-size --out $(DEMO)
+	$(PY) tools/show_attention.py --model $(DEMO)/run/final.pth $(DEMO_VAL) --out $(DEMO)/attention.png
+	$(PY) tools/report.py $(DEMO)/run --pad-to 257

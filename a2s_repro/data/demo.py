@@ -6,6 +6,7 @@ hues of the classes overlap, and the background contains all of them.
 
 import colorsys
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,8 @@ CLASSES = ("background", "disc", "square", "triangle", "ring", "cross")
 SMALLEST, LARGEST = 7.0, 70.0  # radius in pixels
 HEIGHTS, WIDTHS = (160, 200), (200, 240)
 OVERSAMPLING = 2
+ATTEMPTS = 30
+"""Number of places that are tried for an object."""
 
 
 def make_demo_data(out: str | os.PathLike, *, num_train: int = 60, num_val: int = 20, seed: int = 0) -> Path:
@@ -54,11 +57,24 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     crowded = rng.random() < 1 / 3
     count = rng.integers(15, 31) if crowded else rng.integers(4, 10)
     radii = np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST / 2 if crowded else LARGEST), count))
-    for radius in sorted(radii, reverse=True):  # small objects lie on top
-        label, centre = int(rng.integers(1, len(CLASSES))), rng.uniform(0.1, 0.9, 2) * (width, height)
-        _draw_object(rng, picture, labels, label, centre, radius)
+    for centre, radius in _places(rng, height, width, sorted(radii, reverse=True)):
+        _draw_object(rng, picture, labels, int(rng.integers(1, len(CLASSES))), centre, radius)
     picture += rng.normal(0, 0.02, picture.shape)
     return (picture.clip(0, 1) * 255).round().astype(np.uint8), labels
+
+
+def _places(
+    rng: np.random.Generator, height: int, width: int, radii: Sequence[float]
+) -> list[tuple[np.ndarray, float]]:
+    """Centres (x, y) and radii of discs that lie inside the picture and apart; one without a place is left out."""
+    placed: list[tuple[np.ndarray, float]] = []
+    for radius in radii:
+        for _ in range(ATTEMPTS):
+            centre = rng.uniform(radius, np.maximum((width - radius, height - radius), radius))
+            if all(np.hypot(*(centre - other)) > radius + its for other, its in placed):
+                placed.append((centre, radius))
+                break
+    return placed
 
 
 def draw_single(rng: np.random.Generator, side: int, radii: tuple[float, float]) -> tuple[np.ndarray, int]:
