@@ -156,7 +156,7 @@ def _tar_members(file: IO[bytes], source: Path) -> Iterator[_Member]:
 def _zip_members(file: IO[bytes], source: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(file) as archive:
         for member in Progress(archive.infolist(), source.name, "file"):
-            if not member.is_dir():
+            if member.filename and not member.is_dir():
                 link = stat.S_ISLNK(member.external_attr >> 16)
                 yield _Member(member.filename, member.file_size, not link, partial(archive.open, member))
 
