@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -127,9 +128,14 @@ class RunLog:
 
 
 class _Events:
-    """TensorBoard events in a folder. The first one of a session replaces those of its iteration and later ones."""
+    """TensorBoard events in a folder. The first one of a session replaces those of its iteration and later ones.
+
+    What the disk has no room for is lost in silence: TensorBoard's thread ends with the error, and the next events come
+    from a new one.
+    """
 
     def __init__(self, folder: Path) -> None:
+        threading.excepthook = _without_tensorboards_errors
         self._folder = folder
         self._writer: SummaryWriter | None = None
 
@@ -147,6 +153,12 @@ class _Events:
         if self._writer:
             with suppress(OSError):
                 self._writer.close()
+
+
+def _without_tensorboards_errors(end: threading.ExceptHookArgs) -> None:
+    """Prints how a thread ended, unless it is TensorBoard's and could not write."""
+    if not (isinstance(end.exc_value, OSError) and type(end.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(end)
 
 
 def read_log(folder: str | os.PathLike) -> list[dict[str, Any]]:

