@@ -1,6 +1,7 @@
-"""Train a thin VGG-16 to classify drawn shapes, and write it as a .caffemodel.
+"""Train a thin VGG-16 to classify drawn shapes.
 
-It is the demo's initial weights, in place of a VGG-16 trained on ImageNet. Minutes to hours on a CPU.
+It is written as a .caffemodel: the demo's initial weights, in place of a VGG-16 trained on ImageNet.
+Minutes to hours on a CPU.
 """
 
 import argparse

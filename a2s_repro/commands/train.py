@@ -293,7 +293,10 @@ def _chosen(arguments: argparse.Namespace) -> tuple["Recipe", dict[str, Any]]:
         snapshot = "auto" if Path(arguments.resume).is_dir() else arguments.resume
         settings = fields(Run, run_settings(config)) | settings | {"out": folder, "resume": snapshot}
     if missing := [option for name, option in REQUIRED.items() if name not in settings]:
-        raise InputError(f"{' and '.join(missing)} must be given, but for a run that --resume RUN goes on with.")
+        raise InputError(
+            f"{' and '.join(missing)} must be given, unless --resume RUN goes on with a run; "
+            "`a2s train --help` shows the options."
+        )
     if recipe is None or {"recipe", "classes"} & given.keys():
         _choose_classes(given, settings)
     if recipe is None or "recipe" in given:
