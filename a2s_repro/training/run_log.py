@@ -155,10 +155,13 @@ class _Events:
                 self._writer.close()
 
 
+_hook_of_the_program = threading.excepthook
+
+
 def _without_tensorboards_errors(end: threading.ExceptHookArgs) -> None:
     """Prints how a thread ended, unless it is TensorBoard's and could not write."""
     if not (isinstance(end.exc_value, OSError) and type(end.thread).__module__.startswith("tensorboard.")):
-        threading.__excepthook__(end)
+        _hook_of_the_program(end)
 
 
 def read_log(folder: str | os.PathLike) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Trains one thin net on drawn pictures in every precision, from the same start with the same draws, and compares.
 
-Net and pictures are those of `make demo`: two scales, attention, extra supervision, an eighth of the authors' width,
-crops of 129 and batches of 8. From random weights it learns little in a few hundred iterations: give it a trained one.
+The net and the kind of pictures are those of `make demo`, the training is another: two scales, attention, extra
+supervision, an eighth of the authors' width, crops of 129, batches of 8 and the policy poly. From random weights it
+learns little in a few hundred iterations: give it a trained one.
 Losses are averaged over 10 iterations, as the log has them; the mIoU is that of other pictures.
 """
 
