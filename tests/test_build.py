@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 import a2s_repro
-from a2s_repro.bench.provenance import provenance, sources_hash
+from a2s_repro import info
+from a2s_repro.bench.provenance import sources_hash
 from a2s_repro.ops import _native
 from tests.paths import ROOT
+from tests.processes import run_tool
 
 
 def run(*command: object, **environment: str) -> subprocess.CompletedProcess:
@@ -154,11 +156,11 @@ def test_the_version_is_written_once() -> None:
     assert f"\nversion: {a2s_repro.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_info_lists_built_and_loaded_libraries() -> None:
-    done = run(sys.executable, "-m", "a2s_repro.info")
-    assert done.returncode == 0, done.stderr
+def test_info_lists_built_and_loaded_libraries(capsys: pytest.CaptureFixture) -> None:
+    info.main()
+    said = capsys.readouterr().out
     for fact in ("torch", "built cxx", "built cuda", "built torch abi target", "loaded native operators for"):
-        assert fact in done.stdout
+        assert fact in said
     assert ("cpu" in _native.loaded_devices()) == (_native.LIBRARY_DIR / "liba2s_ops.so").exists()
 
 
@@ -200,32 +202,13 @@ def test_the_sources_hash_changes_with_names_and_bytes(tmp_path: Path) -> None:
     assert len(set(hashes)) == 3 and all(len(value) == 16 for value in hashes)
 
 
-def test_gpu_figures_are_fresh_stale_or_missing(tmp_path: Path) -> None:
-    for folder in ("a2s_repro", "caffe_weights", "csrc", "tools"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("lib", "__pycache__"))
-    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-
-    def check() -> str:
-        done = run(sys.executable, "tools/dev/gpu_report.py", "--check", PYTHONPATH=str(tmp_path), PWD=str(tmp_path))
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "none in benchmarks/results/" in check()
-    facts = provenance() | {"gpu": "NVIDIA Test", "date": "2026-01-02T03:04:05Z"}
-    facts["csrc"] = sources_hash(tmp_path / "csrc")
-    (tmp_path / "benchmarks" / "results" / "report.json").write_text(json.dumps({"provenance": facts}))
-    assert check() == "GPU figures: of this csrc/ (2026-01-02, NVIDIA Test).\n"
-    (tmp_path / "csrc" / "library.cpp").write_text("")
-    assert "stale (2026-01-02, NVIDIA Test)" in check()
-
-
 def test_the_gpu_report_lists_its_steps_and_needs_a_gpu() -> None:
-    listed = run(sys.executable, "tools/dev/gpu_report.py", "--dry-run")
+    listed = run_tool("dev/gpu_report", "--dry-run")
     assert listed.returncode == 0, listed.stderr
     assert [line.split(" at most")[0].strip() for line in listed.stdout.splitlines() if " at most" in line] == [
         *("build", "tests", "ten operators", "whole net", "memcheck", "racecheck", "initcheck"),
         *("all operators", "ncu", "all"),
     ]
     assert int(listed.stdout.split()[-2]) <= 540
-    refused = run(sys.executable, "tools/dev/gpu_report.py", CUDA_VISIBLE_DEVICES="")
+    refused = run_tool("dev/gpu_report", environment=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     assert refused.returncode == 2 and "sees no GPU: run `make gpu-report" in refused.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from a2s_repro.bench.gpu_report import BUDGET, Step, freshness, ncu_kernels, run_steps, steps
+from a2s_repro.bench.provenance import provenance
 
 SANITIZER_CLEAN = "========= ERROR SUMMARY: 0 errors\n"
 SANITIZER_RACE = "========= Error: race\n===== at void a2s::interp(float*)\n========= RACECHECK SUMMARY: 1 hazard\n"
@@ -119,6 +120,11 @@ def test_correctness_runs_first_and_the_ten_operators_next():
 
 def test_figures_of_a_report_are_current_or_stale(tmp_path):
     assert "none in benchmarks/results/" in freshness(tmp_path)
+    (tmp_path / "cpu.json").write_text(json.dumps({"provenance": provenance() | {"gpu": "none"}}))
+    assert "none in benchmarks/results/" in freshness(tmp_path)
     facts = {"gpu": "NVIDIA Test", "date": "2026-01-02T03:04:05Z", "csrc": "0" * 16}
     (tmp_path / "report.jsonl").write_text(json.dumps({"provenance": facts}) + "\n" + json.dumps({"step": "a"}) + "\n")
     assert "stale (2026-01-02, NVIDIA Test)" in freshness(tmp_path)
+    facts = provenance() | {"gpu": "NVIDIA Test", "date": "2026-01-03T03:04:05Z"}
+    (tmp_path / "kernels.json").write_text(json.dumps({"provenance": facts}))
+    assert freshness(tmp_path) == "GPU figures: of this csrc/ (2026-01-03, NVIDIA Test)."

@@ -106,11 +106,9 @@ def library_of(source: Path) -> tuple[Path, list[Path]]:
 
 
 def ptx_of(folder: Path) -> Path:
-    """The PTX for ARCHITECTURE among the files that nvcc left."""
-    for path in folder.glob("*.ptx"):
-        if f"\n.target sm_{ARCHITECTURE}\n" in path.read_text():
-            return path
-    raise RuntimeError(f"{folder} has no PTX for sm_{ARCHITECTURE}: leave out TORCH_CUDA_ARCH_LIST, or add 9.0+PTX.")
+    """The PTX among the files that nvcc left."""
+    (path,) = folder.glob("*.ptx")
+    return path
 
 
 def linked(objects: list[Path]) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.ptx.memory import WARP, Access
+from tests.ptx.memory import WARP, Access, distinct
 from tests.ptx.program import Program
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Counts:
         else:
             keys = warps << 40 | sectors
             steps = keys[1:] - keys[:-1]
-            use.sectors += int((steps != 0).sum()) + 1 if (steps >= 0).all() else len(np.unique(keys))
+            use.sectors += int((steps != 0).sum()) + 1 if (steps >= 0).all() else len(distinct(keys))
         bytes_used = np.uint32(2**access.size - 1) << (at % SECTOR).astype(np.uint32)
         touched = (blocks << 1 | int(use.store)) << 40 | sectors
         self._touched.append((touched, np.broadcast_to(bytes_used, len(touched))))
@@ -106,8 +106,8 @@ class Counts:
         turn = np.repeat(access.lanes * words // 32, words)
         address = np.broadcast_to(access.address, len(access.lanes))
         word = (address[:, None] // 4 + np.arange(words)).ravel()
-        distinct = np.unique(turn << 32 | word)
-        banks, words_of_bank = np.unique((distinct >> 32) * 32 + (distinct & 31), return_counts=True)
+        served = distinct(turn << 32 | word)
+        banks, words_of_bank = np.unique((served >> 32) * 32 + (served & 31), return_counts=True)
         turns = banks // 32
         firsts = np.flatnonzero(np.concatenate([[True], turns[1:] != turns[:-1]]))
         self.shared_wavefronts += int(np.maximum.reduceat(words_of_bank, firsts).sum())

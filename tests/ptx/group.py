@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.ptx.memory import WARP, Access, Fault
+from tests.ptx.memory import WARP, Access, Fault, distinct
 
 if TYPE_CHECKING:
     from tests.ptx.machine import Machine
@@ -30,7 +30,7 @@ class Group:
         self.dirty = 0
         """Registers that were written and have not been left in the machine, as bits."""
         self.whole = len(lanes) == len(machine.lanes)
-        self.warps = machine.warps if self.whole else len(np.unique(lanes // WARP))
+        self.warps = machine.warps if self.whole else len(distinct(lanes // WARP))
 
     @property
     def positions(self) -> np.ndarray:

@@ -63,6 +63,12 @@ class Access:
             raise self.fault(f"misaligned: address {bad:#x} is no multiple of {self.size}")
 
 
+def distinct(values: np.ndarray) -> np.ndarray:
+    """Sorted, each once. np.unique hashes, and addresses at equal steps collide."""
+    ordered = np.sort(values)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+
+
 def lazy_zeros(size: int, kind: type) -> np.ndarray:
     """An array of which only what is written takes up memory."""
     no_reserve = 0x4000  # mmap.MAP_NORESERVE, which Python has from 3.13 on
@@ -265,4 +271,4 @@ class GlobalMemory:
         """Sorted positions in the tensor's storage, in elements."""
         allocation = self._find(tensor.untyped_storage().data_ptr())
         at = np.concatenate([at for at, _ in self._fresh]) - allocation.marks_at
-        return np.unique(at[(at >= 0) & (at < allocation.end - allocation.start)] // tensor.element_size())
+        return distinct(at[(at >= 0) & (at < allocation.end - allocation.start)] // tensor.element_size())
