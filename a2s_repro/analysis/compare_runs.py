@@ -14,7 +14,7 @@ import numpy as np
 
 from a2s_repro.errors import InputError, check_known, first_line
 from a2s_repro.runtime.precision import precision_named
-from a2s_repro.training.run_log import cost, read_log
+from a2s_repro.training.run_log import cost, read_log, read_validations
 from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
 
 FORMS = ("markdown", "latex", "csv")
@@ -32,6 +32,10 @@ class TrainedRun(NamedTuple):
     seconds: float
     scores: dict[str, Any]
     """Scores in the form of `evaluation.Result.summary`."""
+    log: list[dict[str, Any]]
+    """Lines of the log with losses, as `run_log.read_log` returns them."""
+    validations: list[dict[str, Any]]
+    """Lines of the log with validations, as `run_log.read_validations` returns them."""
 
 
 def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
@@ -53,7 +57,8 @@ def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
 
 
 def _of_files(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> TrainedRun:
-    lines = [line["losses"] for line in read_log(folder)]
+    log = read_log(folder)
+    lines = [line["losses"] for line in log]
     last = lines[-max(len(lines) // 10, 1) :]
     recipe = {name: value for name, value in config["recipe"].items() if name not in NO_EFFECT_ON_TRAINING}
     run = {name: config["run"][name] for name in RUN_SETTINGS}
@@ -62,6 +67,8 @@ def _of_files(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> 
         losses={name: _mean(losses[name] for losses in last) for name in last[0]},
         seconds=cost(folder).seconds,
         scores=_checked(results),
+        log=log,
+        validations=read_validations(folder),
     )
 
 
@@ -72,6 +79,8 @@ def _checked(scores: dict[str, Any]) -> dict[str, Any]:
         raise TypeError("a score is no number")
     for size in [scores["attention"]["by_size"]] if "by_size" in (scores["attention"] or {}) else []:
         len(scores["attention"]["scales"]), size["correlation"][0], size["quartiles"][0]["weights"][0]
+    for depth in [scores["attention"]["by_depth"]] if "by_depth" in (scores["attention"] or {}) else []:
+        depth["correlation"][0]
     return scores
 
 
@@ -80,7 +89,7 @@ class _Table(NamedTuple):
     lines: list[list[str]]
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """Runs that differ only in the seed; `head` holds the settings that differ between rows."""
 
     head: list[str]
@@ -104,13 +113,7 @@ def comparison(runs: Sequence[TrainedRun], form: str = "markdown") -> str:
         raise InputError("a run was scored on a list without a pixel to score: score all of them on one with labels.")
     if len({(run.scores["images"], tuple(run.scores["iou"])) for run in runs}) > 1:
         raise InputError("the runs were scored on different images or classes: score all of them on one list.")
-    groups: dict[str, list[TrainedRun]] = {}
-    for run in runs:
-        groups.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
-    settings = [group[0].settings for group in groups.values()]
-    differing = [name for name in settings[0] if any(other.get(name) != settings[0][name] for other in settings)]
-    titles = [name.replace("_", " ") for name in differing]
-    rows = [_Row([_spelled(group[0].settings.get(name)) for name in differing], group) for group in groups.values()]
+    titles, rows = rows_of(runs)
     if form == "csv":
         return _csv(_scores(titles, rows), _by_class([], [row._replace(head=[]) for row in rows]))
     tables = [_scores(titles, rows), _by_class(titles, rows)]
@@ -120,7 +123,20 @@ def comparison(runs: Sequence[TrainedRun], form: str = "markdown") -> str:
     return "\n\n".join([*(write(table, len(titles)) for table in tables), *(remark + line for line in _spread(rows))])
 
 
-def _scores(titles: list[str], rows: list[_Row]) -> _Table:
+def rows_of(runs: Sequence[TrainedRun]) -> tuple[list[str], list[Row]]:
+    """Titles of the settings that differ, and a row for the runs of each, in the order of first appearance."""
+    groups: dict[str, list[TrainedRun]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
+    settings = [group[0].settings for group in groups.values()]
+    differing = [name for name in settings[0] if any(other.get(name) != settings[0][name] for other in settings)]
+    titles = [name.replace("_", " ") for name in differing]
+    return titles, [
+        Row([_spelled(group[0].settings.get(name)) for name in differing], group) for group in groups.values()
+    ]
+
+
+def _scores(titles: list[str], rows: list[Row]) -> _Table:
     most_first = sorted((list(row.runs[0].losses) for row in rows), key=len, reverse=True)
     names = list(dict.fromkeys(name for names in most_first for name in names))
     lines = []
@@ -137,7 +153,7 @@ def _scores(titles: list[str], rows: list[_Row]) -> _Table:
     return _Table([*titles, *columns], lines)
 
 
-def _by_class(titles: list[str], rows: list[_Row]) -> _Table:
+def _by_class(titles: list[str], rows: list[Row]) -> _Table:
     classes = list(rows[0].runs[0].scores["iou"])
     lines = [
         row.head + [f"{100 * _mean(run.scores['iou'][name] for run in row.runs):.1f}" for name in classes]
@@ -146,8 +162,11 @@ def _by_class(titles: list[str], rows: list[_Row]) -> _Table:
     return _Table([*titles, *classes], lines)
 
 
-def _by_size(titles: list[str], rows: list[_Row]) -> _Table:
-    """One line per scale of a net: its mean weight by quartile of object area, and the rank correlations."""
+def _by_size(titles: list[str], rows: list[Row]) -> _Table:
+    """One line per scale of a net: its mean weight by quartile of object area, and the rank correlations.
+
+    The one with depth is empty if a run's scores lack it, as those of older versions.
+    """
     lines = []
     for head, runs in rows:
         sizes = [run.scores["attention"]["by_size"] for run in runs]
@@ -157,13 +176,15 @@ def _by_size(titles: list[str], rows: list[_Row]) -> _Table:
                 _mean(size[name][index] for size in sizes) for name in ("correlation", "correlation_within_classes")
             ]
             cells = [*(f"{weight:.3f}" for weight in quartiles), *(f"{value:+.2f}" for value in correlations)]
-            lines.append([*head, f"{scale:g}", *cells])
+            depths = [run.scores["attention"].get("by_depth") for run in runs]
+            depth = f"{_mean(part['correlation'][index] for part in depths):+.2f}" if all(depths) else ""
+            lines.append([*head, f"{scale:g}", *cells, depth])
     parts = rows[0].runs[0].scores["attention"]["by_size"]["quartiles"]
     areas = [f"{part['smallest']} to {part['largest']} px" for part in parts]
-    return _Table([*titles, "weight of scale", *areas, "rank correlation", "within classes"], lines)
+    return _Table([*titles, "weight of scale", *areas, "rank correlation", "within classes", "with depth"], lines)
 
 
-def _spread(rows: list[_Row]) -> list[str]:
+def _spread(rows: list[Row]) -> list[str]:
     """The pooled standard deviation of mIoU between seeds, as a sentence; empty if no row has several runs."""
     repeated = [[100 * run.scores["mean_iou"] for run in row.runs] for row in rows if len(row.runs) > 1]
     if not repeated:

@@ -11,7 +11,8 @@ EXAMPLES = """\
   a2s evaluate --model runs/a3/final.pth ... --attention-by-size --json runs/a3/sizes.json
   a2s compare-runs runs/* > comparison.md
   a2s compare-runs runs/* --format latex > comparison.tex
-  a2s compare-runs runs/* --scores sizes.json"""
+  a2s compare-runs runs/* --scores sizes.json
+  a2s compare-runs runs/* --curves curves.png"""
 
 
 FORMS = ("markdown", "latex", "csv")
@@ -31,9 +32,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="markdown",
         help="form of the tables: latex needs the package booktabs, csv is one table (default %(default)s)",
     )
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        metavar="FILE",
+        help="also draw the losses and the validations; the suffix, as .png, .pdf or .svg, is the format",
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
     from a2s_repro.analysis.compare_runs import comparison, read_run
 
-    print(comparison([read_run(folder, arguments.scores) for folder in arguments.runs], arguments.format))
+    runs = [read_run(folder, arguments.scores) for folder in arguments.runs]
+    print(comparison(runs, arguments.format))
+    if arguments.curves:
+        from a2s_repro.analysis.figures import save_figure
+        from a2s_repro.analysis.learning_curves import learning_curves
+
+        save_figure(arguments.curves, learning_curves(runs))

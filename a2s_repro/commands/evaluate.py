@@ -33,7 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_refining_options(parser)
     parser.add_argument("--no-labels", action="store_true", help="only segment, as for VOC's test set; needs --out")
     parser.add_argument(
-        "--attention-by-size", action="store_true", help="attention weights of each scale against the size of objects"
+        "--attention-by-size",
+        action="store_true",
+        help="attention weights of each scale against the size of objects and the depth of pixels inside them",
     )
     add_out_option(parser, "palette PNGs in OUT/results/VOC2012/Segmentation/comp6_LIST_cls", required=False)
     parser.add_argument(

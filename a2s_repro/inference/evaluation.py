@@ -14,6 +14,7 @@ from a2s_repro.data import voc
 from a2s_repro.data.images import IGNORE_LABEL, read_pair, write_label
 from a2s_repro.data.lists import VOID, Item
 from a2s_repro.errors import InputError
+from a2s_repro.inference.attention_by_depth import AttentionByDepth
 from a2s_repro.inference.attention_by_size import AttentionBySize
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.segmenter import Segmentation, Segmenter, in_batches
@@ -21,6 +22,7 @@ from a2s_repro.runtime import distributed
 from a2s_repro.runtime.pools import ahead, threads
 from a2s_repro.runtime.progress import Progress
 
+BACKGROUND = "background"
 READERS = 4
 """Number of threads that read images and labels."""
 NO_PIXEL = f"there is no pixel to score: every label is {IGNORE_LABEL}, which is ignored"
@@ -127,12 +129,16 @@ class AttentionStatistics:
 
 @dataclass(frozen=True)
 class Result:
-    """Scores of a net on a set. `attention` is None if the merge has no weights; `by_size` is None unless requested."""
+    """Scores of a net on a set.
+
+    `attention` is None if the merge has no weights, `by_size` and `by_depth` unless requested.
+    """
 
     images: int
     confusion: ConfusionMatrix
     attention: AttentionStatistics | None
     by_size: AttentionBySize | None = None
+    by_depth: AttentionByDepth | None = None
 
     def table(self, classes: Sequence[str]) -> str:
         """One line per class with IoU and accuracy in per cent, without void classes, and the means.
@@ -163,13 +169,13 @@ class Result:
     def attention_table(self) -> str:
         """One line per scale with mean and standard deviation of its weights over the pixels; empty without attention.
 
-        The table by size follows if measured.
+        The tables by size and depth follow if measured.
         """
         if self.attention is None:
             return ""
         rows = zip(self.attention.scales, self.attention.mean, self.attention.std, strict=True)
         lines = [f"attention weight at scale {s:g}: mean {mean:.4f}, std {std:.4f}" for s, mean, std in rows]
-        return "\n".join([*lines, self.by_size.table()] if self.by_size else lines)
+        return "\n".join([*lines, *(part.table() for part in (self.by_size, self.by_depth) if part)])
 
     def score(self, metric: str, classes: Sequence[str]) -> float:
         """A score in per cent by its published name: "mIoU", "pixel accuracy", or "IoU" and a class name.
@@ -205,6 +211,7 @@ class Result:
             "mean": self.attention.mean.tolist(),
             "std": self.attention.std.tolist(),
             **({"by_size": self.by_size.summary()} if self.by_size else {}),
+            **({"by_depth": self.by_depth.summary()} if self.by_depth else {}),
         }
         return {
             "images": self.images,
@@ -244,7 +251,8 @@ def evaluate(
     authors' evaluation, outputs named 'void' in `classes` (COCO's unused ids) are excluded from means. Items without a
     label file (VOC test) do not affect the scores. With `label_folder` every segmentation is written there as ID.png,
     an index PNG in VOC's palette. The first class has the value `first_label`, and the others follow: with 1 the PNGs
-    are grey and hold 1 to 150, as those of ADE20K's server. `by_size` measures attention weights against object sizes.
+    are grey and hold 1 to 150, as those of ADE20K's server. `by_size` measures attention weights against the sizes
+    of objects, and against the depth of pixels inside them, where a class of the name 'background' has no objects.
 
     `seen` is called with every item, its image (H, W, 3) uint8 BGR, its truth (H, W) and its segmentation, in the order
     of the items. Once `stopped` returns True no further image is read, and the result is that of the images so far.
@@ -260,7 +268,10 @@ def evaluate(
     segmenter = Segmenter(model, pad_to=pad_to, short_sides=short_sides, factors=factors, precision=precision)
     void = [label for label, name in enumerate(classes) if name == VOID]
     confusion = ConfusionMatrix(model.num_classes, void)
-    attention, objects = AttentionStatistics(model.scales), AttentionBySize(model.scales)
+    background = [label for label, name in enumerate(classes) if name == BACKGROUND]
+    attention, measured = AttentionStatistics(model.scales), ()
+    if by_size:
+        measured = AttentionBySize(model.scales), AttentionByDepth(model.scales, [*void, *background])
     share = items[distributed.rank() :: distributed.world_size()]
     with distributed.failing_together():
         if by_size and model.merge != "attention":
@@ -276,8 +287,8 @@ def evaluate(
             confusion.update(truth, segmentation.labels)
             if segmentation.weights is not None:
                 attention.update(segmentation.weights)
-            if by_size:
-                objects.update(truth, segmentation.weights)
+            for part in measured:
+                part.update(truth, segmentation.weights)
             if label_folder is not None:
                 values, colours = segmentation.labels + np.uint8(first_label), None if first_label else voc.palette()
                 write_label(Path(label_folder) / f"{item.id}.png", values, colours)
@@ -295,9 +306,9 @@ def evaluate(
             for _, scoring in ahead(score, segmented, scorer, 2 * batch_size):
                 scoring.result()
                 bar.update()
-    for part in (confusion, attention, objects):
+    for part in (confusion, attention, *measured):
         part.merge()
-    return Result(len(items), confusion, attention if attention.pixels else None, objects if by_size else None)
+    return Result(len(items), confusion, attention if attention.pixels else None, *measured)
 
 
 def server_folder(out: str | os.PathLike, image_set: str) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from a2s_repro.analysis.compare_runs import comparison, read_run
+from a2s_repro.analysis.learning_curves import learning_curves
 from a2s_repro.data.demo import CLASSES, make_demo_data
 from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
@@ -90,13 +91,39 @@ def test_other_forms_hold_the_same_numbers(folders):
 
 
 def test_attention_by_size_has_a_line_per_scale(folders):
+    run = read_run(folders[2])
     lines = table(comparison([read_run(folder) for folder in folders]), 2)
-    measured = json.loads((folders[2] / "val.json").read_text())["attention"]["by_size"]
+    attention = json.loads((folders[2] / "val.json").read_text())["attention"]
+    measured = attention["by_size"]
     assert [line["weight of scale"] for line in lines] == ["1", "0.75", "0.5"]
     smallest = measured["quartiles"][0]
     column = f"{smallest['smallest']} to {smallest['largest']} px"
     assert lines[2][column] == f"{smallest['weights'][2]:.3f}"
     assert lines[2]["within classes"] == f"{measured['correlation_within_classes'][2]:+.2f}"
+    assert lines[2]["with depth"] == f"{attention.pop('by_depth')['correlation'][2]:+.2f}"
+    without_depth = run._replace(scores=run.scores | {"attention": attention})
+    assert table(comparison([without_depth]), 2)[2]["with depth"] == ""
+
+
+def test_learning_curves_have_a_line_for_runs_that_differ_in_the_seed(folders):
+    runs = [read_run(folder) for folder in folders]
+    scored = [
+        run._replace(validations=[validation(2, score)]) for run, score in zip(runs, (0.1, 0.3, 0.4), strict=True)
+    ]
+    losses, scores = learning_curves(scored).axes
+    names = [
+        "scales 1, 0.5, merge average, extra supervision no",
+        "scales 1, 0.75, 0.5, merge attention, extra supervision yes",
+    ]
+    assert [line.get_label() for line in losses.lines] == names
+    expected = [np.mean([run.log[number]["losses"]["loss"] for run in runs[:2]]) for number in (0, 1)]
+    np.testing.assert_allclose(losses.lines[0].get_ydata(), expected)
+    assert [line.get_ydata().tolist() for line in scores.lines] == [pytest.approx([20]), pytest.approx([40])]
+    assert not learning_curves(runs).axes[1].lines
+
+
+def validation(iteration: int, mean_iou: float) -> dict:
+    return {"iteration": iteration, "validation": {"mean_iou": mean_iou}}
 
 
 def test_scores_of_different_sets_are_not_compared(folders):
@@ -107,8 +134,9 @@ def test_scores_of_different_sets_are_not_compared(folders):
 
 
 def test_tool_prints_the_tables_and_bad_score_files_are_named(folders, tmp_path):
-    done = run_tool("compare_runs", *folders)
+    done = run_tool("compare_runs", *folders, "--curves", tmp_path / "curves.png")
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert done.stdout.strip() == comparison([read_run(folder) for folder in folders])
 
     copy = shutil.copytree(folders[0], tmp_path / "copy")
