@@ -16,11 +16,12 @@ INSTALLED := .venv/.installed-$(A2S_CUDA)
 .PHONY: setup demo test smoke lint sanitize slow-ops dist-check ptxas cuda-torch-check gpu-report clean
 setup: $(INSTALLED)
 
+# --no-compile: most modules of the packages are never imported, and Python compiles the others when they are.
 $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 	@test -x $(PY) || $(PYTHON) -m venv .venv || \
 	  { echo "make setup: '$(PYTHON) -m venv' failed: install Python's venv module (Debian: apt install python3-venv)."; exit 1; }
-	$(PY) -m pip install --quiet "$(TORCH)" "setuptools>=77" cmake ninja pybind11
-	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(PY) -m pip install --quiet --no-compile "$(TORCH)" "setuptools>=77" cmake ninja pybind11
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m pip install --quiet --no-compile --no-build-isolation --editable ".[dev]"
 	@rm -f .venv/.installed-* && touch $@
 	@$(PY) -m a2s_repro.info
 

@@ -49,16 +49,14 @@ class SharedMemory:
         """
         at = self._locate(access)
         if self.checked:
-            for byte in range(0, access.size, self.grain):
-                self._check_read(access, (at + byte) // self.grain)
+            self._check_read(access, *self._cells(access, at))
         return [self.words[access.width][at // access.width + i] for i in range(access.count)]
 
     def store(self, access: Access, values: Sequence[np.ndarray]) -> None:
         """Writes the values of each lane. Raises as `load` does."""
         at = self._locate(access)
         if self.checked:
-            for byte in range(0, access.size, self.grain):
-                self._check_write(access, (at + byte) // self.grain)
+            self._check_write(access, *self._cells(access, at))
         for i, value in enumerate(values):
             self.words[access.width][at // access.width + i] = value
 
@@ -71,8 +69,13 @@ class SharedMemory:
             raise access.fault(f"out of range: byte {bad} of {self.size} of shared memory")
         return access.blocks * self.stride + address
 
-    def _check_read(self, access: Access, cells: np.ndarray) -> None:
-        lanes, warps = access.lanes, access.lanes // WARP
+    def _cells(self, access: Access, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The marked cells that an access touches, and the lane that touches each."""
+        cells = (at[:, None] + np.arange(0, access.size, self.grain)) // self.grain
+        return cells.ravel(), np.repeat(access.lanes, cells.shape[1])
+
+    def _check_read(self, access: Access, cells: np.ndarray, lanes: np.ndarray) -> None:
+        warps = lanes // WARP
         if not self.written[cells].all():
             raise access.fault(f"reads shared memory that was never written: {self._byte(cells, ~self.written[cells])}")
         racing = self._races(self.writer[cells], self.write_epoch[cells], lanes, warps)
@@ -90,8 +93,8 @@ class SharedMemory:
             of_warp = kept[together] // WARP == warps[together]
             self.reader[cells[together]] = np.where(of_warp, self.OF_WARP - warps[together], self.SEVERAL)
 
-    def _check_write(self, access: Access, cells: np.ndarray) -> None:
-        lanes, warps = access.lanes, access.lanes // WARP
+    def _check_write(self, access: Access, cells: np.ndarray, lanes: np.ndarray) -> None:
+        warps = lanes // WARP
         for who, epoch, did in ((self.writer, self.write_epoch, "written"), (self.reader, self.read_epoch, "read")):
             racing = self._races(who[cells], epoch[cells], lanes, warps)
             if racing.any():
