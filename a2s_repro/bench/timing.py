@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from tqdm import trange
 
 from a2s_repro.data.image_seg import RandomStream, SegmentationDataset, loader
 from a2s_repro.data.lists import Item
+from a2s_repro.runtime.progress import Progress
 
 COLD_BYTES = 128 << 20
 """Approximate total size, in bytes, of the input sets that a measurement rotates over: larger than any cache (an H200's
@@ -124,7 +124,7 @@ def loader_rates(
         dataset.cache(threads=max(workers, 1))
     stream = RandomStream(len(items), batch_size, seed)
     rates = []
-    for _ in trange(repeats, desc="loader", leave=False):
+    for _ in Progress(range(repeats), "loader", "round", total=repeats):
         with contextlib.closing(loader(dataset, stream, 0, batches + 1, workers)) as loaded:
             next(loaded)
             start = time.perf_counter()

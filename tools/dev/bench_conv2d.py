@@ -23,6 +23,7 @@ from a2s_repro.models import DeepLabLargeFOV
 from a2s_repro.models.deeplab import TRUNK
 from a2s_repro.ops import winograd
 from a2s_repro.ops.conv2d import conv2d
+from a2s_repro.runtime.progress import Progress
 
 from _options import add_results_options, keep_results
 
@@ -131,8 +132,8 @@ def main() -> int:
     facts = provenance()
     warm_memory()
     rows = []
-    for layer in (bar := tqdm([layer for layer in known if layer.name in (arguments.layers or names)], unit="layer")):
-        bar.set_description(layer.name)
+    chosen = [layer for layer in known if layer.name in (arguments.layers or names)]
+    for layer in Progress(chosen, "convolutions", "layer"):
         rows += measure(layer, arguments)
         for row in rows[-2:]:
             tqdm.write(described(row))

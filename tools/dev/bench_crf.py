@@ -16,7 +16,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import trange
 
 from a2s_repro.bench.provenance import provenance
 from a2s_repro.commands.options import positive
@@ -24,6 +23,7 @@ from a2s_repro.commands.run import run
 from a2s_repro.data.images import read_image
 from a2s_repro.files import replacing
 from a2s_repro.inference.crf import dense_crf
+from a2s_repro.runtime.progress import Progress
 
 try:
     import pydensecrf.densecrf as peer
@@ -110,7 +110,7 @@ def main() -> None:
 
     results = {name: function(*rest) for name, (function, *rest) in runs.items()}
     seconds = {name: [] for name in runs}
-    for _ in trange(arguments.repeats, desc="repeats"):
+    for _ in Progress(range(arguments.repeats), "dense CRF", "round", total=arguments.repeats):
         for name, (function, *rest) in runs.items():
             start = time.perf_counter()
             function(*rest)

@@ -25,6 +25,7 @@ from a2s_repro.commands.options import add_device_option
 from a2s_repro.commands.run import run
 from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.precision import multiplies_bfloat16
+from a2s_repro.runtime.progress import Progress
 
 from _options import add_results_options, keep_results
 
@@ -281,12 +282,11 @@ def main() -> int:
     warm_memory()
     bandwidth = copy_bandwidth(device)
     tqdm.write(f"{facts['gpu'] if device.type == 'cuda' else facts['cpu']}: copies {bandwidth / 1e9:.1f} GB/s")
-    rows = []
-    for case, backward, dtype, layout in (bar := tqdm(chosen(arguments, device), unit="case")):
+    rows, cases = [], chosen(arguments, device)
+    for case, backward, dtype, layout in Progress(cases, "kernels", "case"):
         if time.monotonic() - started > arguments.seconds:
-            tqdm.write(f"stopped after {arguments.seconds:.0f} s: {bar.total - bar.n} cases are left out.")
+            tqdm.write(f"stopped after {arguments.seconds:.0f} s: {len(cases) - len(rows)} cases are left out.")
             break
-        bar.set_description(case.operator)
         rows.append(measure(case, backward, getattr(torch, dtype), layout, device, arguments))
         tqdm.write(described(rows[-1], bandwidth))
         if arguments.log:

@@ -46,6 +46,7 @@ from a2s_repro.runtime.precision import (
     multiplies_bfloat16,
     products_of,
 )
+from a2s_repro.runtime.progress import Progress
 from a2s_repro.training.trainer import Trainer
 
 from _options import add_results_options, keep_results
@@ -351,7 +352,7 @@ def main() -> int:
     rows = []
     for work in arguments.work:
         calls = {"forward": forward_calls, "update": update_calls}[work](arguments, recipe, device)
-        for count in tqdm(threads, desc=work, unit="thread setting"):
+        for count in Progress(threads, work, "thread setting"):
             rows += measure(calls, work, count, device, rounds=0 if arguments.quick else 20)
             for row in rows[-len(calls) :]:
                 row["authors_seconds"] = authors.get(work, {}).get(count)
