@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 	@test -x $(PY) || $(PYTHON) -m venv .venv || \
 	  { echo "make setup: '$(PYTHON) -m venv' failed: install Python's venv module (Debian: apt install python3-venv)."; exit 1; }
 	$(PY) -m pip install --quiet --no-compile "$(TORCH)" "setuptools>=77" cmake ninja pybind11
-	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m pip install --quiet --no-compile --no-build-isolation --editable ".[dev]"
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m pip install --quiet --no-compile --no-build-isolation --editable ".[dev]" "$(TORCH)"
 	@rm -f .venv/.installed-* && touch $@
 	@$(PY) -m a2s_repro.info
 

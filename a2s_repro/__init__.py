@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,18 +20,30 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segmenter:
+def load(
+    path: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    scales: Sequence[float] | None = None,
+    backbone: nn.Module | None = None,
+) -> Segmenter:
     """A Segmenter with the net of a file: `load("model.pth")("street.jpg").labels`.
 
     Args:
         path: a weights file (.pth, .safetensors), a training snapshot, a run's folder, which stands for its best
             weights, else its newest, a .caffemodel, or an exported net (.onnx, .pt2).
         device: where the net runs.
+        scales: those of the image, in descending order, in place of those of the training; a net that merges by
+            attention over its scales takes no others. An exported net has the scales of its file.
+        backbone: that of a `multi_scale` net that was built on a module of yours, which its file cannot hold.
 
     Raises InputError (of a Caffe file also CaffeFileError or OSError) if the file is damaged or does not hold a
     complete net, or if the device cannot be used.
     """
     suffix = Path(path).suffix
+    if suffix in (".onnx", ".pt2") and (scales is not None or backbone is not None):
+        from a2s_repro.errors import InputError
+
+        raise InputError(f"{path} is an exported net with its backbone and scales: leave these out, or export another.")
     if suffix == ".onnx":
         from a2s_repro.inference.exported import load_onnx
 
@@ -44,23 +57,24 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segment
         from a2s_repro.checkpoint.trained import Trained
         from a2s_repro.inference.segmenter import segmenter_of
 
-        return segmenter_of(Trained(Path(path), convert_file(path).weights), device)
+        return segmenter_of(Trained(Path(path), convert_file(path).weights), device, scales, backbone)
     from a2s_repro import inference  # imports torch
 
-    return inference.load(path, device)
+    return inference.load(path, device, scales, backbone)
 
 
 def multi_scale(
-    backbone: nn.Module,
+    backbone: nn.Module | str,
     num_classes: int,
     scales: tuple[float, ...] = (1, 0.5),
     merge: str | None = "attention",
     **settings: Any,
 ) -> BackboneNet:
-    """A net that runs a backbone of one's own on the image at several scales and merges its scores.
+    """A net that runs a backbone on the image at several scales and merges its scores.
 
-    The settings are those of `models.BackboneNet`. Raises InputError for impossible ones, and for a backbone whose maps
-    do not fit a grid.
+    The backbone is a module of yours, or the name of a net of timm or torchvision: "timm:convnext_tiny". The settings
+    are those of `models.BackboneNet`. Raises InputError for impossible ones, and for a backbone whose maps do not fit a
+    grid.
     """
     from a2s_repro.models import BackboneNet  # imports torch
 

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -36,6 +37,11 @@ def check_known(name: str, value: object, known: Collection) -> None:
     """Raises InputError if `value`, the setting `name`, is not among the known ones."""
     if value not in known:
         raise InputError(f"{name} '{value}' is not known; it is one of {', '.join(map(str, known))}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The three known names closest to `name`, for error messages."""
+    return ", ".join(get_close_matches(name, known, n=3, cutoff=0))
 
 
 def not_written(path: str | os.PathLike, error: Exception) -> InputError:

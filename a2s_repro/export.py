@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +74,8 @@ def export(
     device: str = "cpu",
     native: bool = False,
     deploy_size: tuple[int, int] = (513, 513),
+    scales: Sequence[float] | None = None,
+    backbone: nn.Module | None = None,
 ) -> Exported:
     """Exports the net of a weights file to `output`; the suffix selects the format (see `SUFFIXES`).
 
@@ -85,6 +87,7 @@ def export(
         device: device on which a torch.export program will run.
         native: keep the fused operators in a torch.export program; `import a2s_repro.ops` before loading it.
         deploy_size: (height, width) of the images for Caffe's deploy prototxt.
+        scales, backbone: as for `load_model`.
 
     Raises:
         InputError: another suffix, a file without a complete net, a net that the format cannot represent, a missing
@@ -97,12 +100,18 @@ def export(
     if native and output.suffix != ".pt2":
         raise InputError(f"{output}: only a .pt2 program can keep the native operators: leave out native.")
     if output.suffix == ".caffemodel":
+        if scales is not None:
+            raise InputError(
+                f"{output} has the scales of the training: leave out the scales, or export with them to .safetensors, "
+                "and that to .caffemodel."
+            )
         return Exported(export_caffemodel(path, output, deploy_size=deploy_size), None)
     trained = load_trained(path)
-    net, meta = model_of(trained, device)
+    net, meta = model_of(trained, device, scales, backbone)
     net.to(memory_format=torch.contiguous_format)  # the layout that other programs expect
     if output.suffix == ".safetensors":
-        named = meta | {"classes": class_names(net.num_classes, meta)}
+        at_scales = {} if scales is None else {"model": net.config(), "scales": list(net.scales)}
+        named = meta | {"classes": class_names(net.num_classes, meta)} | at_scales
         save_weights(output, trained.weights.state_dict, named)
         return Exported([output], None)
     description = describe(net, meta)

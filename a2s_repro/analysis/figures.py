@@ -19,6 +19,7 @@ from a2s_repro.data.voc import palette
 from a2s_repro.errors import InputError, check_known
 from a2s_repro.files import replacing
 from a2s_repro.inference.segmenter import Segmentation, Segmenter
+from a2s_repro.models.base import WEIGHING
 
 LAYOUTS = ("weights", "comparison", "winner", "recalibration")
 COLUMN_INCHES = 2.4
@@ -62,7 +63,7 @@ def figure_rows(
     if baseline is not None and baseline.model.num_classes != segmenter.model.num_classes:
         raise InputError("the net and its baseline have different numbers of classes: give nets of one data set.")
     if layout == "winner":
-        if segmenter.model.merge != "attention":
+        if segmenter.model.merge not in WEIGHING:
             raise InputError("the layout winner needs a net with attention weights, but the net has none.")
         scales = segmenter.model.scales
         if baseline.model.merge != "max" or baseline.model.scales != scales:

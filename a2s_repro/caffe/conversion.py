@@ -237,6 +237,8 @@ def to_caffe(weights: Weights, file: str = "the weights") -> CaffeNet:
             "and of DeepLab v2 can be exported to Caffe."
         )
     model = _described_model(weights, file)
+    if model and model.merge == "hierarchical":
+        raise InputError(f"{file} merges its scales hierarchically, which no net of Caffe does: export it as ONNX.")
     scales = model.scales if model else meta.get("scales", [1])
     stream_order = model.stream_order if model else [scale for scale in SUFFIX_OF_SCALE if scale in scales]
     merge = model.merge if model else None

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 from torch import nn
 
-from a2s_repro.checkpoint.trained import load_trained
+from a2s_repro.checkpoint.trained import is_trained, load_trained
 from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import AttentionHead, DeepLabResNet101, Net, ResNetDilated8, build_head
+from a2s_repro.models import AttentionHead, BackboneNet, DeepLabResNet101, Net, ResNetDilated8, build_head
+from a2s_repro.models.base import WEIGHING
+from a2s_repro.models.named_backbone import PRETRAINED, load_backbone
 from a2s_repro.models.resnet import load_resnet34
 
 
@@ -32,9 +34,11 @@ class Loaded(NamedTuple):
 
 def load_init(model: Net, path: str | os.PathLike, classifier: str) -> Loaded | str:
     """Loads initial weights into `model` and reports the layers: uses `load_resnet34` for a ResNet-34's state dict,
-    `load_layers` for a weights file."""
+    `load_backbone` for that of another package's net or its published weights, `load_layers` for a weights file."""
     if isinstance(model, ResNetDilated8):
         return load_resnet34(model, path)
+    if isinstance(model, BackboneNet) and (os.fspath(path) == PRETRAINED or not is_trained(path)):
+        return load_backbone(model.backbone, model.backbone_name, model.output_stride, path)
     file, weights = load_trained(path)
     return load_layers(model, weights, file, classifier)
 
@@ -58,8 +62,9 @@ def load_layers(model: Net, weights: Weights, path: str | os.PathLike, classifie
         theirs = {f"{la} of another head" if la in model.unshared_layers else la: of for la, of in theirs.items()}
     missing = [layer for layer in ours if layer not in theirs and layer not in model.new_layers]
     if missing:
-        whole = "ResNet-101" if isinstance(model, DeepLabResNet101) else "VGG-16"
-        raise InputError(f"{path} lacks layers that have no filler: {_listed(missing)}; convert a whole {whole}.")
+        whole = "convert a whole ResNet-101" if isinstance(model, DeepLabResNet101) else "convert a whole VGG-16"
+        remedy = f"give a file of {model.backbone_name}" if isinstance(model, BackboneNet) else whole
+        raise InputError(f"{path} lacks layers that have no filler: {_listed(missing)}; {remedy}.")
     frozen = [layer for layer in ours if layer not in theirs and not _learns(model.layer(layer))]
     if frozen:
         names = ", ".join(classifier if layer == "fc8" else layer for layer in frozen)
@@ -117,9 +122,9 @@ def _spelled(shapes: list[tuple[int, ...]]) -> str:
 def _has_head_of(weights: Weights, model: Net) -> bool:
     """Whether the head of the file's net is that of `model`; fields that an older file lacks have their defaults.
 
-    Files of Caffe may not describe their net.
+    Files of Caffe may not describe their net. A head of hierarchical attention is that of any scales.
     """
-    if model.merge != "attention":
+    if model.merge not in WEIGHING:
         return True
     theirs, ours = weights.meta.get("model"), model.config()
     kind = type(build_head(ours["head"]))
@@ -127,7 +132,8 @@ def _has_head_of(weights: Weights, model: Net) -> bool:
         return kind is AttentionHead
     head = theirs.get("head")
     same = isinstance(head, dict) and kind().config() | head == ours["head"]
-    return same and all(theirs.get(field) == ours[field] for field in ("merge", "scales"))
+    over = ("merge",) if model.merge == "hierarchical" else ("merge", "scales")
+    return same and all(theirs.get(field) == ours[field] for field in over)
 
 
 def _remedy(layer: str, model: Net, described: bool) -> str:

@@ -9,7 +9,7 @@ from typing import Any, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from a2s_repro.checkpoint.weights import is_stored
+from a2s_repro.checkpoint.weights import is_stored, stored_format
 from a2s_repro.errors import InputError, not_written
 from a2s_repro.files import check_archive, refuse_foreign, replacing
 from a2s_repro.models import check_state
@@ -84,12 +84,7 @@ def save_snapshot(path: str | os.PathLike, snapshot: Snapshot, keep: int | None 
 
 def is_snapshot(path: str | os.PathLike) -> bool:
     """Whether a file is a snapshot; False for a damaged one."""
-    try:
-        check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # the unpickler raises many types for a damaged file
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+    return stored_format(path) == FORMAT
 
 
 def load_snapshot(path: str | os.PathLike) -> Snapshot:

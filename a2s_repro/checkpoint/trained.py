@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from a2s_repro.checkpoint.snapshots import Snapshot, is_snapshot, load_newest, load_snapshot, newest_snapshot
-from a2s_repro.checkpoint.weights import Weights, load_weights
+from a2s_repro.checkpoint.weights import Weights, load_weights, stored_format
 from a2s_repro.errors import InputError
 from a2s_repro.runtime.distributed import tell
 
@@ -35,6 +35,11 @@ def load_trained(path: str | os.PathLike) -> Trained:
     if path.suffix == ".pth" and is_snapshot(path):
         return _of_snapshot(path, load_snapshot(path))
     return Trained(path, load_weights(path))
+
+
+def is_trained(path: str | os.PathLike) -> bool:
+    """Whether `load_trained` takes a file or folder; False for a damaged file and for another program's state dict."""
+    return Path(path).is_dir() or stored_format(path) is not None
 
 
 def _of_folder(folder: Path) -> Trained:

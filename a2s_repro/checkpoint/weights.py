@@ -77,6 +77,21 @@ def load_weights(path: str | os.PathLike) -> Weights:
     return weights
 
 
+def stored_format(path: str | os.PathLike) -> str | None:
+    """The format of a file that this program wrote, of weights or of snapshots; None for others, and if damaged."""
+    try:
+        if Path(path).suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                content: Any = file.metadata()
+        else:
+            check_archive(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # the unpicklers raise many types for a damaged file
+        return None
+    kind = content.get("format") if isinstance(content, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def weights_suffix(path: str | os.PathLike) -> str:
     """The suffix of a weights file, `.pth` or `.safetensors`; raises InputError for any other."""
     suffix = Path(path).suffix

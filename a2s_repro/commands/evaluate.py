@@ -16,6 +16,7 @@ from a2s_repro.commands.options import (
     add_pad_to_option,
     add_precision_option,
     add_refining_options,
+    add_scales_option,
     print_results,
 )
 from a2s_repro.errors import InputError
@@ -27,6 +28,7 @@ EXAMPLES = """\
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_option(parser)
+    add_scales_option(parser)
     add_images_options(parser)
     add_classes_option(parser)
     add_pad_to_option(parser)
@@ -64,7 +66,7 @@ def main(arguments: argparse.Namespace) -> None:
     from a2s_repro.runtime import distributed
 
     crf = None if arguments.crf is None else CRF.parse(arguments.crf)
-    model, meta = load_model(arguments.model, distributed.initialise(arguments.device))
+    model, meta = load_model(arguments.model, distributed.initialise(arguments.device), arguments.scales)
     classes = class_names(model.num_classes, meta, arguments.classes)
     labelled = not arguments.no_labels
     items = read_list(arguments.list, arguments.data_root, label_dir=arguments.label_dir, labelled=labelled)

@@ -11,7 +11,7 @@ The suffix of OUTPUT chooses the form:
 import argparse
 from pathlib import Path
 
-from a2s_repro.commands.options import TRAINED, add_deploy_size_option, add_device_option
+from a2s_repro.commands.options import TRAINED, add_deploy_size_option, add_device_option, add_scales_option
 
 EXAMPLES = """\
   a2s export runs/a3/final.pth a3.onnx
@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "input", type=Path, metavar="INPUT", help=f"trained net: {TRAINED}"
     )
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="file to write, with one of the suffixes above")
+    add_scales_option(parser)
     add_device_option(parser, default="cpu", note="; of a .pt2 where it will run")
     parser.add_argument(
         "--native",
@@ -38,7 +39,12 @@ def main(arguments: argparse.Namespace) -> None:
 
     size = tuple(arguments.deploy_size)
     exported = export(
-        arguments.input, arguments.output, device=arguments.device, native=arguments.native, deploy_size=size
+        arguments.input,
+        arguments.output,
+        device=arguments.device,
+        native=arguments.native,
+        deploy_size=size,
+        scales=arguments.scales,
     )
     for path in exported.files:
         print(f"wrote {path}")

@@ -118,6 +118,17 @@ def add_model_option(parser: Options) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="PATH", help=f"trained net: {TRAINED}")
 
 
+def add_scales_option(parser: Options) -> None:
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="scales of the image: in place of those of the training, for nets that do not merge by attention over all "
+        "of them (hierarchical, average, max)",
+    )
+
+
 def add_images_options(parser: Options, data_root: str = "", list_file: str = "") -> None:
     """The labelled images that a net is run on; both are required unless words for their defaults are given."""
     add_data_root_option(parser, data_root)

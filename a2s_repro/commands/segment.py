@@ -18,6 +18,7 @@ from a2s_repro.commands.options import (
     add_pad_to_option,
     add_precision_option,
     add_refining_options,
+    add_scales_option,
     add_workers_option,
     positive,
 )
@@ -36,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="+", metavar="INPUT", help="image, video, folder, pattern or number of a camera"
     )
     add_model_option(parser)
+    add_scales_option(parser)
     add_out_option(parser, "a folder")
     parser.add_argument("--no-overlays", action="store_true", help="of images, write the labels alone")
     parser.add_argument("--attention", action="store_true", help="also draw the attention weights of each scale")
@@ -75,7 +77,7 @@ def main(arguments: argparse.Namespace) -> int:
     sources = find_sources(arguments.inputs, arguments.out, left_out)
     device = distributed.initialise(arguments.device)
     trained = load_trained(arguments.model)
-    model, meta = model_of(trained, device)
+    model, meta = model_of(trained, device, arguments.scales)
     classes = class_names(model.num_classes, meta, arguments.classes)
     results = Results(
         arguments.out,
@@ -102,6 +104,7 @@ def main(arguments: argparse.Namespace) -> int:
         "memory": arguments.memory,
         "precision": segmenter.precision,
         "crf": crf and asdict(crf),
+        **({"scales": arguments.scales} if arguments.scales else {}),
     }
     work = Work(segmenter, results, crf, arguments.batch_size, arguments.workers, arguments.max_frames)
     with distributed.using_alone(arguments.out), distributed.failing_together():

@@ -19,6 +19,7 @@ from a2s_repro.commands.options import (
     add_model_option,
     add_out_option,
     add_pad_to_option,
+    add_scales_option,
     positive,
 )
 from a2s_repro.errors import InputError
@@ -34,6 +35,7 @@ LAYOUTS = ("weights", "comparison", "winner", "recalibration")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_option(parser)
+    add_scales_option(parser)
     add_images_options(parser)
     add_classes_option(parser)
     add_pad_to_option(parser)
@@ -58,11 +60,11 @@ def main(arguments: argparse.Namespace) -> None:
     from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
 
     figure_suffix(arguments.out)
-    model, meta = load_model(arguments.model, arguments.device)
+    model, meta = load_model(arguments.model, arguments.device, arguments.scales)
     classes = class_names(model.num_classes, meta, arguments.classes)
     segmenter, baseline = Segmenter(model, classes, meta, arguments.pad_to), None
     if arguments.baseline:
-        other, other_meta = load_model(arguments.baseline, arguments.device)
+        other, other_meta = load_model(arguments.baseline, arguments.device, arguments.scales)
         baseline = Segmenter(other, classes, other_meta, arguments.pad_to)
     items = read_list(arguments.list, arguments.data_root, label_dir=arguments.label_dir)
     items = select(items, arguments.ids) if arguments.ids else items[: arguments.count]

@@ -39,6 +39,8 @@ EXAMPLES = """\
   a2s train --recipe a2r_ade20k/refine_psp --data-root data/ade20k --init resnet34.pth --out runs/refine_psp
   a2s train --data-root demo --train-list demo/ImageSets/Segmentation/train.txt --classes demo/classes.txt \\
       --scales 1 0.5 --width 0.125 --crop 129 --max-iter 300 --init thin.pth --out runs/demo
+  a2s train --backbone timm:convnext_tiny --init pretrained --scales 1.5 1 0.5 --data-root data/mine \
+      --train-list data/mine/train.txt --out runs/mine
   a2s train --resume runs/demo
   torchrun --nproc-per-node 2 -m a2s_repro train ...      the passes of an update shared by two GPUs or processes"""
 
@@ -48,9 +50,8 @@ CLASSES_FILE = "classes.txt"
 COLOURS, SCALES = 0.3, (0.75, 1.5)
 """Ranges of --augment."""
 DECODERS = ("c1", "psp")
-BACKBONES = ("vgg16", "resnet34", "resnet101")
 NORMS = ("batch", "sync")
-MERGES = ("attention", "average", "max")
+MERGES = ("attention", "hierarchical", "average", "max")
 HEADS = ("attention", "refine")
 RECALIBRATIONS = ("none", "multiply", "add")
 NORMALIZATIONS = ("none", "l2", "batch")
@@ -68,7 +69,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("files")
     add_data_root_option(files, default="the resumed run's")
     add_out_option(files, "the folder of the run", required=False)
-    add_init_option(files, "made by `a2s convert` or by a run, or a ResNet-34 of ImageNet")
+    add_init_option(files, "made by `a2s convert` or by a run, or a classifier of the --backbone; "
+        "pretrained: those that timm or torchvision publishes")
     files.add_argument(
         "--resume",
         metavar="RUN|auto|FILE",
@@ -111,16 +113,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_recipe_options(net, "num-classes", "width")
     net.add_argument("--classifier", metavar="NAME", help="Caffe's name of fc8; one that --init lacks starts afresh")
     net.add_argument(
-        "--backbone", choices=BACKBONES, help="net of each scale; resnet34 is ResNet34-dilated8, resnet101 DeepLab v2's"
+        "--backbone",
+        metavar="NAME",
+        help="net of each scale: vgg16, resnet34 (ResNet34-dilated8), resnet101 (DeepLab v2's), or a net of another "
+        "package, timm:NAME or torchvision:NAME",
+    )
+    net.add_argument(
+        "--output-stride",
+        type=int,
+        metavar="PIXELS",
+        help="timm, torchvision: pixels per cell of the last map, 8 (default), 16 or 32",
     )
     net.add_argument(
         "--aspp", type=int, nargs="+", metavar="D", help="dilations of DeepLab v2's atrous spatial pyramid pooling"
     )
     add_stem_option(net)
-    net.add_argument("--decoder", choices=DECODERS, help="scores of the ResNet: a 1x1 convolution, or pyramid pooling")
+    net.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        help="scores of resnet34, timm, torchvision: a 1x1 convolution, or pyramid pooling",
+    )
     net.add_argument("--batch-norm", choices=NORMS, help="statistics of a process, or of all processes (CUDA)")
     net.add_argument(
-        "--scales", type=float, nargs="+", metavar="S", help="scales of the image: 1 and any of 0.75 0.5 0.25"
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="scales of the image: 1 and any of 0.75 0.5 0.25; of timm, torchvision any of 2 1.5 1.25 1 0.75 0.5 0.25",
     )
     net.add_argument("--merge", choices=MERGES, help="how the score maps of the scales become one")
     net.add_argument("--extra-supervision", action=either, help="a loss on the score map of every scale")
@@ -131,7 +150,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     head.add_argument(
         "--head-features",
         metavar="LAYER",
-        help="attention: its input, fc6, fc7 or fc8; of resnet34 layer4, of resnet101 res5c",
+        help="attention: its input (default: the last map of the backbone; of vgg16 also fc6, fc8)",
     )
     head.add_argument("--head-layers", type=int, metavar="N", help="attention: number of its layers, 1 to 3")
     head.add_argument("--head-kernel", type=int, metavar="K", help="attention: kernel of its first layer, 1 or 3")
@@ -308,7 +327,8 @@ def _chosen(arguments: argparse.Namespace) -> tuple["Recipe", dict[str, Any]]:
     head = {name.removeprefix("head_"): value for name, value in given.items() if name.startswith("head_")}
     head = {name: None if value == "none" else value for name, value in head.items()}
     changes = {name: value for name, value in fields(Recipe, given).items() if name != "init"}  # a file of the run
-    return recipe.changed(**changes | {"head": recipe.changed_head(arguments.head, **head)}), settings
+    recipe = recipe.changed(**changes)
+    return recipe.changed(head=recipe.changed_head(arguments.head, **head)), settings
 
 
 def main(arguments: argparse.Namespace) -> int:

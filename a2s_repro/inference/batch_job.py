@@ -22,6 +22,7 @@ from a2s_repro.inference.segmenter import Segmentation, Segmenter, in_batches
 from a2s_repro.inference.source_record import Entry, SourceRecord, Stamp
 from a2s_repro.inference.sources import Source
 from a2s_repro.inference.video import FrameReader, video_file
+from a2s_repro.models.base import WEIGHING
 from a2s_repro.runtime import distributed
 from a2s_repro.runtime.pools import ahead, threads
 from a2s_repro.runtime.progress import Progress
@@ -156,7 +157,7 @@ class Work:
         Several processes share the sources. Raises InputError if results cannot be written, if a result of that name
         was made of another existing file, or if attention panels are requested from a net without attention.
         """
-        if self.results.attention and self.segmenter.model.merge != "attention":
+        if self.results.attention and self.segmenter.model.merge not in WEIGHING:
             raise InputError("the net has no attention weights to draw: leave out the attention panels.")
         record = SourceRecord(self.results.folder)
         for source in sources:

@@ -18,6 +18,7 @@ from a2s_repro.inference.attention_by_depth import AttentionByDepth
 from a2s_repro.inference.attention_by_size import AttentionBySize
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.segmenter import Segmentation, Segmenter, in_batches
+from a2s_repro.models.base import WEIGHING
 from a2s_repro.runtime import distributed
 from a2s_repro.runtime.pools import ahead, threads
 from a2s_repro.runtime.progress import Progress
@@ -274,7 +275,7 @@ def evaluate(
         measured = AttentionBySize(model.scales), AttentionByDepth(model.scales, [*void, *background])
     share = items[distributed.rank() :: distributed.world_size()]
     with distributed.failing_together():
-        if by_size and model.merge != "attention":
+        if by_size and model.merge not in WEIGHING:
             raise InputError("the net has no attention weights to measure by object size: leave out by_size.")
 
         def read(item: Item) -> tuple[Item, np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.pixels import Picture, fitting, padded, photograph, unpadded
 from a2s_repro.inference.segmentation import Segmentation
 from a2s_repro.inference.tiles import run_tiled
-from a2s_repro.models import Net, restored_model
+from a2s_repro.models import Net, at_scales, restored_model
 from a2s_repro.runtime.devices import usable_device
 from a2s_repro.runtime.precision import autocast_of, check_precision, precision_on, products_of
 
@@ -308,32 +308,57 @@ def in_batches(
         yield from zip(earlier, fetch(), strict=True)
 
 
-def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Segmenter:
+def load(
+    path: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    scales: Sequence[float] | None = None,
+    backbone: nn.Module | None = None,
+) -> Segmenter:
     """The Segmenter of a weights file, a snapshot or a run. Raises InputError as `load_model` and `class_names` do."""
-    return segmenter_of(load_trained(path), device)
+    return segmenter_of(load_trained(path), device, scales, backbone)
 
 
-def segmenter_of(trained: Trained, device: str | torch.device = "cpu") -> Segmenter:
+def segmenter_of(
+    trained: Trained,
+    device: str | torch.device = "cpu",
+    scales: Sequence[float] | None = None,
+    backbone: nn.Module | None = None,
+) -> Segmenter:
     """`load` of weights that were read."""
-    model, meta = model_of(trained, device)
+    model, meta = model_of(trained, device, scales, backbone)
     return Segmenter(model, class_names(model.num_classes, meta), meta)
 
 
-def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
+def load_model(
+    path: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    scales: Sequence[float] | None = None,
+    backbone: nn.Module | None = None,
+) -> tuple[nn.Module, dict]:
     """The net of a weights file, a snapshot or a run (see `load_trained`) in evaluation mode, and the file's meta.
 
-    Raises InputError if the file does not hold a complete net, its tensors do not fit the net, or the device cannot be
-    used.
+    Args:
+        scales: those of the image, in descending order, in place of those of the training (`models.at_scales`).
+        backbone: that of a net that was built on a module of another program; it is filled.
+
+    Raises InputError if the file does not hold a complete net, its tensors do not fit the net, the net cannot have the
+    scales, or the device cannot be used.
     """
-    return model_of(load_trained(path), device)
+    return model_of(load_trained(path), device, scales, backbone)
 
 
-def model_of(trained: Trained, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
+def model_of(
+    trained: Trained,
+    device: str | torch.device = "cpu",
+    scales: Sequence[float] | None = None,
+    backbone: nn.Module | None = None,
+) -> tuple[nn.Module, dict]:
     """`load_model` of weights that were read."""
     file, weights = trained
     if "model" not in weights.meta:
         raise InputError(f"{file} holds initial weights, not a complete net: train from it, and evaluate the result.")
-    model = restored_model(weights.meta["model"], weights.state_dict, file)
+    config = weights.meta["model"] if scales is None else at_scales(weights.meta["model"], scales)
+    model = restored_model(config, weights.state_dict, file, backbone)
     return model.to(usable_device(device), memory_format=torch.channels_last).eval(), weights.meta
 
 

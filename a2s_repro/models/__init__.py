@@ -1,7 +1,7 @@
 """The nets of the papers. State dict keys are the names of the authors' Caffe layers, and for ResNets torchvision's."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from a2s_repro.models.attention import AttentionHead
 from a2s_repro.models.backbone import BackboneNet
 from a2s_repro.models.base import Net, ParameterRule, Prediction, Widths
 from a2s_repro.models.deeplab import DeepLab, DeepLabASPP, DeepLabLargeFOV, DeepLabMSc
+from a2s_repro.models.named_backbone import is_named
 from a2s_repro.models.refine import RefineHead
 from a2s_repro.models.resnet import ResNetDilated8
 from a2s_repro.models.resnet101 import DeepLabResNet101
-from a2s_repro.models.share_net import ShareNet
+from a2s_repro.models.share_net import MERGES, ShareNet
 
 __all__ = [
     "AttentionHead",
@@ -31,6 +32,7 @@ __all__ = [
     "ResNetDilated8",
     "ShareNet",
     "Widths",
+    "at_scales",
     "build_head",
     "build_model",
     "check_state",
@@ -57,8 +59,10 @@ def build_head(config: dict) -> AttentionHead | RefineHead:
 _PARTS = {"widths": lambda config: Widths(**config), "head": build_head}
 
 
-def build_model(config: dict) -> Net:
+def build_model(config: dict, backbone: nn.Module | None = None) -> Net:
     """The net that `config`, as `net.config()` gives it, describes; its weights are the fillers'.
+
+    `backbone` is that of a `multi_scale` net that was built on a module of another program, which has no name.
 
     Raises:
         InputError: the description names no known net, or has arguments that the net does not take.
@@ -67,6 +71,10 @@ def build_model(config: dict) -> Net:
     if not isinstance(name, str) or name not in _NETS:
         raise InputError(f"the model description names the net {name!r}; known are {', '.join(_NETS)}.")
     arguments = {field: value for field, value in config.items() if field != "net"}
+    if backbone is not None:
+        if _NETS[name] is not BackboneNet or is_named(arguments.get("backbone")):
+            raise InputError(f"the net, {arguments.get('backbone', name)}, is built by its name: pass no backbone.")
+        arguments["backbone"] = backbone
     try:
         parts = {field: make(arguments[field]) for field, make in _PARTS.items() if field in arguments}
         return _NETS[name](**arguments | parts)
@@ -76,18 +84,42 @@ def build_model(config: dict) -> Net:
         raise InputError(f"the model description does not fit {name}: {first_line(error)}.") from error
 
 
-def restored_model(config: dict, state_dict: Mapping[str, Tensor], file: str | os.PathLike) -> Net:
+def at_scales(config: dict, scales: Sequence[float]) -> dict:
+    """The description of a net at other scales than it was trained on: `config` with these scales.
+
+    Raises InputError if its merge depends on the scales: the head of Attention to Scale reads all of them together.
+    """
+    merge = config.get("merge") if isinstance(config, dict) else None
+    if merge not in MERGES or merge == "attention":
+        kind = "merges by attention over the scales" if merge else "has one scale"
+        raise InputError(
+            f"the net {kind} that it was trained on, and takes no others: leave out the scales, or train a net with "
+            f"merge {', '.join(name for name in MERGES if name != 'attention')}."
+        )
+    return config | {"scales": list(scales)}
+
+
+def restored_model(
+    config: dict,
+    state_dict: Mapping[str, Tensor],
+    file: str | os.PathLike,
+    backbone: nn.Module | None = None,
+) -> Net:
     """The net that `config` describes, on the CPU, with the weights of `state_dict`; `file` holds both.
 
-    No memory is taken for a net that the weights do not fit.
+    `backbone` is as for `build_model`, and is filled. For a net without a backbone of other programs no memory is taken
+    if the weights do not fit it.
 
     Raises:
         InputError: as `build_model` and `check_state`, naming the file.
     """
-    with torch.device("meta"):
-        net = build_model(config)
+    of_others = isinstance(config, dict) and config.get("net") == BackboneNet.__name__
+    with torch.device("cpu" if of_others else "meta"):
+        net = build_model(config, backbone)
     check_state(net, state_dict, file)
-    net.to_empty(device="cpu").load_state_dict(state_dict)
+    if not of_others:  # a backbone may have computed tensors that are not in its state dict
+        net.to_empty(device="cpu")
+    net.load_state_dict(state_dict)
     return net
 
 

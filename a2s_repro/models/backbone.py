@@ -1,4 +1,4 @@
-"""A net of any backbone at several scales: `a2s_repro.multi_scale`."""
+"""A net of any backbone at several scales: `a2s_repro.multi_scale` and `a2s train --backbone`."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from a2s_repro.errors import InputError, check_known, first_line
 from a2s_repro.models.attention import AttentionHead
 from a2s_repro.models.base import ParameterRule, Stream, Widths
+from a2s_repro.models.named_backbone import PACKAGES, is_named, named_backbone
 from a2s_repro.models.psp import PyramidPooling, c1
 from a2s_repro.models.refine import RefineHead
 from a2s_repro.models.resnet import DECODERS, encoder_rules, start_new_layers
@@ -34,7 +35,7 @@ class Probe(NamedTuple):
 
 
 class BackboneNet(MultiScale):
-    """A backbone of one's own applied to the image at several scales, its score maps merged.
+    """A backbone, of a package or of one's own, applied to the image at several scales, its score maps merged.
 
     The last map of the backbone is what the decoder scores and what the attention reads, at every scale; all scales
     share the weights. A backbone that cuts the image into patches, such as ConvNeXt, gets the image padded by half a
@@ -42,12 +43,14 @@ class BackboneNet(MultiScale):
     torchvision's nets. Merged scores have the grid of the finest scale, or of scale 1 if that is finer.
 
     Args:
-        backbone: (N, 3, H, W) -> (N, channels, h, w), or a list, tuple or dict of maps, of which the last is scored;
-            the others are `map0`, `map1` ... for a `RefineHead`. Its stride is 4, 8, 16 or 32.
+        backbone: a module (N, 3, H, W) -> (N, channels, h, w), or a list, tuple or dict of maps, of which the last is
+            scored; the others are `map0`, `map1` ... for a `RefineHead`. Its stride is 4, 8, 16 or 32. Or the name of a
+            package's net (`named_backbone`), with random weights; a net of one can be built from its `config`.
         num_classes: C, background included.
         scales: two or more of 2, 1.5, 1.25, 1, 0.75, 0.5, 0.25, in descending order, or 1 alone.
-        merge: "attention", "average" or "max"; None for one scale.
-        head: description of the head, for merge "attention": it reads `backbone`.
+        merge: "attention", "hierarchical", "average" or "max"; None for one scale.
+        head: description of the head, for attention of either kind: it reads `backbone`.
+        output_stride: pixels per cell of the last map: for a name 8, 16 or 32, by default 8; a module has its own.
         decoder: "c1", a 1x1 convolution, or "psp", pyramid pooling.
         width: factor on the channels of decoder and head.
         dropout: drop ratio in the head.
@@ -61,24 +64,35 @@ class BackboneNet(MultiScale):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         num_classes: int,
         scales: tuple[float, ...] = (1, 0.5),
         merge: str | None = "attention",
         *,
         head: AttentionHead | RefineHead = ON_BACKBONE,
+        output_stride: int | None = None,
         decoder: str = "c1",
         width: float = 1,
         dropout: float = 0.5,
     ) -> None:
         super().__init__(num_classes, dropout)
         check_known("decoder", decoder, DECODERS)
-        if not isinstance(backbone, nn.Module):
+        self.backbone_name = _name_of(backbone)
+        if is_named(backbone):
+            output_stride = output_stride or 8
+            backbone = named_backbone(backbone, output_stride)
+        elif not isinstance(backbone, nn.Module):
+            names = " or ".join(f"{package}:NAME" for package in PACKAGES)
             raise InputError(
-                f"the backbone {backbone!r} is of a program of your own: build the net by a2s_repro.multi_scale, then "
-                "load the state dict."
+                f"the backbone {backbone} is neither {names} nor a module: pass the module, to load a file of its net "
+                "by a2s_repro.load(FILE, backbone=MODULE)."
             )
         probe = probed(backbone)
+        if output_stride not in (None, probe.stride):
+            raise InputError(
+                f"the backbone {self.backbone_name} has stride {probe.stride}, not {output_stride}: give that output "
+                "stride, or another net."
+            )
         self.channels = {f"map{index}": channels for index, channels in enumerate(probe.channels)}
         self.channels["backbone"] = probe.channels[-1]
         self.padding, self.output_stride, self.stride = probe.padding, probe.stride, probe.stride
@@ -112,10 +126,11 @@ class BackboneNet(MultiScale):
         return encoder_rules(self, lr_mult)
 
     def config(self) -> dict:
-        """Plain values; the backbone itself is not among them, so `build_model` cannot make the net again."""
+        """Plain values; the backbone itself is not among them, so `build_model` takes one that has no name."""
         return {
             "net": type(self).__name__,
-            "backbone": type(self.backbone).__name__,
+            "backbone": self.backbone_name,
+            "output_stride": self.output_stride,
             "num_classes": self.num_classes,
             "scales": list(self.scales),
             "merge": self.merge,
@@ -124,6 +139,13 @@ class BackboneNet(MultiScale):
             "width": self.width,
             "dropout": self.dropout,
         }
+
+
+def _name_of(backbone: object) -> str:
+    """The name of a backbone: a package's, or the class of a module."""
+    if isinstance(backbone, nn.Module):
+        return f"{type(backbone).__module__}.{type(backbone).__qualname__}"
+    return str(backbone)
 
 
 def probed(backbone: nn.Module) -> Probe:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from a2s_repro.errors import InputError
 
+WEIGHING = ("attention", "hierarchical")
+"""Merges by a head's attention, which give weights of the scales at every pixel."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Widths:
@@ -108,7 +111,7 @@ class Net(nn.Module, abc.ABC):
     less the mean over the standard deviation."""
     scales: tuple[float, ...] = (1,)
     merge: str | None = None
-    """How the score maps of several scales become one: "attention", "average" or "max"."""
+    """How the score maps of several scales become one: "attention", "hierarchical", "average" or "max"."""
     stream_order: tuple[float, ...] = (1,)
     """The scales in the order of the streams in the authors' file, in which they run and draw random numbers."""
     unshared_layers: tuple[str, ...] = ()

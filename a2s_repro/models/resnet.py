@@ -72,8 +72,9 @@ class ResNetDilated8(MultiScale):
     Args:
         num_classes: C, background included.
         scales: 1 alone, or two or more of 1, 0.75, 0.5, 0.25, in descending order.
-        merge: "attention", "average" or "max"; None for one scale.
-        head: description of the head, for merge "attention". It reads layer4, or for a `RefineHead` any of STAGES.
+        merge: "attention", "hierarchical", "average" or "max"; None for one scale.
+        head: description of the head, for attention of either kind. It reads layer4, or for a `RefineHead` any of
+            STAGES.
         decoder: "c1", a 1x1 convolution, or "psp", pyramid pooling.
         stem: the first layers, one of STEMS. "deep" is read as deep128, whose name it was in files of version 0.1.
         width: factor on all widths; other than 1 it makes a thin copy of the net.
@@ -234,7 +235,7 @@ def load_resnet34(net: ResNetDilated8, path: str | os.PathLike) -> str:
     Raises:
         InputError: the file is damaged, or is another net's.
     """
-    state = _read_state(path)
+    state = read_state(path, "a ResNet-34")
     ours = {k: v for k, v in net.state_dict().items() if k.partition(".")[0] in net.encoder_layers}
     theirs = {key: tensor for key, tensor in state.items() if key.partition(".")[0] != "fc"}
     remedy = "give the state dict of a ResNet-34"
@@ -267,7 +268,8 @@ def _stem_of(state: dict[str, Tensor]) -> str | None:
     return "deep128" if "layer1.0.downsample.0.weight" in state else "deep64"
 
 
-def _read_state(path: str | os.PathLike) -> dict[str, Tensor]:
+def read_state(path: str | os.PathLike, of: str) -> dict[str, Tensor]:
+    """The state dict in a file of torch.save or `.safetensors`; `of` names its net in errors, which are InputErrors."""
     refuse_foreign(path)
     try:
         if Path(path).suffix == ".safetensors":
@@ -280,7 +282,7 @@ def _read_state(path: str | os.PathLike) -> dict[str, Tensor]:
             f"{path} cannot be read ({first_line(error)}): it is damaged, or no state dict of torch."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()) or not state:
-        raise InputError(f"{path} holds other things than named tensors: give a ResNet-34's state dict alone.")
+        raise InputError(f"{path} holds other things than named tensors: give {of}'s state dict alone.")
     return state
 
 

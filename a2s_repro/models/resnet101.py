@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2s_repro.models.attention import AttentionHead
-from a2s_repro.models.base import ParameterRule, Stream, Widths, relu
+from a2s_repro.models.base import WEIGHING, ParameterRule, Stream, Widths, relu
 from a2s_repro.models.deeplab import ASPP_L, check_dilations, max_pool
 from a2s_repro.models.layers import Conv2d
 from a2s_repro.models.refine import RefineHead
@@ -90,9 +90,10 @@ class DeepLabResNet101(MultiScale):
     Args:
         num_classes: C, background included.
         scales: 1 alone, or two or more of 1, 0.75, 0.5, 0.25, in descending order.
-        merge: "attention", "average" or "max"; None for one scale.
+        merge: "attention", "hierarchical", "average" or "max"; None for one scale.
         aspp: dilations of the convolutions that score, one or more.
-        head: description of the head, for merge "attention". It reads res5c, a `RefineHead` any of `map_channels`.
+        head: description of the head, for attention of either kind. It reads res5c, a `RefineHead` any of
+            `map_channels`.
         width: factor on all widths; other than 1 it makes a thin copy of the net.
         dropout: drop ratio in the head.
 
@@ -142,7 +143,7 @@ class DeepLabResNet101(MultiScale):
         self._fill(dict.fromkeys((f"fc1_c{index}" for index, _ in enumerate(self.aspp)), 0.01))
         if merge is not None or tuple(scales) != (1,):
             self._merge_scales(tuple(scales), merge, self.head_config)
-            if merge == "attention":
+            if merge in WEIGHING:
                 self._fill(self.head_config.fillers())
 
     def _scaled(self, channels: int) -> int:

@@ -1,4 +1,4 @@
-"""The share-net: a net run on an image at several scales, and the three ways to merge the score maps."""
+"""The share-net: a net run on an image at several scales, and the four ways to merge the score maps."""
 
 import copy
 import math
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from a2s_repro import ops
 from a2s_repro.errors import InputError, check_known
 from a2s_repro.models.attention import ON_FC7, AttentionHead, ScaleAttention
-from a2s_repro.models.base import Net, Prediction, Stream, check_image, label_stride
+from a2s_repro.models.base import WEIGHING, Net, Prediction, Stream, check_image, label_stride
 from a2s_repro.models.deeplab import DeepLab, Widths
+from a2s_repro.models.hierarchical import merge_in_pairs
 from a2s_repro.models.layers import leave_out_of_state_dict, shared_filters
 from a2s_repro.models.refine import RefineAttention, RefineHead
 
@@ -45,18 +46,20 @@ STREAM_ORDER = (1, 0.5, 0.75, 0.25, 1.25, 1.5, 2)
 """Order in which the streams run, as in the authors' files: their dropout layers draw in this order. In skip-nets it is
 the order of the scales."""
 
-MERGES = ("attention", "average", "max")
+MERGES = (*WEIGHING, "average", "max")
 
 
 class MultiScale(Net):
     """A net with a stream for the image at each scale, of the same weights, whose score maps are merged.
 
     With attention the head reads maps of all streams and makes one logit per scale and pixel from them; their softmax
-    over the scales weighs the score maps (Eq. 1 and 2). `average` and `max` are the two baselines.
+    over the scales weighs the score maps (Eq. 1 and 2). `average` and `max` are the two baselines. With hierarchical
+    attention the same head makes a logit per pixel from the maps of one stream, for every stream but the finest, and
+    its sigmoid weighs that stream against the finer ones (`merge_in_pairs`).
     """
 
     head: ScaleAttention | RefineAttention
-    """Makes the attention, where the merge is by attention."""
+    """Makes the attention, where the merge is by attention of either kind."""
     head_config: AttentionHead | RefineHead
     """Description of the head; kept without attention, too."""
     possible_scales: tuple[float, ...] = (1, 0.75, 0.5, 0.25)
@@ -73,18 +76,21 @@ class MultiScale(Net):
         self.scales, self.merge, self.head_config = scales, merge, head
         self.stream_order = tuple(scale for scale in STREAM_ORDER if scale in scales)
         self.grid_step = grid_step(scales, self.output_stride)
-        refines = merge == "attention" and isinstance(head, RefineHead)
+        refines = merge in WEIGHING and isinstance(head, RefineHead)
+        if refines and merge == "hierarchical":
+            raise InputError("hierarchical merging takes the head of Attention to Scale: give an AttentionHead.")
         self.merged_cell = head.merge_stride if refines else self.output_stride
         self.head_cell = head.stride if refines else self.output_stride
         self.stride = label_stride(max(1, scales[0]), self.merged_cell)
-        if merge == "attention":
+        if merge in WEIGHING:
             channels = self.map_channels()
             if unknown := [name for name in head.maps if name not in channels]:
                 raise InputError(
                     f"the net has no map '{unknown[0]}' for attention to read: it has {', '.join(channels)}."
                 )
             self.head_maps, self.unshared_layers = head.maps, tuple(head.fillers())
-            self.head = head.build(channels, scales, self.num_classes, self.widths, self.dropout)
+            read = scales if merge == "attention" else scales[:1]  # together, or one at a time
+            self.head = head.build(channels, read, self.num_classes, self.widths, self.dropout)
             leave_out_of_state_dict(self, "head")
 
     def forward(self, image: Tensor) -> Prediction:
@@ -119,6 +125,9 @@ class MultiScale(Net):
             if self.training and self.head_config.supervision == "recalibrated":
                 on_grid = [ops.interp(stream, merged_grid) for stream in scores]
                 supervised = tuple(s + recalibration if factors is None else s * factors for s in on_grid)
+        elif self.merge == "hierarchical":
+            attention = [self.head([maps], maps.shape[2:])[0].sigmoid() for maps in features[1:]]
+            merged, weights = merge_in_pairs(scores, attention, size)
         elif self.merge == "average":
             merged = ops.scale_average(scores, size, AVERAGE_FACTOR.get(len(scores)))
         else:
@@ -144,7 +153,7 @@ class MultiScale(Net):
 
     def _read(self, stream: Stream, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """The scores of a stream, and the features that the head reads of it; its other maps are released."""
-        return stream.scores, self.head.read(stream.features, grid) if self.merge == "attention" else None
+        return stream.scores, self.head.read(stream.features, grid) if self.merge in WEIGHING else None
 
     def layer(self, name: str) -> nn.Module:
         return self.get_submodule(name if hasattr(self, name.partition(".")[0]) else f"head.{name}")
@@ -170,9 +179,9 @@ class ShareNet(MultiScale, DeepLab):
     Args:
         num_classes: C, background included.
         scales: two or more of 1, 0.75, 0.5, 0.25, in descending order.
-        merge: "attention", "average" or "max".
+        merge: "attention", "hierarchical", "average" or "max".
         skip_net: whether it has skip branches.
-        head: description of the head, for merge "attention".
+        head: description of the head, for attention and hierarchical attention.
         pool5a, dropout, widths: as in DeepLabLargeFOV.
     """
 
@@ -194,7 +203,7 @@ class ShareNet(MultiScale, DeepLab):
         self._merge_scales(tuple(scales), merge, head)
         if skip_net:
             self.stream_order = self.scales
-        if merge == "attention":
+        if merge in WEIGHING:
             self._fill(head.fillers())
 
     def copy_per_stream(self) -> None:
@@ -212,7 +221,7 @@ class ShareNet(MultiScale, DeepLab):
         shared: dict[int, Any] = {id(layer): layer for layer in self.modules() if not list(layer.parameters())}
         shared |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in self.parameters()}
         shared[id(self.copies)] = ()
-        if self.merge == "attention":
+        if self.merge in WEIGHING:
             shared[id(self.head)] = None
         return copy.deepcopy(self, shared)
 

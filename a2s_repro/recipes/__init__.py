@@ -1,16 +1,19 @@
-"""Recipes: one for every result of the two papers, and those of DeepLab v2."""
+"""Recipes: one for every result of the two papers, those of DeepLab v2, and one of hierarchical attention."""
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, nearest
 from a2s_repro.recipes.a2r import a2r_recipes
 from a2s_repro.recipes.a2s import a2s_recipes
 from a2s_repro.recipes.deeplab2 import deeplab2_recipes
+from a2s_repro.recipes.hierarchical import hierarchical_recipes
 from a2s_repro.recipes.published import OTHER_SYSTEMS, PUBLISHED, Published
-from a2s_repro.recipes.recipe import PRETRAINED, Recipe, nearest
+from a2s_repro.recipes.recipe import PRETRAINED, Recipe
 from a2s_repro.recipes.recipe_file import read_recipe
 
 __all__ = ["OTHER_SYSTEMS", "PRETRAINED", "PUBLISHED", "RECIPES", "Published", "Recipe", "find_recipe", "recipes_of"]
 
-RECIPES = {recipe.name: recipe for recipe in (*a2s_recipes(), *a2r_recipes(), *deeplab2_recipes())}
+_ALL = (*a2s_recipes(), *a2r_recipes(), *deeplab2_recipes(), *hierarchical_recipes())
+
+RECIPES = {recipe.name: recipe for recipe in _ALL}
 """All recipes by name; a recipe comes after the one it starts from."""
 
 

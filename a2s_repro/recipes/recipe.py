@@ -4,17 +4,17 @@ import dataclasses
 import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from a2s_repro.errors import InputError, check_known, first_line
+from a2s_repro.errors import InputError, check_known, first_line, nearest
 from a2s_repro.inference.crf import CRF
 from a2s_repro.models import (
     AttentionHead,
+    BackboneNet,
     DeepLabASPP,
     DeepLabLargeFOV,
     DeepLabMSc,
@@ -27,6 +27,7 @@ from a2s_repro.models import (
     build_head,
 )
 from a2s_repro.models.cost import Cost, cost
+from a2s_repro.models.named_backbone import PACKAGES, is_named
 from a2s_repro.recipes.published import Published
 from a2s_repro.solver import FORMER_NAMES, SOLVERS, CaffeSGD, LearningRate, TorchSGD, parameter_groups
 
@@ -68,15 +69,18 @@ class Recipe:
     """Source of the initial weights: a name in PRETRAINED, or the name of a recipe."""
 
     backbone: str = "vgg16"
-    """Net of each stream: "vgg16", DeepLab on VGG-16, "resnet34", ResNet34-dilated8 with `stem` and `decoder`, or
-    "resnet101", DeepLab v2 on ResNet-101 with `aspp`."""
+    """Net of each stream: "vgg16", DeepLab on VGG-16, "resnet34", ResNet34-dilated8 with `stem` and `decoder`,
+    "resnet101", DeepLab v2 on ResNet-101 with `aspp`, or a net of another package, "timm:NAME" or "torchvision:NAME",
+    with `output_stride` and `decoder`."""
+    output_stride: int = 8
+    """Pixels per cell of the last map of another package's net."""
     aspp: tuple[int, ...] = ()
     """Dilations of atrous spatial pyramid pooling, of DeepLab v2 on ResNet-101 or, at one scale, on VGG-16; empty:
     LargeFOV."""
     stem: str = "deep64"
     """First layers of ResNet-34, one of models.resnet.STEMS: three 3x3 convolutions, or torchvision's 7x7."""
     decoder: str = "c1"
-    """Decoder on ResNet-34: "c1", a 1x1 convolution, or "psp", pyramid pooling."""
+    """Decoder on ResNet-34 and on other packages' nets: "c1", a 1x1 convolution, or "psp", pyramid pooling."""
     batch_norm: str = "batch"
     """Scope of the batch norm statistics in ResNet: "batch", the images of one process, or "sync", of all processes."""
     scales: tuple[float, ...] = (1,)
@@ -145,10 +149,11 @@ class Recipe:
         for name in ("batch_size", "iter_size", "max_iter", "average_loss", "display", "snapshot", "crop", "test_crop"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name, known in (("backbone", BACKBONES), ("solver", SOLVERS)):
-            check_known(name, getattr(self, name), known)
+        if not is_named(self.backbone):
+            check_known("backbone", self.backbone, (*BACKBONES, *(f"{package}:NAME" for package in PACKAGES)))
+        check_known("solver", self.solver, SOLVERS)
         other = {name for names in _FIELDS_OF_BACKBONE.values() for name in names}
-        for name in sorted(other.difference(_FIELDS_OF_BACKBONE[self.backbone])):
+        for name in sorted(other.difference(_FIELDS_OF_BACKBONE[_kind(self.backbone)])):
             if getattr(self, name) != FIELDS[name].default:
                 raise InputError(f"{name} {getattr(self, name)} is not for the backbone {self.backbone}: leave it out.")
         if self.backbone == "vgg16" and self.aspp and (len(self.scales) > 1 or self.skip_net):
@@ -181,7 +186,8 @@ class Recipe:
     def changed(self, **fields: Any) -> "Recipe":
         """The recipe with other values; a changed recipe has no published numbers.
 
-        A different number of classes means another data set, so the classifier's name becomes `fc8` unless given.
+        A different number of classes means another data set, so the classifier's name becomes `fc8` unless given. With
+        another backbone the head of Attention to Scale reads its last map unless the head is given.
         `short_sides` replace `factors`, and the other way round.
         Raises InputError for an unknown field, with the nearest names.
         """
@@ -196,6 +202,9 @@ class Recipe:
                 fields.setdefault(other, ())
         if fields.get("num_classes", self.num_classes) != self.num_classes:
             fields.setdefault("classifier", "fc8")
+        kind = _kind(fields.get("backbone", self.backbone))
+        if kind != _kind(self.backbone) and kind in _LAST_MAP and isinstance(self.head, AttentionHead):
+            fields.setdefault("head", self.changed_head(features=_LAST_MAP[kind]))
         fields = {name: value for name, value in fields.items() if value != getattr(self, name)}
         if not fields:
             return self
@@ -204,9 +213,13 @@ class Recipe:
     def changed_head(self, kind: str | None = None, **fields: Any) -> AttentionHead | RefineHead:
         """The head with other values, or a head of another kind (HEADS).
 
+        A new head of Attention to Scale reads the last map of the backbone unless another is given.
+
         Raises InputError for a field that the head lacks, with the names of its fields.
         """
         make = HEADS[kind] if kind else type(self.head)
+        if make is AttentionHead and not isinstance(self.head, make):
+            fields.setdefault("features", _LAST_MAP[_kind(self.backbone)])
         known = [field.name for field in dataclasses.fields(make)]
         for name in fields:
             if name not in known:
@@ -215,11 +228,17 @@ class Recipe:
 
     @property
     def is_caffes(self) -> bool:
-        """Whether the authors' Caffe can train the net: VGG-16 without the head of Attention to Refine."""
-        return self.backbone == "vgg16" and isinstance(self.head, AttentionHead)
+        """Whether the authors' Caffe can train the net: VGG-16 with the merges of Attention to Scale."""
+        return self.backbone == "vgg16" and isinstance(self.head, AttentionHead) and self.merge != "hierarchical"
 
     def net(self) -> Net:
-        """The net, new layers initialised by their fillers; the trunk's weights must be loaded from a file."""
+        """The net, new layers initialised by their fillers; the trunk's weights must be loaded from a file.
+
+        Raises InputError for a backbone of another package that cannot be built (`named_backbone`).
+        """
+        if is_named(self.backbone):
+            settings = {name: getattr(self, name) for name in ("output_stride", "head", "decoder", "width", "dropout")}
+            return BackboneNet(self.backbone, self.num_classes, self.scales, self.merge, **settings)
         if self.backbone == "resnet34":
             names = ("head", "decoder", "stem", "width", "batch_norm", "dropout")
             settings = {name: getattr(self, name) for name in names}
@@ -283,7 +302,7 @@ class Recipe:
             "vgg16": ["DeepLab-MSc-LargeFOV" if self.skip_net else "DeepLab-LargeFOV"],
             "resnet34": [f"ResNet34-dilated8 ({self.decoder})"],
             "resnet101": ["DeepLab v2 on ResNet-101"],
-        }[self.backbone]
+        }.get(self.backbone, [f"{self.backbone} at output stride {self.output_stride} ({self.decoder})"])
         if self.backbone == "vgg16" and self.aspp:
             net = ["DeepLab v2 on VGG-16"]
         net += [merge if len(self.scales) > 1 else "one scale"]
@@ -361,7 +380,10 @@ _FIELDS_OF_BACKBONE = {
     "vgg16": ("skip_net", "pool5a", "att_conv1", "refine", "aspp"),
     "resnet34": ("stem", "decoder", "batch_norm"),
     "resnet101": ("aspp",),
+    **dict.fromkeys(PACKAGES, ("decoder", "output_stride")),
 }
+_LAST_MAP = {"vgg16": "fc7", "resnet34": "layer4", "resnet101": "res5c", **dict.fromkeys(PACKAGES, "backbone")}
+"""The map before the classifier, which the paper's head reads."""
 _OF_PLAIN = {
     "published": lambda numbers: tuple(Published(*number) for number in numbers),
     "head": build_head,
@@ -371,6 +393,6 @@ _OF_PLAIN = {
 """Constructors that restore the fields flattened by `config`."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The three known names closest to `name`, for error messages."""
-    return ", ".join(get_close_matches(name, known, n=3, cutoff=0))
+def _kind(backbone: str) -> str:
+    """A backbone's key in the tables above: its name, of another package's net the package."""
+    return backbone.partition(":")[0]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from a2s_repro.errors import InputError
-from a2s_repro.recipes.recipe import FIELDS, Recipe, nearest
+from a2s_repro.errors import InputError, nearest
+from a2s_repro.recipes.recipe import FIELDS, Recipe
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 

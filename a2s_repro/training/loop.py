@@ -26,6 +26,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.files import remove_leftovers
 from a2s_repro.inference.evaluation import Result
 from a2s_repro.inference.segmenter import class_names
+from a2s_repro.models import BackboneNet
 from a2s_repro.recipes import Recipe
 from a2s_repro.recipes.recipe import BALANCED
 from a2s_repro.runtime import distributed
@@ -92,7 +93,8 @@ class Run:
     out: Path
     """Folder of the run: config.json, log.jsonl, tensorboard/, snapshots, final.pth."""
     init: Path | None = None
-    """Weights file to start from; required unless the run is resumed."""
+    """Weights file to start from, or "pretrained", those that timm or torchvision publishes; required unless the run is
+    resumed or its backbone is of one of these."""
     resume: str | None = None
     """Path of a snapshot, or "auto" for the newest complete snapshot in `out`, or `init` if there is none. Also a
     `.solverstate` of Caffe's, to resume from it and its `.caffemodel`; as in Caffe, data and random numbers restart."""
@@ -300,6 +302,8 @@ def _start(trainer: Trainer, run: Run) -> str:
         for sentence in refused:
             tell(sentence)
         _restore(trainer, given, snapshot)
+    elif run.init is None and isinstance(trainer.model, BackboneNet):
+        return f"{trainer.model.backbone_name} starts from random weights, because no --init is given"
     elif run.init is None:
         raise InputError(
             "the net cannot start without --init, because its trunk is that of a trained classifier: give a VGG-16 "

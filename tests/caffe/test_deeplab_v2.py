@@ -15,15 +15,18 @@ import torch
 from a2s_repro import ops
 from a2s_repro.caffe.conversion import from_caffe, random_init, to_caffe
 from a2s_repro.caffe.deploy import deploy_prototxt, output_blob
+from a2s_repro.caffe.export import snapshot_in_caffe
 from a2s_repro.checkpoint.initialisation import load_init
 from a2s_repro.checkpoint.weights import Weights, save_weights
+from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
 from a2s_repro.models import DeepLabASPP, DeepLabResNet101, Net, Widths
 from a2s_repro.models.losses import training_loss
 from a2s_repro.models.resnet101 import BatchNorm, block_names
 from a2s_repro.recipes import find_recipe
 from a2s_repro.reproduction import draw_caffe_resnet101
-from caffe_weights import CaffeNet, Layer, read_caffemodel, write_caffemodel
+from a2s_repro.training import Trainer
+from caffe_weights import CaffeNet, Layer, read_caffemodel, write_caffemodel, write_solverstate
 from tests.caffe.test_deploy import TOLERANCE, image_of, opencv4
 
 cv2 = pytest.importorskip("cv2")
@@ -211,6 +214,22 @@ def test_a_training_step_follows_the_published_multipliers():
     for key, tensor in net.state_dict().items():
         if key.startswith(("bn", "scale")):
             assert torch.equal(tensor, before[key]) and gradients.get(key) is None
+
+
+def test_a_solverstate_of_resnet101_is_written_for_caffe_and_refused_here(tmp_path):
+    """Its histories are in the order of the blobs of one stream, zeros for BatchNorm and Scale."""
+    recipe = find_recipe("deeplab2_voc12/resnet101").changed(width=1 / 32, crop=33)
+    item = Item("a", tmp_path / "a.jpg", tmp_path / "a.png")
+    trainer = Trainer(recipe, [item], torch.device("cpu"), "fp32", seed=0)
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    trainer.solver.step()
+    net, _, state = snapshot_in_caffe(trainer.snapshot(), "snapshot", str(tmp_path / "net.caffemodel"))
+    of_one_stream = [layer for layer in net.layers if "_res0" not in layer.name for _ in layer.blobs]
+    assert [history.any() for history in state.history] == [layer.type == "Convolution" for layer in of_one_stream]
+    write_solverstate(tmp_path / "net.solverstate", state)
+    with pytest.raises(InputError, match=r"net\.solverstate is of a run of Caffe's, but .* start from that by --init"):
+        trainer.take_over(tmp_path / "net.solverstate")
 
 
 def test_vgg16s_multipliers_are_the_published_ones():

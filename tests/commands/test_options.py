@@ -76,7 +76,6 @@ def test_a_net_runs_on_a_device_and_draws_by_a_seed():
 RECALIBRATIONS = tuple(str(value).lower() for value in refine.RECALIBRATIONS)
 NORMALIZATIONS = tuple(str(value).lower() for value in refine.NORMALIZATIONS)
 CHOICES = [
-    ("train", "--backbone", recipe.BACKBONES),
     ("train", "--head", recipe.HEADS),
     ("train", "--stem", resnet.STEMS),
     ("train", "--decoder", resnet.DECODERS),

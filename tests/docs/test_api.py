@@ -1,4 +1,4 @@
-"""docs/api.md: every snippet runs unchanged, and its comments are true."""
+"""docs/api.md and docs/backbones.md: every snippet runs unchanged, and its comments are true."""
 
 import torch
 from PIL import Image
@@ -33,6 +33,13 @@ def test_any_backbone():
     names = run("Any backbone")
     assert names["net"].grid_step == 16 and names["prediction"].scores.shape == (2, 21, 13, 13)
     assert list(names["losses"]) == ["loss", "loss_res15", "loss_res1", "loss_res05"]
+
+
+def test_a_module_of_ones_own_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(snippets("docs/backbones.md", "A module of yours")[0], names)
+    assert names["segmenter"].model.backbone is names["backbone"] and names["segmenter"].model.scales == (1.5, 1, 0.5)
 
 
 def test_fine_tuning_in_ten_lines_changes_the_thawed_layers(reader, monkeypatch):

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import torch
+from torch import nn
 
 from a2s_repro.bench.tables import RESULTS
 from tests.markdown import snippets
@@ -31,16 +32,11 @@ def test_segmenting(reader, monkeypatch):
     assert result.weights.shape == (2, 90, 120) and result.weights.dtype == np.float32
 
 
-def test_both_halves_of_the_operators_snippet_are_equivalent():
-    (snippet,) = snippets("README.md", "Use the operators in your own net")
-    ours, theirs = snippet.split("\n# is equivalent to\n")
-    names: dict = {}
-    exec(ours, names)
-    merged, weights = names["merged"], names["weights"]
-    exec(theirs, names)
-    assert merged is not names["merged"]
-    torch.testing.assert_close(merged, names["merged"], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(weights, names["weights"], rtol=1e-5, atol=1e-5)
+def test_the_backbones_snippet():
+    (snippet,) = snippets("README.md", "Your backbone at several scales")
+    names: dict = {"backbone": nn.Conv2d(3, 4, 3, 8, 1)}
+    exec(snippet, names)
+    assert names["net"].eval()(torch.zeros(1, 3, 33, 33)).weights.shape == (1, 3, 7, 7)
 
 
 def newest(kind: str) -> dict:

@@ -1,5 +1,7 @@
 """`a2s_repro.multi_scale`: any backbone behind the merges, at scales up to 2, losses that meet the right pixels."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,9 @@ from torch import nn
 
 import a2s_repro
 from a2s_repro import ops
+from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import BackboneNet, RefineHead, build_model
+from a2s_repro.models import BackboneNet, RefineHead, build_model, named_backbone
 from a2s_repro.models.backbone import probed
 from a2s_repro.models.losses import loss_inputs, training_loss
 from a2s_repro.models.share_net import grid_step, rescaled
@@ -138,9 +141,40 @@ def test_impossible_backbones_are_refused():
         a2s_repro.multi_scale(nn.Linear(7, 2), 5)
     with pytest.raises(InputError, match=r"scales 0.5 1: .* two or more of 2 1.5 1.25 1 0.75 0.5 0.25, in this order"):
         a2s_repro.multi_scale(convolutional(), 5, (0.5, 1))
-    config = a2s_repro.multi_scale(convolutional(), 5, width=1 / 64).config()
-    with pytest.raises(InputError, match=r"build the net by a2s_repro\.multi_scale"):
-        build_model(config)
+    with pytest.raises(InputError, match="has stride 8, not 16: give that output stride"):
+        a2s_repro.multi_scale(convolutional(), 5, output_stride=16)
+
+
+def test_a_file_is_loaded_with_the_module_that_it_cannot_hold(tmp_path):
+    net, file = a2s_repro.multi_scale(Patches(), 5, width=1 / 64), tmp_path / "net.pth"
+    save_weights(file, net.state_dict(), {"model": net.config()})
+    with pytest.raises(InputError, match=r"the backbone tests\..*\.Patches is neither .*load\(FILE, backbone=MODULE\)"):
+        a2s_repro.load(file)
+    again = a2s_repro.load(file, backbone=Patches()).model
+    assert all(torch.equal(tensor, net.state_dict()[key]) for key, tensor in again.state_dict().items())
+    assert again.config() == net.config() and not again.training
+    with pytest.raises(InputError, match="does not fit the net that it describes: backbone"):
+        a2s_repro.load(file, backbone=convolutional())
+
+
+def test_a_net_that_is_built_by_its_name_takes_no_module():
+    with pytest.raises(InputError, match="the net, timm:resnet50, is built by its name: pass no backbone"):
+        build_model({"net": "BackboneNet", "backbone": "timm:resnet50", "num_classes": 5}, Patches())
+    with pytest.raises(InputError, match="the net, DeepLabLargeFOV, is built by its name"):
+        build_model({"net": "DeepLabLargeFOV", "num_classes": 5}, Patches())
+
+
+def test_a_package_that_is_missing_or_does_not_fit_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r"need the package timm: pip install timm \(a2s_repro\[timm\]\)"):
+        a2s_repro.multi_scale("timm:resnet50", 5)
+
+    def failing(_):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(named_backbone, "import_module", failing)
+    with pytest.raises(InputError, match=r"torchvision::nms does not exist\): install a torchvision"):
+        a2s_repro.multi_scale("torchvision:resnet50", 5)
 
 
 def test_papers_nets_keep_their_scales():

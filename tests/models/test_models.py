@@ -229,7 +229,7 @@ def test_every_parameter_has_its_rule():
         (lambda: ShareNet(5, (0.5, 1)), "scales 0.5 1: a share-net takes two or more of 1 0.75 0.5 0.25"),
         (lambda: ShareNet(5, (1, 0.6)), "scales 1 0.6"),
         (lambda: ShareNet(5, (1,)), "two or more"),
-        (lambda: ShareNet(5, merge="mean"), "merge 'mean' is not known; it is one of attention, average, max"),
+        (lambda: ShareNet(5, merge="mean"), "merge 'mean' is not known; it is one of attention, hierarchical, aver"),
         (lambda: AttentionHead("pool5"), "attention head's features 'pool5' is not known; it is one of fc6, fc7, fc8"),
         (lambda: AttentionHead(layers=4), "attention head's layers '4' is not known; it is one of 1, 2, 3"),
         (lambda: AttentionHead(kernel=5), "attention head's kernel '5' is not known; it is one of 1, 3"),

@@ -347,7 +347,7 @@ def test_statistics_over_processes_need_cuda(tmp_path):
         ({"stem": "shallow"}, "stem 'shallow' is not known; it is one of deep64, deep128, plain"),
         ({"batch_norm": "group"}, "batch_norm 'group' is not known; it is one of batch, sync"),
         ({"scales": (0.5,)}, "scales 0.5: a share-net takes two or more"),
-        ({"scales": SCALES}, "merge 'None' is not known; it is one of attention, average, max"),
+        ({"scales": SCALES}, "merge 'None' is not known; it is one of attention, hierarchical, average, max"),
         ({"merge": "max"}, "scales 1: a share-net takes two or more"),
         ({"scales": SCALES, "merge": "attention", "head": AttentionHead()}, "no map 'fc7' .*: it has stem, layer1"),
         ({"scales": SCALES, "merge": "attention", "head": RefineHead()}, "no map 'conv1_2' for attention to read"),

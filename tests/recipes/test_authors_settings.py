@@ -10,7 +10,7 @@ import pytest
 
 from a2s_repro.recipes import RECIPES, find_recipe
 
-A2S = {name: recipe for name, recipe in RECIPES.items() if not name.startswith(("a2r_", "deeplab2_"))}
+A2S = {name: recipe for name, recipe in RECIPES.items() if not name.startswith(("a2r_", "deeplab2_", "ours_"))}
 
 AUTHORS = """
 person_part/largefov             noup:4                  10x3 1               -    -      -         -          1 10/20
