@@ -25,10 +25,11 @@ from a2s_repro.caffe.export import export_caffemodel
 from a2s_repro.checkpoint.trained import load_trained
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.normalization import NORMALIZATIONS
-from a2s_repro.errors import InputError, not_written
+from a2s_repro.errors import InputError, first_line, not_written
 from a2s_repro.files import replacing
 from a2s_repro.inference.exported import DESCRIPTION, IMAGE, Outputs
 from a2s_repro.inference.segmenter import Segmenter, class_names, model_of
+from a2s_repro.runtime.devices import is_out_of_memory
 from a2s_repro.runtime.precision import float32_products
 
 SUFFIXES = {
@@ -163,10 +164,11 @@ def export_program(
 
     Raises InputError if the reloaded program deviates by more than `TOLERANCE`, or the disk is full.
     """
-    exported = program(net, native=native)
-    with replacing(output) as temporary:
-        content = io.BytesIO()  # torch's own writer aborts the process on a full disk
+    content = io.BytesIO()  # torch's own writer aborts the process on a full disk
+    with _representing(output):
+        exported = program(net, native=native)
         torch.export.save(exported, content, extra_files={DESCRIPTION: json.dumps(description, indent=1)})
+    with replacing(output) as temporary:
         with _writing(output):
             temporary.write_bytes(content.getbuffer())
         return _checked(net, torch.export.load(temporary).module(), output)
@@ -185,7 +187,7 @@ def export_onnx(net: nn.Module, description: dict[str, Any], output: str | os.Pa
         raise InputError(
             f"ONNX needs the package {missing.name}: pip install onnx onnxscript onnxruntime (a2s_repro[export])."
         ) from None
-    with _quiet():
+    with _quiet(), _representing(output):
         exported = program(net)
         outputs = exported.call_spec.out_spec
         names = list(outputs.unflatten(range(outputs.num_leaves)))
@@ -254,6 +256,20 @@ def _writing(output: str | os.PathLike) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         raise not_written(output, error) from error
+
+
+@contextlib.contextmanager
+def _representing(output: str | os.PathLike) -> Iterator[None]:
+    """Turns what torch raises where a net has an operation that a format lacks into an InputError."""
+    try:
+        yield
+    except Exception as error:  # of many types
+        if is_out_of_memory(error):
+            raise
+        other = ".onnx" if Path(output).suffix == ".pt2" else ".pt2"
+        raise InputError(
+            f"{output}: torch cannot write the net in this format ({first_line(error)}): try {other}."
+        ) from error
 
 
 @contextlib.contextmanager

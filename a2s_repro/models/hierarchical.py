@@ -12,7 +12,7 @@ from a2s_repro import ops
 
 
 def merge_in_pairs(
-    scores: Sequence[Tensor], attention: Sequence[Tensor], size: tuple[int, int]
+    scores: Sequence[Tensor], attention: Sequence[Tensor], size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Merges score maps of S scales, each with the merge of the finer ones, by the attention of the coarser scale.
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def named_backbone(name: str, output_stride: int = 8, weights: str | os.PathLike
     return backbone.to(torch.get_default_device()) if torch.get_default_device().type == "meta" else backbone
 
 
-def is_named(backbone: object) -> bool:
+def is_named(backbone: object) -> TypeGuard[str]:
     """Whether `backbone` is the name of a package's net."""
     return isinstance(backbone, str) and backbone.partition(":")[0] in _MAKERS and ":" in backbone
 

@@ -305,8 +305,8 @@ class Trainer:
         """
         if not self.recipe.is_caffes or self.recipe.solver != "caffe":
             raise InputError(
-                f"{path} is of a run of Caffe's, but the recipe is of another net or solver, which cannot go on from it: "
-                "convert its .caffemodel, and start from that by --init."
+                f"{path} is of a run of Caffe's, but the recipe is of another net or solver, which cannot go on from "
+                "it: convert its .caffemodel, and start from that by --init."
             )
         self._give_slots()
         state = load_caffe_state(path, self.model, self.solver, self.recipe.classifier)

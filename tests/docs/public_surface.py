@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, assert_type
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 import a2s_repro
 from a2s_repro import ops
@@ -13,7 +13,7 @@ from a2s_repro.data.lists import Item, read_list
 from a2s_repro.inference import CRF, Segmenter, evaluate
 from a2s_repro.inference.evaluation import Result
 from a2s_repro.inference.segmenter import Segmentation
-from a2s_repro.models import Net, Prediction, ShareNet, build_model
+from a2s_repro.models import BackboneNet, Net, Prediction, ShareNet, build_model
 from a2s_repro.models.losses import training_loss
 from a2s_repro.recipes import Recipe, find_recipe
 from a2s_repro.solver import CaffeSGD, parameter_groups
@@ -32,6 +32,12 @@ def segmenting(picture: np.ndarray, tensor: Tensor) -> None:
     assert_type(segmenter(tensor), Segmentation)
     assert_type(segmenter(["a.jpg", picture]), list[Segmentation])
     assert_type(segmenter(sorted(Path("photos").glob("*.jpg"))), list[Segmentation])
+
+
+def any_backbone(backbone: nn.Module) -> None:
+    assert_type(a2s_repro.multi_scale(backbone, 21, (1.5, 1, 0.5), "hierarchical"), BackboneNet)
+    assert_type(a2s_repro.multi_scale("timm:resnet50", 21, output_stride=16), BackboneNet)
+    assert_type(a2s_repro.load("model.pth", scales=(1, 0.75, 0.5), backbone=backbone), Segmenter)
 
 
 def operators(scores: list[Tensor], logits: Tensor) -> None:

@@ -94,7 +94,7 @@ def test_training_changes_every_layer():
     assert not [key for key, tensor in net.state_dict().items() if torch.equal(tensor, before[key])]
 
 
-def test_a_file_of_two_scales_is_loaded_and_exported_with_more(tmp_path):
+def test_a_file_of_two_scales_is_loaded_with_more(tmp_path):
     backbone, scales, file = small_backbone(), (1.5, 1, 0.5), tmp_path / "net.pth"
     net = a2s_repro.multi_scale(backbone, 5, merge="hierarchical", width=1 / 64)
     save_weights(file, net.state_dict(), {"model": net.config(), "classes": list("abcde")})
@@ -102,10 +102,10 @@ def test_a_file_of_two_scales_is_loaded_and_exported_with_more(tmp_path):
     photograph = torch.randint(256, (50, 70, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
     weights = segmenter(photograph, order="rgb").weights
     assert weights.shape == (3, 50, 70) and abs(weights.sum(0) - 1).max() < 1e-5
-    export(file, tmp_path / "net.pt2", scales=scales, backbone=backbone)
-    again = a2s_repro.load(tmp_path / "net.pt2")
+    export(file, tmp_path / "net.safetensors", scales=scales, backbone=backbone)
+    again = a2s_repro.load(tmp_path / "net.safetensors", backbone=backbone)
     assert again.model.scales == scales
-    assert abs(again(photograph, order="rgb").weights - weights).max() < 1e-4
+    assert abs(again(photograph, order="rgb").weights - weights).max() < 1e-6
 
 
 def test_attention_over_all_scales_takes_no_others(tmp_path):

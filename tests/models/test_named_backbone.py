@@ -13,6 +13,7 @@ from a2s_repro import commands
 from a2s_repro.checkpoint.initialisation import load_init
 from a2s_repro.checkpoint.weights import load_weights
 from a2s_repro.errors import InputError
+from a2s_repro.export import export
 from a2s_repro.models import AttentionHead, BackboneNet, RefineHead, build_model
 from a2s_repro.models.backbone import probed
 from a2s_repro.models.named_backbone import PRETRAINED, named_backbone
@@ -70,70 +71,72 @@ def test_a_recipe_with_another_backbone_reads_its_last_map():
     assert recipe.changed(backbone="vgg16").head == AttentionHead()
 
 
-def run(*words: object) -> None:
+def run(name: str, *words: object) -> None:
     """A command, in this process."""
-    with pytest.raises(SystemExit) as end:
-        commands.main([str(word) for word in words])
-    assert not end.value.code
+    assert not commands.command(name).main(commands.parser_of(name).parse_args([str(word) for word in words]))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    return make_files(root)
+    return make_files(tmp_path_factory.mktemp("data"), num_train=2)
+
+
+def training(data: dict, backbone: str, out: object, *words: object) -> tuple:
+    """The words of a training of a thin net on crops of 65 pixels."""
+    words = ("--data-root", data["data_root"], "--train-list", data["train_list"], "--backbone", backbone, *words)
+    words += ("--width", 1 / 64, "--crop", 65, "--test-crop", 65, "--batch-size", 2, "--iter-size", 1)
+    return ("train", *words, "--max-iter", 1, "--workers", 0, "--device", "cpu", "--out", out)
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A run of two iterations of a ResNet over three scales from random weights, and its words."""
+    """A run of a ResNet over three scales, validated."""
     out = tmp_path_factory.mktemp("runs") / "resnet"
-    words = ("train", "--data-root", data["data_root"], "--train-list", data["train_list"], "--backbone", RESNET)
-    words += ("--scales", *SCALES, "--width", 1 / 32, "--crop", 65, "--test-crop", 65, "--batch-size", 2)
-    words += ("--iter-size", 1, "--display", 1, "--workers", 0, "--device", "cpu", "--out", out)
-    run(*words, "--val-list", data["val_list"], "--max-iter", 2)
-    return out, words
+    run(*training(data, RESNET, out, "--scales", *SCALES, "--val-list", data["val_list"]))
+    return out
 
 
-def test_a_run_goes_through_every_command(data, trained, tmp_path, monkeypatch, capsys):
-    out, _ = trained
+def test_a_run_goes_through_the_commands(data, trained, tmp_path):
     images = ("--data-root", data["data_root"], "--list", data["val_list"], "--pad-to", 65)
-    run("evaluate", "--model", out, *images, "--json", tmp_path / "val.json")
-    summary = json.loads((tmp_path / "val.json").read_text())
-    assert summary["attention"]["scales"] == list(SCALES) and sum(summary["attention"]["mean"]) == pytest.approx(1)
-    photographs = sorted((data["data_root"] / "JPEGImages").glob("val*"))[:1]
-    run("segment", *photographs, "--model", out, "--out", tmp_path / "segmented", "--pad-to", 65, "--attention")
+    run("evaluate", "--model", trained, *images, "--json", tmp_path / "val.json")
+    attention = json.loads((tmp_path / "val.json").read_text())["attention"]
+    assert attention["scales"] == list(SCALES) and sum(attention["mean"]) == pytest.approx(1)
+    photograph = next((data["data_root"] / "JPEGImages").glob("val*"))
+    run("segment", photograph, "--model", trained, "--out", tmp_path / "segmented", "--pad-to", 65, "--attention")
     assert len(list((tmp_path / "segmented/attention").iterdir())) == 1
-    run("show-attention", "--model", out, *images, "--count", 1, "--out", tmp_path / "attention.png", "--dpi", 40)
-    run("report", out, "--count", 1, "--out", tmp_path / "report.html", "--pad-to", 65)
-    assert "timm:test_resnet" in (tmp_path / "report.html").read_text()
-    run("export", out, tmp_path / "net.pt2")
-    ours, theirs = (a2s_repro.load(path)(photographs[0]) for path in (out, tmp_path / "net.pt2"))
-    assert np.abs(ours.weights - theirs.weights).max() < 1e-4 and (ours.labels == theirs.labels).mean() > 0.99
+    run("report", trained, "--count", 1, "--out", tmp_path / "report.html", "--pad-to", 65)
+    assert RESNET in (tmp_path / "report.html").read_text()
 
 
-def test_a_run_goes_on(data, trained, tmp_path):
-    out, _ = trained
-    shutil.copytree(out, tmp_path / "run")
-    run("train", "--resume", tmp_path / "run", "--max-iter", 3)
-    meta = load_weights(tmp_path / "run/final.pth").meta
-    assert meta["iteration"] == 3 and meta["model"]["backbone"] == RESNET
-    assert torch.load(tmp_path / "run/final.pth", weights_only=True)["meta"]["recipe"]["backbone"] == RESNET
+def test_a_run_goes_on(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    run("train", "--resume", tmp_path / "run", "--max-iter", 2)
+    meta = torch.load(tmp_path / "run/final.pth", weights_only=True)["meta"]
+    assert meta["iteration"] == 2 and meta["model"]["backbone"] == meta["recipe"]["backbone"] == RESNET
 
 
-def test_a_run_starts_from_another_ones_weights(trained, tmp_path, capsys):
-    out, words = trained
-    run(*words[:-1], tmp_path / "run", "--init", out / "final.pth", "--max-iter", 1)
-    assert "layers loaded" in capsys.readouterr().out
+def test_a_net_starts_from_a_run(trained):
+    net = a2s_repro.multi_scale(RESNET, 6, SCALES, width=1 / 64)
+    assert load_init(net, trained, "fc8").fresh == []
+    theirs = load_weights(trained / "final.pth").state_dict
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in net.state_dict().items())
 
 
-def test_a_run_of_a_convnext(data, tmp_path):
-    words = ("--data-root", data["data_root"], "--train-list", data["train_list"], "--backbone", CONVNEXT)
-    words += ("--output-stride", 16, "--scales", 1, 0.5, "--merge", "hierarchical", "--width", 1 / 32, "--crop", 65)
-    words += ("--max-iter", 1, "--iter-size", 1, "--workers", 0, "--device", "cpu", "--out", tmp_path / "run")
-    run("train", *words)
+def test_a_convnext_trained_on_two_scales_is_evaluated_and_exported_at_three(data, tmp_path):
+    words = ("--output-stride", 16, "--scales", 1, 0.5, "--merge", "hierarchical")
+    run(*training(data, CONVNEXT, tmp_path / "run", *words))
     images = ("--data-root", data["data_root"], "--list", data["val_list"], "--pad-to", 97)
-    run("evaluate", "--model", tmp_path / "run", *images, "--scales", 1.5, 1, 0.5, "--json", tmp_path / "val.json")
-    assert json.loads((tmp_path / "val.json").read_text())["attention"]["scales"] == [1.5, 1, 0.5]
+    run("evaluate", "--model", tmp_path / "run", *images, "--scales", *SCALES, "--json", tmp_path / "val.json")
+    assert json.loads((tmp_path / "val.json").read_text())["attention"]["scales"] == list(SCALES)
+    run("export", tmp_path / "run", tmp_path / "net.pt2", "--scales", *SCALES)
+    photograph = next((data["data_root"] / "JPEGImages").glob("val*"))
+    ours = a2s_repro.load(tmp_path / "run", scales=SCALES)(photograph)
+    assert np.abs(ours.weights - a2s_repro.load(tmp_path / "net.pt2")(photograph).weights).max() < 1e-4
+
+
+def test_caffe_has_no_such_net(trained, tmp_path):
+    with pytest.raises(InputError, match="has parameters that the authors' Caffe nets do not have: backbone"):
+        export(trained, tmp_path / "net.caffemodel")
 
 
 def classifier(name: str) -> nn.Module:
