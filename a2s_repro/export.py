@@ -9,6 +9,8 @@ import contextlib
 import io
 import json
 import logging
+import math
+import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -150,7 +152,26 @@ def program(net: nn.Module, *, native: bool = False) -> ExportedProgram:
     step = net.grid_step
     image = torch.zeros(2, 3, 3 * step + 1, 2 * step + 1, device=next(net.parameters()).device)
     with ops.use_backend("native" if native else "reference"), torch.no_grad():
-        return torch.export.export(Deployed(net.eval()), (image,), dynamic_shapes=_dynamic_shapes(step))
+        exported = torch.export.export(Deployed(net.eval()), (image,), dynamic_shapes=_dynamic_shapes(step))
+    _round_sizes_in_integers(exported.graph)
+    return exported
+
+
+def _round_sizes_in_integers(graph: torch.fx.Graph) -> None:
+    """Replaces ceil(a / b) of sizes by -(-a // b): backbones compute it, but a .pt2 has no such operation."""
+    for node in [node for node in graph.nodes if node.target is math.ceil]:
+        quotient = node.args[0]
+        if quotient.target is not operator.truediv:
+            continue
+        rounded, divisor = quotient.args
+        for operation, operands in ((operator.neg, ()), (operator.floordiv, (divisor,)), (operator.neg, ())):
+            values = [each.meta["val"] if isinstance(each, torch.fx.Node) else each for each in (rounded, *operands)]
+            with graph.inserting_before(node):
+                rounded = graph.call_function(operation, (rounded, *operands))
+            rounded.meta["val"] = operation(*values)
+        node.replace_all_uses_with(rounded)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def _dynamic_shapes(step: int) -> dict[str, dict[int, Any]]:

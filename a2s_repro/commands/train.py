@@ -39,7 +39,7 @@ EXAMPLES = """\
   a2s train --recipe a2r_ade20k/refine_psp --data-root data/ade20k --init resnet34.pth --out runs/refine_psp
   a2s train --data-root demo --train-list demo/ImageSets/Segmentation/train.txt --classes demo/classes.txt \\
       --scales 1 0.5 --width 0.125 --crop 129 --max-iter 300 --init thin.pth --out runs/demo
-  a2s train --backbone timm:convnext_tiny --init pretrained --scales 1.5 1 0.5 --data-root data/mine \
+  a2s train --backbone timm:convnext_tiny --init pretrained --scales 1.5 1 0.5 --data-root data/mine \\
       --train-list data/mine/train.txt --out runs/mine
   a2s train --resume runs/demo
   torchrun --nproc-per-node 2 -m a2s_repro train ...      the passes of an update shared by two GPUs or processes"""
