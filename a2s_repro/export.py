@@ -171,7 +171,8 @@ def _round_sizes_in_integers(graph: torch.fx.Graph) -> None:
             rounded.meta["val"] = operation(*values)
         node.replace_all_uses_with(rounded)
         graph.erase_node(node)
-    graph.eliminate_dead_code()
+        if not quotient.users:
+            graph.erase_node(quotient)
 
 
 def _dynamic_shapes(step: int) -> dict[str, dict[int, Any]]:
