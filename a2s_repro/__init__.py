@@ -39,28 +39,17 @@ def load(
     Raises InputError (of a Caffe file also CaffeFileError or OSError) if the file is damaged or does not hold a
     complete net, or if the device cannot be used.
     """
-    suffix = Path(path).suffix
-    if suffix in (".onnx", ".pt2") and (scales is not None or backbone is not None):
-        from a2s_repro.errors import InputError
+    from a2s_repro.caffe.conversion import load_net  # imports torch
+    from a2s_repro.errors import InputError
+    from a2s_repro.inference.exported import EXPORTED
+    from a2s_repro.inference.segmenter import segmenter_of
 
+    load_exported = EXPORTED.get(Path(path).suffix)
+    if load_exported is None:
+        return segmenter_of(load_net(path), device, scales, backbone)
+    if scales is not None or backbone is not None:
         raise InputError(f"{path} is an exported net with its backbone and scales: leave these out, or export another.")
-    if suffix == ".onnx":
-        from a2s_repro.inference.exported import load_onnx
-
-        return load_onnx(path, device)
-    if suffix == ".pt2":
-        from a2s_repro.inference.exported import load_program
-
-        return load_program(path, device)
-    if suffix == ".caffemodel":
-        from a2s_repro.caffe.conversion import convert_file
-        from a2s_repro.checkpoint.trained import Trained
-        from a2s_repro.inference.segmenter import segmenter_of
-
-        return segmenter_of(Trained(Path(path), convert_file(path).weights), device, scales, backbone)
-    from a2s_repro import inference  # imports torch
-
-    return inference.load(path, device, scales, backbone)
+    return load_exported(path, device)
 
 
 def multi_scale(

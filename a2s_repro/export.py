@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from a2s_repro import ops
+from a2s_repro.caffe.conversion import load_net
 from a2s_repro.caffe.export import export_caffemodel
-from a2s_repro.checkpoint.trained import load_trained
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.normalization import NORMALIZATIONS
 from a2s_repro.errors import InputError, first_line, not_written
@@ -86,7 +86,8 @@ def export(
     results agree with the net's within `TOLERANCE`.
 
     Args:
-        path: a complete net as a weights file, a snapshot or a run (`load_trained`); for Caffe also initial weights.
+        path: a complete net as a weights file, a snapshot, a run or a .caffemodel (`load_net`); for Caffe also initial
+            weights, but no .caffemodel.
         device: device on which a torch.export program will run.
         native: keep the fused operators in a torch.export program; `import a2s_repro.ops` before loading it.
         deploy_size: (height, width) of the images for Caffe's deploy prototxt.
@@ -109,7 +110,7 @@ def export(
                 "and that to .caffemodel."
             )
         return Exported(export_caffemodel(path, output, deploy_size=deploy_size), None)
-    trained = load_trained(path)
+    trained = load_net(path)
     net, meta = model_of(trained, device, scales, backbone)
     net.to(memory_format=torch.contiguous_format)  # the layout that other programs expect
     if output.suffix == ".safetensors":

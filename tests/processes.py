@@ -93,6 +93,7 @@ class Tool:
         statuses = [process.exitcode for process in self._processes]
         for process in self._processes:
             process.kill()
+            process.join()  # before its folder is removed
         stdout, stderr = (Path(self._outputs.name, stream).read_text() for stream in ("stdout", "stderr"))
         self._outputs.cleanup()
         assert None not in statuses, f"{self.words} takes more than two minutes: {stderr}"

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +18,13 @@ import pytest
 import torch
 
 import a2s_repro
+from a2s_repro.analysis.inspection import inspect
 from a2s_repro.checkpoint.weights import save_weights
-from a2s_repro.data.demo import draw_scene
+from a2s_repro.data.demo import draw_scene, make_demo_data
 from a2s_repro.data.normalization import NORMALIZATIONS
 from a2s_repro.data.voc import CLASSES as VOC_CLASSES
 from a2s_repro.errors import InputError
-from a2s_repro.export import IMAGE, TOLERANCE, Deployed, deviation, export, program
+from a2s_repro.export import IMAGE, TOLERANCE, Deployed, Exported, deviation, export, program
 from a2s_repro.models import DeepLab, RefineHead, ResNetDilated8, ShareNet
 from a2s_repro.models.base import Net
 from tests.caffe.test_deploy import THIN, image_of, net_of, opencv4, weights_of
@@ -47,6 +49,17 @@ def net() -> DeepLab:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, net: DeepLab) -> Path:
     return saved(tmp_path_factory.mktemp("model"), net)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(model: Path) -> Exported:
+    return export(model, model.with_suffix(".onnx"))
+
+
+@pytest.fixture(scope="module")
+def program_file(model: Path) -> subprocess.CompletedProcess:
+    """model.pt2, as the tool writes it."""
+    return run_tool("export", model.name, "model.pt2", folder=model.parent)
 
 
 @pytest.fixture
@@ -84,9 +97,8 @@ def assert_segments_like(exported: str, weights: str) -> None:
         assert np.abs(result.scores - expected.scores).max() < TOLERANCE * np.abs(expected.scores).max()
 
 
-def test_onnx_runs_any_batch_and_size_and_has_a_description(here, net):
-    exported = export("model.pth", "model.onnx")
-    assert exported.files == [Path("model.onnx")] and exported.deviation < TOLERANCE
+def test_onnx_runs_any_batch_and_size_and_has_a_description(here, net, onnx_file):
+    assert onnx_file.files == [here / "model.onnx"] and onnx_file.deviation < TOLERANCE
     picture = np.random.default_rng(0).integers(0, 256, (33, 50, 3), np.uint8)
     names = {"picture": picture}
     exec(snippets("docs/export.md", "ONNX")[0], names)
@@ -117,8 +129,8 @@ torch.save({{"labels": labels, "scores": scores, "classes": classes}}, "outputs.
 """
 
 
-def test_the_tool_writes_a_program_that_needs_only_pytorch(here, net):
-    done = run_tool("export", "model.pth", "model.pt2")
+def test_the_tool_writes_a_program_that_needs_only_pytorch(here, net, program_file):
+    done = program_file
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("wrote model.pt2\nrun on batches of three sizes: within ")
     assert done.stderr == ""
@@ -131,6 +143,44 @@ def test_the_tool_writes_a_program_that_needs_only_pytorch(here, net):
     assert torch.equal(outputs["labels"], expected_labels(net, image))
     assert outputs["classes"] == list(VOC_CLASSES)
     assert_segments_like("model.pt2", "model.pth")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".caffemodel"])
+def test_commands_take_an_exported_net_as_they_take_weights(here, onnx_file, program_file, suffix):
+    data = here / "data"
+    if not data.exists():
+        make_demo_data(data, num_train=1, num_val=2)
+        export("model.pth", "model.caffemodel")
+    images = ["--data-root", data, "--list", data / "ImageSets/Segmentation/val.txt", "--pad-to", 1]
+
+    scores = []
+    for model in (f"model{suffix}", "model.pth"):
+        out = here / f"of_{model}"
+        for words in (
+            ["evaluate", "--model", model, *images, "--json", f"{out}.json"],
+            ["segment", data / "JPEGImages", "--model", model, "--out", out, "--pad-to", 1, "--attention"],
+            ["show_attention", "--model", model, *images, "--out", f"{out}.png"],
+        ):
+            done = run_tool(*words)
+            assert done.returncode == 0, done.stderr
+        scores.append(json.loads(Path(f"{out}.json").read_text()))
+    assert scores[0]["mean_iou"] == pytest.approx(scores[1]["mean_iou"], abs=1e-3)
+    assert scores[0]["attention"]["mean"] == pytest.approx(scores[1]["attention"]["mean"], abs=TOLERANCE)
+    for picture in sorted((here / "of_model.pth/labels").glob("*.png")):
+        ours, theirs = (cv2.imread(str(path)) for path in (picture, here / f"of_model{suffix}/labels/{picture.name}"))
+        assert len(np.unique(ours)) > 1 and np.mean(ours != theirs) < 1e-3
+
+
+def test_what_an_exported_net_cannot_give_is_refused(here, onnx_file, program_file):
+    picture = np.zeros((33, 33, 3), np.uint8)
+    for name in ("model.onnx", "model.pt2"):
+        segmenter = a2s_repro.load(name)
+        with pytest.raises(InputError, match="no score maps of its scales: give the weights"):
+            inspect(segmenter, picture)
+        with pytest.raises(InputError, match="computes in float32: give precision fp32"):
+            replace(segmenter, precision="bf16")(picture, order="bgr")
+        with pytest.raises(InputError, match=rf"{name} is an exported net, .*: give the file it was exported from"):
+            export(name, "again.pt2")
 
 
 def test_files_that_export_did_not_write_are_refused(tmp_path, monkeypatch):

@@ -14,16 +14,9 @@ from a2s_repro.checkpoint.weights import load_weights, save_weights
 from a2s_repro.errors import InputError
 from a2s_repro.files import sha256_of
 from a2s_repro.recipes import find_recipe, recipes_of
-from a2s_repro.reproduction import (
-    Reproduction,
-    cells,
-    csailvision_shapes,
-    draw_data_sets,
-    draw_pretrained,
-    smoke,
-    trainings,
-    vgg16_shapes,
-)
+from a2s_repro.reproduction import Reproduction, cells, smoke
+from a2s_repro.reproduction.tables import trainings
+from a2s_repro.reproduction.trial import csailvision_shapes, draw_data_sets, draw_pretrained, vgg16_shapes
 from tests.processes import run_tool
 
 TRIAL = {"width": 1 / 16, "max_iter": 2, "batch_size": 2, "iter_size": 1, "crop": 65, "test_crop": 65}

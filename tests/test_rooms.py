@@ -62,7 +62,7 @@ def test_a_room_imports_only_from_lower_floors(path: Path):
 
 def test_the_root_holds_few_files():
     assert {path.stem for path in PACKAGE.glob("*.py")} <= {
-        *("__init__", "__main__", "errors", "files", "info", "solver", "export", "reproduction"),
+        *("__init__", "__main__", "errors", "files", "info", "solver", "export"),
     }
 
 

@@ -74,7 +74,10 @@ def figure_rows(
         image, truth = read_pair(item, segmenter.model.num_classes)
         segmentation = segmenter(image, scores=layout == "recalibration", order="bgr")
         if layout == "recalibration" and segmentation.recalibration is None:
-            raise InputError("the layout recalibration needs a net whose head recalibrates the scores.")
+            raise InputError(
+                "the layout recalibration needs a net whose head recalibrates the scores, by its weights: an exported "
+                "net has no recalibration."
+            )
         winner = inspect(baseline, image, 1).winner.numpy() if layout == "winner" else None
         rows.append(Row(image, truth, segmentation, baseline and baseline(image, order="bgr"), winner))
     return rows

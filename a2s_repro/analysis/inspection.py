@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from a2s_repro import ops
+from a2s_repro.errors import InputError
 from a2s_repro.inference.segmenter import Segmenter
 from a2s_repro.runtime.precision import float32_products
 
@@ -38,6 +39,8 @@ def inspect(segmenter: Segmenter, image: np.ndarray, step: int = 8) -> Inspectio
 
     Returns the values at every `step`-th pixel from the top left one; step is 1, 2, 4 or 8. The net's maps, on grids of
     4 or 8 pixels at scale 1, are interpolated as in the net, so that points of the grid keep the map's values.
+
+    Raises InputError for an exported net.
     """
     size = segmenter.padded_size(image)
     grid = tuple((side - 1) // step + 1 for side in size)
@@ -49,6 +52,8 @@ def inspect(segmenter: Segmenter, image: np.ndarray, step: int = 8) -> Inspectio
     segmenter.model.eval()
     with torch.inference_mode(), float32_products("ieee"):
         prediction = segmenter.model(segmenter.padded([image], size))
+        if not prediction.scale_scores:
+            raise InputError("an exported net has no score maps of its scales: give the weights that it was made of.")
         return Inspection(
             scores=sampled(prediction.scores),
             scale_scores=torch.stack([sampled(scores) for scores in prediction.scale_scores]),

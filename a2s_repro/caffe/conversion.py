@@ -40,6 +40,7 @@ from a2s_repro.caffe.matching import (
     without_skipped,
 )
 from a2s_repro.caffe.vgg16 import net_from_torchvision, subsampled
+from a2s_repro.checkpoint.trained import Trained, load_trained
 from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.errors import InputError
 from a2s_repro.files import sha256_of
@@ -102,6 +103,12 @@ def convert_file(path: str | os.PathLike, *, subsample: bool = False, **options:
     conversion = from_caffe(net, path.name, **options)
     conversion.weights.meta["source"].update(sha256=sha256_of(path), subsampled=subsample)
     return conversion
+
+
+def load_net(path: str | os.PathLike) -> Trained:
+    """Reads a net to the CPU: a `.caffemodel` as `convert_file` does, anything else as `load_trained` does."""
+    path = Path(path)
+    return Trained(path, convert_file(path).weights) if path.suffix == ".caffemodel" else load_trained(path)
 
 
 def from_caffe(

@@ -97,6 +97,8 @@ def weights_suffix(path: str | os.PathLike) -> str:
     suffix = Path(path).suffix
     if suffix == ".caffemodel":
         raise InputError(f"{path} is a Caffe file: make a weights file of it by `a2s convert {path} model.pth`.")
+    if suffix in (".onnx", ".pt2"):
+        raise InputError(f"{path} is an exported net, which has no layers by name: give the file it was exported from.")
     if suffix not in (".pth", ".safetensors"):
         raise InputError(f"{path}: a weights file ends in .pth or .safetensors.")
     return suffix

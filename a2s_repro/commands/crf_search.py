@@ -70,17 +70,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    import a2s_repro
     from a2s_repro.analysis.crf_search import candidates, sample, search
     from a2s_repro.data.lists import read_list
     from a2s_repro.inference.crf import CRF
-    from a2s_repro.inference.segmenter import class_names, load_model
+    from a2s_repro.inference.segmenter import class_names
 
     grid = {name: getattr(arguments, name) for name in GRID}
     crfs = candidates(CRF(iterations=arguments.crf_iterations), grid)
-    model, meta = load_model(arguments.model, arguments.device)
-    classes = class_names(model.num_classes, meta, arguments.classes)
+    segmenter = a2s_repro.load(arguments.model, arguments.device)
+    classes = class_names(segmenter.model.num_classes, segmenter.meta, arguments.classes)
     items = read_list(arguments.list, arguments.data_root, label_dir=arguments.label_dir)
     items = sample(items, arguments.count, arguments.seed)
-    result = search(model, items, crfs, pad_to=arguments.pad_to, classes=classes, workers=arguments.workers)
+    result = search(segmenter.model, items, crfs, pad_to=arguments.pad_to, classes=classes, workers=arguments.workers)
     best = f"best on {result.images} images: {result.best}"
     print_results(f"{result.table()}\n{best}", result.summary(), arguments.json)

@@ -59,20 +59,21 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.no_labels and arguments.attention_by_size:
         raise InputError("--attention-by-size measures objects by their labels: leave out --no-labels.")
 
+    import a2s_repro
     from a2s_repro.data.lists import read_list
     from a2s_repro.inference.crf import CRF
     from a2s_repro.inference.evaluation import evaluate, server_folder
-    from a2s_repro.inference.segmenter import class_names, load_model
+    from a2s_repro.inference.segmenter import class_names
     from a2s_repro.runtime import distributed
 
     crf = None if arguments.crf is None else CRF.parse(arguments.crf)
-    model, meta = load_model(arguments.model, distributed.initialise(arguments.device), arguments.scales)
-    classes = class_names(model.num_classes, meta, arguments.classes)
+    segmenter = a2s_repro.load(arguments.model, distributed.initialise(arguments.device), arguments.scales)
+    classes = class_names(segmenter.model.num_classes, segmenter.meta, arguments.classes)
     labelled = not arguments.no_labels
     items = read_list(arguments.list, arguments.data_root, label_dir=arguments.label_dir, labelled=labelled)
     folder = server_folder(arguments.out, arguments.list.stem) if arguments.out else None
     result = evaluate(
-        model,
+        segmenter.model,
         items,
         pad_to=arguments.pad_to,
         crf=crf,

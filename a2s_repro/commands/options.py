@@ -111,11 +111,13 @@ def add_init_option(parser: Options, kinds: str, default: str | None = None) -> 
     )
 
 
-TRAINED = "a weights file, a snapshot, or a run's folder, which stands for its best weights, else its newest"
+TRAINED = "weights, a snapshot, a .caffemodel, or a run's folder, which stands for its best weights, else its newest"
 
 
 def add_model_option(parser: Options) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="PATH", help=f"trained net: {TRAINED}")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="PATH", help=f"trained net: {TRAINED}; or an exported net"
+    )
 
 
 def add_scales_option(parser: Options) -> None:

@@ -60,15 +60,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     from collections import Counter
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     import torch
 
-    from a2s_repro.checkpoint.trained import load_trained
+    import a2s_repro
     from a2s_repro.files import sha256_of
     from a2s_repro.inference.batch_job import Results, Work
     from a2s_repro.inference.crf import CRF
-    from a2s_repro.inference.segmenter import Segmenter, class_names, model_of
+    from a2s_repro.inference.segmenter import class_names
     from a2s_repro.inference.sources import find_sources
     from a2s_repro.runtime import distributed
 
@@ -76,9 +76,8 @@ def main(arguments: argparse.Namespace) -> int:
     left_out: Counter[str] = Counter()
     sources = find_sources(arguments.inputs, arguments.out, left_out)
     device = distributed.initialise(arguments.device)
-    trained = load_trained(arguments.model)
-    model, meta = model_of(trained, device, arguments.scales)
-    classes = class_names(model.num_classes, meta, arguments.classes)
+    loaded = a2s_repro.load(arguments.model, device, arguments.scales)
+    classes = class_names(loaded.model.num_classes, loaded.meta, arguments.classes)
     results = Results(
         arguments.out,
         overlays=not arguments.no_overlays,
@@ -86,10 +85,9 @@ def main(arguments: argparse.Namespace) -> int:
         scores=arguments.save_scores,
         frames=arguments.frames,
     )
-    segmenter = Segmenter(
-        model,
-        classes,
-        meta,
+    segmenter = replace(
+        loaded,
+        classes=classes,
         pad_to=arguments.pad_to,
         short_sides=arguments.short_sides,
         factors=arguments.factors,
@@ -97,7 +95,7 @@ def main(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
     )
     settings = {
-        "model": sha256_of(trained.file),
+        "model": sha256_of(loaded.file),
         "crop": arguments.pad_to,
         "short_sides": arguments.short_sides,
         "factors": arguments.factors,

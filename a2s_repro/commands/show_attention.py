@@ -55,19 +55,21 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.count < 1:
         raise InputError(f"--count is {arguments.count}: a figure needs at least one image.")
 
+    from dataclasses import replace
+
+    import a2s_repro
     from a2s_repro.analysis.figures import attention_figure, figure_rows, figure_suffix, save_figure
     from a2s_repro.data.lists import read_list, select
-    from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
+    from a2s_repro.inference.segmenter import class_names
 
     figure_suffix(arguments.out)
-    model, meta = load_model(arguments.model, arguments.device, arguments.scales)
-    classes = class_names(model.num_classes, meta, arguments.classes)
-    segmenter, baseline = Segmenter(model, classes, meta, arguments.pad_to), None
-    if arguments.baseline:
-        other, other_meta = load_model(arguments.baseline, arguments.device, arguments.scales)
-        baseline = Segmenter(other, classes, other_meta, arguments.pad_to)
+    segmenter, *baseline = (
+        replace(a2s_repro.load(file, arguments.device, arguments.scales), pad_to=arguments.pad_to)
+        for file in filter(None, (arguments.model, arguments.baseline))
+    )
+    classes = class_names(segmenter.model.num_classes, segmenter.meta, arguments.classes)
     items = read_list(arguments.list, arguments.data_root, label_dir=arguments.label_dir)
     items = select(items, arguments.ids) if arguments.ids else items[: arguments.count]
-    rows = figure_rows(items, arguments.layout, segmenter, baseline)
-    save_figure(arguments.out, attention_figure(rows, model.scales, classes, arguments.layout), arguments.dpi)
+    rows = figure_rows(items, arguments.layout, segmenter, *baseline)
+    save_figure(arguments.out, attention_figure(rows, segmenter.model.scales, classes, arguments.layout), arguments.dpi)
     print(arguments.out)

@@ -33,6 +33,15 @@ DAMAGE = (
 """Exceptions that a damaged archive raises; zipfile raises the last two for unknown compression or encryption."""
 
 
+LONGEST_HEADER = 2**20
+"""Largest accepted extended header of a tar file, in bytes. tarfile reads it whole before anything is known of it."""
+EXTENDED_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+"""Types of the tar headers that hold a long name or other properties of the next file."""
+
+
 class PublishedFiles(NamedTuple):
     """Files of a data set: where they are published and where they lie in the archive."""
 
@@ -142,11 +151,22 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes]]
 
 
+class _TarInfo(tarfile.TarInfo):
+    """Refuses a long extended header."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in EXTENDED_HEADERS and header.size > LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header claims to have {header.size} bytes")
+        return header
+
+
 def _tar_members(file: IO[bytes], source: Path) -> Iterator[_Member]:
     """Reads sequentially, because a compressed archive cannot seek."""
     with (
         Progress(title=source.name, unit="B", total=source.stat().st_size) as progress,
-        tarfile.open(fileobj=progress.reading(file), mode="r|*") as tar,
+        tarfile.open(fileobj=progress.reading(file), mode="r|*", tarinfo=_TarInfo) as tar,
     ):
         for member in tar:
             if not member.isdir():

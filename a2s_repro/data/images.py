@@ -13,12 +13,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from a2s_repro.data.lists import Item
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
 
 IGNORE_LABEL = 255
+SOURCE = "a2s_source"
+"""Keyword of the text in a label map that identifies what it was made of."""
 MAX_PIXELS = 2**26  # 67 megapixels; a larger image is refused from its header, before any memory is allocated
 MAX_PIXELS_PER_BYTE = {"JPEG": 8 * 64, "PNG": 8 * 1032}
 """Upper bound on the pixels that a byte can encode: JPEG spends at least a bit per block of 64 pixels; PNG's deflate
@@ -153,16 +156,28 @@ def check_same_size(item: Item, of_image: tuple[int, int], of_label: tuple[int, 
     raise InputError(f"{item.image} is {sizes[0]} pixels, its label {item.label} {sizes[1]}: they must agree.")
 
 
-def write_label(path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray | None = None) -> None:
+def write_label(
+    path: str | os.PathLike, labels: np.ndarray, palette: np.ndarray | None = None, source: str | None = None
+) -> None:
     """Writes (H, W) uint8 labels atomically as a PNG of class indices.
 
-    The PNG is grey, as Caffe reads it, or has the `palette` (256, 3) uint8.
+    The PNG is grey, as Caffe reads it, or has the `palette` (256, 3) uint8. `source` is kept in it for `label_source`.
     """
-    image = Image.fromarray(labels)
+    image, texts = Image.fromarray(labels), PngInfo()
     if palette is not None:
         image.putpalette(palette.tobytes())
+    if source is not None:
+        texts.add_text(SOURCE, source)
     with replacing(path) as temporary:
-        image.save(temporary)
+        image.save(temporary, pnginfo=texts)
+
+
+def label_source(path: str | os.PathLike) -> str | None:
+    """The `source` that `write_label` has kept in a label map; None for other files, and for damaged ones."""
+    try:
+        return _open_header(_read_bytes(path), path).info.get(SOURCE)
+    except InputError:
+        return None
 
 
 def image_size(path: str | os.PathLike) -> tuple[tuple[int, int], int]:

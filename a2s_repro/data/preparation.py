@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from a2s_repro.data.archives import PublishedFiles, SourceFile, source_files
-from a2s_repro.data.images import jpeg_size, read_label, write_label
+from a2s_repro.data.images import jpeg_size, label_source, read_label, write_label
 from a2s_repro.data.lists import read_lines, write_lines
 from a2s_repro.errors import InputError
 from a2s_repro.files import replacing
@@ -73,8 +73,11 @@ class Prepared(NamedTuple):
 
 
 def place(file: SourceFile, target: Path) -> None:
-    """Creates `target` unless it exists with the right size: a copy from an archive, a link into an unpacked folder."""
-    if target.is_file() and target.stat().st_size == file.size:
+    """Creates `target` unless it is there: a copy from an archive, a link into an unpacked folder.
+
+    A link is there if it leads to the file, a photograph if it has the right size, and any other file if it is equal.
+    """
+    if target.is_file() and _is_placed(file, target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.on_disk:
@@ -84,6 +87,12 @@ def place(file: SourceFile, target: Path) -> None:
         encoded = file.read()
         with replacing(target) as temporary:
             temporary.write_bytes(encoded)
+
+
+def _is_placed(file: SourceFile, target: Path) -> bool:
+    if file.on_disk and target.is_symlink():
+        return target.samefile(file.on_disk)
+    return target.stat().st_size == file.size and (target.suffix == ".jpg" or target.read_bytes() == file.read())
 
 
 def read_splits(source: Path, published: PublishedFiles, root: Path) -> list[set[str]]:
@@ -111,7 +120,9 @@ def write_labels(
     decode: Callable[..., np.ndarray | None],
     workers: int,
 ) -> set[str]:
-    """Writes the missing label maps folder/ID.png; returns the ids that have one.
+    """Writes the label maps folder/ID.png that are missing or were made of another source; returns the ids with one.
+
+    A label map holds a digest of its source. Those without one, which were made by other programs, are kept.
 
     `labels` yields pairs of an id and a function that returns the arguments of `decode`; the function is called before
     the iterator advances. `decode` returns (H, W) uint8, or None to leave the image out. `workers` processes decode and
@@ -119,24 +130,31 @@ def write_labels(
     """
     ids = set()
 
-    def missing() -> Iterator[tuple[Path, tuple]]:
+    def missing() -> Iterator[tuple[Path, tuple, str]]:
         for name, load in labels:
-            path = folder / f"{name}.png"
-            if path.is_file():
+            path, arguments = folder / f"{name}.png", load()
+            source = _digest(arguments)
+            if path.is_file() and label_source(path) in (None, source):
                 ids.add(name)
             else:
-                yield path, load()
+                yield path, arguments, source
 
     written = _map(partial(_write_label, decode), missing(), workers)
     return {path.stem for path in written if path}.union(ids)
 
 
-def _write_label(decode: Callable[..., np.ndarray | None], task: tuple[Path, tuple]) -> Path | None:
-    path, arguments = task
+def _digest(arguments: tuple) -> str:
+    """A digest of what a label map is made of. Strings are left out: they name the source or the way of painting."""
+    content = [argument for argument in arguments if not isinstance(argument, str)]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def _write_label(decode: Callable[..., np.ndarray | None], task: tuple[Path, tuple, str]) -> Path | None:
+    path, arguments, source = task
     labels = decode(*arguments)
     if labels is None:
         return None
-    write_label(path, labels)
+    write_label(path, labels, source=source)
     return path
 
 

@@ -6,13 +6,14 @@ A2S trains on `train_aug`: VOC's 1464 training images and the 9118 images that S
 import io
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
 
 from a2s_repro.data.archives import PublishedFiles, source_files
-from a2s_repro.data.images import IGNORE_LABEL, read_label, write_label
+from a2s_repro.data.images import IGNORE_LABEL, decode_label, read_label, write_label
 from a2s_repro.data.preparation import (
     IMAGES,
     IdList,
@@ -98,10 +99,10 @@ def prepare_voc(
     for file in source_files(Path(voc), VOC):
         if file.path.stem in wanted[file.path.parts[0]]:
             place(file, root / file.path)
-    own_labels = {name: root / OWN_LABELS / f"{name}.png" for name in sorted(own)}
-    _refuse_object_numbers(own_labels.values())
-    arguments = ((name, lambda path=path: (path, len(CLASSES))) for name, path in own_labels.items())
-    write_labels(root / LABELS, arguments, read_label, workers)
+    own_labels = [root / OWN_LABELS / f"{name}.png" for name in sorted(own)]
+    _refuse_object_numbers(own_labels)
+    arguments = ((path.stem, lambda path=path: (path.read_bytes(), str(path))) for path in own_labels)
+    write_labels(root / LABELS, arguments, partial(decode_label, num_classes=len(CLASSES)), workers)
     check_pairs(root, LABELS, own | sbd_only, len(CLASSES), workers)
 
     lists = {"train_aug": train | sbd_only, "trainval_aug": own | sbd_only, "train": train, "val": val}

@@ -36,6 +36,8 @@ IMAGE = {
 class ExportedNet(nn.Module):
     """An exported net with the face of a `Net` in evaluation mode. It has no parameters and cannot be trained.
 
+    It computes in float32, and has neither the score maps of the scales nor a recalibration.
+
     Args:
         run: takes normalised images (N, 3, H, W) on `device`.
         about: the description that was exported with the net.
@@ -51,7 +53,9 @@ class ExportedNet(nn.Module):
         self.scales, self.merge = tuple(about["scales"]), about["net"].get("merge")
 
     def forward(self, image: Tensor) -> Prediction:
-        """Prediction with the merged scores and the weights alone."""
+        """Prediction with the merged scores and the weights alone. Raises InputError under autocast."""
+        if torch.is_autocast_enabled(image.device.type):
+            raise InputError("an exported net computes in float32: give precision fp32, or the weights.")
         outputs = self._run(image)
         return Prediction(outputs["scores"], (), outputs.get("weights"), self.scales, ())
 
@@ -113,6 +117,10 @@ def load_onnx(path: str | os.PathLike, device: str | torch.device = "cpu") -> Se
     return _segmenter(path, run, about, torch.device("cpu"))
 
 
+EXPORTED = {".onnx": load_onnx, ".pt2": load_program}
+"""Functions that load an exported net, by the suffix of its file."""
+
+
 def _check_exists(path: str | os.PathLike) -> None:
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist: correct the path.")
@@ -122,7 +130,8 @@ def _segmenter(
     path: str | os.PathLike, run: Callable[[Tensor], Outputs], about: dict[str, Any], device: torch.device
 ) -> Segmenter:
     try:
-        return Segmenter(ExportedNet(run, about, device).eval(), about["classes"], about, about["pad_to"])
+        net = ExportedNet(run, about, device).eval()
+        return Segmenter(net, about["classes"], about, about["pad_to"], file=Path(path))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise _not_exported(path, error) from error
 

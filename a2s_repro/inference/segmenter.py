@@ -7,6 +7,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
 import cv2
@@ -69,6 +70,8 @@ class Segmenter:
     """Memory limit for the activations of a forward pass in GB, as estimated by `bytes_per_pixel`."""
     precision: str = "fp32"
     """One of precision.PRECISIONS, or auto: bf16 where the processor has units for it, else fp32."""
+    file: Path | None = None
+    """The file that the net was loaded from; of a run's folder the file of its weights."""
 
     def __post_init__(self) -> None:
         self.precision = precision_on(self.precision, self.device)
@@ -326,7 +329,7 @@ def segmenter_of(
 ) -> Segmenter:
     """`load` of weights that were read."""
     model, meta = model_of(trained, device, scales, backbone)
-    return Segmenter(model, class_names(model.num_classes, meta), meta)
+    return Segmenter(model, class_names(model.num_classes, meta), meta, file=trained.file)
 
 
 def load_model(

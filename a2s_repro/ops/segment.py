@@ -14,8 +14,7 @@ def segment(scores: Tensor, size: Sequence[int]) -> Tensor:
     """`interp(scores, size)` and the largest class of each pixel: (N, C, h, w) -> (N, H, W) uint8 labels.
 
     Caffe's `fc8_interp` and ArgMax: a tie goes to the larger class index. C is at most 256. Where scores are NaN, the
-    classes after the last of them are compared; without such a class the last NaN's wins. (In exported programs of
-    PyTorch's own operators the last NaN wins.)
+    classes after the last of them are compared; without such a class the last NaN's wins.
 
     Raises:
         ValueError, TypeError: wrong shape, size or dtype, or more than 256 classes.
@@ -31,9 +30,10 @@ def segment(scores: Tensor, size: Sequence[int]) -> Tensor:
 def segment_reference(scores: Tensor, size: Sequence[int]) -> Tensor:
     """`segment` in plain torch operations."""
     resized = resample(to_compute_dtype(scores.detach()), size)
-    if not torch.compiler.is_compiling() and resized.isnan().any():
-        up_to_nan = resized.isnan().flip(1).cumsum(1).flip(1) > 0
-        resized = resized.masked_fill(up_to_nan, -torch.inf)
+    if torch.compiler.is_compiling() or resized.isnan().any():
+        numbers = torch.arange(1, scores.size(1) + 1, device=scores.device, dtype=torch.int32).view(-1, 1, 1)
+        up_to_nan = (resized.isnan() * numbers).amax(1, keepdim=True)
+        resized = resized.masked_fill(numbers <= up_to_nan, -torch.inf)
     last = resized.flip(1).argmax(1)
     return (scores.size(1) - 1 - last).to(torch.uint8)
 

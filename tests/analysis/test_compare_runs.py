@@ -18,7 +18,7 @@ from a2s_repro.inference.evaluation import evaluate
 from a2s_repro.inference.segmenter import load_model
 from a2s_repro.recipes import find_recipe
 from a2s_repro.recipes.recipe import IMAGENET
-from a2s_repro.reproduction import draw_pretrained
+from a2s_repro.reproduction.trial import draw_pretrained
 from a2s_repro.training import Run, train
 from tests.processes import run_tool
 

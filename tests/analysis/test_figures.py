@@ -1,5 +1,8 @@
 """Attention figures: their columns, their content, and the file that the tool writes."""
 
+import re
+import zlib
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -162,6 +165,20 @@ def test_a_figure_is_written_in_the_format_of_its_suffix(tmp_path, suffix, begin
     figure = attention_figure([row(20, 30, 0)], (1, 0.5), NAMES)
     save_figure(tmp_path / f"figure{suffix}", figure)
     assert (tmp_path / f"figure{suffix}").read_bytes().startswith(begins)
+
+
+def test_text_in_vector_figures_is_text(tmp_path):
+    """SVG has it as elements; PDF as characters of an embedded TrueType font, whose table leads back to Unicode."""
+    figure = attention_figure([row(20, 30, 2)], (1, 0.5), NAMES)
+    for suffix in (".svg", ".pdf"):
+        save_figure(tmp_path / f"figure{suffix}", figure)
+    texts = "".join(ElementTree.parse(tmp_path / "figure.svg").getroot().itertext())
+    for words in ("ground truth", "prediction", "weights, scale 0.5", "attention weight", "cat", "ignored"):
+        assert words in texts
+    document = (tmp_path / "figure.pdf").read_bytes()
+    assert re.search(rb"/FontFile2\b", document) and b"/ToUnicode" in document
+    streams = [zlib.decompress(part) for part in re.findall(rb"stream\r?\n(x.*?)\r?\nendstream", document, re.DOTALL)]
+    assert any(b"Tj" in content and b"(ground truth)" in content for content in streams)
 
 
 def test_a_figure_of_another_suffix_is_refused(tmp_path):

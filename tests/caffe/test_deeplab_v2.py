@@ -24,7 +24,7 @@ from a2s_repro.models import DeepLabASPP, DeepLabResNet101, Net, Widths
 from a2s_repro.models.losses import training_loss
 from a2s_repro.models.resnet101 import BatchNorm, block_names
 from a2s_repro.recipes import find_recipe
-from a2s_repro.reproduction import draw_caffe_resnet101
+from a2s_repro.reproduction.trial import draw_caffe_resnet101
 from a2s_repro.training import Trainer
 from caffe_weights import CaffeNet, Layer, read_caffemodel, write_caffemodel, write_solverstate
 from tests.caffe.test_deploy import TOLERANCE, image_of, opencv4

@@ -1,5 +1,6 @@
 """Reading archives of every kind and unpacked folders, and the errors for bad sources."""
 
+import gzip
 import io
 import tarfile
 import tracemalloc
@@ -143,6 +144,22 @@ def test_a_photograph_larger_than_photographs_are_is_not_unpacked(tmp_path):
         archive.addfile(member, open("/dev/zero", "rb"))  # noqa: SIM115
     tracemalloc.start()
     with pytest.raises(InputError, match=r"images/a.jpg claims to have 200000000 bytes: download the archive again"):
+        read(tmp_path / "set.tgz")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_long_header_is_refused_before_reading(tmp_path, kind):
+    """tarfile reads it whole: 64 MB here, in an archive of 300 kB."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 2**26
+    with gzip.open(tmp_path / "set.tgz", "wb", compresslevel=1) as archive:
+        archive.write(header.tobuf())
+        for _ in range(2**6):
+            archive.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"set.tgz is damaged or no archive \(a header claims to have 67108864 bytes"):
         read(tmp_path / "set.tgz")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()

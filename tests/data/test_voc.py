@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from a2s_repro.data.images import read_label, write_label
 from a2s_repro.data.lists import read_classes, read_list
 from a2s_repro.data.preparation import Prepared
 from a2s_repro.data.voc import CLASSES, LISTS, palette, prepare_voc, write_label_png
@@ -126,6 +127,28 @@ def test_an_interrupted_run_resumes(sources, tmp_path):
     check_prepared(root)
     assert kept.stat().st_mtime_ns == kept_since
     assert (root / "JPEGImages/2007_b.jpg").stat().st_size > 2
+
+
+@pytest.mark.parametrize("suffix", [".tar", ""])
+def test_another_source_of_the_same_names_replaces_what_was_made_of_the_first(sources, tmp_path, suffix):
+    """The second labels have the sizes and names of the first, in the same folders or in other archives."""
+
+    def prepare(number):
+        archives = (pack(folder, tmp_path / f"{number}_{folder.name}.tar") for folder in (voc.parent, sbd))
+        prepare_voc(*(archives if suffix else (voc, sbd)), tmp_path / "made", check_counts=False)
+
+    voc, sbd = sources
+    prepare(1)
+    made = tmp_path / "made/SegmentationClassAug"
+    unchanged = (made / "2008_x.png").stat().st_mtime_ns
+    write_label(made / "2007_c.png", own_label("2007_b"))  # corrected by hand: without a source
+    save_mat(sbd / "dataset/cls/2008_e.mat", np.full(SHAPE, 3, np.uint8))
+    write_label_png(voc / "SegmentationClass/2007_a.png", np.full(SHAPE, 4, np.uint8))
+    prepare(2)
+    assert (read_label(made / "2008_e.png", 21) == 3).all()
+    assert (read_label(made / "2007_a.png", 21) == 4).all()
+    assert (made / "2008_x.png").stat().st_mtime_ns == unchanged
+    assert (read_label(made / "2007_c.png", 21) == own_label("2007_b")).all()
 
 
 def test_lists_that_differ_from_the_published_are_refused(sources, tmp_path):

@@ -17,7 +17,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.inference.segmenter import load_model
 from a2s_repro.models import AttentionHead, RefineHead, ResNetDilated8, build_model
 from a2s_repro.models.resnet import STAGES, load_resnet34
-from a2s_repro.reproduction import csailvision_shapes
+from a2s_repro.reproduction.trial import csailvision_shapes
 from tests.models.receptive_field import rows_seen, smooth
 
 WIDTH = 1 / 16

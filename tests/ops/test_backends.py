@@ -72,4 +72,15 @@ def test_nan_scores_give_the_same_labels_in_every_backend() -> None:
     for size in ((5, 5), (9, 9), (7, 4)):
         with ops.use_backend("reference"):
             expected = ops.segment(scores, size)
+            exported = torch.export.export(_Tail(size), (scores,)).module()
         assert torch.equal(ops.segment(scores, size), expected)
+        assert torch.equal(exported(scores), expected)
+
+
+class _Tail(torch.nn.Module):
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, scores: torch.Tensor) -> torch.Tensor:
+        return ops.segment(scores, self.size)

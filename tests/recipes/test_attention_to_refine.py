@@ -12,7 +12,7 @@ from a2s_repro.data.lists import read_list
 from a2s_repro.errors import InputError
 from a2s_repro.models import AttentionHead, RefineHead
 from a2s_repro.recipes import RECIPES, Recipe, find_recipe, recipes_of
-from a2s_repro.reproduction import SMOKE_CHANGES, draw_data_sets, draw_pretrained, smoke
+from a2s_repro.reproduction.trial import SMOKE_CHANGES, draw_data_sets, draw_pretrained, smoke
 from a2s_repro.training import Run, Trainer, train
 from tests.processes import run_tool
 

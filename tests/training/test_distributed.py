@@ -15,7 +15,7 @@ import torch
 
 from a2s_repro.checkpoint.snapshots import load_snapshot, newest_snapshot
 from a2s_repro.checkpoint.weights import load_weights
-from a2s_repro.reproduction import SMOKE_CHANGES, draw_pretrained
+from a2s_repro.reproduction.trial import SMOKE_CHANGES, draw_pretrained
 from a2s_repro.training import Run
 from a2s_repro.training.run_log import read_log
 from tests.paths import TOOLS

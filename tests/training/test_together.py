@@ -12,7 +12,7 @@ from a2s_repro.data.lists import read_list
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
 from a2s_repro.models.layers import Dropout, SeededMasks, take_masks_from
 from a2s_repro.models.losses import softmax_with_loss
-from a2s_repro.reproduction import SMOKE_CHANGES, draw_pretrained
+from a2s_repro.reproduction.trial import SMOKE_CHANGES, draw_pretrained
 from a2s_repro.training import Run, Trainer, train
 from a2s_repro.training.together import even_share, passes_together, training_bytes
 from tests.processes import RECIPE, make_files
