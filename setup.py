@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -76,6 +77,7 @@ def run_cmake(folder: Path, output: Path) -> None:
     settings = [
         f"-DCMAKE_MAKE_PROGRAM={program('ninja')}",  # the recorded one may be that of a past isolated build
         f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DA2S_SITE={sysconfig.get_path('platlib')}",
         f"-DA2S_OUTPUT_DIR={output}",
         f"-DA2S_CUDA={os.environ.get('A2S_CUDA', 'AUTO')}",
         f"-DA2S_SANITIZE={os.environ.get('A2S_SANITIZE', '')}",

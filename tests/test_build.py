@@ -2,9 +2,12 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -148,6 +151,24 @@ def test_only_without_any_compiler_the_libraries_are_left_out(checkout: Path, mo
     monkeypatch.setattr(_native, "problems", {})
     with pytest.warns(UserWarning, match=r"because there was no C\+\+ compiler .* when a2s_repro was installed"):
         _native.load()
+
+
+def test_a_build_requires_a_torch_only_where_none_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip hides the installed one in its build environment, but not the folder that it lies in."""
+    required_torch = runpy.run_path(str(ROOT / "build_backend.py"))["required_torch"]
+    with monkeypatch.context() as patched:
+        patched.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+        assert required_torch() == ["torch>=2.10"]
+        for version, required in (("2.9.1", ["torch>=2.10"]), ("2.10.0+cpu", []), ("3.0.0", [])):
+            (tmp_path / "torch-1.dist-info").mkdir(exist_ok=True)
+            (tmp_path / "torch-1.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+            assert required_torch() == required
+
+    (tmp_path / "torch.py").write_text("__version__ = '2.9.1'\nclass version: cuda = None\n")
+    venv.create(tmp_path / "empty", symlinks=True)
+    python = f"-DPython_EXECUTABLE={tmp_path}/empty/bin/python"
+    done = configure(tmp_path, "-DA2S_CUDA=OFF", f"-DA2S_SITE={tmp_path}", python)
+    assert done.returncode != 0 and "torch 2.9.1 is too old" in " ".join(done.stderr.split())
 
 
 def test_the_version_is_written_once() -> None:

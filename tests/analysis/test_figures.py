@@ -168,17 +168,18 @@ def test_a_figure_is_written_in_the_format_of_its_suffix(tmp_path, suffix, begin
 
 
 def test_text_in_vector_figures_is_text(tmp_path):
-    """SVG has it as elements; PDF as characters of an embedded TrueType font, whose table leads back to Unicode."""
+    """SVG has it as elements; PDF as 16-bit characters of an embedded TrueType font, with spacing between them."""
     figure = attention_figure([row(20, 30, 2)], (1, 0.5), NAMES)
     for suffix in (".svg", ".pdf"):
         save_figure(tmp_path / f"figure{suffix}", figure)
-    texts = "".join(ElementTree.parse(tmp_path / "figure.svg").getroot().itertext())
-    for words in ("ground truth", "prediction", "weights, scale 0.5", "attention weight", "cat", "ignored"):
-        assert words in texts
+    in_svg = "".join(ElementTree.parse(tmp_path / "figure.svg").getroot().itertext())
     document = (tmp_path / "figure.pdf").read_bytes()
-    assert re.search(rb"/FontFile2\b", document) and b"/ToUnicode" in document
-    streams = [zlib.decompress(part) for part in re.findall(rb"stream\r?\n(x.*?)\r?\nendstream", document, re.DOTALL)]
-    assert any(b"Tj" in content and b"(ground truth)" in content for content in streams)
+    assert b"/FontFile2" in document and b"/ToUnicode" in document
+    parts = map(zlib.decompress, re.findall(rb"stream\r?\n(x.*?)\r?\nendstream", document, re.DOTALL))
+    (drawn,) = (part for part in parts if b"TJ" in part)
+    in_pdf = b"".join(re.findall(rb"\((.*?)\)", drawn)).replace(b"\0", b"").decode()
+    for words in ("ground truth", "prediction", "weights, scale 0.5", "attention weight", "cat", "ignored"):
+        assert words in in_svg and words in in_pdf
 
 
 def test_a_figure_of_another_suffix_is_refused(tmp_path):

@@ -15,7 +15,10 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILT_FROM = ("CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "csrc", "a2s_repro", "caffe_weights")
+BUILT_FROM = (
+    *("CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "build_backend.py", "setup.py"),
+    *("csrc", "a2s_repro", "caffe_weights"),
+)
 """Files and folders of the checkout from which a package is built."""
 
 USE = """
