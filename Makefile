@@ -72,7 +72,7 @@ dist-check: setup
 # Checks that no CUDA kernel spills registers, on both shipped architectures.
 ptxas:
 	$(MAKE) setup A2S_CUDA=ON
-	$(PY) tools/dev/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/csrc/*/*.ptxas --arch sm_80 sm_90
+	$(PY) tools/dev/check_ptxas.py $$(find build/CMakeFiles/a2s_ops_cuda.dir -name "*.ptxas") --arch sm_80 sm_90
 
 # Checks that the libraries load and register in a torch with CUDA; docs/contributing.md has the commands that install it.
 CUDA_TORCH ?= build/cuda-torch/bin/python

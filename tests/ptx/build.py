@@ -91,7 +91,8 @@ def library_of_the_project() -> tuple[Path, list[Path]]:
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         targets = [str(SCHEMAS.relative_to(CMAKE)), "a2s_ops_cuda"]
         run([shutil.which("cmake", path=search), "--build", str(CMAKE), "--target", *targets])
-    objects = sorted(OBJECTS.rglob("*.cu.o"))
+    together = OBJECTS / "Unity"  # sources compiled together; CMake before 3.31 compiles each by itself
+    objects = sorted((together if together.exists() else OBJECTS).rglob("*.cu.o"))
     return linked([SCHEMAS, *objects]), [ptx_of(Path(f"{object}.ptx")) for object in objects]
 
 

@@ -1,6 +1,6 @@
 """Holds a CUDA build to kernels that keep everything in registers: no spills, no stack, for every architecture.
 
-    python tools/dev/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/csrc/*/*.ptxas --arch sm_80 sm_90
+    python tools/dev/check_ptxas.py build/CMakeFiles/a2s_ops_cuda.dir/Unity/*.ptxas --arch sm_80 sm_90
 
 Reads what `nvcc -Xptxas=-v` said of each object, which the build keeps beside it. Exit status 1 and the kernel's name
 where one spills or has a stack frame.
