@@ -5,6 +5,7 @@ STABLE_TORCH_LIBRARY(a2s, m) {
   m.def("interp(Tensor x, SymInt height, SymInt width) -> Tensor");
   m.def("interp_backward(Tensor grad, SymInt height, SymInt width) -> Tensor");
   m.def("interp_concat(Tensor[] features, SymInt height, SymInt width) -> Tensor");
+  m.def("interp_concat_backward(Tensor grad, Tensor[] features) -> Tensor[]");
   m.def("interp_shift_add(Tensor planes, Tensor base) -> Tensor");
   m.def("interp_shift_add_backward(Tensor grad, SymInt height, SymInt width) -> Tensor");
   m.def("scale_softmax(Tensor logits) -> Tensor");

@@ -42,9 +42,13 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple:
-    parts = grad.split([shape[1] for shape in ctx.shapes], dim=1)
-    grads = [ops.interp_backward(part, *shape[2:]) for part, shape in zip(parts, ctx.shapes, strict=True)]
-    return grads, None, None
+    shaped = [grad.new_empty(()).expand(shape) for shape in ctx.shapes]  # of the features only their shapes are needed
+    return ops.interp_concat_backward(grad, shaped), None, None
+
+
+def _fake_backward(grad: Tensor, features: list[Tensor]) -> list[Tensor]:
+    return [_native.empty_like_layout(grad, feature.shape) for feature in features]
 
 
 _native.register("interp_concat", _fake, setup_context=_setup_context, backward=_backward, linear=True, promote=True)
+_native.register("interp_concat_backward", _fake_backward, linear=True)

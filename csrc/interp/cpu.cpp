@@ -59,29 +59,45 @@ Tensor interp_cpu(const Tensor& x, int64_t height, int64_t width) {
 
 Tensor interp_backward_cpu(const Tensor& grad, int64_t height, int64_t width) {
   Tensor grad_x = empty_resized("interp_backward", "grad", grad, height, width);
-  dispatch_cpu("interp_backward", grad, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const Map<T> out = map_of<T>(grad_x);
-    const Rows<const T> rows(map_of<const T>(grad), out.channels_last);
-    gather_rows(out, Resize(height, width, grad.size(2), grad.size(3)), [&] {
-      return [&, buffer = std::vector<T>(rows.values())](int64_t plane, int64_t y) mutable {
-        return ScaledValue<T>{rows.read(plane, y, buffer.data()), 1};
-      };
-    });
-  });
+  interp_adjoint({grad}, {grad_x});
   return grad_x;
 }
 
 Tensor interp_concat_cpu(const std::vector<Tensor>& features, int64_t height, int64_t width) {
   Tensor y = empty_concat(features, height, width);
-  for_each_slice(features, y, interp_rows);
+  const std::vector<Tensor> slices = slices_of(y, features);
+  for (size_t s = 0; s < features.size(); ++s) interp_rows(features[s], slices[s]);
   return y;
 }
 
+std::vector<Tensor> interp_concat_backward_cpu(const Tensor& grad, const std::vector<Tensor>& features) {
+  check_concat_backward(grad, features);
+  std::vector<Tensor> grads_in = empty_grads(grad, features);
+  interp_adjoint(slices_of(grad, features), grads_in);
+  return grads_in;
+}
+
 }  // namespace
+
+void a2s::interp_adjoint(const std::vector<Tensor>& grads, const std::vector<Tensor>& grads_in, double scale) {
+  dispatch_cpu("interp_backward", grads[0], [&](auto type) {
+    using T = typename decltype(type)::type;
+    for (size_t i = 0; i < grads.size(); ++i) {
+      const Map<const T> grad = map_of<const T>(grads[i]);
+      const Map<T> out = map_of<T>(grads_in[i]);
+      const Rows<const T> rows(grad, out.channels_last);
+      gather_rows(out, Resize(out.h, out.w, grad.h, grad.w), [&] {
+        return [&, buffer = std::vector<T>(rows.values())](int64_t plane, int64_t y) mutable {
+          return ScaledValue<T>{rows.read(plane, y, buffer.data()), static_cast<float>(scale)};
+        };
+      });
+    }
+  });
+}
 
 STABLE_TORCH_LIBRARY_IMPL(a2s, CPU, m) {
   m.impl("interp", TORCH_BOX(&interp_cpu));
   m.impl("interp_backward", TORCH_BOX(&interp_backward_cpu));
   m.impl("interp_concat", TORCH_BOX(&interp_concat_cpu));
+  m.impl("interp_concat_backward", TORCH_BOX(&interp_concat_backward_cpu));
 }

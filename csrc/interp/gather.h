@@ -15,45 +15,44 @@
 //   pixel(x)               32-bit offset of a column's;  weight(rows, pixel)
 #pragma once
 
-#include <vector>
-
 #include "../support/launch.h"
-#include "../support/pack.h"
-#include "../support/tile.h"
-#include "interp.h"
-#include "resize.h"
+#include "held_rows.h"
 
 namespace a2s {
 
-// Rows of a tile. With packs a column takes V times the shared memory.
+// Rows of a tile, and those that a thread gathers along x at once. With packs a column takes V times the shared memory.
 template <int V>
-constexpr int gathered_rows = V > 1 ? 4 : 8;
+constexpr int kGatherRows = V > 1 ? 4 : 8;
+template <int V, int kShifts>
+constexpr int kRowsAtOnce = V == 1 ? kGatherRows<V> / (kShifts == 1 ? 1 : 2) : kShifts == 1 ? 2 : 1;
 
-constexpr int kResultBytes = 9 * 1024;  // sums of a tile's results, where its columns come in chunks
-
-// V sums in shared memory, as pieces of 16 bytes that lie `pitch` values apart, so that threads next to each other
-// access adjacent pieces.
-template <class Acc, int V>
+// Sums in shared memory. A column and its K channels have a place of K x kGatherRows x V sums along y. The results of a
+// thread that gathers along x have one of kShifts x kRowsAtOnce x V. Distances between places are odd, in pieces of a
+// value or, with packs, of 16 bytes, so that adjacent threads access different banks.
+template <class Acc, int V, int K, int kShifts>
 struct Sums {
-  static constexpr int kPiece = V == 1 ? 1 : 16 / sizeof(Acc), kPieces = V / kPiece;
+  static constexpr int kPiece = V == 1 ? 1 : 16 / sizeof(Acc);
+  static constexpr int kColumn = (K * kGatherRows<V> * V / kPiece | 1) * kPiece;
+  static constexpr int kResult = (kShifts * kRowsAtOnce<V, kShifts> * V / kPiece | 1) * kPiece;
+
   struct alignas(V == 1 ? sizeof(Acc) : 16) Piece {
     Acc v[kPiece];
   };
-  __device__ static void load(const Acc* from, int pitch, Acc (&v)[V]) {
+  __device__ static void load(const Acc* from, Acc (&v)[V]) {
 #pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      const Piece piece = *reinterpret_cast<const Piece*>(from + p * pitch);
+    for (int k = 0; k < V; k += kPiece) {
+      const Piece piece = *reinterpret_cast<const Piece*>(from + k);
 #pragma unroll
-      for (int k = 0; k < kPiece; ++k) v[p * kPiece + k] = piece.v[k];
+      for (int l = 0; l < kPiece; ++l) v[k + l] = piece.v[l];
     }
   }
-  __device__ static void store(Acc* to, int pitch, const Acc (&v)[V]) {
+  __device__ static void store(Acc* to, const Acc (&v)[V]) {
 #pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
+    for (int k = 0; k < V; k += kPiece) {
       Piece piece;
 #pragma unroll
-      for (int k = 0; k < kPiece; ++k) piece.v[k] = v[p * kPiece + k];
-      *reinterpret_cast<Piece*>(to + p * pitch) = piece;
+      for (int l = 0; l < kPiece; ++l) piece.v[l] = v[k + l];
+      *reinterpret_cast<Piece*>(to + k) = piece;
     }
   }
 };
@@ -69,7 +68,6 @@ struct GatherPart {
   int64_t shift_stride;  // between the results of adjacent shifts
   int group;             // channels at once
   int chunk;             // output columns at once
-  int pitch;             // of a row of partial sums, or of one piece of each
   int partial_bytes, result_bytes, staged_bytes;
   Places columns;               // that are summed along y
   Divisor by_inner, by_inputs;  // of the inputs that are gathered along x
@@ -78,7 +76,7 @@ struct GatherPart {
 template <class T, class Value>
 struct GatherArguments {
   GatherPart<T, Value> part[kMaxScales];
-  int first_block[kMaxScales + 1];
+  Parts parts;
 };
 
 // The first output whose lower neighbour is `i` or a later input; axis.out if there is none.
@@ -110,13 +108,11 @@ __device__ inline RowSpan row_span(const Axis& axis, int i, bool in_tile) {
 template <class T, int V, int K, int kShifts, bool kInterleaved, class Value>
 __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned char* shared) {
   using Acc = acc_t<T>;
-  using Sum = Sums<Acc, V>;
-  __shared__ RowSpan spans[gathered_rows<V> + 1];
+  using Sum = Sums<Acc, V, K, kShifts>;
+  __shared__ RowSpan spans[kGatherRows<V> + 1];
   // Where adjacent threads have adjacent channels, results go to their places, else to shared memory.
   constexpr bool kStaged = !kInterleaved;
-  constexpr int kHalo = kShifts / 2, kRows = gathered_rows<V>;
-  constexpr int kRowsAtOnce = V == 1 ? kRows / (kShifts == 1 ? 1 : 2) : kShifts == 1 ? 2 : 1;
-  constexpr int kRowGroups = kRows / kRowsAtOnce;
+  constexpr int kHalo = kShifts / 2, kRows = kGatherRows<V>, kAtOnce = kRowsAtOnce<V, kShifts>;
   const Tile tile = a.tiling.tile(block);
   auto* const partial = reinterpret_cast<Acc*>(shared);
   auto* const result = reinterpret_cast<Acc*>(shared + a.partial_bytes);
@@ -135,7 +131,6 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
     }
   }
   const int slots = a.columns.slots;
-  const int row_pitch = a.pitch * Sum::kPieces;
   const auto row_distance = static_cast<ptrdiff_t>(kStaged ? a.staging.row_pitch : a.out.stride_h);
 
 #pragma unroll 1
@@ -222,8 +217,7 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
           }
           [[maybe_unused]] uint32_t pixel = 0;
           if constexpr (Value::kWeighted) pixel = a.value.pixel(u);
-          const int apart = kInterleaved ? slots * Sum::kPiece : slots * a.columns.width;
-          Acc* sums = partial + (kInterleaved ? (u * a.group + slot) * Sum::kPiece : slot * a.columns.width + u);
+          Acc* sums = partial + i * Sum::kColumn;
           int y = spans[0].begin;
           auto rows = a.value.rows(tile.n, c * V, x - kHalo, y);
           auto position = static_cast<float>(y);
@@ -268,49 +262,51 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
             }
             if (r < 0) continue;
 #pragma unroll
-            for (int k = 0; k < K; ++k) {
-              if (slot + k * slots < group) Sum::store(sums + k * apart, a.pitch, upper[k]);
-            }
-            sums += row_pitch;
+            for (int k = 0; k < K; ++k) Sum::store(sums + k * kRows * V, upper[k]);
+            sums += V;
           }
         }
         __syncthreads();
-        // Along x: a thread takes kRowsAtOnce rows of an input column of a channel.
+        // Along x: a thread takes kAtOnce rows of an input column of a channel.
         const int inputs = static_cast<int>(a.by_inputs.divisor);
-        for (int i = threadIdx.x; i < inputs * kRowGroups; i += blockDim.x) {
+        for (int i = threadIdx.x; i < inputs * (kRows / kAtOnce); i += blockDim.x) {
           int inner = i;
-          const int first_row = a.by_inputs.split(inner) * kRowsAtOnce;
+          const int first_row = a.by_inputs.split(inner) * kAtOnce;
           const int outer = a.by_inner.split(inner);
           const int j = kInterleaved ? outer : inner, channel = kInterleaved ? inner : outer;
           if (j >= tile.width || channel >= group) continue;
           const int begin = max(column_start[j], x) - x, middle = column_start[j + 1] - x;
           const int end = min(column_start[j + 2] - x, chunk);
           if (begin >= end && !first_chunk && !last_chunk) continue;
-          Acc sum[kShifts][kRowsAtOnce][V];
-          const auto kept = [&](int shift, int q) {
-            return result + ((shift * kRowsAtOnce + q) * Sum::kPieces * inputs * kRowGroups + i) * Sum::kPiece;
-          };
-          const int kept_pitch = inputs * kRowGroups * Sum::kPiece;
+          Acc* const kept = result + i * Sum::kResult;
+          Acc sum[kShifts][kAtOnce][V] = {};
+          if (!first_chunk) {
 #pragma unroll
-          for (int d = 0; d < kShifts; ++d) {
+            for (int d = 0; d < kShifts; ++d) {
 #pragma unroll
-            for (int q = 0; q < kRowsAtOnce; ++q) {
-              for (int k = 0; k < V; ++k) sum[d][q][k] = 0;
-              if (!first_chunk) Sum::load(kept(d, q), kept_pitch, sum[d][q]);
+              for (int q = 0; q < kAtOnce; ++q) Sum::load(kept + (d * kAtOnce + q) * V, sum[d][q]);
             }
           }
-          const int step = kInterleaved ? a.group * Sum::kPiece : 1;
-          const Acc* sums = partial + first_row * row_pitch +
-                            (kInterleaved ? begin * step + channel * Sum::kPiece : channel * a.columns.width + begin);
+          int slot = channel, of_slot = first_row * V;
+#pragma unroll
+          for (int k = 1; k < K; ++k) {
+            if (slot >= slots) {
+              slot -= slots;
+              of_slot += kRows * V;
+            }
+          }
+          const int step = (kInterleaved ? slots : 1) * Sum::kColumn;
+          const int column = kInterleaved ? begin * slots + slot : slot * a.columns.width + begin;
+          const Acc* sums = partial + (column * Sum::kColumn + of_slot);
 #pragma unroll 1
           for (int k = begin; k < end; ++k) {
             const Acc lambda = lambdas[k], weight = k < middle ? lambda : 1 - lambda;
 #pragma unroll
             for (int d = 0; d < kShifts; ++d) {
 #pragma unroll
-              for (int q = 0; q < kRowsAtOnce; ++q) {
+              for (int q = 0; q < kAtOnce; ++q) {
                 Acc v[V];
-                Sum::load(sums + (q * row_pitch + (2 * kHalo - d) * step), a.pitch, v);
+                Sum::load(sums + ((2 * kHalo - d) * step + q * V), v);
 #pragma unroll
                 for (int l = 0; l < V; ++l) sum[d][q][l] += weight * v[l];
               }
@@ -319,14 +315,15 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
           }
 #pragma unroll
           for (int d = 0; d < kShifts; ++d) {
-            T* const to = place(d, channel, j) + first_row * row_distance;
+            if (last_chunk) {
+              T* to = place(d, channel, j) + first_row * row_distance;
 #pragma unroll
-            for (int q = 0; q < kRowsAtOnce; ++q) {
-              if (last_chunk) {
-                if (first_row + q < tile.rows) write(to + q * row_distance, sum[d][q]);
-              } else {
-                Sum::store(kept(d, q), kept_pitch, sum[d][q]);
+              for (int q = 0; q < kAtOnce; ++q, to += row_distance) {
+                if (first_row + q < tile.rows) write(to, sum[d][q]);
               }
+            } else {
+#pragma unroll
+              for (int q = 0; q < kAtOnce; ++q) Sum::store(kept + (d * kAtOnce + q) * V, sum[d][q]);
             }
           }
         }
@@ -350,114 +347,9 @@ template <class T, int V, int K, int kShifts, bool kInterleaved, class Value>
 __global__ void __launch_bounds__(kGatherThreads<V>, V > 1 ? 6 : sizeof(T) == 8 ? 2 : 3)
     gather(const __grid_constant__ GatherArguments<T, Value> a) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const int block = blockIdx.x;
-  int s = 0;
-#pragma unroll
-  for (int t = 1; t < kMaxScales; ++t) s += block >= a.first_block[t];
-  gather_part<T, V, K, kShifts, kInterleaved>(a.part[s], block - a.first_block[s], shared);
+  int block = blockIdx.x;
+  const int s = a.parts.part_of(block);
+  gather_part<T, V, K, kShifts, kInterleaved>(a.part[s], block, shared);
 }
-
-// Cuts the part into tiles for blocks of at most `threads`; returns the bytes of shared memory that they need.
-template <int V, int K, int kShifts, bool kInterleaved, class T, class Value>
-int plan_gather(GatherPart<T, Value>& a, int threads) {
-  using Sum = Sums<acc_t<T>, V>;
-  constexpr int acc = sizeof(acc_t<T>), halo = kShifts / 2, kRows = gathered_rows<V>;
-  const Map<T>& out = a.out;
-  const Axis& axis = a.resize.x;
-  const int64_t channels = out.c / V, limit = std::min(channels, std::max<int64_t>(1, a.value.channel_limit() / V));
-  // Columns of outputs that `inputs` columns gather.
-  const auto window = [&](int64_t inputs) {
-    if (a.resize.copies) return inputs;
-    const double most = axis.ratio > 0 ? (inputs + 1) / static_cast<double>(axis.ratio) + 2 : axis.out;
-    return (most < axis.out ? static_cast<int64_t>(most) : axis.out) + 2 * halo;
-  };
-  // Where not all columns that a tile gathers fit into shared memory, they come in chunks.
-  const int64_t all_slots = ceil_div(limit, K), sums = kResultBytes / (kRows * V * kShifts * acc);
-  int64_t width = 1, slots;
-  if (kInterleaved) {
-    slots = balanced(all_slots, V > 1 ? 8 : 16);
-    const int64_t most = threads / slots;
-    if (V > 1 && !a.resize.copies) {
-      while (width < std::min<int64_t>(out.w, most) && window(width + 1) <= most) ++width;
-    } else {
-      width = balanced(out.w, std::max<int64_t>(1, sums / (K * slots)));
-    }
-    a.chunk = a.resize.copies ? width : balanced(window(width), most);
-  } else {
-    const bool whole = window(out.w) <= threads;
-    const int64_t results = whole ? 16 * 1024 / (kRows * kShifts * sizeof(T)) : sums;
-    width = balanced(out.w, results / K);
-    a.chunk = a.resize.copies ? width : balanced(window(width), threads);
-    slots = Places::planar(a.chunk, std::clamp<int64_t>(results / (K * width), 1, all_slots)).slots;
-    if (slots > 1) slots = std::min<int64_t>(slots, std::max(1, threads / a.chunk));
-  }
-  a.group = static_cast<int>(std::min(K * slots, limit));
-  int64_t rows = kRows, at_once = ceil_div(channels, a.group) * a.group;
-  const auto cut = [&] { a.tiling = Tiling(out.n, out.h, out.w, channels, rows, width, at_once); };
-  cut();
-  for (; a.tiling.blocks() < kBlocksWanted && at_once > a.group; cut()) at_once -= a.group;
-  for (; a.tiling.blocks() < kBlocksWanted && rows > 4; cut()) --rows;
-  a.columns = Places(a.chunk, slots, kInterleaved);
-  const bool in_chunks = a.chunk < window(width);
-  if (!a.resize.copies) a.chunk -= 2 * halo;
-  a.by_inner = Divisor(kInterleaved ? a.group : a.tiling.width);
-  a.by_inputs = Divisor(int64_t{a.tiling.width} * a.group);
-  a.pitch = a.columns.width * a.group * Sum::kPiece;
-  const auto round = [](int64_t bytes) { return static_cast<int>((bytes + 15) / 16 * 16); };
-  if (!a.resize.copies) a.partial_bytes = round(int64_t{kRows} * a.pitch * Sum::kPieces * acc);
-  if (!a.resize.copies && in_chunks) {
-    a.result_bytes = round(int64_t{kShifts} * kRows * a.tiling.width * a.group * V * acc);
-  }
-  if (!kInterleaved) {
-    a.staging = Staging(out, a.tiling.rows, a.group, a.tiling.width, false);
-    a.staged_bytes = a.staging.template bytes<T>();
-  }
-  return a.partial_bytes + a.result_bytes + kShifts * a.staged_bytes + 4 * (2 + a.tiling.width + a.chunk);
-}
-
-// Gathers all `grads_in`, in one launch; value_of(s) is the Value that outputs pass back to map s. With several shifts
-// a map's channels are those of the first shift, then those of the next.
-template <class T, int V, bool kInterleaved, int kShifts = 1, class ValueOf>
-void launch_gather(const Tensor& on, const std::vector<Tensor>& grads_in, int64_t height, int64_t width,
-                   acc_t<T> scale, const ValueOf& value_of) {
-  using Value = decltype(value_of(0));
-  constexpr int K = V > 1 || sizeof(T) == 8 || kShifts > 1 ? 1 : 3, most = kGatherThreads<V>;
-  GatherArguments<T, Value> a{};
-  int64_t blocks = 0;
-  int shared_bytes = 0, threads = 32;
-  for (size_t s = 0; s < grads_in.size(); ++s) {
-    auto& part = a.part[s];
-    const Map<T> all = map_of<T>(grads_in[s]);
-    part.out = channels_of(all, 0, all.c / kShifts);
-    part.shift_stride = part.out.c * all.stride_c;
-    part.value = value_of(static_cast<int>(s));
-    part.resize = Resize(part.out.h, part.out.w, height, width);
-    part.scale = scale;
-    shared_bytes = std::max(shared_bytes, plan_gather<V, K, kShifts, kInterleaved>(part, most));
-    threads = std::max(threads, std::min(most, part.columns.threads()));
-    a.first_block[s] = static_cast<int>(blocks);
-    blocks += part.tiling.blocks();
-    check_blocks(blocks);
-  }
-  for (size_t s = grads_in.size(); s <= kMaxScales; ++s) a.first_block[s] = static_cast<int>(blocks);
-  launch(on, blocks, threads, shared_bytes, gather<T, V, K, kShifts, kInterleaved, Value>, a);
-}
-
-// The gradient itself.
-template <class T>
-struct PlainGrad {
-  static constexpr bool kWeighted = false;
-  Map<const T> grad;
-  int64_t next_row = bytes_between_rows(grad);
-
-  int64_t channel_limit() const { return a2s::channel_limit(grad); }
-  __device__ const T* rows(int n, int c, int x, int y) const { return row_of(grad, n, c, x, y); }
-  __device__ void next(const T*& row) const { row = moved(row, next_row); }
-  __device__ uint32_t column(int c, int, int x) const { return offset_in(grad, c, x); }
-  template <int V>
-  __device__ void load(const T* row, uint32_t column, acc_t<T> (&v)[V]) const {
-    load_values<T, V>(advanced(row, column), v);
-  }
-};
 
 }  // namespace a2s

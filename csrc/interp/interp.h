@@ -127,14 +127,40 @@ inline Tensor empty_concat(const std::vector<Tensor>& features, int64_t height, 
   return empty_map(features[0], features[0].size(0), channels, height, width);
 }
 
-// Calls fill(feature, slice) for every feature, with the channels of y that belong to it.
-template <class Fill>
-void for_each_slice(const std::vector<Tensor>& features, Tensor& y, const Fill& fill) {
+inline void check_concat_backward(const Tensor& grad, const std::vector<Tensor>& features) {
+  check_map("interp_concat_backward", "grad", grad);
+  check(!features.empty(), "a2s::interp_concat_backward: features must be a list of at least one map.");
+  int64_t channels = 0;
+  for (const Tensor& feature : features) {
+    check_map("interp_concat_backward", "features", feature);
+    check_matches("interp_concat_backward", "features", feature, grad);
+    channels += feature.size(1);
+  }
+  check(grad.size(1) == channels, "a2s::interp_concat_backward: grad has ", grad.size(1), " channels, the features ",
+        channels, ".");
+}
+
+// The channels of y, or of its gradient, that belong to each feature.
+inline std::vector<Tensor> slices_of(Tensor y, const std::vector<Tensor>& features) {
+  std::vector<Tensor> slices;
   int64_t first = 0;
   for (const Tensor& feature : features) {
-    fill(feature, torch::stable::narrow(y, 1, first, feature.size(1)));
+    slices.push_back(torch::stable::narrow(y, 1, first, feature.size(1)));
     first += feature.size(1);
   }
+  return slices;
 }
+
+// Uninitialised gradients with the shapes of `maps`, in the layout of `grad`.
+inline std::vector<Tensor> empty_grads(const Tensor& grad, const std::vector<Tensor>& maps) {
+  std::vector<Tensor> result;
+  for (const Tensor& map : maps) {
+    result.push_back(empty_map(grad, map.size(0), map.size(1), map.size(2), map.size(3)));
+  }
+  return result;
+}
+
+// Fills each grads_in[i] with `scale` times the adjoint of Interp of grads[i]. The library of each device defines it.
+void interp_adjoint(const std::vector<Tensor>& grads, const std::vector<Tensor>& grads_in, double scale = 1);
 
 }  // namespace a2s

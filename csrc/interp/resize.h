@@ -11,9 +11,7 @@
 #pragma once
 
 #include "../support/launch.h"
-#include "../support/pack.h"
-#include "../support/tile.h"
-#include "interp.h"
+#include "held_rows.h"
 
 namespace a2s {
 
@@ -39,78 +37,10 @@ struct ResizeArguments {
   int pixels_bytes, staged_bytes;
 };
 
-// Axis::tap in 32 bits.
-__device__ inline Tap tap_of(const Axis& axis, int o) {
-  const float position = exact_mul(axis.ratio, static_cast<float>(o));
-  const int low = static_cast<int>(position);
-  return {low, min(low + 1, static_cast<int>(axis.in) - 1), exact_sub(position, static_cast<float>(low))};
-}
-
-// The two rows of a map that a row of results lies between, and their weights.
-template <class Acc>
-struct alignas(sizeof(Acc) == 4 ? 16 : 8) SourceRows {
-  int64_t low, high;  // bytes from row 0
-  Acc above, below;
-  int step;  // from the low row of the result before: 0, 1 or more
-  int padding;
-};
-
-// For results in row o; `first` if no row is held yet.
-template <class T, class Acc = acc_t<T>>
-__device__ SourceRows<Acc> source_rows(const Map<const T>& map, const Axis& axis, int o, bool first) {
-  const Tap tap = tap_of(axis, o);
-  const Acc below = tap.lambda;
-  const int64_t stride = map.stride_h * sizeof(T);
-  return {tap.low * stride, tap.high * stride, 1 - below, below, first ? 2 : tap.low - tap_of(axis, o - 1).low, 0};
-}
-
 // Whole 16-byte packs, of which every part is written.
 template <class Acc, int S>
 struct alignas(S > 2 ? 16 : S * sizeof(Acc)) PixelWeights {
   Acc w[S == 3 ? 4 : S];
-};
-
-// K channels of a column of a map, V adjacent ones each, of which the rows around a result are held, resized along x.
-template <class T, int V, int K>
-struct HeldRows {
-  using Acc = acc_t<T>;
-  const T* base;  // the group's first channel and the tile's first column in row 0
-  uint32_t left[K], right;  // bytes from there; `right` from the left neighbour
-  Acc left_share, right_share, upper[K][V], lower[K][V];
-
-  __device__ const T* at(int64_t row) const { return moved(base, row); }
-
-  __device__ void read(int64_t row, Acc (&v)[K][V]) const {
-    const T* from = at(row);
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      Acc l[V], r[V];
-      const T* value = advanced(from, left[k]);
-      load_values<T, V>(value, l);
-      load_values<T, V>(advanced(value, right), r);
-#pragma unroll
-      for (int j = 0; j < V; ++j) v[k][j] = left_share * l[j] + right_share * r[j];
-    }
-  }
-
-  // Reads what the next row of results needs; `step` is that of `rows`.
-  __device__ void advance(const SourceRows<Acc>& rows, int step) {
-    if (step == 0) return;
-    if (step > 1) read(rows.low, lower);
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) upper[k][j] = lower[k][j];
-    }
-    read(rows.high, lower);
-  }
-
-  // A row of results where the map is not resized.
-  __device__ void copy(const SourceRows<Acc>& rows, Acc (&v)[K][V]) const {
-    const T* from = at(rows.low);
-#pragma unroll
-    for (int k = 0; k < K; ++k) load_values<T, V>(advanced(from, left[k]), v[k]);
-  }
 };
 
 // A block's part of the result. It needs a.pixels_bytes + a.staged_bytes of shared memory, and the winners' staging.
@@ -284,18 +214,16 @@ __global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, S, Op>)
 template <class T, class Op>
 struct ResizePartsArguments {
   ResizeArguments<T, 1, Op> part[kMaxScales];
-  int first_block[kMaxScales];
+  Parts parts;
 };
 
 template <class T, int V, int K, bool kInterleaved, class Op>
 __global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, 1, Op>)
     resize_parts(const __grid_constant__ ResizePartsArguments<T, Op> a) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const int block = blockIdx.x;
-  int s = 0;
-#pragma unroll
-  for (int t = 1; t < kMaxScales; ++t) s += block >= a.first_block[t];
-  resize_tile<T, 1, V, K, kInterleaved>(a.part[s], block - a.first_block[s], shared);
+  int block = blockIdx.x;
+  const int s = a.parts.part_of(block);
+  resize_tile<T, 1, V, K, kInterleaved>(a.part[s], block, shared);
 }
 
 // Cuts the result into tiles; returns the bytes of shared memory that a block needs.
@@ -384,21 +312,17 @@ template <class T, int V, bool kInterleaved>
 void launch_resize_parts(const Tensor& on, const std::vector<Map<const T>>& maps, const std::vector<Map<T>>& out) {
   constexpr int K = kResizeChannels<T, 1, V>;
   ResizePartsArguments<T, PlainResize<T>> a{};
-  int64_t blocks = 0;
   int bytes = 0, threads = 0;
-  for (size_t s = 0; s < kMaxScales; ++s) {
-    a.first_block[s] = static_cast<int>(blocks);
-    if (s >= maps.size()) continue;
+  for (size_t s = 0; s < maps.size(); ++s) {
     auto& part = a.part[s];
     part.maps[0] = maps[s];
     part.out = out[s];
     part.resize[0] = Resize(maps[s].h, maps[s].w, out[s].h, out[s].w);
     bytes = std::max(bytes, plan_resize<V, K, kInterleaved>(part));
     threads = std::max(threads, part.places.threads());
-    blocks += part.tiling.blocks();
-    check_blocks(blocks);
+    a.parts.add(part.tiling.blocks());
   }
-  launch(on, blocks, threads, bytes, resize_parts<T, V, K, kInterleaved, PlainResize<T>>, a);
+  launch(on, a.parts.blocks, threads, bytes, resize_parts<T, V, K, kInterleaved, PlainResize<T>>, a);
 }
 
 }  // namespace a2s

@@ -9,13 +9,13 @@
 namespace a2s {
 namespace {
 
-template <class T, int S>
+template <class T>
 void launch_logit_grad(const Tensor& grad, const Tensor& logits, const Tensor& weight_grad, const Tensor& grad_logits) {
-  const LogitGradArguments<T, S> a{map_of<const T>(logits), map_of<const acc_t<T>>(weight_grad),
-                                   Resize(logits.size(2), logits.size(3), grad.size(2), grad.size(3)),
-                                   map_of<T>(grad_logits),
-                                   Tiling(logits.size(0), logits.size(2), logits.size(3), 1, 1, kBlockThreads, 1)};
-  launch(grad, a.tiling.blocks(), kBlockThreads, 0, logit_grad_kernel<T, S>, a);
+  const LogitGradArguments<T> a{map_of<const T>(logits), map_of<const acc_t<T>>(weight_grad),
+                                Resize(logits.size(2), logits.size(3), grad.size(2), grad.size(3)),
+                                map_of<T>(grad_logits),
+                                Tiling(logits.size(0), logits.size(2), logits.size(3), 1, 1, kBlockThreads, 1)};
+  launch(grad, a.tiling.blocks(), kBlockThreads, 0, logit_grad_kernel<T>, a);
 }
 
 std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backward(
@@ -51,9 +51,9 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
       a.grad_logits = map_of<T>(grad_logits);
     }
     a.tiling = Tiling(grad.size(0), height, width, 1, kWeightGradRows, kWeightGradPixels, 1);
-    const bool interleaved = is_channels_last(grad);
-    const int64_t shares = std::min<int64_t>(a.grad.c, interleaved ? 8 : kBlockThreads / a.tiling.width);
-    a.places = Places(a.tiling.width, shares, interleaved);
+    a.interleaved = is_channels_last(grad);
+    const int64_t shares = std::min<int64_t>(a.grad.c, a.interleaved ? 8 : kBlockThreads / a.tiling.width);
+    a.places = Places(a.tiling.width, shares, a.interleaved);
     const auto bytes = [](int64_t values) { return values * static_cast<int64_t>(sizeof(T)); };
     for (int s = 0; s < S; ++s) a.next_map[s] = bytes(shares * a.maps[s].stride_c);
     a.next_grad = bytes(shares * a.grad.stride_c);
@@ -62,14 +62,13 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
     a.grad_row = bytes_between_rows(a.grad);
     a.recalibration_row = bytes_between_rows(a.recalibration);
     a.grad_recalibration_row = bytes_between_rows(a.grad_recalibration);
-    launch(grad, a.tiling.blocks(), a.places.threads(), 0,
-           interleaved ? weight_grad_kernel<T, S, true> : weight_grad_kernel<T, S, false>, a);
-    if (resized) launch_logit_grad<T, S>(grad, logits, *weight_grad, grad_logits);
+    launch(grad, a.tiling.blocks(), a.places.threads(), 0, weight_grad_kernel<T, S>, a);
+    if (resized) launch_logit_grad<T>(grad, logits, *weight_grad, grad_logits);
   });
   std::optional<Tensor> factor;
   if (recalibration) factor = addressable(*recalibration, is_channels_last(grad));
   Tensor all_weights = addressable(weights, false);
-  gather_scores("scale_merge_backward", grad, grad_scores, 1, [&](auto type, const Tensor& grad_map, int s) {
+  gather_scores("scale_merge_backward", grad, grad_scores, [&](auto type, const Tensor& grad_map, int s) {
     using T = typename decltype(type)::type;
     return WeightedGrad<T>{map_of<const T>(grad_map), optional_map<T>(factor),
                            map_of<const T>(torch::stable::narrow(all_weights, 1, s, 1))};

@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include "merge.h"
-#include "score_grads.h"
 
 namespace a2s {
 namespace {
@@ -26,9 +25,7 @@ Tensor scale_average(const std::vector<Tensor>& scores, int64_t height, int64_t 
 std::vector<Tensor> scale_average_backward(const Tensor& grad, const std::vector<Tensor>& scores, double factor) {
   check_average_backward("scale_average_backward", grad, scores);
   std::vector<Tensor> grad_scores = empty_grads(grad, scores);
-  gather_scores("scale_average_backward", grad, grad_scores, factor, [&](auto type, const Tensor& grad_map, int) {
-    return PlainGrad<typename decltype(type)::type>{map_of<const typename decltype(type)::type>(grad_map)};
-  });
+  interp_adjoint(std::vector<Tensor>(scores.size(), grad), grad_scores, factor);
   return grad_scores;
 }
 

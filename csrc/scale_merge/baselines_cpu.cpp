@@ -36,18 +36,7 @@ Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int6
 std::vector<Tensor> scale_average_backward_cpu(const Tensor& grad, const std::vector<Tensor>& scores, double factor) {
   check_average_backward("scale_average_backward", grad, scores);
   std::vector<Tensor> grad_scores = empty_grads(grad, scores);
-  dispatch_cpu("scale_average_backward", grad, [&](auto type) {
-    using T = typename decltype(type)::type;
-    for (const Tensor& grad_score : grad_scores) {
-      const Map<T> out = map_of<T>(grad_score);
-      const Rows<const T> rows(map_of<const T>(grad), out.channels_last);
-      gather_rows(out, Resize(out.h, out.w, grad.size(2), grad.size(3)), [&] {
-        return [&, buffer = std::vector<T>(rows.values())](int64_t plane, int64_t y) mutable {
-          return ScaledValue<T>{rows.read(plane, y, buffer.data()), static_cast<float>(factor)};
-        };
-      });
-    }
-  });
+  interp_adjoint(std::vector<Tensor>(scores.size(), grad), grad_scores, factor);
   return grad_scores;
 }
 

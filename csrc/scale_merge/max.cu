@@ -26,7 +26,7 @@ std::vector<Tensor> scale_max_backward(const Tensor& grad, const Tensor& winner,
   check_max_backward("scale_max_backward", grad, winner, scores);
   std::vector<Tensor> grad_scores = empty_same_all(scores);
   const Tensor winners = addressable(winner, is_channels_last(grad));
-  gather_scores("scale_max_backward", grad, grad_scores, 1, [&](auto type, const Tensor& grad_map, int s) {
+  gather_scores("scale_max_backward", grad, grad_scores, [&](auto type, const Tensor& grad_map, int s) {
     using T = typename decltype(type)::type;
     return WonGrad<T>{map_of<const T>(grad_map), map_of<const uint8_t>(winners), s};
   });

@@ -218,15 +218,6 @@ Tensor empty_planes(const Tensor& like) {
                               like.device());
 }
 
-// Uninitialised gradients with the shapes of `scores`, in the layout of `grad`.
-inline std::vector<Tensor> empty_grads(const Tensor& grad, const std::vector<Tensor>& scores) {
-  std::vector<Tensor> result;
-  for (const Tensor& score : scores) {
-    result.push_back(empty_map(grad, score.size(0), score.size(1), score.size(2), score.size(3)));
-  }
-  return result;
-}
-
 inline std::vector<Tensor> empty_same_all(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
   for (const Tensor& tensor : tensors) result.push_back(empty_same(tensor));

@@ -1,7 +1,7 @@
 // What merged scores pass back to the maps that they were merged from, for the kernel that gathers it.
 #pragma once
 
-#include "../interp/gather.h"
+#include "../interp/launch_gather.h"
 #include "scale_merge.h"
 
 namespace a2s {
@@ -78,22 +78,23 @@ struct WonGrad {
 // Fills the gradients of all scores, in one launch if they have one layout. value_of(type, grad, s) is what outputs
 // pass back to scores[s].
 template <class ValueOf>
-void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores, double scale,
+void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores,
                    const ValueOf& value_of) {
   dispatch(op, grad, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto gather = [&](auto layout) {
       constexpr bool kInterleaved = decltype(layout)::value;
-      std::vector<Tensor> grads;
+      std::vector<Map<T>> maps;
       std::vector<int> index;
       for (size_t s = 0; s < grad_scores.size(); ++s) {
-        if (is_interleaved(map_of<T>(grad_scores[s])) != kInterleaved) continue;
-        grads.push_back(grad_scores[s]);
+        const Map<T> map = map_of<T>(grad_scores[s]);
+        if (is_interleaved(map) != kInterleaved) continue;
+        maps.push_back(map);
         index.push_back(static_cast<int>(s));
       }
-      if (grads.empty()) return;
+      if (maps.empty()) return;
       const Tensor source = addressable(grad, kInterleaved);
-      launch_gather<T, 1, kInterleaved>(grad, grads, grad.size(2), grad.size(3), static_cast<float>(scale),
+      launch_gather<T, 1, kInterleaved>(grad, maps, grad.size(2), grad.size(3), 1,
                                         [&](int k) { return value_of(type, source, index[k]); });
     };
     gather(std::false_type{});

@@ -20,6 +20,7 @@ struct WeightGradArguments {
   Map<T> grad_recalibration;
   Tiling tiling;
   Places places;  // slots are shares of the channels
+  bool interleaved;
   // Bytes from a channel to the next of its share, and between rows.
   int64_t next_map[S], next_grad, next_recalibration, next_grad_recalibration;
   int64_t grad_row, recalibration_row, grad_recalibration_row;
@@ -27,7 +28,7 @@ struct WeightGradArguments {
 
 constexpr int kWeightGradPixels = 32, kWeightGradRows = 4;
 
-template <class T, int S, bool kInterleaved>
+template <class T, int S>
 __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2 : 3)
     weight_grad_kernel(const __grid_constant__ WeightGradArguments<T, S> a) {
   using Acc = acc_t<T>;
@@ -51,8 +52,9 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2
   __syncthreads();
 
   const int shares = a.places.slots;
-  int column, share;
-  a.places.template split<kInterleaved>(threadIdx.x, column, share);
+  int inner = threadIdx.x;
+  const int outer = a.places.by_inner.split(inner);
+  const int column = a.interleaved ? outer : inner, share = a.interleaved ? inner : outer;
   if (column < tile.width && share < shares) {
     const int x = tile.x + column;
     HeldRows<T, 1, 1> map[S];
@@ -129,6 +131,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2
   }
   __syncthreads();
 
+  const int next_x = a.interleaved ? shares : 1, next_share = a.interleaved ? 1 : a.places.width;
   for (int i = threadIdx.x; i < kRows * kWeightGradPixels; i += blockDim.x) {
     const int r = i / kWeightGradPixels, x = i % kWeightGradPixels;
     if (r >= tile.rows || x >= tile.width) continue;
@@ -136,7 +139,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2
 #pragma unroll
     for (int s = 0; s < S; ++s) {
       g[s] = a.grad_weights.data ? static_cast<Acc>(a.grad_weights.at(tile.n, s, tile.y + r, tile.x + x)) : Acc(0);
-      for (int k = 0; k < shares; ++k) g[s] += sums[r][s][kInterleaved ? x * shares + k : k * a.places.width + x];
+      for (int k = 0; k < shares; ++k) g[s] += sums[r][s][x * next_x + k * next_share];
       w[s] = weights[r][x].w[s];
     }
     if (a.grad_logits.data) {
@@ -152,7 +155,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2
 
 // A thread owns pixel (y, x) of the logits' grid, where that differs from the merged one: Interp's adjoint of the
 // weights' gradient, then through the softmax.
-template <class T, int S>
+template <class T>
 struct LogitGradArguments {
   Map<const T> logits;
   Map<const acc_t<T>> weight_grad;
@@ -161,29 +164,37 @@ struct LogitGradArguments {
   Tiling tiling;  // without channels
 };
 
-template <class T, int S>
+template <class T>
 __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4)
-    logit_grad_kernel(const __grid_constant__ LogitGradArguments<T, S> a) {
+    logit_grad_kernel(const __grid_constant__ LogitGradArguments<T> a) {
   using Acc = acc_t<T>;
   const Tile tile = a.tiling.tile(blockIdx.x);
   const int x = tile.x + threadIdx.x, y = tile.y;
   if (static_cast<int>(threadIdx.x) >= tile.width) return;
+  const auto scales = static_cast<int>(a.logits.c);
   int64_t y_first, y_last, x_first, x_last;
   a.resize.y.readers(y, y_first, y_last);
   a.resize.x.readers(x, x_first, x_last);
-  Acc w[S], g[S] = {};
+  Acc w[kMaxScales], g[kMaxScales] = {};
   for (int64_t v = y_first; v <= y_last; ++v) {
     const Acc weight_y = a.resize.y.template weight<Acc>(v, y);
     for (int64_t u = x_first; u <= x_last; ++u) {
       const Acc weight = weight_y * a.resize.x.template weight<Acc>(u, x);
 #pragma unroll
-      for (int s = 0; s < S; ++s) g[s] += weight * a.weight_grad.at(tile.n, s, v, u);
+      for (int s = 0; s < kMaxScales; ++s) {
+        if (s < scales) g[s] += weight * a.weight_grad.at(tile.n, s, v, u);
+      }
     }
   }
-  softmax_at(a.logits, tile.n, y, x, w);
+  // Scales that are not there have weight 0.
+#pragma unroll
+  for (int s = 0; s < kMaxScales; ++s) w[s] = s < scales ? static_cast<Acc>(a.logits.at(tile.n, s, y, x)) : -INFINITY;
+  softmax(w);
   softmax_backward(g, w);
 #pragma unroll
-  for (int s = 0; s < S; ++s) a.grad_logits.at(tile.n, s, y, x) = static_cast<T>(g[s]);
+  for (int s = 0; s < kMaxScales; ++s) {
+    if (s < scales) a.grad_logits.at(tile.n, s, y, x) = static_cast<T>(g[s]);
+  }
 }
 
 }  // namespace a2s

@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -14,6 +15,30 @@ namespace a2s {
 inline void check_blocks(int64_t blocks) {
   if (blocks > INT32_MAX) throw std::runtime_error("a2s: the maps are too large for one CUDA launch; split the batch.");
 }
+
+// The blocks of a launch that makes up to kMaxScales parts, one after another.
+struct Parts {
+  int64_t blocks = 0;
+  int count = 0, first[kMaxScales];
+
+  Parts() { std::fill_n(first, kMaxScales, INT32_MAX); }
+  // Appends a part of so many blocks.
+  void add(int64_t part_blocks) {
+    first[count++] = static_cast<int>(blocks);
+    blocks += part_blocks;
+    check_blocks(blocks);
+  }
+#if defined(__CUDACC__)
+  // The part that `block` belongs to, leaving in `block` its number there.
+  __device__ int part_of(int& block) const {
+    int part = 0;
+#pragma unroll
+    for (int i = 1; i < kMaxScales; ++i) part += block >= first[i];
+    block -= first[part];
+    return part;
+  }
+#endif
+};
 
 // Runs `kernel` on the current stream of the device of `on`.
 template <class... Parameters, class... Arguments>

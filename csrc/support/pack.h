@@ -7,6 +7,10 @@ namespace a2s {
 
 constexpr int kPackBytes = 16;
 
+// Values of a pack; double, which serves tests of gradients, has none.
+template <class T>
+constexpr int kPack = sizeof(T) == 8 ? 1 : kPackBytes / sizeof(T);
+
 template <class T, int V>
 struct alignas(V * sizeof(T)) Pack {
   T v[V];

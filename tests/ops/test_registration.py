@@ -26,6 +26,7 @@ def calls(namespace) -> dict[str, tuple]:
         "interp": (scores[0], *size),
         "interp_backward": (merged, 3, 4),
         "interp_concat": (scores, *size),
+        "interp_concat_backward": (torch.cat([merged, merged, merged], 1), plain),
         "interp_shift_add": (planes, plain[0].new_zeros(2, 3, *size).requires_grad_()),
         "interp_shift_add_backward": (merged, 3, 4),
         "scale_softmax": (logits,),

@@ -39,6 +39,11 @@ class Case:
         result.as_strided((result.numel(),), (1,)).copy_(some.repeat(-(-result.numel() // 10007))[: result.numel()])
         return result
 
+    def unread(self, n: int, c: int, h: int, w: int) -> Tensor:
+        """A map of which an operator takes only shape and layout."""
+        strides = (0, 1, 0, 0) if self.layout == "channels_last" else (0, 0, 0, 0)
+        return torch.empty(c, dtype=DTYPES[self.dtype]).as_strided((n, c, h, w), strides)
+
     def calls(self) -> list[tuple[str, list[Any]]]:
         """Operators of torch.ops.a2s and their arguments."""
         n, c = self.maps[0][:2]
@@ -50,15 +55,17 @@ class Case:
             if self.backward:
                 return [("interp_shift_add_backward", [grad, *grid])]
             return [("interp_shift_add", [self.random(n, TAPS * c, *grid), self.random(n, c, *size)])]
-        if self.op in ("interp", "interp_concat") and self.backward:
-            parts = grad.split([shape[1] for shape in self.maps], dim=1)
-            return [("interp_backward", [part, *shape[2:]]) for part, shape in zip(parts, self.maps, strict=True)]
-        scores = [self.random(*shape) for shape in self.maps]
+        if self.op == "interp" and self.backward:
+            return [("interp_backward", [grad, *grid])]
+        if self.op in ("interp_concat", "scale_average", "scale_max") and self.backward:
+            scores = [self.unread(*shape) for shape in self.maps]
+        else:
+            scores = [self.random(*shape) for shape in self.maps]
         scales = len(scores)
         if self.op in ("interp", "segment"):
             return [(self.op, [scores[0], *size])]
         if self.op == "interp_concat":
-            return [(self.op, [scores, *size])]
+            return [("interp_concat_backward", [grad, scores]) if self.backward else (self.op, [scores, *size])]
         if self.op == "scale_softmax":
             return [("scale_softmax_backward", [grad, scores[0].softmax(1)]) if self.backward else (self.op, scores)]
         if self.op == "scale_average":

@@ -216,6 +216,23 @@ def test_results_of_more_than_2_31_elements(layout: torch.memory_format, ptx: De
     assert (given - expected).abs().max() < 2e-3
 
 
+@layouts
+def test_interp_concat_of_many_maps(layout: torch.memory_format, ptx: Device) -> None:
+    """One launch for up to four maps of one layout, forward and backward; a map of one channel is NCHW."""
+    maps = [torch.randn(2, c, 3 + c, 4).contiguous(memory_format=layout) for c in (4, 8, 4, 12, 1)]
+    grad = torch.randn(2, 29, 5, 6).contiguous(memory_format=layout)
+    results = []
+    for backend in ("ptx", "reference"):
+        leaves = [x.detach().requires_grad_() for x in maps]
+        with ops.use_backend(backend):
+            y = ops.interp_concat(leaves, (5, 6))
+            forward = ptx.last
+            results.append([y.detach(), *torch.autograd.grad(y, leaves, grad)])
+        if backend == "ptx":
+            assert len(forward.launches) == 2 and len(ptx.last.launches) == 2
+    assert_close(*results, torch.float32)
+
+
 def test_empty_batches_launch_nothing(ptx: Device) -> None:
     for scores in (make_scores("two-scales", batch=0), [x[:0] for x in make_scores("two-scales")]):
         ops.scale_average(scores, (9, 13))
