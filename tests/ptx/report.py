@@ -103,5 +103,7 @@ def table(update: bool) -> int:
         print(f"{row.command}: {given}" + "".join(f"\n  {fault}" for fault in faults), flush=True)
         if update:
             row.limits, row.reason = given, budgets.reason(row.case, prediction)
+            row.floor_us, row.predicted_us = round(prediction.floor_us, 2), round(prediction.predicted_us, 2)
             budgets.write(rows)
+            budgets.write_page(rows)
     return 0 if update or not exceeded else 1
