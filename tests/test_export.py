@@ -5,6 +5,7 @@ of Attention to Refine). Almost one-hot attention amplifies rounding: 1.3e-4 was
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import a2s_repro
 from a2s_repro.analysis.inspection import inspect
@@ -302,6 +305,21 @@ def test_caffe_has_no_layers_for_attention_to_refine(tmp_path, name):
     with pytest.raises(InputError, match=r"nets do not have: .* and \d+ more; only nets of Attention to Scale"):
         export(saved(tmp_path, net_of_attention_to_refine(name)), tmp_path / "model.caffemodel")
     assert os.listdir(tmp_path) == ["model.pth"]
+
+
+class PaddedAsNeeded(nn.Conv2d):
+    """A convolution of stride 8 whose padding is computed from the image's size, as in timm's ConvNeXts."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        rows, columns = (math.ceil(side / 8) * 8 for side in image.shape[2:])
+        return super().forward(F.pad(image, (0, columns - image.shape[3], 0, rows - image.shape[2])))
+
+
+def test_sizes_that_a_backbone_rounds_up_are_exported(tmp_path):
+    backbone = PaddedAsNeeded(3, 4, 8, 8)
+    net = a2s_repro.multi_scale(backbone, 5, (1,), None)
+    save_weights(tmp_path / "net.pth", net.state_dict(), {"model": net.config()})
+    assert export(tmp_path / "net.pth", tmp_path / "net.pt2", backbone=backbone).deviation < TOLERANCE
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def stored_format(path: str | os.PathLike) -> str | None:
     except Exception:  # the unpicklers raise many types for a damaged file
         return None
     kind = content.get("format") if isinstance(content, dict) else None
-    return kind if isinstance(kind, str) else None
+    return kind if isinstance(kind, str) and kind.startswith("a2s_repro.") else None
 
 
 def weights_suffix(path: str | os.PathLike) -> str:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import a2s_repro
@@ -143,10 +144,13 @@ def classifier(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", [RESNET, CONVNEXT, "torchvision:mobilenet_v3_small"])
 def test_the_state_dict_of_a_classifier_fills_the_backbone(tmp_path, name):
     whole = classifier(name)
-    torch.save(whole.state_dict(), tmp_path / "classifier.pth")
+    file = tmp_path / ("classifier.pth" if name == RESNET else "classifier.safetensors")
+    if name == RESNET:
+        torch.save(whole.state_dict(), file)
+    else:
+        save_file(whole.state_dict(), file, metadata={"format": "pt"})  # as the hub has it
     net = a2s_repro.multi_scale(name, 5, output_stride=32, width=1 / 32)
-    report = load_init(net, tmp_path / "classifier.pth", "fc8")
-    assert str(report).startswith(f"weights of {name} loaded from {tmp_path / 'classifier.pth'}; the decoder")
+    assert str(load_init(net, file, "fc8")).startswith(f"weights of {name} loaded from {file}; the decoder")
     values = {tensor.sum().item() for tensor in whole.state_dict().values() if tensor.dim() > 1}
     assert {tensor.sum().item() for tensor in net.backbone.state_dict().values() if tensor.dim() > 1} <= values
 
