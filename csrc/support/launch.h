@@ -22,14 +22,14 @@ struct Parts {
   int count = 0, first[kMaxScales];
 
   Parts() { std::fill_n(first, kMaxScales, INT32_MAX); }
-  // Appends a part of so many blocks.
+  // Appends a part.
   void add(int64_t part_blocks) {
     first[count++] = static_cast<int>(blocks);
     blocks += part_blocks;
     check_blocks(blocks);
   }
 #if defined(__CUDACC__)
-  // The part that `block` belongs to, leaving in `block` its number there.
+  // The part that `block` belongs to. Leaves its number among the blocks of that part.
   __device__ int part_of(int& block) const {
     int part = 0;
 #pragma unroll
