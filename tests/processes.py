@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from a2s_repro.training import Run, train
 from tests.paths import TOOLS
 
 WIDTH = 1 / 32
+
+# An optimiser imports torch's compiler when it is first used. Here it does so once, not in every process.
+torch.optim.SGD([torch.zeros(1)]).zero_grad()
 
 RECIPE = Recipe(
     "tests/attention2_esupv",
@@ -136,6 +140,7 @@ def _start(target: Callable, arguments: tuple, ranks: int) -> list[multiprocessi
 
 
 def _process(environment: dict[str, object], target: Callable, arguments: tuple) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     multiprocessing.set_start_method("fork", force=True)  # the default for the loader's workers
     target({name: str(value) for name, value in environment.items()}, *arguments)
 

@@ -171,7 +171,7 @@ def test_commands_take_exported_nets_as_they_take_weights(here, onnx_file, progr
     ):
         done = run_tool(*words)
         assert done.returncode == 0, done.stderr
-    done = run_tool("show_attention", "--model", "model.pt2", *images, "--layout", "recalibration", "--out", "x.png")
+    done = run_tool("show_attention", "--model", "model.onnx", *images, "--layout", "recalibration", "--out", "x.png")
     assert done.returncode == 2 and "an exported net has no recalibration" in done.stderr
 
 

@@ -107,17 +107,18 @@ def restored_model(
 ) -> Net:
     """The net that `config` describes, on the CPU, with the weights of `state_dict`; `file` holds both.
 
-    `backbone` is as for `build_model`, and is filled. For a net without a backbone of other programs no memory is taken
-    if the weights do not fit it.
+    `backbone` is as for `build_model`, and is filled. No memory is taken for weights that do not fit the net, but for a
+    package's backbone.
 
     Raises:
         InputError: as `build_model` and `check_state`, naming the file.
     """
-    of_others = isinstance(config, dict) and config.get("net") == BackboneNet.__name__
-    with torch.device("cpu" if of_others else "meta"):
+    with torch.device("meta"):
         net = build_model(config, backbone)
     check_state(net, state_dict, file)
-    if not of_others:  # a backbone may have computed tensors that are not in its state dict
+    if isinstance(net, BackboneNet):  # its backbone may have computed tensors that are not in its state dict
+        net = build_model(config, backbone)
+    else:
         net.to_empty(device="cpu")
     net.load_state_dict(state_dict)
     return net

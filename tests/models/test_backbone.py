@@ -11,7 +11,7 @@ import a2s_repro
 from a2s_repro import ops
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.errors import InputError
-from a2s_repro.models import BackboneNet, RefineHead, build_model, named_backbone
+from a2s_repro.models import BackboneNet, RefineHead, build_model, named_backbone, restored_model
 from a2s_repro.models.backbone import probed
 from a2s_repro.models.losses import loss_inputs, training_loss
 from a2s_repro.models.share_net import grid_step, rescaled
@@ -155,6 +155,13 @@ def test_a_file_is_loaded_with_the_module_that_it_cannot_hold(tmp_path):
     assert again.config() == net.config() and not again.training
     with pytest.raises(InputError, match="does not fit the net that it describes: backbone"):
         a2s_repro.load(file, backbone=convolutional())
+
+
+def test_a_file_that_claims_billions_of_classes_is_refused_before_they_take_memory():
+    backbone = convolutional()
+    net = a2s_repro.multi_scale(backbone, 3, width=1 / 16)
+    with pytest.raises(InputError, match=r"mine\.pth"):
+        restored_model(net.config() | {"num_classes": 2**31}, net.state_dict(), "mine.pth", backbone)
 
 
 def test_a_net_that_is_built_by_its_name_takes_no_module():
