@@ -1,6 +1,8 @@
 // The CPU loops of attention merging's gradients, on the row engine (rows/rows.h).
 #include <torch/csrc/stable/library.h>
 
+#include <functional>
+
 #include "merge_rows.h"
 
 namespace {
@@ -40,32 +42,33 @@ struct BackwardInputs {
   const std::optional<Tensor>& recalibration;
 };
 
-// Fills the gradient of the recalibration, and in `out` that of the weights on the merged grid or, ThroughSoftmax, that
-// of logits on the same grid.
-template <bool ThroughSoftmax, bool Recalibrated, class T, int S, class Out>
-void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const Map<Out>& out,
+// Takes row y of image n of the gradient of the weights on the merged grid, and the weights themselves.
+template <class T, int S>
+using TakeRow = std::function<void(int64_t n, int64_t y, const RowSet<acc_t<T>, S>& grad,
+                                   const RowSet<acc_t<T>, S>& weights)>;
+
+// Passes all rows of the weights' gradient to `take_row`, and fills the gradient of the recalibration if there is one.
+template <class T, int S>
+void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const TakeRow<T, S>& take_row,
                       const std::vector<Tensor>& recalibration_grad) {
   using Acc = acc_t<T>;
   const bool interleaved = is_channels_last(m.grad);
-  const int64_t width = m.grad.size(3);
+  const int64_t height = m.grad.size(2), width = m.grad.size(3);
   const ScaleChannels<const T, S> weight_rows(map_of<const T>(m.weights));
-  const ScaleChannels<Out, S> out_rows(out);
   std::optional<Rows<T>> recalibration_grad_rows;
-  if constexpr (Recalibrated) recalibration_grad_rows.emplace(map_of<T>(recalibration_grad[0]), interleaved);
+  if (m.recalibration) recalibration_grad_rows.emplace(map_of<T>(recalibration_grad[0]), interleaved);
   std::optional<ScaleChannels<const T, S>> grad_weight_rows;
   if (m.grad_weights) grad_weight_rows.emplace(map_of<const T>(*m.grad_weights));
-  for_each_part(out.n * out.h, m.grad.size(1) * width, [&](int64_t begin, int64_t end) {
+  for_each_part(m.grad.size(0) * height, m.grad.size(1) * width, [&](int64_t begin, int64_t end) {
     ScaleRows<T, S> scales(scale_set, interleaved);
     GradRows<T> grads(m.grad, m.recalibration, interleaved);
     const int64_t most = std::min(band_rows(2 * S * width), end - begin);
     std::vector<Acc> band(most * S * width), weight_band(most * S * width);
-    std::vector<T> buffer(Recalibrated ? recalibration_grad_rows->values() : 0);
-    for_each_band(begin, end, out.h, most, [&](int64_t n, int64_t first, int64_t last) {
+    std::vector<T> buffer(recalibration_grad_rows ? recalibration_grad_rows->values() : 0);
+    for_each_band(begin, end, height, most, [&](int64_t n, int64_t first, int64_t last) {
       const auto sums_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
       const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&weight_band[(y - first) * S * width], width); };
-      if (ThroughSoftmax || Recalibrated) {
-        for (int64_t y = first; y < last; ++y) weight_rows.load(n, y, weights_of(y));
-      }
+      for (int64_t y = first; y < last; ++y) weight_rows.load(n, y, weights_of(y));
       if (grad_weight_rows) {
         for (int64_t y = first; y < last; ++y) grad_weight_rows->load(n, y, sums_of(y));
       } else {
@@ -74,17 +77,18 @@ void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, 
       for (int64_t p = 0; p < grads.planes_per_image(); ++p) {
         const int64_t plane = n * grads.planes_per_image() + p;
         for (int64_t y = first; y < last; ++y) {
-          T* recalibration_row = Recalibrated ? recalibration_grad_rows->in_place(plane, y, buffer.data()) : nullptr;
-          const SumGrad<Recalibrated, T, S> grad{grads.grad(plane, y), grads.recalibration(plane, y),
-                                                 recalibration_row, weights_of(y)};
-          add_products(scales, plane, y, grad, sums_of(y));
-          if (Recalibrated) recalibration_grad_rows->store(plane, y, recalibration_row);
+          const T* grad = grads.grad(plane, y);
+          if (!recalibration_grad_rows) {
+            add_products(scales, plane, y, SumGrad<T>{grad}, sums_of(y));
+            continue;
+          }
+          T* out = recalibration_grad_rows->in_place(plane, y, buffer.data());
+          const RecalibratedGrad<T, S> recalibrated{grad, grads.recalibration(plane, y), out, weights_of(y)};
+          add_products(scales, plane, y, recalibrated, sums_of(y));
+          recalibration_grad_rows->store(plane, y, out);
         }
       }
-      for (int64_t y = first; y < last; ++y) {
-        if constexpr (ThroughSoftmax) softmax_backward_row(sums_of(y), weights_of(y), width);
-        out_rows.store(n, y, sums_of(y));
-      }
+      for (int64_t y = first; y < last; ++y) take_row(n, y, sums_of(y), weights_of(y));
     });
   });
 }
@@ -117,30 +121,43 @@ void logit_grad_rows(const BackwardInputs& m, const Tensor& weight_grad, const M
   });
 }
 
-// Fills all gradients of a merge.
-template <bool Recalibrated, class T, int S>
-void merge_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const std::vector<Tensor>& grad_scores,
-                     const Tensor& grad_logits, const std::vector<Tensor>& grad_recalibration) {
+// Fills the gradient of the logits, and that of the recalibration if there is one.
+template <class T, int S>
+void logit_and_recalibration_grads(const BackwardInputs& m, const Tensor& grad_logits,
+                                   const std::vector<Tensor>& grad_recalibration) {
   using Acc = acc_t<T>;
+  using Set = RowSet<Acc, S>;
   const int64_t height = m.grad.size(2), width = m.grad.size(3);
-  if (m.logits.size(2) == height && m.logits.size(3) == width) {
-    weight_grad_rows<true, Recalibrated>(m, scale_set, map_of<T>(grad_logits), grad_recalibration);
+  const ScaleSet<T, S> scale_set(m.scores, height, width);
+  const Map<T> out = map_of<T>(grad_logits);
+  if (out.h == height && out.w == width) {
+    const ScaleChannels<T, S> out_rows(out);
+    const auto take_row = [&](int64_t n, int64_t y, const Set& grad, const Set& weights) {
+      softmax_backward_row(grad, weights, width);
+      out_rows.store(n, y, grad);
+    };
+    weight_grad_rows<T, S>(m, scale_set, take_row, grad_recalibration);
   } else {
     const Tensor weight_grad = empty_planes<Acc>(m.weights);
-    weight_grad_rows<false, Recalibrated>(m, scale_set, map_of<Acc>(weight_grad), grad_recalibration);
-    logit_grad_rows<T, S>(m, weight_grad, map_of<T>(grad_logits));
+    const ScaleChannels<Acc, S> weight_grad_out(map_of<Acc>(weight_grad));
+    const auto take_row = [&](int64_t n, int64_t y, const Set& grad, const Set&) { weight_grad_out.store(n, y, grad); };
+    weight_grad_rows<T, S>(m, scale_set, take_row, grad_recalibration);
+    logit_grad_rows<T, S>(m, weight_grad, out);
   }
+}
+
+// Fills the gradient of the scores of scale s.
+template <bool Recalibrated, class T>
+void score_grad_rows(const BackwardInputs& m, int64_t s, const Map<T>& out) {
+  const int64_t height = m.grad.size(2), width = m.grad.size(3), scales = m.weights.size(1);
   const Rows<const T> weight_rows(map_of<const T>(m.weights), false);
-  for (int s = 0; s < S; ++s) {
-    const Map<T> out = map_of<T>(grad_scores[s]);
-    gather_rows(out, scale_set.resize[s], [&, s] {
-      return [&, s, grads = GradRows<T>(m.grad, m.recalibration, out.channels_last),
-              buffer = std::vector<T>(width)](int64_t plane, int64_t y) mutable {
-        const T* weight = weight_rows.read(plane / grads.planes_per_image() * S + s, y, buffer.data());
-        return WeightedValue<Recalibrated, T>{weight, grads.grad(plane, y), grads.recalibration(plane, y)};
-      };
-    });
-  }
+  gather_rows(out, Resize(out.h, out.w, height, width), [&] {
+    return [&, grads = GradRows<T>(m.grad, m.recalibration, out.channels_last),
+            buffer = std::vector<T>(width)](int64_t plane, int64_t y) mutable {
+      const T* weight = weight_rows.read(plane / grads.planes_per_image() * scales + s, y, buffer.data());
+      return WeightedValue<Recalibrated, T>{weight, grads.grad(plane, y), grads.recalibration(plane, y)};
+    };
+  });
 }
 
 std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backward_cpu(
@@ -154,10 +171,16 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
   Tensor grad_logits = empty_same(logits);
   dispatch_merge_cpu("scale_merge_backward", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
-    constexpr int S = decltype(count)::value;
-    const ScaleSet<T, S> scale_set(scores, grad.size(2), grad.size(3));
-    if (recalibration) merge_grad_rows<true>(merge, scale_set, grad_scores, grad_logits, grad_recalibration);
-    else merge_grad_rows<false>(merge, scale_set, grad_scores, grad_logits, grad_recalibration);
+    logit_and_recalibration_grads<T, decltype(count)::value>(merge, grad_logits, grad_recalibration);
+  });
+  dispatch_cpu("scale_merge_backward", grad, [&](auto type) {
+    using T = typename decltype(type)::type;
+    for (size_t s = 0; s < scores.size(); ++s) {
+      const Map<T> out = map_of<T>(grad_scores[s]);
+      const auto scale = static_cast<int64_t>(s);
+      if (recalibration) score_grad_rows<true>(merge, scale, out);
+      else score_grad_rows<false>(merge, scale, out);
+    }
   });
   return {grad_scores, grad_logits, grad_recalibration};
 }

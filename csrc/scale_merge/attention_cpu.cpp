@@ -45,7 +45,7 @@ struct Merged {
 };
 
 // Merges all rows and stores the weights. make_weight_rows() is called for each part of the rows.
-template <bool Recalibrated, class T, int S, class MakeWeightRows>
+template <class T, int S, class MakeWeightRows>
 void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weight_rows,
                 const std::optional<Tensor>& recalibration, const Merged<T>& to) {
   using Acc = acc_t<T>;
@@ -58,7 +58,7 @@ void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weig
     auto merged_weights = make_weight_rows();
     const int64_t most = std::min(band_rows(S * width), end - begin);
     std::vector<Acc> band(most * S * width);
-    std::vector<T> recalibration_buffer(Recalibrated ? out_rows.values() : 0);
+    std::vector<T> buffer(recalibration_rows ? recalibration_rows->values() : 0);
     for_each_band(begin, end, height, most, [&](int64_t n, int64_t first, int64_t last) {
       const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
       for (int64_t y = first; y < last; ++y) {
@@ -68,8 +68,13 @@ void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weig
       for (int64_t p = 0; p < out_rows.planes_per_image(); ++p) {
         const int64_t plane = n * out_rows.planes_per_image() + p;
         for (int64_t y = first; y < last; ++y) {
-          const T* factors = Recalibrated ? recalibration_rows->read(plane, y, recalibration_buffer.data()) : nullptr;
-          scales.row(plane, y, AttentionOp<Recalibrated, T, S>{weights_of(y), factors, out_rows.start(plane, y)});
+          T* out = out_rows.start(plane, y);
+          if (recalibration_rows) {
+            const T* factors = recalibration_rows->read(plane, y, buffer.data());
+            scales.row(plane, y, AttentionOp<true, T, S>{weights_of(y), factors, out});
+          } else {
+            scales.row(plane, y, AttentionOp<false, T, S>{weights_of(y), nullptr, out});
+          }
         }
       }
     });
@@ -97,8 +102,7 @@ std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, co
     }
     const Merged<T> to{map_of<T>(merged), map_of<T>(weights), is_channels_last(merged)};
     const auto weight_rows_of = [&] { return WeightRows<T, S>(logit_map, coarse_map, weight_resize); };
-    if (recalibration) merge_rows<true>(scale_set, weight_rows_of, recalibration, to);
-    else merge_rows<false>(scale_set, weight_rows_of, recalibration, to);
+    merge_rows(scale_set, weight_rows_of, recalibration, to);
   });
   return {merged, weights};
 }

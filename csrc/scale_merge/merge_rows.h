@@ -200,10 +200,21 @@ struct MaxOp {
   }
 };
 
-// A row of the gradient of the weighted sum: at<W>(x, i, v) for value i, in pixel x. If the sum is recalibrated, also
-// stores the gradient of the recalibration. W and V as in weighted_sum.
-template <bool Recalibrated, class T, int S>
+// Rows of the gradient of the weighted sum: at<W>(x, i, v) for value i, in pixel x. W and V as in weighted_sum.
+
+template <class T>
 struct SumGrad {
+  const T* grad;
+
+  template <class W, class V, int S>
+  V at(int64_t, int64_t i, const V (&)[S]) const {
+    return load_values<V>(grad + i);
+  }
+};
+
+// If the sum is recalibrated. Also stores the gradient of the recalibration.
+template <class T, int S>
+struct RecalibratedGrad {
   const T *grad, *recalibration;
   T* recalibration_grad;
   RowSet<acc_t<T>, S> weights;
@@ -211,14 +222,10 @@ struct SumGrad {
   template <class W, class V>
   V at(int64_t x, int64_t i, const V (&v)[S]) const {
     const V g = load_values<V>(grad + i);
-    if constexpr (Recalibrated) {
-      W w[S];
-      weights.at(x, w);
-      store_values(recalibration_grad + i, V(g * weighted_sum(w, v)));
-      return g * load_values<V>(recalibration + i);
-    } else {
-      return g;
-    }
+    W w[S];
+    weights.at(x, w);
+    store_values(recalibration_grad + i, V(g * weighted_sum(w, v)));
+    return g * load_values<V>(recalibration + i);
   }
 };
 
