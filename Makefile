@@ -13,7 +13,7 @@ export A2S_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 PY := .venv/bin/python
 INSTALLED := .venv/.installed-$(A2S_CUDA)
 
-.PHONY: setup demo test smoke lint sanitize slow-ops dist-check ptxas cuda-torch-check gpu-report clean
+.PHONY: setup demo test smoke lint sanitize slow dist-check ptxas cuda-torch-check gpu-report clean
 setup: $(INSTALLED)
 
 # --no-compile: most modules of the packages are never imported, and Python compiles the others when they are.
@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 	@$(PY) -m a2s_repro.info
 
 test: setup
-	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Style, and the types of the public interface as a user's program sees them.
 lint: setup
@@ -58,9 +58,9 @@ sanitize: setup
 	  $(CURDIR)/$(PY) -m pytest --capture=sys -k "not [reference and not compiles" \
 	  tests/ops tests/inference/test_crf.py tests/inference/test_golden_crf.py
 
-# Tests the operators in programs that inductor has compiled.
-slow-ops: setup
-	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest -m slow tests/ops
+# The slow tests that the gate runs: recorded SGD runs in float32, and operators in programs that inductor has compiled.
+slow: setup
+	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest -m slow tests/replay tests/ops
 
 # Builds the sdist, and the wheel from it with the libraries of the checkout, and uses the wheel in a folder elsewhere.
 DIST := build/dist

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib.figure  # noqa: F401  (for the processes that draw)
 import torch
 
 from a2s_repro.caffe.conversion import from_caffe, random_init
@@ -26,7 +27,7 @@ from tests.paths import TOOLS
 
 WIDTH = 1 / 32
 
-# An optimiser imports torch's compiler when it is first used. Here it does so once, not in every process.
+# The processes inherit what is imported here. An optimiser imports torch's compiler when it is first used.
 torch.optim.SGD([torch.zeros(1)]).zero_grad()
 
 RECIPE = Recipe(

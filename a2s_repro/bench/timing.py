@@ -26,7 +26,7 @@ def warm_memory(most: int = 4 << 30) -> None:
     In a virtual machine the first touch of a page takes longer than any operator.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    torch.empty(min(free // 2, most), dtype=torch.uint8).fill_(0)
+    torch.empty(min(free // 2, most), dtype=torch.uint8)[:: os.sysconf("SC_PAGE_SIZE")].fill_(0)
 
 
 def rotation(set_bytes: int) -> int:

@@ -113,7 +113,10 @@ def test_the_gradients_of_the_first_iteration(name, dtype, backend, check):
 @pytest.mark.parametrize(
     ("name", "run", "backend_name"),
     [(name, run, "native") for name in NAMES for run in "AB"]
-    + [(name, "A", "reference") for name in ("ii_avg2", "iii_max3_esupv", "v_att3_esupv", "viii_msc_att3_esupv")],
+    + [
+        pytest.param(name, "A", "reference", marks=pytest.mark.slow)
+        for name in ("ii_avg2", "iii_max3_esupv", "v_att3_esupv", "viii_msc_att3_esupv")
+    ],
 )
 def test_twenty_iterations_in_float64(name, run, backend_name, check):
     """Compares losses and accuracies of every iteration, the final weights, and the histories after run B, for iv per
@@ -128,6 +131,7 @@ def test_twenty_iterations_in_float64(name, run, backend_name, check):
     check(compared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["A", "B"])
 @over_nets
 def test_twenty_iterations_in_float32(name, run, check):

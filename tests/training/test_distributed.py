@@ -21,7 +21,7 @@ from a2s_repro.training.run_log import read_log
 from tests.paths import TOOLS
 from tests.processes import RECIPE, finish, make_files, start
 
-SIX = RECIPE.changed(iter_size=6, snapshot=10)
+SIX = RECIPE.changed(iter_size=6, max_iter=10, snapshot=5)
 TOOL = TOOLS / "train_voc.py"
 
 
@@ -64,7 +64,7 @@ def errors(run: Run) -> list[str]:
 
 @pytest.mark.parametrize(("ranks", "together"), [(2, 1), (3, 1), (1, 2), (2, 2), (3, 2)])
 def test_several_processes_compute_what_one_computes(single, files, tmp_path, ranks, together):
-    """Within 1e-6 after 20 updates: only the order differs in which the gradients of the passes are added.
+    """Within 1e-6 after 10 updates: only the order differs in which the gradients of the passes are added.
 
     Whether the passes of a process run one by one, or two as one batch: with two processes two and a single one.
     """
@@ -119,7 +119,7 @@ def test_a_killed_process_ends_the_run_and_others_go_on_with_it(single, files, t
     again = dataclasses.replace(run, resume="auto")
     assert finish(start(SIX, again, 3)) == [0, 0, 0], printed(run)
     assert deviation(run.out, single) < 1e-6
-    assert len(losses(run.out)) == 20
+    assert len(losses(run.out)) == SIX.max_iter
 
 
 def test_a_file_that_one_process_cannot_read_ends_the_run_with_its_sentence(single, files, tmp_path):
@@ -148,7 +148,7 @@ def test_a_stop_signal_to_any_process_stops_them_all_after_the_same_update(files
         time.sleep(0.01)
     processes[1].terminate()
     assert finish(processes) == [143, 143], printed(run)
-    assert 10 <= load_snapshot(newest_snapshot(run.out)).iteration < 20
+    assert 5 <= load_snapshot(newest_snapshot(run.out)).iteration < SIX.max_iter
     assert not (run.out / "final.pth").exists()
 
 

@@ -61,7 +61,7 @@ def is_equal(folder: Path, other: Path) -> bool:
 def test_a_run_killed_at_random_moments_ends_in_the_same_weights(run, tmp_path, kills):
     """Every second kill falls while a snapshot is written; the others wherever it happens."""
     last = 6 * kills + 15
-    recipe = RECIPE.changed(max_iter=last, snapshot=1)
+    recipe = RECIPE.changed(iter_size=1, max_iter=last, snapshot=1)
     undisturbed = dataclasses.replace(run, out=tmp_path / "undisturbed")
     assert finish(start(recipe, undisturbed)) == [0], output(undisturbed)
 
