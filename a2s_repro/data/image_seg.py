@@ -53,12 +53,12 @@ class Crop(NamedTuple):
     """(crop, crop, 3) uint8 BGR; the image's part is at the top left, if it is mirrored at the top right."""
     label: torch.Tensor
     """(crop, crop) uint8; 255 where ignored or padded."""
-    index: torch.Tensor
-    """int64, the item's index in the list."""
-    size: torch.Tensor
-    """(2,) int64, rows and columns of the image's part; always on the CPU."""
-    mirrored: torch.Tensor
-    """bool, whether the sample is flipped left to right; always on the CPU."""
+    index: np.ndarray
+    """() int64, the item's index in the list."""
+    size: np.ndarray
+    """(2,) int64, rows and columns of the image's part."""
+    mirrored: np.ndarray
+    """() bool, whether the sample is flipped left to right."""
 
 
 def scale_factor(draw: Draw, scale_range: tuple[float, float]) -> float:
@@ -121,14 +121,14 @@ def cut(image: np.ndarray, label: np.ndarray, crop: int, draw: Draw | None) -> C
             canvas[:rows, crop - columns :] = part[:, ::-1]
         else:
             canvas[:rows, :columns] = part
-    arrays = pixels, labels, np.int64(index), np.array([rows, columns]), np.bool_(mirrored)
-    return Crop(*(torch.as_tensor(array) for array in arrays))
+    tensors = torch.from_numpy(pixels), torch.from_numpy(labels)
+    return Crop(*tensors, np.array(index), np.array([rows, columns]), np.array(mirrored))
 
 
 def finished(crops: Crop, normalization: Normalization) -> Sample:
     """A batch of crops, normalised on their device."""
     image = net_input(crops.pixels, crops.size.tolist(), normalization, crops.mirrored.tolist())
-    return Sample(image, crops.label, crops.index)
+    return Sample(image, crops.label, torch.from_numpy(crops.index))
 
 
 def transform(
@@ -323,8 +323,11 @@ class _Reporting(Dataset):
 
 
 def _collate(crops: list[Crop | InputError]) -> Crop | InputError:
-    errors = [crop for crop in crops if isinstance(crop, InputError)]
-    return errors[0] if errors else default_collate(crops)
+    if errors := [crop for crop in crops if isinstance(crop, InputError)]:
+        return errors[0]
+    pixels, labels, *others = zip(*crops, strict=True)
+    # Arrays reach the main process by value; every tensor takes shared memory and a message of its own.
+    return Crop(default_collate(pixels), default_collate(labels), *map(np.stack, others))
 
 
 def _set_up_worker(_: int) -> None:

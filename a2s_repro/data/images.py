@@ -119,8 +119,7 @@ def decode_label(
             f"{name} is a {kind} image, not a label map: save class indices as an 8-bit palette or grey PNG."
         )
     labels = np.asarray(_load(label, name))
-    values = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
-    wrong = values[(values >= num_classes) & (values != ignore_label)]
+    wrong = np.unique(labels[(labels >= num_classes) & (labels != ignore_label)])
     if wrong.size:
         listed = ", ".join(map(str, wrong[:8])) + (", ..." if wrong.size > 8 else "")
         raise InputError(
