@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,13 @@ TITLE = 24
 
 def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The image blended equally with the labels in VOC's colours."""
-    return cv2.addWeighted(image, 0.5, palette()[labels][..., ::-1], 0.5, 0)
+    return cv2.addWeighted(image, 0.5, cv2.applyColorMap(labels, _colours()), 0.5, 0)
+
+
+@functools.cache
+def _colours() -> np.ndarray:
+    """VOC's colours (256, 1, 3) uint8 BGR, as OpenCV takes a map of colours."""
+    return np.ascontiguousarray(palette()[:, None, ::-1])
 
 
 def attention_panel(
