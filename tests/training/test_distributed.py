@@ -28,7 +28,7 @@ TOOL = TOOLS / "train_voc.py"
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
     """With a seed of which no ReLU or max-pool unit flips, whatever the order of the sums."""
-    return make_files(tmp_path_factory.mktemp("shapes")) | {"seed": 4}
+    return make_files(tmp_path_factory.mktemp("shapes")) | {"val_list": None, "seed": 4}
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,8 @@ def test_passes_that_cannot_be_dealt_out_evenly_are_refused_once(files, tmp_path
 
 def test_torchrun_starts_the_tool(files, tmp_path):
     """The real thing; only the first process prints the result."""
-    options = [f"--{name.replace('_', '-')}={path}" for name, path in files.items()]
+    given = files | {"val_list": files["train_list"].with_name("val.txt")}
+    options = [f"--{name.replace('_', '-')}={path}" for name, path in given.items()]
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TOOL)
     settings = {"width": 1 / 32, "crop": 65, "test-crop": 65, "batch-size": 2, "iter-size": 2, "max-iter": 2}
     command = [*torchrun, f"--out={tmp_path / 'run'}", *options, "--scales", "1", "0.5", "--device=cpu", "--workers=0"]

@@ -25,7 +25,7 @@ from tests.processes import RECIPE, finish, make_files, start
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    return make_files(tmp_path_factory.mktemp("shapes"))
+    return make_files(tmp_path_factory.mktemp("shapes")) | {"val_list": None}
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_snapshots_of_later_iterations_do_not_count_among_those_to_keep(run):
 
 
 def test_a_decoding_process_that_is_killed_costs_nothing_but_a_restart(run, tmp_path):
-    recipe = RECIPE.changed(max_iter=60)
+    recipe = RECIPE.changed(iter_size=1, max_iter=40)
     run = dataclasses.replace(run, workers=1)
     (process,) = start(recipe, run)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
