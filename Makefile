@@ -16,7 +16,8 @@ INSTALLED := .venv/.installed-$(A2S_CUDA)
 .PHONY: setup demo test smoke lint sanitize slow dist-check ptxas cuda-torch-check gpu-report clean
 setup: $(INSTALLED)
 
-# --no-compile: most modules of the packages are never imported, and Python compiles the others when they are.
+# --no-compile: most modules of the packages are never imported. Python compiles the others when they are, and keeps them.
+unexport PYTHONDONTWRITEBYTECODE
 $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 	@test -x $(PY) || $(PYTHON) -m venv .venv || \
 	  { echo "make setup: '$(PYTHON) -m venv' failed: install Python's venv module (Debian: apt install python3-venv)."; exit 1; }
