@@ -1,6 +1,7 @@
 # make setup        create .venv, build the native libraries, install; quick if nothing changed
 # make demo         draw a data set, convert a Caffe model, train, evaluate and plot: minutes on a CPU
-# make test         run all tests
+# make test         run the tests
+# make long         run the tests that take several seconds each
 # make sanitize     run the tests of the operators and of the dense CRF with AddressSanitizer and UBSan
 # make dist-check   build the sdist and the wheel, and use the wheel in a fresh environment
 # make ptxas        check that no CUDA kernel spills registers or has a stack frame
@@ -13,7 +14,7 @@ export A2S_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 PY := .venv/bin/python
 INSTALLED := .venv/.installed-$(A2S_CUDA)
 
-.PHONY: setup demo test smoke lint sanitize slow dist-check ptxas cuda-torch-check gpu-report clean
+.PHONY: setup demo test smoke lint sanitize long dist-check ptxas cuda-torch-check gpu-report clean
 setup: $(INSTALLED)
 
 # --no-compile: most modules of the packages are never imported. Python compiles the others when they are, and keeps them.
@@ -59,9 +60,9 @@ sanitize: setup
 	  $(CURDIR)/$(PY) -m pytest --capture=sys -k "not [reference and not compiles" \
 	  tests/ops tests/inference/test_crf.py tests/inference/test_golden_crf.py
 
-# The slow tests that the gate runs: recorded SGD runs in float32, and operators in programs that inductor has compiled.
-slow: setup
-	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest -m slow tests/replay tests/ops
+# Runs the tests that take several seconds each.
+long: setup
+	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest -m long
 
 # Builds the sdist, and the wheel from it with the libraries of the checkout, and uses the wheel in a folder elsewhere.
 DIST := build/dist

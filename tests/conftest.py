@@ -12,7 +12,9 @@ from tests.backends import BACKENDS, Backend
 from tests.paths import GOLDEN
 
 # xdist workers share the machine's cores; their subprocesses inherit the setting.
-THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+CORES = os.cpu_count() or 1
+SHARE = CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+THREADS = max(1, min(SHARE, int(os.environ.get("OMP_NUM_THREADS", CORES))))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 torch.set_num_threads(THREADS)
 
@@ -22,7 +24,7 @@ LONGEST = ("test_golden_nets.py", "test_operators.py", "test_distributed.py", "t
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than there are cores, because some tests wait for processes of their own."""
-    return (os.cpu_count() or 1) + 1
+    return CORES + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -85,6 +85,7 @@ def test_an_old_torch_is_refused(tmp_path: Path) -> None:
     assert done.returncode != 0 and "torch 2.9.1 is too old" in " ".join(done.stderr.split())
 
 
+@pytest.mark.long
 def test_a_wrong_architecture_is_refused(tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("needs nvcc")
@@ -92,6 +93,7 @@ def test_a_wrong_architecture_is_refused(tmp_path: Path) -> None:
     assert done.returncode != 0 and "'Hopper' is no architecture" in " ".join(done.stderr.split())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_an_nvcc_of_another_cuda_than_torchs_is_named(tmp_path: Path) -> None:
     """By AUTO it leaves out the CUDA library, and the reason is on record; ON is refused."""

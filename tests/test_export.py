@@ -133,6 +133,7 @@ torch.save({{"labels": labels, "scores": scores, "classes": classes}}, "outputs.
 """
 
 
+@pytest.mark.long
 def test_the_tool_writes_a_program_that_needs_only_pytorch(here, net, program_file):
     done = program_file
     assert done.returncode == 0, done.stderr
@@ -149,6 +150,7 @@ def test_the_tool_writes_a_program_that_needs_only_pytorch(here, net, program_fi
     assert_segments_like("model.pt2", "model.pth")
 
 
+@pytest.mark.long
 def test_commands_take_exported_nets_as_they_take_weights(here, onnx_file, program_file):
     export("model.pth", "model.caffemodel", deploy_size=(33, 33))
     data = make_demo_data(here / "data", num_train=1, num_val=1)
@@ -175,6 +177,7 @@ def test_commands_take_exported_nets_as_they_take_weights(here, onnx_file, progr
     assert done.returncode == 2 and "an exported net has no recalibration" in done.stderr
 
 
+@pytest.mark.long
 def test_what_an_exported_net_cannot_give_is_refused(here, onnx_file, program_file):
     picture = np.zeros((33, 33, 3), np.uint8)
     for name in ("model.onnx", "model.pt2"):

@@ -132,6 +132,7 @@ def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
     assert "| update | 1 | ours | bf16 |" in page.read_text()
 
 
+@pytest.mark.long
 def test_results_of_convolutions_become_a_table(tmp_path: Path) -> None:
     """Small maps of two layers: one with Winograd's algorithm, and fc6, whose dilation is as large as the map."""
     run = bench(

@@ -265,6 +265,7 @@ def test_a_batch_of_another_shape_is_refused():
         DeepLabLargeFOV(2, widths=THIN)(torch.zeros(1, 4, 33, 33))
 
 
+@pytest.mark.long
 def test_nets_on_the_meta_device_do_not_import_torchs_compiler():
     """Commands build nets there to compare shapes; the import takes longer than all others together."""
     program = """if True:

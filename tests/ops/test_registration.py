@@ -106,7 +106,7 @@ def merge_inputs(side: int, batch: int) -> list[Tensor]:
     return [torch.randn(batch, *size, requires_grad=True) for size in sizes]
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_one_compilation_serves_all_shapes(compiler: str) -> None:
     compiled = torch.compile(merge_step, fullgraph=True, dynamic=True, backend=compiler)
 

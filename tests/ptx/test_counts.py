@@ -85,6 +85,7 @@ def test_weights_of_instructions_are_those_of_the_machine(project: Device) -> No
         assert weighted == pytest.approx(assembled(ptx, name).instructions, rel=0.15), name
 
 
+@pytest.mark.long
 def test_the_tool_ends_with_a_line_of_json(project: Device) -> None:
     command = [sys.executable, "tools/dev/ptx_report.py", "--op", "interp", "--maps", "1x8x9", "--size", "17", "17"]
     command += ["--dtype", "bfloat16", "--layout", "channels_last", "--backward", "--json"]

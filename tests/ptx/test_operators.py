@@ -136,6 +136,7 @@ def test_merge_with_everything_at_once(layout: torch.memory_format, ptx: Device)
     assert_close(*[[x.detach() for x in result] for result in results], torch.float64)
 
 
+@pytest.mark.long
 @every_operator
 def test_gradcheck_at_a_small_size(operator: str, ptx: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few pixels, because every element of the inputs is two runs of the operator."""
@@ -186,6 +187,7 @@ def test_strides_beyond_32_bits(operator: str, axis: int, layout: torch.memory_f
     agrees(operator, grid, inputs, torch.float16)
 
 
+@pytest.mark.long
 @layouts
 def test_results_of_more_than_2_31_elements(layout: torch.memory_format, ptx: Device) -> None:
     """Some blocks of such a launch; the offsets of a fifth of them pass 2^31."""

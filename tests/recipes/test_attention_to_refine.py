@@ -149,6 +149,7 @@ def test_settings_that_the_paper_leaves_open_are_marked_as_ours():
         assert {"crop", "init", "factors", "scale_augmentation"} <= set(recipe.ours) or recipe in VOC12
 
 
+@pytest.mark.long
 def test_recipes_train_and_are_scored(tmp_path):
     """Covers both backbones, decoders and heads, both kinds of recalibration, and other readings, up to RESULTS.md."""
     readings = ("pools", "l2", "batch_norm", "recalibrated_streams", "merged_at_8", "full_resolution")

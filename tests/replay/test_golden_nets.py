@@ -114,7 +114,7 @@ def test_the_gradients_of_the_first_iteration(name, dtype, backend, check):
     ("name", "run", "backend_name"),
     [(name, run, "native") for name in NAMES for run in "AB"]
     + [
-        pytest.param(name, "A", "reference", marks=pytest.mark.slow)
+        pytest.param(name, "A", "reference", marks=pytest.mark.long)
         for name in ("ii_avg2", "iii_max3_esupv", "v_att3_esupv", "viii_msc_att3_esupv")
     ],
 )
@@ -131,7 +131,7 @@ def test_twenty_iterations_in_float64(name, run, backend_name, check):
     check(compared)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("run", ["A", "B"])
 @over_nets
 def test_twenty_iterations_in_float32(name, run, check):

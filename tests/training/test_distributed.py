@@ -159,6 +159,7 @@ def test_passes_that_cannot_be_dealt_out_evenly_are_refused_once(files, tmp_path
     assert "the 2 passes of an update (--iter-size) cannot be dealt out to 3 processes evenly" in sentence
 
 
+@pytest.mark.long
 def test_torchrun_starts_the_tool(files, tmp_path):
     """The real thing; only the first process prints the result."""
     given = files | {"val_list": files["train_list"].with_name("val.txt")}

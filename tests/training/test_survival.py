@@ -57,10 +57,10 @@ def is_equal(folder: Path, other: Path) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in theirs) and losses(folder) == losses(other)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.long), pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_in_the_same_weights(run, tmp_path, kills):
     """Every second kill falls while a snapshot is written; the others wherever it happens."""
-    last = 6 * kills + 15
+    last = 6 * kills + 6
     recipe = RECIPE.changed(iter_size=1, max_iter=last, snapshot=1)
     undisturbed = dataclasses.replace(run, out=tmp_path / "undisturbed")
     assert finish(start(recipe, undisturbed)) == [0], output(undisturbed)
