@@ -69,8 +69,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("files")
     add_data_root_option(files, default="the resumed run's")
     add_out_option(files, "the folder of the run", required=False)
-    add_init_option(files, "made by `a2s convert` or by a run, or a classifier of the --backbone; "
-        "pretrained: those that timm or torchvision publishes")
+    add_init_option(
+        files,
+        "made by `a2s convert` or by a run, or a classifier of the --backbone; pretrained: those that timm or "
+        "torchvision publishes",
+    )
     files.add_argument(
         "--resume",
         metavar="RUN|auto|FILE",

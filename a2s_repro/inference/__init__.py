@@ -2,6 +2,6 @@
 
 from a2s_repro.inference.crf import CRF, dense_crf
 from a2s_repro.inference.evaluation import evaluate
-from a2s_repro.inference.segmenter import Segmenter, load, load_model
+from a2s_repro.inference.segmenter import Segmenter, load_model
 
-__all__ = ["CRF", "Segmenter", "dense_crf", "evaluate", "load", "load_model"]
+__all__ = ["CRF", "Segmenter", "dense_crf", "evaluate", "load_model"]

@@ -311,23 +311,13 @@ def in_batches(
         yield from zip(earlier, fetch(), strict=True)
 
 
-def load(
-    path: str | os.PathLike,
-    device: str | torch.device = "cpu",
-    scales: Sequence[float] | None = None,
-    backbone: nn.Module | None = None,
-) -> Segmenter:
-    """The Segmenter of a weights file, a snapshot or a run. Raises InputError as `load_model` and `class_names` do."""
-    return segmenter_of(load_trained(path), device, scales, backbone)
-
-
 def segmenter_of(
     trained: Trained,
     device: str | torch.device = "cpu",
     scales: Sequence[float] | None = None,
     backbone: nn.Module | None = None,
 ) -> Segmenter:
-    """`load` of weights that were read."""
+    """The Segmenter of weights that were read. Raises InputError as `load_model` and `class_names` do."""
     model, meta = model_of(trained, device, scales, backbone)
     return Segmenter(model, class_names(model.num_classes, meta), meta, file=trained.file)
 

@@ -145,7 +145,7 @@ class _Call(torch.autograd.Function):
 
 
 # Function.apply asks for the signature at every call, and inspect takes 0.1 ms to find it.
-_Call.forward.__signature__ = inspect.signature(_Call.forward)
+vars(_Call.forward)["__signature__"] = inspect.signature(_Call.forward)
 
 
 @functools.cache

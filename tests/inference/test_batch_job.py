@@ -17,13 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
+from a2s_repro import load
 from a2s_repro.checkpoint.weights import save_weights
 from a2s_repro.data.voc import palette
 from a2s_repro.errors import InputError
 from a2s_repro.inference.batch_job import Results, Summary, Work
 from a2s_repro.inference.crf import CRF
 from a2s_repro.inference.overlays import attention_panel, legend, overlay
-from a2s_repro.inference.segmenter import Segmentation, Segmenter, load
+from a2s_repro.inference.segmenter import Segmentation, Segmenter
 from a2s_repro.inference.sources import Source, find_sources
 from a2s_repro.inference.video import FrameReader, video_file
 from a2s_repro.models import DeepLabLargeFOV, ShareNet, Widths
