@@ -36,9 +36,12 @@ int plan_gather(GatherPart<T, Value>& a, int threads) {
     }
     a.chunk = a.resize.copies ? width : balanced(window(width), most);
   } else {
-    const bool whole = window(out.w) <= threads;
-    const int64_t results = whole ? 16 * 1024 / (kRows * kShifts * sizeof(T)) : sums;
-    width = balanced(out.w, results / K);
+    // Columns of which all outputs come at once, if they are no fewer than in chunks.
+    int64_t most = 0;
+    while (most < out.w && window(most + 1) <= threads) ++most;
+    const bool whole = most >= std::min<int64_t>(out.w, sums / K);
+    const int64_t results = whole ? 17 * 1024 / (kRows * kShifts * sizeof(T)) : sums;
+    width = balanced(out.w, whole ? std::min(results / K, most) : results / K);
     a.chunk = a.resize.copies ? width : balanced(window(width), threads);
     slots = Places::planar(a.chunk, std::clamp<int64_t>(results / (K * width), 1, all_slots)).slots;
     if (slots > 1) slots = std::min<int64_t>(slots, std::max(1, threads / a.chunk));

@@ -1,6 +1,6 @@
-// scale_merge on a GPU: the backward pass, in two launches: gradients of the logits and the recalibration, which sum
-// over channels, and gradients of the scores, which gather what outputs pass back. A third one follows where the logits
-// have a grid of their own.
+// scale_merge on a GPU: the backward pass, in two launches: what a pixel passes back by itself, to the logits, the
+// recalibration and maps that are not resized; and gradients of resized maps, which gather what outputs pass back. A
+// third one follows where the logits have a grid of their own.
 #include <torch/csrc/stable/library.h>
 
 #include "score_grads.h"
@@ -28,6 +28,15 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
   Tensor grad_logits = empty_same(logits);
   if (recalibration) grad_recalibration.push_back(empty_same(*recalibration));
   const bool resized = logits.size(2) != height || logits.size(3) != width;
+  // Maps that are not resized get their gradients in the first launch, if in the layout of `grad`; the others gather.
+  const auto passes_by_pixel = [&](size_t s) {
+    return scores[s].size(2) == height && scores[s].size(3) == width &&
+           is_channels_last(scores[s]) == is_channels_last(grad);
+  };
+  std::vector<int> gathered;
+  for (size_t s = 0; s < scores.size(); ++s) {
+    if (!passes_by_pixel(s)) gathered.push_back(static_cast<int>(s));
+  }
   dispatch_merge("scale_merge_backward", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
@@ -37,6 +46,9 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
     for (int s = 0; s < S; ++s) {
       a.maps[s] = scales.map[s];
       a.resize[s] = scales.resize[s];
+      if (!passes_by_pixel(s)) continue;
+      a.copied = map_of<T>(grad_scores[s]);
+      a.grad_maps[s] = a.copied.data;
     }
     a.grad = map_of<const T>(grad);
     a.recalibration = optional_map<T>(recalibration);
@@ -50,16 +62,29 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
     } else {
       a.grad_logits = map_of<T>(grad_logits);
     }
-    a.tiling = Tiling(grad.size(0), height, width, 1, kWeightGradRows, kWeightGradPixels, 1);
     a.interleaved = is_channels_last(grad);
-    const int64_t shares = std::min<int64_t>(a.grad.c, a.interleaved ? 8 : kBlockThreads / a.tiling.width);
+    int64_t shares = balanced(ceil_div(a.grad.c, kWeightGradChannels), a.interleaved ? 32 : kBlockThreads);
+    const int64_t pixels = a.interleaved ? kBlockThreads / shares : kWeightGradPixels;
+    a.tiling = Tiling(grad.size(0), height, width, 1, kWeightGradRows, std::min<int64_t>(pixels, kWeightGradPixels), 1);
+    shares = std::min<int64_t>(shares, kBlockThreads / a.tiling.width);
     a.places = Places(a.tiling.width, shares, a.interleaved);
+    int64_t limit = std::min({channel_limit(a.grad), channel_limit(a.recalibration),
+                              channel_limit(a.grad_recalibration), channel_limit(a.copied)});
+    for (int s = 0; s < S; ++s) limit = std::min(limit, channel_limit(a.maps[s]));
+    const int64_t group = limit > shares ? kWeightGradChannels * shares : shares;
+    a.group = static_cast<int>(group);
     const auto bytes = [](int64_t values) { return values * static_cast<int64_t>(sizeof(T)); };
-    for (int s = 0; s < S; ++s) a.next_map[s] = bytes(shares * a.maps[s].stride_c);
-    a.next_grad = bytes(shares * a.grad.stride_c);
-    a.next_recalibration = bytes(shares * a.recalibration.stride_c);
-    a.next_grad_recalibration = bytes(shares * a.grad_recalibration.stride_c);
+    const auto step = [&](const auto& map, uint32_t& second, int64_t& next) {
+      second = static_cast<uint32_t>(bytes(shares * map.stride_c));
+      next = bytes(group * map.stride_c);
+    };
+    for (int s = 0; s < S; ++s) step(a.maps[s], a.second_map[s], a.next_map[s]);
+    step(a.grad, a.second_grad, a.next_grad);
+    step(a.recalibration, a.second_recalibration, a.next_recalibration);
+    step(a.grad_recalibration, a.second_grad_recalibration, a.next_grad_recalibration);
+    step(a.copied, a.second_copied, a.next_copied);
     a.grad_row = bytes_between_rows(a.grad);
+    a.copied_row = bytes_between_rows(a.copied);
     a.recalibration_row = bytes_between_rows(a.recalibration);
     a.grad_recalibration_row = bytes_between_rows(a.grad_recalibration);
     launch(grad, a.tiling.blocks(), a.places.threads(), 0, weight_grad_kernel<T, S>, a);
@@ -68,7 +93,7 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
   std::optional<Tensor> factor;
   if (recalibration) factor = addressable(*recalibration, is_channels_last(grad));
   Tensor all_weights = addressable(weights, false);
-  gather_scores("scale_merge_backward", grad, grad_scores, [&](auto type, const Tensor& grad_map, int s) {
+  gather_scores("scale_merge_backward", grad, grad_scores, gathered, [&](auto type, const Tensor& grad_map, int s) {
     using T = typename decltype(type)::type;
     return WeightedGrad<T>{map_of<const T>(grad_map), optional_map<T>(factor),
                            map_of<const T>(torch::stable::narrow(all_weights, 1, s, 1))};

@@ -1,8 +1,8 @@
-// The CUDA kernel for the gradients that the attention's weights and the recalibration get: sums over the channels of
-// the merged grid, which a block reads once.
+// The CUDA kernel for what a pixel of the merged grid passes back by itself: the gradients of the attention's weights,
+// which are sums over channels, of the recalibration, and of maps that are not resized.
 //
-// Threads share the channels of a column of pixels. In planar maps adjacent threads are adjacent columns, in
-// channels_last ones adjacent channels.
+// Threads share the channels of a column of pixels, and take two at once. In planar maps adjacent threads are adjacent
+// columns, in channels_last ones adjacent channels.
 #pragma once
 
 #include "merge.h"
@@ -18,21 +18,25 @@ struct WeightGradArguments {
   Map<T> grad_logits;
   Map<acc_t<T>> weight_grad;
   Map<T> grad_recalibration;
+  T* grad_maps[S];  // of maps that are not resized, with the strides of `copied`; null for the others
+  Map<T> copied;
   Tiling tiling;
   Places places;  // slots are shares of the channels
   bool interleaved;
-  // Bytes from a channel to the next of its share, and between rows.
-  int64_t next_map[S], next_grad, next_recalibration, next_grad_recalibration;
-  int64_t grad_row, recalibration_row, grad_recalibration_row;
+  int group;  // channels at once, of all shares
+  // Bytes from a channel to the second one at once, to that of the next group, and between rows.
+  uint32_t second_map[S], second_grad, second_recalibration, second_grad_recalibration, second_copied;
+  int64_t next_map[S], next_grad, next_recalibration, next_grad_recalibration, next_copied;
+  int64_t grad_row, recalibration_row, grad_recalibration_row, copied_row;
 };
 
-constexpr int kWeightGradPixels = 32, kWeightGradRows = 4;
+constexpr int kWeightGradPixels = 32, kWeightGradRows = 3, kWeightGradChannels = 2;
 
 template <class T, int S>
 __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2 : 3)
     weight_grad_kernel(const __grid_constant__ WeightGradArguments<T, S> a) {
   using Acc = acc_t<T>;
-  constexpr int kRows = kWeightGradRows;
+  constexpr int kRows = kWeightGradRows, K = kWeightGradChannels;
   __shared__ SourceRows<Acc> sources[S][kRows];
   __shared__ Acc sums[kRows][S][kBlockThreads];
   __shared__ PixelWeights<Acc, S> weights[kRows][kWeightGradPixels];
@@ -57,13 +61,9 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2
   const int column = a.interleaved ? outer : inner, share = a.interleaved ? inner : outer;
   if (column < tile.width && share < shares) {
     const int x = tile.x + column;
-    HeldRows<T, 1, 1> map[S];
-    unsigned steps[S];  // of the rows, eight bits each
+    HeldRows<T, 1, K> map[S];
 #pragma unroll
     for (int s = 0; s < S; ++s) {
-      steps[s] = 0;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) steps[s] |= min(sources[s][r].step, 2) << (8 * r);
       const Tap tap = tap_of(a.resize[s].x, x);
       map[s].base = row_of(a.maps[s], tile.n, share, tap.low, 0);
       map[s].left[0] = 0;
@@ -78,46 +78,71 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2
       recalibration = row_of(a.recalibration, tile.n, share, x, tile.y);
       grad_recalibration = place_in(a.grad_recalibration, tile.n, share, x, tile.y);
     }
+    int64_t copied = (tile.n * a.copied.stride_n + share * a.copied.stride_c + x * a.copied.stride_w +
+                      tile.y * a.copied.stride_h) * static_cast<int64_t>(sizeof(T));
     Acc sum[kRows][S] = {};
     const auto channels = static_cast<int>(a.grad.c);
 #pragma unroll 1
-    for (int c = share; c < channels; c += shares) {
-      const T *grad_row = grad, *recalibration_row = recalibration;
-      T* grad_recalibration_row = grad_recalibration;
+    for (int c = share; c < channels; c += a.group) {
+      // Where there is no second channel, the first one is read again, with a gradient of 0.
+      const bool two = a.group > shares && c + shares < channels;
+      const auto read = [&](const T* from, uint32_t second, Acc (&v)[K]) {
+        v[0] = static_cast<Acc>(*from);
+        v[1] = two ? static_cast<Acc>(*advanced(from, second)) : Acc(0);
+      };
+      const auto write = [&](T* to, uint32_t second, const Acc (&v)[K]) {
+        *to = static_cast<T>(v[0]);
+        if (two) *moved(to, second) = static_cast<T>(v[1]);
+      };
+#pragma unroll
+      for (int s = 0; s < S; ++s) map[s].left[1] = two ? a.second_map[s] : 0;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if (r >= tile.rows) break;
-        Acc v[S];
+        const PixelWeights<Acc, S> w = weights[r][column];
+        Acc v[S][K], g[K];
 #pragma unroll
         for (int s = 0; s < S; ++s) {
           const SourceRows<Acc>& source = sources[s][r];
           if (a.resize[s].copies) {
-            Acc value[1][1];
-            map[s].copy(source, value);
-            v[s] = value[0][0];
+            Acc copied_values[K][1];
+            map[s].copy(source, copied_values);
+#pragma unroll
+            for (int k = 0; k < K; ++k) v[s][k] = copied_values[k][0];
           } else {
-            map[s].advance(source, steps[s] >> (8 * r) & 255);
-            v[s] = source.above * map[s].upper[0][0] + source.below * map[s].lower[0][0];
+            map[s].advance(source, source.step);
+#pragma unroll
+            for (int k = 0; k < K; ++k) v[s][k] = source.above * map[s].upper[k][0] + source.below * map[s].lower[k][0];
           }
         }
-        Acc g = static_cast<Acc>(*grad_row);
-        grad_row = moved(grad_row, a.grad_row);
+        read(moved(grad, r * a.grad_row), a.second_grad, g);
         if (recalibration) {
-          const PixelWeights<Acc, S> w = weights[r][column];
-          Acc merged = w.w[0] * v[0];
+          Acc passed[K], factor[K];
 #pragma unroll
-          for (int s = 1; s < S; ++s) merged += w.w[s] * v[s];
-          *grad_recalibration_row = static_cast<T>(merged * g);
-          g *= static_cast<Acc>(*recalibration_row);
-          recalibration_row = moved(recalibration_row, a.recalibration_row);
-          grad_recalibration_row = moved(grad_recalibration_row, a.grad_recalibration_row);
+          for (int k = 0; k < K; ++k) {
+            Acc merged = w.w[0] * v[0][k];
+#pragma unroll
+            for (int s = 1; s < S; ++s) merged += w.w[s] * v[s][k];
+            passed[k] = merged * g[k];
+          }
+          write(moved(grad_recalibration, r * a.grad_recalibration_row), a.second_grad_recalibration, passed);
+          read(moved(recalibration, r * a.recalibration_row), a.second_recalibration, factor);
+#pragma unroll
+          for (int k = 0; k < K; ++k) g[k] *= factor[k];
         }
 #pragma unroll
-        for (int s = 0; s < S; ++s) sum[r][s] += g * v[s];
+        for (int s = 0; s < S; ++s) {
+#pragma unroll
+          for (int k = 0; k < K; ++k) sum[r][s] += g[k] * v[s][k];
+          if (a.grad_maps[s]) {
+            write(moved(a.grad_maps[s], copied + r * a.copied_row), a.second_copied, {w.w[s] * g[0], w.w[s] * g[1]});
+          }
+        }
       }
 #pragma unroll
       for (int s = 0; s < S; ++s) map[s].base = moved(map[s].base, a.next_map[s]);
       grad = moved(grad, a.next_grad);
+      copied += a.next_copied;
       if (recalibration) {
         recalibration = moved(recalibration, a.next_recalibration);
         grad_recalibration = moved(grad_recalibration, a.next_grad_recalibration);

@@ -192,10 +192,11 @@ struct Places {
 struct Staging {
   int row_pitch, outer_pitch, values;  // of a whole tile
   // Of the two outer dimensions, rows and outer columns, the one that is nearer in memory and the other.
-  int near_pitch, far_pitch;
-  int64_t near_stride, far_stride;
+  int near_pitch, far_pitch, near_stride;
+  int64_t far_stride;
   bool rows_near;
   int merged;       // how many of the two a segment takes in
+  int lane_bits;    // of the number of lanes that store a segment
   Divisor by_near;  // segments of a whole tile along the nearer one
 
   Staging() = default;
@@ -204,7 +205,7 @@ struct Staging {
   Staging(const Map<T>& out, int rows, int outer, int inner, bool interleaved) : rows_near(!interleaved) {
     constexpr int pack = kPackBytes / sizeof(T);
     const int64_t outer_stride = interleaved ? out.stride_w : out.stride_c;
-    near_stride = rows_near ? out.stride_h : outer_stride;
+    near_stride = static_cast<int>(rows_near ? out.stride_h : outer_stride);
     far_stride = rows_near ? outer_stride : out.stride_h;
     const int near = rows_near ? rows : outer, far = rows_near ? outer : rows;
     const auto pitch = [](int64_t least, int64_t stride) {
@@ -217,6 +218,11 @@ struct Staging {
     outer_pitch = rows_near ? far_pitch : near_pitch;
     values = far * far_pitch + pack;
     by_near = Divisor(merged > 0 ? 1 : near);
+    // As many as a segment has packs, and no fewer than values outside of whole packs: 2 (pack - 1).
+    for (lane_bits = 5; lane_bits > 0; --lane_bits) {
+      const int half = 1 << (lane_bits - 1);
+      if (half < 2 * (pack - 1) || half * pack < inner * (merged > 0 ? near : 1)) break;
+    }
   }
 
   template <class T>
@@ -232,35 +238,36 @@ struct Staging {
   }
 
   // Stores a staged tile, or its first rows or columns; the first value goes to `to`. Called by all threads of the
-  // block, after a barrier. A warp stores a segment, or all threads the only one.
+  // block, after a barrier. A group of lanes stores a segment, or all threads the only one.
   template <class T>
   __device__ void store(const T* staged, T* to, int rows, int outer, int inner) const {
     constexpr unsigned pack = kPackBytes / sizeof(T);
     const int near = rows_near ? rows : outer, far = rows_near ? outer : rows;
-    const int length = inner * (merged > 0 ? near : 1) * (merged > 1 ? far : 1);
+    const unsigned length = inner * (merged > 0 ? near : 1) * (merged > 1 ? far : 1);
     const int first = start(to), segments = by_near.divisor * (merged > 1 ? 1 : far);
     const bool together = segments == 1;
-    const unsigned group = together ? blockDim.x : 32, lane = together ? threadIdx.x : threadIdx.x % 32;
+    const unsigned lanes = together ? blockDim.x : 1u << lane_bits;
+    const unsigned lane = together ? threadIdx.x : threadIdx.x & (lanes - 1);
 #pragma unroll 1
-    for (int segment = together ? 0 : threadIdx.x / 32; segment < segments; segment += together ? 1 : blockDim.x / 32) {
+    for (int segment = together ? 0 : threadIdx.x >> lane_bits; segment < segments;
+         segment += together ? 1 : blockDim.x >> lane_bits) {
       int b = segment;
       const int a = by_near.split(b);
       if (merged == 0 && b >= near) continue;
       const unsigned at = first + a * far_pitch + b * near_pitch;
-      const T* from = staged + at;
-      T* const segment_to = to + (a * far_stride + b * near_stride);
-      // Values before the first whole pack, whole packs, and values after the last.
-      const unsigned head = min(-at % pack, static_cast<unsigned>(length)), whole = (length - head) / pack;
+      const T* const from = staged + at;
+      T* const segment_to = to + (a * far_stride + int64_t{b} * near_stride);
+      // Values before the first whole pack, and in whole packs. Fewer are left than a group has lanes.
+      const unsigned head = min(-at % pack, length), packed = (length - head) / pack * pack;
       auto* const packs_to = reinterpret_cast<unsigned char*>(segment_to + head);
       const auto* const packs_from = reinterpret_cast<const unsigned char*>(from + head);
-      const unsigned step = group * kPackBytes, end = whole * kPackBytes;
+      const unsigned step = lanes * kPackBytes, end = packed * sizeof(T);
 #pragma unroll 1
       for (unsigned i = lane * kPackBytes; i < end; i += step) {
         *reinterpret_cast<uint4*>(packs_to + i) = *reinterpret_cast<const uint4*>(packs_from + i);
       }
-      const unsigned tail = head + whole * pack;
-      if (lane < head) segment_to[lane] = from[lane];
-      if (tail + lane < length) segment_to[tail + lane] = from[tail + lane];
+      const unsigned rest = lane < head ? lane : lane + packed;
+      if (rest < length) segment_to[rest] = from[rest];
     }
   }
 #endif

@@ -104,9 +104,11 @@ def reason(case: Case, prediction: Prediction) -> str:
     """The arithmetic behind each missed aim; empty if there is none."""
     launches = prediction.launches
     terms = " + ".join(f"{launch.microseconds:.1f} us of {launch.bound}" for launch in launches)
+    moving = sum(max(launch.terms["dram"], launch.terms["l2"]) for launch in launches)
     least = min(launches, key=lambda launch: launch.occupancy)
     facts = {
-        "share": f"{terms} where {prediction.floor_us / SHARE_AIM[case.dtype]:.1f} us are the aim",
+        "share": f"{terms} where {prediction.floor_us / SHARE_AIM[case.dtype]:.1f} us are the aim "
+        f"(moving the bytes alone takes {moving:.1f} us)",
         "occupancy": f"{least.registers} registers, {least.shared_bytes} bytes of shared memory a block",
         "loads": f"{prediction.load_width:.1f} bytes a lane",
         "stores": f"{prediction.store_width:.1f} bytes a lane",
