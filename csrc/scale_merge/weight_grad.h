@@ -30,7 +30,7 @@ struct WeightGradArguments {
   int64_t grad_row, recalibration_row, grad_recalibration_row, copied_row;
 };
 
-constexpr int kWeightGradPixels = 32, kWeightGradRows = 3, kWeightGradChannels = 2;
+constexpr int kWeightGradPixels = 64, kWeightGradRows = 3, kWeightGradChannels = 2;
 
 template <class T, int S>
 __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2 : 3)
