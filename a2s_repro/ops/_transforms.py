@@ -49,14 +49,14 @@ def call(rule: Rule, *args: Any) -> Any:
     return tuple(results) if isinstance(results, list) else results
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Place:
     """Stands for a tensor in a form."""
 
     index: int
 
 
-@dataclass
+@dataclass(slots=True)
 class _Form:
     """An operator's arguments, and once it was called its results, with a _Place for each tensor."""
 
@@ -100,7 +100,8 @@ class _Call(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         ctx.rule, ctx.form, *tensors = inputs
-        ctx.like = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+        if ctx.rule.linear:
+            ctx.like = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         if not ctx.rule.differentiable:
             ctx.mark_non_differentiable(*output)
         elif ctx.rule.setup_context:
