@@ -101,6 +101,7 @@ def assert_segments_like(exported: str, weights: str) -> None:
         assert np.abs(result.scores - expected.scores).max() < TOLERANCE * np.abs(expected.scores).max()
 
 
+@pytest.mark.long
 def test_onnx_runs_any_batch_and_size_and_has_a_description(here, net, onnx_file):
     assert onnx_file.files == [here / "model.onnx"] and onnx_file.deviation < TOLERANCE
     picture = np.random.default_rng(0).integers(0, 256, (33, 50, 3), np.uint8)
@@ -168,7 +169,7 @@ def test_commands_take_exported_nets_as_they_take_weights(here, onnx_file, progr
     one_crf = ["--count", 1, "--bi-w", 4, "--bi-xy-std", 40, "--bi-rgb-std", 5, "--crf-iterations", 1]
     for words in (
         ["segment", data / "JPEGImages/val_0000.jpg", "--model", "model.onnx", "--out", "segmented", "--pad-to", 1],
-        ["show_attention", "--model", "model.pt2", *images, "--out", "attention.png"],
+        ["show_attention", "--model", "model.onnx", *images, "--out", "attention.png"],
         ["crf_search", "--model", "model.caffemodel", *images, *one_crf],
     ):
         done = run_tool(*words)
