@@ -47,19 +47,19 @@ RECIPE = Recipe(
 )
 
 
-def make_files(root: Path, num_train: int = 8) -> dict[str, Path]:
-    """Options of a run: a small data set and thin initial weights."""
+def make_files(root: Path, num_train: int = 8, validated: bool = False) -> dict[str, Path]:
+    """Options of a run: a small data set, with a list to validate on if `validated`, and thin initial weights."""
     make_demo_data(root, num_train=num_train, num_val=2)
     weights = from_caffe(random_init(Widths().scaled(WIDTH), seed=0), "init").weights
     save_weights(root / "init.pth", weights.state_dict, weights.meta)
     lists = root / "ImageSets" / "Segmentation"
-    return {
+    files = {
         "data_root": root,
         "init": root / "init.pth",
         "train_list": lists / "train.txt",
-        "val_list": lists / "val.txt",
         "classes": root / "classes.txt",
     }
+    return files | {"val_list": lists / "val.txt"} if validated else files
 
 
 class Tool:

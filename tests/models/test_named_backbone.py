@@ -78,7 +78,7 @@ def run(name: str, *words: object) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_files(tmp_path_factory.mktemp("data"), num_train=2)
+    return make_files(tmp_path_factory.mktemp("data"), num_train=2, validated=True)
 
 
 def training(data: dict, backbone: str, out: object, *words: object) -> tuple:

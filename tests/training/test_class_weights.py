@@ -26,7 +26,7 @@ RECIPE = processes.RECIPE.changed(max_iter=1)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_files(tmp_path_factory.mktemp("shapes"), num_train=3) | {"val_list": None}
+    return make_files(tmp_path_factory.mktemp("shapes"), num_train=3)
 
 
 def test_the_papers_recipes_have_no_weights_and_no_colours():

@@ -28,7 +28,7 @@ TOOL = TOOLS / "train_voc.py"
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
     """With a seed of which no ReLU or max-pool unit flips, whatever the order of the sums."""
-    return make_files(tmp_path_factory.mktemp("shapes")) | {"val_list": None, "seed": 4}
+    return make_files(tmp_path_factory.mktemp("shapes")) | {"seed": 4}
 
 
 @pytest.fixture(scope="module")

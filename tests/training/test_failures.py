@@ -84,7 +84,7 @@ class Failing:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    return make_files(tmp_path_factory.mktemp("shapes")) | {"val_list": None}
+    return make_files(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ RECIPE = processes.RECIPE.changed(max_iter=4, snapshot=2)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_files(tmp_path_factory.mktemp("shapes"), num_train=4)
+    return make_files(tmp_path_factory.mktemp("shapes"), num_train=4, validated=True)
 
 
 def a2s_train(*words: object) -> int:

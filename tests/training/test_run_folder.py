@@ -22,7 +22,7 @@ RECIPE = processes.RECIPE.changed(max_iter=2, batch_size=1, iter_size=1)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_files(tmp_path_factory.mktemp("shapes"), num_train=3) | {"val_list": None}
+    return make_files(tmp_path_factory.mktemp("shapes"), num_train=3)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.processes import RECIPE, finish, make_files, start
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    return make_files(tmp_path_factory.mktemp("shapes")) | {"val_list": None}
+    return make_files(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    return make_files(tmp_path_factory.mktemp("shapes")) | {"val_list": None}
+    return make_files(tmp_path_factory.mktemp("shapes"))
 
 
 class Trained:

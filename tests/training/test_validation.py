@@ -31,7 +31,7 @@ RECIPE = processes.RECIPE.changed(max_iter=5, iter_size=1, base_lr=0.05)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_files(tmp_path_factory.mktemp("shapes"), num_train=4)
+    return make_files(tmp_path_factory.mktemp("shapes"), num_train=4, validated=True)
 
 
 @pytest.fixture(scope="module")
