@@ -107,8 +107,8 @@ def restored_model(
 ) -> Net:
     """The net that `config` describes, on the CPU, with the weights of `state_dict`; `file` holds both.
 
-    `backbone` is as for `build_model`, and is filled. No memory is taken for weights that do not fit the net, but for a
-    package's backbone.
+    `backbone` is as for `build_model`, and is filled. Weights that do not fit take no memory, but for a package's
+    backbone.
 
     Raises:
         InputError: as `build_model` and `check_state`, naming the file.
@@ -116,10 +116,9 @@ def restored_model(
     with torch.device("meta"):
         net = build_model(config, backbone)
     check_state(net, state_dict, file)
-    if isinstance(net, BackboneNet):  # its backbone may have computed tensors that are not in its state dict
-        net = build_model(config, backbone)
-    else:
-        net.to_empty(device="cpu")
+    for layer in net.modules():
+        if any(tensor.is_meta for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))):
+            layer.to_empty(device="cpu", recurse=False)
     net.load_state_dict(state_dict)
     return net
 

@@ -20,7 +20,7 @@ PRETRAINED = "pretrained"
 def named_backbone(name: str, output_stride: int = 8, weights: str | os.PathLike | None = None) -> nn.Module:
     """A classifier of a package as a module that returns its maps, (N, 3, H, W) -> (N, channels, h, w), finest first.
 
-    It is built on the CPU; with meta as the default device it is on meta.
+    It is built on the CPU, whatever the default device.
 
     Args:
         name: "timm:NAME", any net that timm builds with `features_only`, or "torchvision:NAME", a ResNet, which gives
@@ -35,9 +35,8 @@ def named_backbone(name: str, output_stride: int = 8, weights: str | os.PathLike
     """
     package, _, net = name.partition(":")
     check_known("output_stride", output_stride, OUTPUT_STRIDES)
-    with torch.device("cpu"):  # some nets compute with values while they are built
-        backbone = _MAKERS[package](net, output_stride, weights)
-    return backbone.to(torch.get_default_device()) if torch.get_default_device().type == "meta" else backbone
+    with torch.device("cpu"):  # some nets compute with values, and keep tensors that are not in their state dict
+        return _MAKERS[package](net, output_stride, weights)
 
 
 def is_named(backbone: object) -> TypeGuard[str]:

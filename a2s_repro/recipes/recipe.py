@@ -292,7 +292,7 @@ class Recipe:
     def cost(self) -> Cost:
         """Parameters of the net, and multiply-accumulates of a training crop."""
         with torch.device("meta"):
-            return cost(self.net(), self.crop)
+            return cost(self.net().to("meta"), self.crop)  # a package's backbone is built on the CPU
 
     def summary(self, images: int, classes: Sequence[str]) -> list[str]:
         """What a training by the recipe on a list of `images` images will be, as lines to print at its start."""

@@ -40,8 +40,7 @@ def test_a_net_of_timm_gives_its_maps_at_the_stride(name, stride):
 
 
 def test_a_resnet_of_torchvision_is_dilated_and_gives_the_maps_of_its_groups():
-    with torch.device("meta"):
-        backbone = named_backbone("torchvision:resnet50", 8)
+    backbone = named_backbone("torchvision:resnet50", 8)
     assert probed(backbone) == ((256, 512, 1024, 2048), 8, (0, 0))
     assert {"conv1.weight", "layer4.2.bn3.running_var"} < backbone.state_dict().keys()
 
@@ -67,6 +66,7 @@ def test_a_recipe_with_another_backbone_reads_its_last_map():
     recipe = Recipe("own", num_classes=3, scales=SCALES, merge="attention").changed(backbone=CONVNEXT)
     assert recipe.head == AttentionHead(features="backbone") and isinstance(recipe.net(), BackboneNet)
     assert Recipe.of_config(json.loads(json.dumps(recipe.config()))) == recipe
+    assert recipe.cost().parameters == sum(parameter.numel() for parameter in recipe.net().parameters())
     assert recipe.changed(backbone="resnet34").head == AttentionHead(features="layer4")
     assert recipe.changed(backbone="vgg16").head == AttentionHead()
 
@@ -120,6 +120,18 @@ def test_a_net_starts_from_a_run(trained):
     assert load_init(net, trained, "fc8").fresh == []
     theirs = load_weights(trained / "final.pth").state_dict
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in net.state_dict().items())
+
+
+def test_a_file_is_loaded_into_one_net(trained, monkeypatch):
+    made, create_model = [], timm.create_model
+
+    def counted(*words, **settings):
+        made.append(words)
+        return create_model(*words, **settings)
+
+    monkeypatch.setattr(timm, "create_model", counted)
+    net = a2s_repro.load(trained).model
+    assert len(made) == 1 and not any(tensor.is_meta for tensor in net.state_dict().values())
 
 
 def test_a_convnext_trained_on_two_scales_is_evaluated_at_three(data, tmp_path):
