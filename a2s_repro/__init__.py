@@ -42,11 +42,13 @@ def load(
     from a2s_repro.caffe.conversion import load_net  # imports torch
     from a2s_repro.errors import InputError
     from a2s_repro.inference.exported import EXPORTED
-    from a2s_repro.inference.segmenter import segmenter_of
+    from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
 
     load_exported = EXPORTED.get(Path(path).suffix)
     if load_exported is None:
-        return segmenter_of(load_net(path), device, scales, backbone)
+        trained = load_net(path)
+        model, meta = load_model(trained, device, scales, backbone)
+        return Segmenter(model, class_names(model.num_classes, meta), meta, file=trained.file)
     if scales is not None or backbone is not None:
         raise InputError(f"{path} is an exported net with its backbone and scales: leave these out, or export another.")
     return load_exported(path, device)

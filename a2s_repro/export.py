@@ -30,7 +30,7 @@ from a2s_repro.data.normalization import NORMALIZATIONS
 from a2s_repro.errors import InputError, first_line, not_written
 from a2s_repro.files import replacing
 from a2s_repro.inference.exported import DESCRIPTION, IMAGE, Outputs
-from a2s_repro.inference.segmenter import Segmenter, class_names, model_of
+from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
 from a2s_repro.runtime.devices import is_out_of_memory
 from a2s_repro.runtime.precision import float32_products
 
@@ -111,7 +111,7 @@ def export(
             )
         return Exported(export_caffemodel(path, output, deploy_size=deploy_size), None)
     trained = load_net(path)
-    net, meta = model_of(trained, device, scales, backbone)
+    net, meta = load_model(trained, device, scales, backbone)
     net.to(memory_format=torch.contiguous_format)  # the layout that other programs expect
     if output.suffix == ".safetensors":
         at_scales = {} if scales is None else {"model": net.config(), "scales": list(net.scales)}

@@ -15,7 +15,7 @@ from a2s_repro.checkpoint.trained import Trained
 from a2s_repro.checkpoint.weights import Weights
 from a2s_repro.errors import InputError, first_line
 from a2s_repro.inference.pixels import as_bgr, fitting, padded
-from a2s_repro.inference.segmenter import model_of
+from a2s_repro.inference.segmenter import load_model
 from a2s_repro.runtime.precision import float32_products
 
 TOLERANCE = 1e-4
@@ -51,7 +51,7 @@ def check_in_opencv(caffemodel: str | os.PathLike, weights: Weights, picture: st
         raise InputError(
             f"OpenCV {cv2.__version__} does not read Caffe's files: pip install 'opencv-python-headless>=4.12,<5'."
         )
-    model, meta = model_of(Trained(Path(caffemodel), weights))
+    model, meta = load_model(Trained(Path(caffemodel), weights))
     image = as_bgr(picture)
     size = fitting(image.shape[:2], model.grid_step)
     batch = padded([image], size, model.normalization)

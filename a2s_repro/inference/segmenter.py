@@ -311,43 +311,23 @@ def in_batches(
         yield from zip(earlier, fetch(), strict=True)
 
 
-def segmenter_of(
-    trained: Trained,
-    device: str | torch.device = "cpu",
-    scales: Sequence[float] | None = None,
-    backbone: nn.Module | None = None,
-) -> Segmenter:
-    """The Segmenter of weights that were read. Raises InputError as `load_model` and `class_names` do."""
-    model, meta = model_of(trained, device, scales, backbone)
-    return Segmenter(model, class_names(model.num_classes, meta), meta, file=trained.file)
-
-
 def load_model(
-    path: str | os.PathLike,
+    source: str | os.PathLike | Trained,
     device: str | torch.device = "cpu",
     scales: Sequence[float] | None = None,
     backbone: nn.Module | None = None,
-) -> tuple[nn.Module, dict]:
+) -> tuple[Net, dict]:
     """The net of a weights file, a snapshot or a run (see `load_trained`) in evaluation mode, and the file's meta.
 
     Args:
+        source: the path, or what was read from it.
         scales: those of the image, in descending order, in place of those of the training (`models.at_scales`).
         backbone: that of a net that was built on a module of another program; it is filled.
 
     Raises InputError if the file does not hold a complete net, its tensors do not fit the net, the net cannot have the
     scales, or the device cannot be used.
     """
-    return model_of(load_trained(path), device, scales, backbone)
-
-
-def model_of(
-    trained: Trained,
-    device: str | torch.device = "cpu",
-    scales: Sequence[float] | None = None,
-    backbone: nn.Module | None = None,
-) -> tuple[nn.Module, dict]:
-    """`load_model` of weights that were read."""
-    file, weights = trained
+    file, weights = source if isinstance(source, Trained) else load_trained(source)
     if "model" not in weights.meta:
         raise InputError(f"{file} holds initial weights, not a complete net: train from it, and evaluate the result.")
     config = weights.meta["model"] if scales is None else at_scales(weights.meta["model"], scales)

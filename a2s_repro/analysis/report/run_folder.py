@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from a2s_repro.checkpoint.trained import load_trained
-from a2s_repro.inference.segmenter import Segmenter, class_names, model_of
+from a2s_repro.inference.segmenter import Segmenter, class_names, load_model
 from a2s_repro.training.config import read_config
 from a2s_repro.training.run_log import read_log, read_validations
 
@@ -34,6 +34,6 @@ def read_run_folder(path: str | os.PathLike, device: str = "cpu") -> RunFolder:
     config, has_log = read_config(path), (path / "log.jsonl").exists()
     log, validations = (read(path) if has_log else [] for read in (read_log, read_validations))
     trained = load_trained(path)
-    model, meta = model_of(trained, device)
+    model, meta = load_model(trained, device)
     segmenter = Segmenter(model, class_names(model.num_classes, meta), meta)
     return RunFolder(path, config, log, validations, trained.file, segmenter)
