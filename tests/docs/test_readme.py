@@ -50,7 +50,7 @@ def test_the_figure_of_speed_is_the_newest_measurement_of_the_snippet():
     keys = ("operator", "pass", "dtype", "layout", "maps", "size")
     (row,) = (row for row in measured["rows"] if tuple(row[key] for key in keys) == case)
     figure, threads, date = re.search(
-        r"this is ([\d.]+) times as fast as eager.*?(\d+) threads,\s+([\d-]+)", README, re.DOTALL
+        r"`scale_merge` is ([\d.]+) times as fast as eager.*?(\d+) threads,\s+([\d-]+)", README, re.DOTALL
     ).groups()
     assert float(figure) == round(row["ratio"]["eager"]["median"], 1)
     assert (int(threads), date) == (measured["provenance"]["threads"], measured["provenance"]["date"][:10])
