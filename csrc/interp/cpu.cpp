@@ -3,7 +3,7 @@
 
 #include "../rows/gather_rows.h"
 #include "../rows/scale_rows.h"
-#include "interp.h"
+#include "operators.h"
 
 namespace {
 
@@ -27,8 +27,8 @@ struct Store {
   }
 };
 
-// Resizes x into y. `y` may be a slice of a map's channels; in channels_last its channels are adjacent.
-void interp_rows(const Tensor& x, const Tensor& y) {
+// Resizes x into y. In channels_last the channels of y are adjacent.
+void resize_rows(const Tensor& x, const Tensor& y) {
   dispatch_cpu("interp", x, [&](auto type) {
     using T = typename decltype(type)::type;
     const Map<T> out = map_of<T>(y);
@@ -51,33 +51,11 @@ void interp_rows(const Tensor& x, const Tensor& y) {
   });
 }
 
-Tensor interp_cpu(const Tensor& x, int64_t height, int64_t width) {
-  Tensor y = empty_resized("interp", "x", x, height, width);
-  interp_rows(x, y);
-  return y;
-}
-
-Tensor interp_backward_cpu(const Tensor& grad, int64_t height, int64_t width) {
-  Tensor grad_x = empty_resized("interp_backward", "grad", grad, height, width);
-  interp_adjoint({grad}, {grad_x});
-  return grad_x;
-}
-
-Tensor interp_concat_cpu(const std::vector<Tensor>& features, int64_t height, int64_t width) {
-  Tensor y = empty_concat(features, height, width);
-  const std::vector<Tensor> slices = slices_of(y, features);
-  for (size_t s = 0; s < features.size(); ++s) interp_rows(features[s], slices[s]);
-  return y;
-}
-
-std::vector<Tensor> interp_concat_backward_cpu(const Tensor& grad, const std::vector<Tensor>& features) {
-  check_concat_backward(grad, features);
-  std::vector<Tensor> grads_in = empty_grads(grad, features);
-  interp_adjoint(slices_of(grad, features), grads_in);
-  return grads_in;
-}
-
 }  // namespace
+
+void a2s::resize_into(const std::vector<Tensor>& x, const std::vector<Tensor>& y) {
+  for (size_t i = 0; i < x.size(); ++i) resize_rows(x[i], y[i]);
+}
 
 void a2s::interp_adjoint(const std::vector<Tensor>& grads, const std::vector<Tensor>& grads_in, double scale) {
   dispatch_cpu("interp_backward", grads[0], [&](auto type) {
@@ -96,8 +74,8 @@ void a2s::interp_adjoint(const std::vector<Tensor>& grads, const std::vector<Ten
 }
 
 STABLE_TORCH_LIBRARY_IMPL(a2s, CPU, m) {
-  m.impl("interp", TORCH_BOX(&interp_cpu));
-  m.impl("interp_backward", TORCH_BOX(&interp_backward_cpu));
-  m.impl("interp_concat", TORCH_BOX(&interp_concat_cpu));
-  m.impl("interp_concat_backward", TORCH_BOX(&interp_concat_backward_cpu));
+  m.impl("interp", TORCH_BOX(&interp));
+  m.impl("interp_backward", TORCH_BOX(&interp_backward));
+  m.impl("interp_concat", TORCH_BOX(&interp_concat));
+  m.impl("interp_concat_backward", TORCH_BOX(&interp_concat_backward));
 }

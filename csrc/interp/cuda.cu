@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "launch_gather.h"
+#include "operators.h"
 #include "resize.h"
 
 namespace a2s {
@@ -43,6 +44,8 @@ void for_each_group(const std::vector<Tensor>& from, const std::vector<Tensor>& 
   groups_of(std::true_type{});
 }
 
+}  // namespace
+
 void resize_into(const std::vector<Tensor>& x, const std::vector<Tensor>& y) {
   dispatch("interp", x[0], [&](auto type) {
     using T = typename decltype(type)::type;
@@ -51,33 +54,6 @@ void resize_into(const std::vector<Tensor>& x, const std::vector<Tensor>& y) {
     });
   });
 }
-
-Tensor interp(const Tensor& x, int64_t height, int64_t width) {
-  Tensor y = empty_resized("interp", "x", x, height, width);
-  resize_into({x}, {y});
-  return y;
-}
-
-Tensor interp_backward(const Tensor& grad, int64_t height, int64_t width) {
-  Tensor grad_x = empty_resized("interp_backward", "grad", grad, height, width);
-  interp_adjoint({grad}, {grad_x});
-  return grad_x;
-}
-
-Tensor interp_concat(const std::vector<Tensor>& features, int64_t height, int64_t width) {
-  Tensor y = empty_concat(features, height, width);
-  resize_into(features, slices_of(y, features));
-  return y;
-}
-
-std::vector<Tensor> interp_concat_backward(const Tensor& grad, const std::vector<Tensor>& features) {
-  check_concat_backward(grad, features);
-  std::vector<Tensor> grads_in = empty_grads(grad, features);
-  interp_adjoint(slices_of(grad, features), grads_in);
-  return grads_in;
-}
-
-}  // namespace
 
 // One launch serves up to kMaxScales maps of one layout.
 void interp_adjoint(const std::vector<Tensor>& grads, const std::vector<Tensor>& grads_in, double scale) {

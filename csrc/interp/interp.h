@@ -1,4 +1,4 @@
-// Caffe's Interp layer: the rule of one axis, the arithmetic of one element, and the checks of arguments.
+// Caffe's Interp layer: the rule of one axis, and the arithmetic of one element.
 //
 // Bilinear sampling with aligned corners. Along an axis of `in` pixels resized to `out`:
 //   ratio = (in - 1) / (out - 1), 0 if out is 1;  position(o) = ratio * o;  low(o) = trunc(position);
@@ -106,50 +106,6 @@ struct PixelTaps {
 };
 
 A2S_HD PixelTaps taps_at(const Resize& resize, int64_t y, int64_t x) { return {resize.y.tap(y), resize.x.tap(x)}; }
-
-// The uninitialised result of interp or, with `x` the gradient of its result, of its adjoint. Checks the arguments.
-inline Tensor empty_resized(const char* op, const char* argument, const Tensor& x, int64_t height, int64_t width) {
-  check_map(op, argument, x);
-  check_size(op, height, width);
-  return empty_map(x, x.size(0), x.size(1), height, width);
-}
-
-// The uninitialised result of interp_concat. Checks the arguments.
-inline Tensor empty_concat(const std::vector<Tensor>& features, int64_t height, int64_t width) {
-  check(!features.empty(), "a2s::interp_concat: features must be a list of at least one map.");
-  int64_t channels = 0;
-  for (const Tensor& feature : features) {
-    check_map("interp_concat", "features", feature);
-    check_matches("interp_concat", "features", feature, features[0]);
-    channels += feature.size(1);
-  }
-  check_size("interp_concat", height, width);
-  return empty_map(features[0], features[0].size(0), channels, height, width);
-}
-
-inline void check_concat_backward(const Tensor& grad, const std::vector<Tensor>& features) {
-  check_map("interp_concat_backward", "grad", grad);
-  check(!features.empty(), "a2s::interp_concat_backward: features must be a list of at least one map.");
-  int64_t channels = 0;
-  for (const Tensor& feature : features) {
-    check_map("interp_concat_backward", "features", feature);
-    check_matches("interp_concat_backward", "features", feature, grad);
-    channels += feature.size(1);
-  }
-  check(grad.size(1) == channels, "a2s::interp_concat_backward: grad has ", grad.size(1), " channels, the features ",
-        channels, ".");
-}
-
-// The channels of y, or of its gradient, that belong to each feature.
-inline std::vector<Tensor> slices_of(Tensor y, const std::vector<Tensor>& features) {
-  std::vector<Tensor> slices;
-  int64_t first = 0;
-  for (const Tensor& feature : features) {
-    slices.push_back(torch::stable::narrow(y, 1, first, feature.size(1)));
-    first += feature.size(1);
-  }
-  return slices;
-}
 
 // Uninitialised gradients with the shapes of `maps`, in the layout of `grad`.
 inline std::vector<Tensor> empty_grads(const Tensor& grad, const std::vector<Tensor>& maps) {
