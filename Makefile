@@ -96,7 +96,7 @@ DEMO_VAL = --data-root $(DEMO)/data --list $(DEMO_LISTS)/val.txt --pad-to 257
 # On a CPU two processes of one thread each share the passes of an update, so that the results are the same on any
 # number of cores.
 DEMO_TRAIN = $(if $(wildcard /dev/nvidia0),$(PY),OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone \
-	  --nproc-per-node 2) tools/train_voc.py
+	  --log-dir /dev/null --nproc-per-node 2) tools/train_voc.py
 demo: setup
 	@rm -rf $(DEMO)
 	$(PY) tools/make_demo_data.py $(DEMO)/data --num-train 200

@@ -1,6 +1,7 @@
 """Shared fixtures: golden recordings, and the backends of the operators."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Runs the test once on each backend of the operators."""
     with ops.use_backend(request.param.name):
         yield request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Temporary files of tests, and of the programs that they run, are in pytest's folder, which pytest removes."""
+    tempfile.tempdir = os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("t"))  # sockets' paths must be short
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,10 @@ number. Caffe's own draws are in `a2s_repro.data.caffe_rng`.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import signal
+import tempfile
 import threading
 from collections.abc import Generator, Iterator
 from typing import NamedTuple, Protocol
@@ -257,6 +259,7 @@ def loader(
     Raises:
         InputError: a bad file or a killed worker, when the batch is due.
     """
+    temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     batches = DataLoader(
         _Reporting(dataset),
         batch_sampler=map(stream.batch, range(start, start + step * num_batches, step)),
@@ -264,12 +267,12 @@ def loader(
         multiprocessing_context="fork" if workers else None,  # shares the dataset's cache
         collate_fn=_collate,
         pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=_set_up_worker,
+        worker_init_fn=functools.partial(_set_up_worker, temporary.name),
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),
     )
     upload = Uploader(device)
-    with _iterating(batches) as decoded:
+    with temporary, _iterating(batches) as decoded:
         for k in range(num_batches):
             try:
                 batch = next(decoded)
@@ -307,6 +310,8 @@ def _iterating(batches: DataLoader) -> Iterator[Iterator[Crop | InputError]]:
     finally:
         for worker in workers:
             worker.kill()
+        for worker in workers:
+            worker.join()
 
 
 class _Reporting(Dataset):
@@ -330,8 +335,12 @@ def _collate(crops: list[Crop | InputError]) -> Crop | InputError:
     return Crop(default_collate(pixels), default_collate(labels), *map(np.stack, others))
 
 
-def _set_up_worker(_: int) -> None:
-    """One thread per worker. SIGINT and SIGTERM are left to the main process, which may still need batches."""
+def _set_up_worker(temporary: str, _: int) -> None:
+    """One thread per worker. SIGINT and SIGTERM are left to the main process, which may still need batches.
+
+    Workers are killed at the end, so the main process removes `temporary`, the folder of the sockets for batches.
+    """
     cv2.setNumThreads(0)
+    tempfile.tempdir = temporary
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import closing
 
 import cv2
 import numpy as np
@@ -313,6 +315,15 @@ def test_a_bad_file_raises_its_error_from_the_loader(tmp_path, workers):
         list(loader(dataset, RandomStream(1, 2, seed=0), 0, 1, workers))
     assert str(caught.value).startswith(f"{label} holds values that are no labels (7): 5 classes allow")
     assert "\n" not in str(caught.value)
+
+
+def test_workers_that_end_early_leave_no_files(items, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dataset = SegmentationDataset(items, num_classes=5, crop=33)
+    with closing(loader(dataset, RandomStream(len(items), 4, seed=1), 0, 40, workers=2)) as batches:
+        next(batches)
+        assert list(tmp_path.rglob("pymp-*"))  # the socket of a worker
+    assert not list(tmp_path.iterdir())
 
 
 def test_workers_deliver_after_an_interrupt(golden):
