@@ -14,6 +14,7 @@ import numpy as np
 
 from a2s_repro.errors import InputError, check_known, first_line
 from a2s_repro.runtime.precision import precision_named
+from a2s_repro.training.config import read_config
 from a2s_repro.training.run_log import cost, read_log, read_validations
 from a2s_repro.training.trainer import NO_EFFECT_ON_TRAINING
 
@@ -46,7 +47,7 @@ def read_run(folder: str | os.PathLike, scores: str = "val.json") -> TrainedRun:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not the folder of a run: leave it out.")
-    config, results = (_read(folder / name) for name in ("config.json", scores))
+    config, results = read_config(folder), _read(folder / scores)
     try:
         return _of_files(folder, config, results)
     except (AttributeError, LookupError, TypeError, ValueError) as error:

@@ -100,7 +100,7 @@ def weights_suffix(path: str | os.PathLike) -> str:
     if suffix in (".onnx", ".pt2"):
         raise InputError(f"{path} is an exported net, which has no layers by name: give the file it was exported from.")
     if suffix not in (".pth", ".safetensors"):
-        raise InputError(f"{path}: a weights file ends in .pth or .safetensors.")
+        raise InputError(f"{path} is not a weights file: give a .pth or .safetensors.")
     return suffix
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import takewhile
 from types import ModuleType
 from typing import NoReturn
 
@@ -76,12 +77,21 @@ def parser_of(name: str) -> "Parser":
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence."""
 
+    def parse_args(self, words: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        """Names a misspelled option, where argparse would only list the required ones that are then missing."""
+        shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        for name in (word.partition("=")[0] for word in takewhile(lambda word: word != "--", words)):
+            if name.startswith("--") and not any(option.startswith(name) for option in self._option_string_actions):
+                options = [option for action in shown for option in action.option_strings if option.startswith("--")]
+                self.error(f"there is no option {name}, the nearest is {get_close_matches(name, options, 1, 0)[0]}")
+        return super().parse_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; `{self.prog} --help` shows the options.")
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Fills paragraphs but for indented ones; the usage line shows what is required."""
+    """Wraps all paragraphs but indented ones; the usage line shows what is required."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26)

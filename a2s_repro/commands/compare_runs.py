@@ -1,7 +1,7 @@
 """Compare scored runs in tables.
 
-They have settings, scores, losses, times and attention. Runs that differ in their seed alone make one row, with mean
-and deviation.
+The tables show settings, scores, losses, times and attention. Runs that differ only in their seed share a row, with
+mean and deviation.
 """
 
 import argparse

@@ -37,5 +37,5 @@ def main(arguments: argparse.Namespace) -> None:
     widths = Widths().scaled(arguments.width)
     net, accuracy = train_classifier(widths, arguments.max_iter, arguments.seed)
     write_caffemodel(arguments.output, net)
-    print(f"classifies {accuracy:.1%} of other pictures rightly")
+    print(f"accuracy on new pictures: {accuracy:.1%}")
     print(f"wrote {arguments.output}, sha256 {sha256_of(arguments.output)}")

@@ -1,7 +1,7 @@
 """List the recipes with their published numbers.
 
-A recipe has every setting of an experiment of the papers; given by name, it is printed whole, with the net's parameters
-and multiply-accumulates.
+A recipe holds every setting of an experiment of the papers. With its name, all of them are printed, with the net's
+parameters and multiply-accumulates.
 """
 
 import argparse

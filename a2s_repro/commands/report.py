@@ -1,6 +1,6 @@
 """Write a run as one HTML page with attention to explore.
 
-The page has curves, scores, confusions and pictures, and loads nothing.
+The page has curves, scores, confusions and pictures, and needs no network.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Train and score the cells of a paper's table.
 
-Trains what they start from, too, and writes RESULTS.md. The same command again goes on where it was interrupted.
+Also trains the nets that the cells start from, and writes RESULTS.md. After an interruption the same command continues.
 `a2s recipes` lists the tables. The data sets are DIR/voc12, person_part, coco, coco_subset and ade20k, as the commands
 `a2s prepare-...` make them.
 """
@@ -69,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--coco",
         choices=COCO_STARTS,
         default="full",
-        help="images of COCO on which nets pretrained there start: all of train2014 (default), or the subset's 10000",
+        help="COCO images for pretraining: all of train2014 (default), or the subset's 10000",
     )
     add_out_option(parser, "a folder for the runs and RESULTS.md", default="reproduction")
     add_device_option(parser)

@@ -1,9 +1,9 @@
 """Train a net by a recipe.
 
-The data set is PASCAL VOC 2012 or another in its layout; `a2s recipes` lists the recipes. An own list (--train-list)
-needs its classes, and without --recipe it gets a schedule of its length. All files of the list are checked before the
-training, and its net, classes and schedule are printed. Ctrl-C and SIGTERM finish the update and write a snapshot;
---resume RUN goes on from it with the settings of the run. Only one run at a time can write to a folder.
+The data set is PASCAL VOC 2012 or another in its layout; `a2s recipes` lists the recipes. A list of your own
+(--train-list) needs its class names; without --recipe the schedule follows from its length. All files of the list are
+checked first, and the net, the classes and the schedule are printed. Ctrl-C and SIGTERM finish the update and write a
+snapshot; --resume RUN continues from it with the settings of the run. Only one run at a time can write to a folder.
 """
 
 import argparse
@@ -77,8 +77,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--resume",
         metavar="RUN|auto|FILE",
-        help="go on with a run: its folder alone is enough; auto: that of --out, or without a snapshot a new run; "
-        "FILE is a snapshot, or a .solverstate of Caffe with its .caffemodel beside it",
+        help="continue a run: RUN is its folder, which is enough; auto is the run in --out, or a new one if that has "
+        "no snapshot; FILE is a snapshot, or a .solverstate of Caffe with its .caffemodel beside it",
     )
     add_train_list_option(files)
     files.add_argument("--val-list", type=Path, metavar="FILE", help="list file of images to validate the net on")
@@ -114,7 +114,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     net = parser.add_argument_group("changes to the net of the recipe")
     add_recipe_options(net, "num-classes", "width")
-    net.add_argument("--classifier", metavar="NAME", help="Caffe's name of fc8; one that --init lacks starts afresh")
+    net.add_argument("--classifier", metavar="NAME", help="Caffe's name of fc8; one that --init lacks is filled anew")
     net.add_argument(
         "--backbone",
         metavar="NAME",
@@ -144,7 +144,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="scales of the image: 1 and any of 0.75 0.5 0.25; of timm, torchvision any of 2 1.5 1.25 1 0.75 0.5 0.25",
     )
-    net.add_argument("--merge", choices=MERGES, help="how the score maps of the scales become one")
+    net.add_argument("--merge", choices=MERGES, help="how the score maps of the scales are merged")
     net.add_argument("--extra-supervision", action=either, help="a loss on the score map of every scale")
     net.add_argument("--skip-net", action=either, help="DeepLab-MSc-LargeFOV at every scale")
 
@@ -203,7 +203,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--label-stride",
         type=int,
         metavar="PIXELS",
-        help="pixels between the labels that all losses meet: 1 is full resolution; otherwise those of each score map",
+        help="pixels between the labels of the losses: 1 is full resolution; without it, the grid of each score map",
     )
     add_recipe_options(training, "batch-size", "iter-size", "max-iter")
     training.add_argument("--solver", choices=SOLVERS, help="SGD of Caffe, or torch.optim.SGD")
@@ -269,8 +269,9 @@ def _named_recipe(name: str, settings: dict[str, Any], max_iter: int | None) -> 
 
 def _choose_classes(given: dict[str, Any], settings: dict[str, Any]) -> None:
     """Completes the class names of a new run, and their number."""
-    from a2s_repro.data.lists import read_classes
+    from a2s_repro.data.lists import check_root, read_classes
 
+    check_root(settings["data_root"])
     if not settings.get("classes") and (settings["data_root"] / CLASSES_FILE).is_file():
         settings["classes"] = settings["data_root"] / CLASSES_FILE
     if "num_classes" in given:

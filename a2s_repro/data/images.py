@@ -116,7 +116,7 @@ def decode_label(
     if label.mode not in ("P", "L") or shallow_grey:
         kind = f"{encoded[24]}-bit grey" if shallow_grey else label.mode
         raise InputError(
-            f"{name} is a {kind} image, not a label map: save class indices as an 8-bit palette or grey PNG."
+            f"{name} has {kind} pixels, not class indices: save these as an 8-bit palette or grey PNG."
         )
     labels = np.asarray(_load(label, name))
     wrong = np.unique(labels[(labels >= num_classes) & (labels != ignore_label)])

@@ -49,8 +49,7 @@ def read_list(
     label maps, that leads out of the data root, or that names missing files.
     """
     list_file, root = Path(list_file), Path(data_root)
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder: give the data set's root, which holds JPEGImages.")
+    check_root(root)
     lines = [(number, line.strip()) for number, line in enumerate(read_lines(list_file), 1) if line.strip()]
     if not lines:
         raise InputError(f"{list_file} is empty: give one image a line.")
@@ -117,6 +116,12 @@ def read_class_weights(path: str | os.PathLike) -> tuple[float, ...]:
     return tuple(weights)
 
 
+def check_root(root: Path) -> None:
+    """Raises InputError if the root of a data set is not a folder."""
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: give the data set's root, which holds JPEGImages.")
+
+
 def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
     """Writes a text file of these lines atomically."""
     with replacing(path) as temporary:
@@ -135,6 +140,8 @@ def read_lines(path: Path) -> list[str]:
         return content.decode("utf-16" if utf16 else "utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise InputError(f"{path} is not a text file in UTF-8: save it in that encoding.") from None
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: correct the path.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
 

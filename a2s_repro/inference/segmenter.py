@@ -329,7 +329,7 @@ def load_model(
     """
     file, weights = source if isinstance(source, Trained) else load_trained(source)
     if "model" not in weights.meta:
-        raise InputError(f"{file} holds initial weights, not a complete net: train from it, and evaluate the result.")
+        raise InputError(f"{file} holds initial weights, not a complete net: train from it, and give the result.")
     config = weights.meta["model"] if scales is None else at_scales(weights.meta["model"], scales)
     model = restored_model(config, weights.state_dict, file, backbone)
     return model.to(usable_device(device), memory_format=torch.channels_last).eval(), weights.meta

@@ -161,10 +161,21 @@ def train(recipe: Recipe, run: Run, on_event: OnEvent | None = None) -> Outcome:
         return _train(recipe, run, device, on_event)
 
 
+def _list_of(recipe: Recipe, data_root: Path) -> Path:
+    """The recipe's own list of training images."""
+    file = data_root / recipe.training_set
+    if data_root.is_dir() and not file.exists():
+        raise InputError(
+            f"{file}, the recipe's list, does not exist: prepare the data set (docs/datasets.md), or give a list of "
+            "your own by --train-list."
+        )
+    return file
+
+
 def _train(recipe: Recipe, run: Run, device: torch.device, on_event: OnEvent | None) -> Outcome:
     with failing_together(), fitting(recipe):
         run = _settled(run, device)
-        items = read_list(run.train_list or run.data_root / recipe.training_set, run.data_root)
+        items = read_list(run.train_list or _list_of(recipe, run.data_root), run.data_root)
         val_items = read_list(run.val_list, run.data_root) if run.val_list else None
         classes = class_names(recipe.num_classes, {}, run.classes)
 

@@ -81,7 +81,7 @@ def test_a_state_dict_of_another_program_is_refused_with_the_remedy(tmp_path):
 
 @pytest.mark.parametrize("use", [lambda path: save_weights(path, {}, {}), load_weights])
 def test_another_suffix_is_refused(tmp_path, use):
-    with pytest.raises(InputError, match=r"net\.bin: a weights file ends in \.pth or \.safetensors"):
+    with pytest.raises(InputError, match=r"net\.bin is not a weights file: give a \.pth or \.safetensors"):
         use(tmp_path / "net.bin")
 
 

@@ -96,6 +96,12 @@ def test_a_wrong_option_is_one_sentence(capsys):
         assert told.startswith("error: ") and told.endswith(f"; `a2s {words[0]} --help` shows the options.\n")
 
 
+def test_a_misspelled_option_suggests_the_nearest(capsys):
+    status, _, told = ended("segment", "photos", "--modle", "model.pth", "--out", "segmented", capsys=capsys)
+    assert status == 2 and told.count("\n") == 1
+    assert told.startswith("error: there is no option --modle, the nearest is --model; `a2s segment --help` shows")
+
+
 def test_the_installed_script_is_the_command_line():
     module, name = re.search(r'^a2s = "(.+):(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).groups()
     assert getattr(import_module(module), name) is main

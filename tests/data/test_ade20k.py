@@ -83,7 +83,7 @@ def test_swapped_folders_are_named(source, tmp_path):
     [
         (np.full(SHAPE, 151, np.uint8), r"ADE_val_00000001.png holds values that are no labels \(151\)"),
         (np.full(SHAPE, 255, np.uint8), r"ADE_val_00000001.png holds values that are no labels \(255\)"),
-        (np.zeros((*SHAPE, 3), np.uint8), r"ADE_val_00000001.png is a RGB image, not a label map"),
+        (np.zeros((*SHAPE, 3), np.uint8), r"ADE_val_00000001.png has RGB pixels, not class indices"),
         (np.zeros((4, 3), np.uint8), r"ADE_val_00000001.jpg is 4x3 pixels, its label .* 3x4"),
     ],
 )

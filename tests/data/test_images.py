@@ -103,14 +103,14 @@ def test_truncated_labels_are_named(tmp_path):
 @pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (4, "RGBA"), (2, "LA")])
 def test_colour_labels_are_refused_with_the_remedy(tmp_path, channels, mode):
     path = save(tmp_path / "label.png", np.zeros((4, 5, channels), np.uint8))
-    with pytest.raises(InputError, match=rf"label.png is a {mode} image, .*palette or grey PNG"):
+    with pytest.raises(InputError, match=rf"label.png has {mode} pixels, .*palette or grey PNG"):
         read_label(path, num_classes=5)
 
 
 def test_grey_labels_of_less_than_8_bits_are_refused(tmp_path):
     path = tmp_path / "label.png"
     path.write_bytes(png(2, 1, 4, 0, rows=b"\x00\x0f"))  # 0 and 15, which decoders scale to 0 and 255
-    with pytest.raises(InputError, match=r"label.png is a 4-bit grey image"):
+    with pytest.raises(InputError, match=r"label.png has 4-bit grey pixels"):
         read_label(path, num_classes=5)
 
 

@@ -114,7 +114,7 @@ def test_a_repeated_line_is_a_repeated_image(root):
 
 
 def test_missing_list_root_or_text_is_named(root):
-    with pytest.raises(InputError, match=r"absent.txt cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"absent.txt does not exist: correct the path"):
         read_list(root / "absent.txt", root)
     with pytest.raises(InputError, match=r"nowhere is not a folder"):
         listed(root / "nowhere", "a")

@@ -206,7 +206,7 @@ def test_colour_images_are_refused_as_labels(sources, tmp_path):
     voc, sbd = sources
     path = voc / "SegmentationClass/2007_b.png"
     Image.open(path).convert("RGB").save(path)
-    with pytest.raises(InputError, match=r"2007_b.png is a RGB image, not a label map: save class indices"):
+    with pytest.raises(InputError, match=r"2007_b.png has RGB pixels, not class indices: save these"):
         prepare_voc(voc, sbd, tmp_path / "made", check_counts=False)
 
 
