@@ -102,6 +102,14 @@ def test_a_misspelled_option_suggests_the_nearest(capsys):
     assert told.startswith("error: there is no option --modle, the nearest is --model; `a2s segment --help` shows")
 
 
+def test_a_training_names_the_data_that_is_missing(tmp_path, capsys):
+    words = ("train", "--init", "init.pth", "--out", f"{tmp_path}/run", "--device", "cpu", "--data-root")
+    assert "nowhere is not a folder: give the data set's root" in ended(*words, f"{tmp_path}/nowhere", capsys=capsys)[2]
+    status, _, told = ended(*words, str(tmp_path), capsys=capsys)
+    assert status == 2 and f"{tmp_path}/list/train_aug.txt, the recipe's list, does not exist" in told
+    assert "--train-list" in told and not (tmp_path / "run").exists()
+
+
 def test_the_installed_script_is_the_command_line():
     module, name = re.search(r'^a2s = "(.+):(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).groups()
     assert getattr(import_module(module), name) is main
