@@ -104,7 +104,7 @@ demo: setup
 	$(DEMO_TRAIN) --recipe voc12/attention3_esupv --init $(DEMO)/init.pth --out $(DEMO)/run \
 	  --data-root $(DEMO)/data --train-list $(DEMO_LISTS)/train.txt --val-list $(DEMO_LISTS)/val.txt --validate-every 500 \
 	  --scales 1 0.5 --width 0.125 --crop 129 --batch-size 2 --iter-size 2 --base-lr 2e-3 --stepsize 2400 --max-iter 3000 \
-	  --test-crop 257
+	  --test-crop 257 --cache
 	$(PY) tools/evaluate.py --model $(DEMO)/run/final.pth $(DEMO_VAL) --attention-by-size --out $(DEMO)
 	$(PY) tools/show_attention.py --model $(DEMO)/run/final.pth $(DEMO_VAL) --out $(DEMO)/attention.png
 	$(PY) tools/report.py $(DEMO)/run --pad-to 257

@@ -14,6 +14,9 @@ MANY_CHANNELS = 512
 """From so many input channels on, products were faster than oneDNN's weight gradient; in bfloat16, without a wide hole,
 from twice as many."""
 
+MANY_RESULTS = 2**20
+"""From so many values of the result on, a bias gradient of its own saves more than the call from Python takes."""
+
 
 class Filters:
     """A convolution's weight (F, C, k, k), and what several convolutions by it share, made when it is first asked for.
@@ -63,7 +66,8 @@ def conv2d(x: Tensor, weight: Tensor | Filters, bias: Tensor | None = None, dila
         if dtype == x.dtype and winograd.pays(x, weight, dilation):
             return winograd.convolve(x, filters.transformed, bias, dilation)
         products = x.size(1) >= (2 * MANY_CHANNELS if dtype == torch.bfloat16 and dilation <= 2 else MANY_CHANNELS)
-        if torch.is_grad_enabled() and weight.requires_grad and (products or dtype == torch.float32):
+        large = dtype == torch.float32 and x.numel() // x.size(1) * weight.size(0) >= MANY_RESULTS
+        if torch.is_grad_enabled() and weight.requires_grad and (products or large):
             weight = filters.cast.contiguous(memory_format=torch.channels_last)
             bias = None if bias is None else bias.to(dtype)
             return call(_FORWARD, x.to(dtype), weight, bias, dilation, products)

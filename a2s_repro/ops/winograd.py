@@ -32,11 +32,11 @@ _FILTER_TRANSFORM = torch.kron(_ALONG_ONE_AXIS, _ALONG_ONE_AXIS)
 
 def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
     """Whether a convolution is one that `conv2d` takes and is faster for it."""
+    if weight.shape[2:] != (3, 3) or min(weight.shape[:2]) < FEWEST_CHANNELS or x.numel() == 0:
+        return False
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or _native.namespace_for(x) != "a2s":
+        return False
     if os.environ.get("A2S_WINOGRAD") == "0":
-        return False
-    if x.device.type != "cpu" or _native.namespace_for(x) != "a2s" or weight.shape[2:] != (3, 3):
-        return False
-    if x.dtype not in (torch.float32, torch.float64) or min(weight.shape[:2]) < FEWEST_CHANNELS or x.numel() == 0:
         return False
     height, width = x.shape[2:]
     return 16 * _tiles(height, dilation) * _tiles(width, dilation) <= MOST_PRODUCTS * 9 * height * width

@@ -35,10 +35,16 @@ class Display:
         """The log's lines of validations; none but in the first process."""
         return self._log.validations if self._log else ()
 
-    def show(self) -> None:
-        """Call it after the passes of every iteration, before its update."""
+    @property
+    def is_due(self) -> bool:
+        """Whether this iteration is displayed: the same in every process."""
         iteration, recipe = self._trainer.iteration, self._trainer.recipe
-        if not self._log or (iteration % recipe.display and iteration + 1 < recipe.max_iter):
+        return iteration % recipe.display == 0 or iteration + 1 >= recipe.max_iter
+
+    def show(self) -> None:
+        """Call it after the passes of an iteration that `is_due`, before its update."""
+        iteration, recipe = self._trainer.iteration, self._trainer.recipe
+        if not self._log:
             return
         seconds = time.monotonic() - self._since
         images_per_second = (iteration - self._shown) * recipe.batch_size * recipe.iter_size / seconds

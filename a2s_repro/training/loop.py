@@ -73,8 +73,9 @@ def training_loop(
                 if interrupted := stop.agreed():
                     break
                 trainer.backward(batches)
-                with failing_together():
-                    display.show()
+                if display.is_due:
+                    with failing_together():
+                        display.show()
                 trainer.update()
             display.advance()
             last = trainer.iteration == recipe.max_iter
