@@ -119,6 +119,6 @@ def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, with mean ranks for ties: scipy.stats.rankdata, without its module, which takes seconds to import."""
+    """Ranks from 1, with mean ranks for ties: scipy.stats.rankdata without its module, whose import takes seconds."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts - 1) / 2)[places]
