@@ -91,7 +91,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--patience", type=positive, metavar="N", help="end the training after N validations without a better mIoU"
     )
-    add_classes_option(files, default="classes.txt in the data root; required for an own list without it")
+    add_classes_option(files, default="classes.txt in the data root; required for a list of your own")
 
     machine = parser.add_argument_group("machine")
     add_device_option(machine)
