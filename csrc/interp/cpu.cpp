@@ -33,13 +33,14 @@ void resize_rows(const Tensor& x, const Tensor& y) {
     using T = typename decltype(type)::type;
     const Map<T> out = map_of<T>(y);
     const ScaleSet<T, 1> scale_set({x}, out.h, out.w);
-    const Rows<T> rows(out, out.channels_last);
+    const bool interleaved = takes_interleaved(out);
+    const Rows<T> rows(out, interleaved);
     for_each_part(rows.planes() * out.h, rows.values(), [&](int64_t begin, int64_t end) {
-      ScaleRows<T, 1> resized(scale_set, out.channels_last);
-      std::vector<T> buffer(out.channels_last ? 0 : out.w);
+      ScaleRows<T, 1> resized(scale_set, interleaved);
+      std::vector<T> buffer(interleaved ? 0 : out.w);
       for (int64_t r = begin; r < end; ++r) {
         const int64_t plane = r / out.h, i = r % out.h;
-        if (out.channels_last) {
+        if (interleaved) {
           resized.row(plane, i, Store<T>{rows.start(plane, i), rows.gap()});
         } else {
           T* row = rows.in_place(plane, i, buffer.data());
@@ -63,7 +64,7 @@ void a2s::interp_adjoint(const std::vector<Tensor>& grads, const std::vector<Ten
     for (size_t i = 0; i < grads.size(); ++i) {
       const Map<const T> grad = map_of<const T>(grads[i]);
       const Map<T> out = map_of<T>(grads_in[i]);
-      const Rows<const T> rows(grad, out.channels_last);
+      const Rows<const T> rows(grad, takes_interleaved(out));
       gather_rows(out, Resize(out.h, out.w, grad.h, grad.w), [&] {
         return [&, buffer = std::vector<T>(rows.values())](int64_t plane, int64_t y) mutable {
           return ScaledValue<T>{rows.read(plane, y, buffer.data()), static_cast<float>(scale)};

@@ -147,15 +147,20 @@ class GatheredRows {
   void row(int64_t i, const ValueOf& value_of, Acc* out) {
     if (resize_.copies) return copy_row(value_of(i), resize_.x.in, channels_, out);
     const Readers& rows = rows_.pixels[i];
-    Acc* sum = channels_ == 1 ? column_sum_.data() : out;
-    std::fill(sum, sum + (channels_ == 1 ? resize_.x.out : resize_.x.in * channels_), Acc(0));
-    for (int64_t y = rows.first; y < rows.end; ++y) {
-      const auto value = value_of(y);
-      const Acc weight = rows_.weights[rows.weights + y - rows.first];
-      if (channels_ == 1) add_row(weight, value, resize_.x.out, sum);
-      else gather_pixels(columns_, weight, channels_, value, sum);
+    const auto add_all = [&](Acc* sum, int64_t count, const auto& add) {
+      std::fill(sum, sum + count, Acc(0));
+      for (int64_t y = rows.first; y < rows.end; ++y) add(rows_.weights[rows.weights + y - rows.first], value_of(y));
+    };
+    if constexpr (kHasInterleavedLoops<Acc>) {
+      if (channels_ > 1) {
+        return add_all(out, resize_.x.in * channels_, [&](Acc weight, const auto& value) {
+          gather_pixels(columns_, weight, channels_, value, out);
+        });
+      }
     }
-    if (channels_ == 1) gather_columns(columns_, sum, out);
+    Acc* sum = column_sum_.data();
+    add_all(sum, resize_.x.out, [&](Acc weight, const auto& value) { add_row(weight, value, resize_.x.out, sum); });
+    gather_columns(columns_, sum, out);
   }
 
  private:
@@ -180,7 +185,7 @@ struct ScaledValue {
 // value_of(plane, y), which returns row y of a plane of the result's gradient as a Value.
 template <class T, class MakeValueOf>
 void gather_rows(const Map<T>& grad_in, const Resize& resize, const MakeValueOf& make_value_of) {
-  const Rows<T> rows(grad_in, grad_in.channels_last);
+  const Rows<T> rows(grad_in, takes_interleaved(grad_in));
   for_each_part(rows.planes() * grad_in.h, rows.values(), [&](int64_t begin, int64_t end) {
     GatheredRows<acc_t<T>> gathered(resize, rows.channels());
     std::vector<acc_t<T>> buffer(rows.values());

@@ -41,6 +41,9 @@
 // and 0.5. GatheredRows adds them up to (1.5 1.5 1.5). Columns 0 and 1 were interpolated from column 0, with the same
 // weights. So the gradient of x[0, 0] is 1 * 1.5 + 0.5 * 1.5 = 2.25.
 //
+// For double, which serves to check gradients, there are no interleaved loops: the rows of interleaved maps are copied
+// and taken as planar. This halves what is compiled for double.
+//
 // Sums are in acc_t: double for double, float for all other dtypes. Their order depends neither on the number of
 // threads nor on the processor, so the same inputs always give the same bits.
 #pragma once
@@ -69,6 +72,16 @@ template <class From, class To>
 A2S_CLONES static void convert(const From* from, int64_t count, To* to) {
   A2S_INDEPENDENT
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);
+}
+
+// Whether interleaved maps have loops of their own.
+template <class T>
+constexpr bool kHasInterleavedLoops = !std::is_same_v<std::remove_const_t<T>, double>;
+
+// Whether the loops take a map, and all maps merged into it, as interleaved.
+template <class T>
+bool takes_interleaved(const Map<T>& map) {
+  return kHasInterleavedLoops<T> && map.channels_last;
 }
 
 // The rows of a map.

@@ -114,8 +114,10 @@ class ScaleRows {
       if (first_copies_) body(std::true_type{}, row, width_);
       else body(std::false_type{}, row, width_);
     };
-    if (planar_.empty()) call(row_of(interleaved_, plane, y));
-    else call(row_of(planar_, plane, y));
+    if constexpr (kHasInterleavedLoops<T>) {
+      if (planar_.empty()) return call(row_of(interleaved_, plane, y));
+    }
+    call(row_of(planar_, plane, y));
   }
 
   // Applies `op` to row y of a plane, as resize_row does.

@@ -52,7 +52,7 @@ template <class T, int S>
 void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const TakeRow<T, S>& take_row,
                       const std::vector<Tensor>& recalibration_grad) {
   using Acc = acc_t<T>;
-  const bool interleaved = is_channels_last(m.grad);
+  const bool interleaved = takes_interleaved(map_of<const T>(m.grad));
   const int64_t height = m.grad.size(2), width = m.grad.size(3);
   const ScaleChannels<const T, S> weight_rows(map_of<const T>(m.weights));
   std::optional<Rows<T>> recalibration_grad_rows;
@@ -152,7 +152,7 @@ void score_grad_rows(const BackwardInputs& m, int64_t s, const Map<T>& out) {
   const int64_t height = m.grad.size(2), width = m.grad.size(3), scales = m.weights.size(1);
   const Rows<const T> weight_rows(map_of<const T>(m.weights), false);
   gather_rows(out, Resize(out.h, out.w, height, width), [&] {
-    return [&, grads = GradRows<T>(m.grad, m.recalibration, out.channels_last),
+    return [&, grads = GradRows<T>(m.grad, m.recalibration, takes_interleaved(out)),
             buffer = std::vector<T>(width)](int64_t plane, int64_t y) mutable {
       const T* weight = weight_rows.read(plane / grads.planes_per_image() * scales + s, y, buffer.data());
       return WeightedValue<Recalibrated, T>{weight, grads.grad(plane, y), grads.recalibration(plane, y)};

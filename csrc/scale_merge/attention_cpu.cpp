@@ -41,7 +41,6 @@ class WeightRows {
 template <class T>
 struct Merged {
   Map<T> scores, weights;
-  bool interleaved;
 };
 
 // Merges all rows and stores the weights. make_weight_rows() is called for each part of the rows.
@@ -50,15 +49,16 @@ void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weig
                 const std::optional<Tensor>& recalibration, const Merged<T>& to) {
   using Acc = acc_t<T>;
   const int64_t height = to.scores.h, width = to.scores.w;
-  const Rows<T> out_rows(to.scores, to.interleaved);
+  const bool interleaved = takes_interleaved(to.scores);
+  const Rows<T> out_rows(to.scores, interleaved);
   const ScaleChannels<T, S> weight_rows(to.weights);
-  const auto recalibration_rows = optional_rows<T>(recalibration, to.interleaved);
+  const auto recalibration_rows = optional_rows<T>(recalibration, interleaved);
   for_each_part(to.scores.n * height, to.scores.c * width, [&](int64_t begin, int64_t end) {
-    ScaleRows<T, S> scales(scale_set, to.interleaved);
+    ScaleRows<T, S> scales(scale_set, interleaved);
     auto merged_weights = make_weight_rows();
     const int64_t most = std::min(band_rows(S * width), end - begin);
     std::vector<Acc> band(most * S * width);
-    std::vector<T> buffer(recalibration_rows ? recalibration_rows->values() : 0);
+    std::vector<T> out_buffer(out_rows.values()), buffer(recalibration_rows ? recalibration_rows->values() : 0);
     for_each_band(begin, end, height, most, [&](int64_t n, int64_t first, int64_t last) {
       const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
       for (int64_t y = first; y < last; ++y) {
@@ -68,13 +68,14 @@ void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weig
       for (int64_t p = 0; p < out_rows.planes_per_image(); ++p) {
         const int64_t plane = n * out_rows.planes_per_image() + p;
         for (int64_t y = first; y < last; ++y) {
-          T* out = out_rows.start(plane, y);
+          T* out = out_rows.in_place(plane, y, out_buffer.data());
           if (recalibration_rows) {
             const T* factors = recalibration_rows->read(plane, y, buffer.data());
             scales.row(plane, y, AttentionOp<true, T, S>{weights_of(y), factors, out});
           } else {
             scales.row(plane, y, AttentionOp<false, T, S>{weights_of(y), nullptr, out});
           }
+          out_rows.store(plane, y, out);
         }
       }
     });
@@ -100,7 +101,7 @@ std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, co
       softmax_rows<T, S>(logit_map, map_of<Acc>(*coarse));
       coarse_map = map_of<const Acc>(*coarse);
     }
-    const Merged<T> to{map_of<T>(merged), map_of<T>(weights), is_channels_last(merged)};
+    const Merged<T> to{map_of<T>(merged), map_of<T>(weights)};
     const auto weight_rows_of = [&] { return WeightRows<T, S>(logit_map, coarse_map, weight_resize); };
     merge_rows(scale_set, weight_rows_of, recalibration, to);
   });

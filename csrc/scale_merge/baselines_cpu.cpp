@@ -7,16 +7,26 @@ namespace {
 
 using namespace a2s;
 
-// Merges all rows. op_of(out, plane, y) returns the op of resize_row that writes row y of a plane to `out`.
+// Merges all rows. op_of(out, winner) returns the op of resize_row that writes a row to `out`, and one of `winners`.
 template <class T, int S, class OpOf>
-void merge_all_rows(const std::vector<Tensor>& scores, const Map<T>& merged, const OpOf& op_of) {
+void merge_all_rows(const std::vector<Tensor>& scores, const Map<T>& merged,
+                    const std::optional<Map<uint8_t>>& winners, const OpOf& op_of) {
   const ScaleSet<T, S> scale_set(scores, merged.h, merged.w);
-  const Rows<T> rows(merged, merged.channels_last);
+  const bool interleaved = takes_interleaved(merged);
+  const Rows<T> rows(merged, interleaved);
+  std::optional<Rows<uint8_t>> winner_rows;
+  if (winners) winner_rows.emplace(*winners, interleaved);
   for_each_part(rows.planes() * merged.h, rows.values(), [&](int64_t begin, int64_t end) {
-    ScaleRows<T, S> scales(scale_set, merged.channels_last);
+    ScaleRows<T, S> scales(scale_set, interleaved);
+    std::vector<T> buffer(rows.values());
+    std::vector<uint8_t> winner_buffer(winner_rows ? rows.values() : 0);
     for (int64_t r = begin; r < end; ++r) {
       const int64_t plane = r / merged.h, y = r % merged.h;
-      scales.row(plane, y, op_of(rows.start(plane, y), plane, y));
+      T* out = rows.in_place(plane, y, buffer.data());
+      uint8_t* winner = winner_rows ? winner_rows->in_place(plane, y, winner_buffer.data()) : nullptr;
+      scales.row(plane, y, op_of(out, winner));
+      rows.store(plane, y, out);
+      if (winner_rows) winner_rows->store(plane, y, winner);
     }
   });
 }
@@ -26,7 +36,7 @@ Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int6
   dispatch_merge_cpu("scale_average", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
-    merge_all_rows<T, S>(scores, map_of<T>(merged), [&](T* out, int64_t, int64_t) {
+    merge_all_rows<T, S>(scores, map_of<T>(merged), std::nullopt, [&](T* out, uint8_t*) {
       return AverageOp<T, S>{static_cast<float>(factor), out};
     });
   });
@@ -46,9 +56,8 @@ std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int6
   dispatch_merge_cpu("scale_max", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
-    const Rows<uint8_t> winner_rows(map_of<uint8_t>(winner), is_channels_last(merged));
-    merge_all_rows<T, S>(scores, map_of<T>(merged), [&](T* out, int64_t plane, int64_t y) {
-      return MaxOp<T, S>{out, winner_rows.start(plane, y)};
+    merge_all_rows<T, S>(scores, map_of<T>(merged), map_of<uint8_t>(winner), [](T* out, uint8_t* winner_row) {
+      return MaxOp<T, S>{out, winner_row};
     });
   });
   return {merged, winner};
@@ -62,8 +71,9 @@ std::vector<Tensor> scale_max_backward_cpu(const Tensor& grad, const Tensor& win
     using T = typename decltype(type)::type;
     for (size_t s = 0; s < scores.size(); ++s) {
       const Map<T> out = map_of<T>(grad_scores[s]);
-      const Rows<const T> rows(map_of<const T>(grad), out.channels_last);
-      const Rows<const uint8_t> winner_rows(map_of<const uint8_t>(winner), out.channels_last);
+      const bool interleaved = takes_interleaved(out);
+      const Rows<const T> rows(map_of<const T>(grad), interleaved);
+      const Rows<const uint8_t> winner_rows(map_of<const uint8_t>(winner), interleaved);
       gather_rows(out, Resize(out.h, out.w, grad.size(2), grad.size(3)), [&, s] {
         return [&, s, buffer = std::vector<T>(rows.values()),
                 winners = std::vector<uint8_t>(rows.values())](int64_t plane, int64_t y) mutable {

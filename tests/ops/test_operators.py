@@ -118,7 +118,7 @@ def of_21_channels(operator: str, dtype: torch.dtype) -> tuple[list[torch.Tensor
         return inputs, outputs_and_gradients(operator, "paper", [x.double() for x in inputs])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_dtypes_and_layouts(operator: str, channels_last: bool, dtype: torch.dtype, backend: Backend) -> None:
