@@ -35,6 +35,8 @@ from tests.caffe.test_deploy import THIN, image_of, net_of, opencv4, weights_of
 from tests.markdown import snippets
 from tests.processes import run_tool
 
+pytestmark = pytest.mark.long
+
 RECIPE = {"name": "voc12/attention2_esupv"}
 SIZES = [(1, 33, 49), (3, 65, 33), (2, 161, 129)]
 
@@ -101,7 +103,6 @@ def assert_segments_like(exported: str, weights: str) -> None:
         assert np.abs(result.scores - expected.scores).max() < TOLERANCE * np.abs(expected.scores).max()
 
 
-@pytest.mark.long
 def test_onnx_runs_any_batch_and_size_and_has_a_description(here, net, onnx_file):
     assert onnx_file.files == [here / "model.onnx"] and onnx_file.deviation < TOLERANCE
     picture = np.random.default_rng(0).integers(0, 256, (33, 50, 3), np.uint8)
@@ -134,7 +135,6 @@ torch.save({{"labels": labels, "scores": scores, "classes": classes}}, "outputs.
 """
 
 
-@pytest.mark.long
 def test_the_tool_writes_a_program_that_needs_only_pytorch(here, net, program_file):
     done = program_file
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,6 @@ def test_the_tool_writes_a_program_that_needs_only_pytorch(here, net, program_fi
     assert_segments_like("model.pt2", "model.pth")
 
 
-@pytest.mark.long
 def test_commands_take_exported_nets_as_they_take_weights(here, onnx_file, program_file):
     export("model.pth", "model.caffemodel", deploy_size=(33, 33))
     data = make_demo_data(here / "data", num_train=1, num_val=1)
@@ -178,7 +177,6 @@ def test_commands_take_exported_nets_as_they_take_weights(here, onnx_file, progr
     assert done.returncode == 2 and "an exported net has no recalibration" in done.stderr
 
 
-@pytest.mark.long
 def test_what_an_exported_net_cannot_give_is_refused(here, onnx_file, program_file):
     picture = np.zeros((33, 33, 3), np.uint8)
     for name in ("model.onnx", "model.pt2"):

@@ -30,6 +30,8 @@ from a2s_repro.training.config import write_config
 from a2s_repro.training.run_log import RunLog
 from tests.processes import run_tool
 
+pytestmark = pytest.mark.long
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CROP = 65
 THIN = {"widths": Widths().scaled(1 / 32)}

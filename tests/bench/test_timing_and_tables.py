@@ -60,6 +60,7 @@ def bench(*arguments: str, tool: str = "bench_kernels") -> subprocess.CompletedP
     return run_tool(f"dev/{tool}", *arguments)
 
 
+@pytest.mark.long
 def test_kernel_results_become_a_table(tmp_path: Path) -> None:
     few = ("--operators", "scale_softmax", "--dtypes", "float32", "--layouts", "nchw", "--cases", "quick")
     run = bench("--device", "cpu", *few, "--out", str(tmp_path))

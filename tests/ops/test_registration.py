@@ -49,6 +49,7 @@ def calls(namespace) -> dict[str, tuple]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "namespace"),
     [(call, space) for call in calls(torch.ops.a2s) for space in _native.namespaces_of(call.partition("(")[0])],

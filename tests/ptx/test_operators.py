@@ -47,6 +47,7 @@ def agrees(operator: str, grid: str, inputs: Sequence[Tensor], dtype: torch.dtyp
     assert_close(outputs_and_gradients(operator, grid, inputs), expected_of(operator, grid, inputs), dtype)
 
 
+@pytest.mark.long
 @dtypes
 @layouts
 @pytest.mark.parametrize("channels", [3, 8], ids=["odd", "whole packs"])

@@ -112,7 +112,8 @@ def test_the_gradients_of_the_first_iteration(name, dtype, backend, check):
 
 @pytest.mark.parametrize(
     ("name", "run", "backend_name"),
-    [(name, run, "native") for name in NAMES for run in "AB"]
+    [(name, "A", "native") for name in NAMES]
+    + [pytest.param(name, "B", "native", marks=pytest.mark.long) for name in NAMES]
     + [
         pytest.param(name, "A", "reference", marks=pytest.mark.long)
         for name in ("ii_avg2", "iii_max3_esupv", "v_att3_esupv", "viii_msc_att3_esupv")
@@ -131,11 +132,11 @@ def test_twenty_iterations_in_float64(name, run, backend_name, check):
     check(compared)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("run", ["A", "B"])
+@pytest.mark.parametrize("run", [pytest.param("A", marks=pytest.mark.long), pytest.param("B", marks=pytest.mark.slow)])
 @over_nets
 def test_twenty_iterations_in_float32(name, run, check):
     """The tight gates hold until float32 flips a unit that float64 has near a tie; a flip changes a loss by up to 5e-3.
+    Run B, of other learning rates, is slow; float64 checks both.
 
     Which units flip depends on the processor's convolution kernels. In run A of v, AVX-512 kernels flip none, and those
     for AMD's AVX2 flip pool2[1, 7, 12, 13] in iteration 3, whose two largest values are 7e-6 apart. In run B of ii,
@@ -151,10 +152,9 @@ def test_twenty_iterations_in_float32(name, run, check):
         assert flip.margin < 1e-4
 
 
-@over_dtypes
-@over_nets
-def test_with_winograd_for_every_3x3_convolution(name, dtype, check, monkeypatch):
-    """The gates of direct convolutions, the default for nets this thin, also hold for Winograd's algorithm."""
+@pytest.fixture
+def winograds(monkeypatch) -> list[bool]:
+    """Winograd's algorithm for every 3x3 convolution; whether it took each convolution."""
     if "cpu" not in _native.loaded_devices():
         pytest.skip("the native operators are not built")
     taken = []
@@ -168,11 +168,22 @@ def test_with_winograd_for_every_3x3_convolution(name, dtype, check, monkeypatch
 
     monkeypatch.setattr(winograd, "pays", pays)
     monkeypatch.setattr(Recording, "net", channels_last)
+    return taken
+
+
+@over_dtypes
+@over_nets
+def test_with_winograd_for_every_3x3_convolution(name, dtype, check, winograds):
+    """The gates of direct convolutions, the default for nets this thin, also hold for Winograd's algorithm."""
     check(compare_first_pass(record(name), dtype, "cpu"))
     check(compare_gradients(record(name), dtype, "cpu"))
-    if (name, dtype) == ("v_att3_esupv", torch.float64):
-        check(compare_run(record(name), "A", dtype, "cpu")[0])
-    assert any(taken)
+    assert any(winograds)
+
+
+@pytest.mark.long
+def test_twenty_iterations_with_winograd_for_every_3x3_convolution(check, winograds):
+    check(compare_run(record("v_att3_esupv"), "A", torch.float64, "cpu")[0])
+    assert any(winograds)
 
 
 @over_dtypes

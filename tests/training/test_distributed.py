@@ -62,7 +62,10 @@ def errors(run: Run) -> list[str]:
     return [line for line in printed(run) if line.startswith("error: ")]
 
 
-@pytest.mark.parametrize(("ranks", "together"), [(2, 1), (3, 1), (1, 2), (2, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("ranks", "together"),
+    [(2, 1), pytest.param(3, 1, marks=pytest.mark.long), (1, 2), (2, 2), pytest.param(3, 2, marks=pytest.mark.long)],
+)
 def test_several_processes_compute_what_one_computes(single, files, tmp_path, ranks, together):
     """Within 1e-6 after 10 updates: only the order differs in which the gradients of the passes are added.
 

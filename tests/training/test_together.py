@@ -53,7 +53,10 @@ class Trained:
         return float((ours / theirs - 1).abs().max()), max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("together", "caffe_streams"), [(3, None), (4, None), (2, "ziggurat")])
+@pytest.mark.parametrize(
+    ("together", "caffe_streams"),
+    [pytest.param(3, None, marks=pytest.mark.long), pytest.param(4, None, marks=pytest.mark.long), (2, "ziggurat")],
+)
 def test_passes_together_equal_passes_one_by_one_in_float64(files, together, caffe_streams):
     """Within 1e-9 after 20 updates: groups of three and one, of all four, of two. Only the order of sums differs."""
     ours, theirs = (Trained(files, torch.float64, count, 20, caffe_streams=caffe_streams) for count in (together, 1))
