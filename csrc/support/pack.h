@@ -16,11 +16,11 @@ struct alignas(V * sizeof(T)) Pack {
   T v[V];
 };
 
-// Whether every pixel's channels are whole, aligned packs of V.
+// Whether every pixel's channels are whole, aligned groups of V.
 template <int V, class T>
 bool packs(const Map<T>& map) {
   return map.stride_c == 1 && map.c % V == 0 && map.stride_n % V == 0 && map.stride_h % V == 0 &&
-         map.stride_w % V == 0 && reinterpret_cast<uintptr_t>(map.data) % kPackBytes == 0 && map.channels_last;
+         map.stride_w % V == 0 && reinterpret_cast<uintptr_t>(map.data) % (V * sizeof(T)) == 0 && map.channels_last;
 }
 
 template <class T, int V>
@@ -36,12 +36,16 @@ __device__ void store_values(T* to, const acc_t<T> (&v)[V]) {
   if constexpr (V == 1) {
     *to = static_cast<T>(v[0]);
   } else {
-    static_assert(V * sizeof(T) == sizeof(uint4));
     Pack<T, V> values;
 #pragma unroll
     for (int k = 0; k < V; ++k) values.v[k] = static_cast<T>(v[k]);
     // A plain assignment is sometimes compiled to stores of a part each.
-    __stcg(reinterpret_cast<uint4*>(to), __builtin_bit_cast(uint4, values));
+    if constexpr (sizeof(values) == sizeof(uint4)) {
+      __stcg(reinterpret_cast<uint4*>(to), __builtin_bit_cast(uint4, values));
+    } else {
+      static_assert(sizeof(values) == sizeof(uint32_t));
+      *reinterpret_cast<uint32_t*>(to) = __builtin_bit_cast(uint32_t, values);
+    }
   }
 }
 
