@@ -29,14 +29,10 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
   if (recalibration) grad_recalibration.push_back(empty_same(*recalibration));
   const bool resized = logits.size(2) != height || logits.size(3) != width;
   // Maps that are not resized get their gradients in the first launch, if in the layout of `grad`; the others gather.
-  const auto passes_by_pixel = [&](size_t s) {
-    return scores[s].size(2) == height && scores[s].size(3) == width &&
-           is_channels_last(scores[s]) == is_channels_last(grad);
+  const auto gathers = [&](size_t s) {
+    return scores[s].size(2) != height || scores[s].size(3) != width ||
+           is_channels_last(scores[s]) != is_channels_last(grad);
   };
-  std::vector<int> gathered;
-  for (size_t s = 0; s < scores.size(); ++s) {
-    if (!passes_by_pixel(s)) gathered.push_back(static_cast<int>(s));
-  }
   dispatch_merge("scale_merge_backward", scores, [&](auto type, auto count) {
     using T = typename decltype(type)::type;
     constexpr int S = decltype(count)::value;
@@ -46,7 +42,7 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
     for (int s = 0; s < S; ++s) {
       a.maps[s] = scales.map[s];
       a.resize[s] = scales.resize[s];
-      if (!passes_by_pixel(s)) continue;
+      if (gathers(s)) continue;
       a.copied = map_of<T>(grad_scores[s]);
       a.grad_maps[s] = a.copied.data;
     }
@@ -93,7 +89,7 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
   std::optional<Tensor> factor;
   if (recalibration) factor = addressable(*recalibration, is_channels_last(grad));
   Tensor all_weights = addressable(weights, false);
-  gather_scores("scale_merge_backward", grad, grad_scores, gathered, [&](auto type, const Tensor& grad_map, int s) {
+  gather_scores("scale_merge_backward", grad, grad_scores, gathers, [&](auto type, const Tensor& grad_map, int s) {
     using T = typename decltype(type)::type;
     return WeightedGrad<T>{map_of<const T>(grad_map), optional_map<T>(factor),
                            map_of<const T>(torch::stable::narrow(all_weights, 1, s, 1))};

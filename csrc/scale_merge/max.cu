@@ -1,8 +1,6 @@
 // scale_max on a GPU.
 #include <torch/csrc/stable/library.h>
 
-#include <numeric>
-
 #include "merge.h"
 #include "score_grads.h"
 
@@ -28,9 +26,8 @@ std::vector<Tensor> scale_max_backward(const Tensor& grad, const Tensor& winner,
   check_max_backward("scale_max_backward", grad, winner, scores);
   std::vector<Tensor> grad_scores = empty_same_all(scores);
   const Tensor winners = addressable(winner, is_channels_last(grad));
-  std::vector<int> all(scores.size());
-  std::iota(all.begin(), all.end(), 0);
-  gather_scores("scale_max_backward", grad, grad_scores, all, [&](auto type, const Tensor& grad_map, int s) {
+  const auto every_map = [](size_t) { return true; };
+  gather_scores("scale_max_backward", grad, grad_scores, every_map, [&](auto type, const Tensor& grad_map, int s) {
     using T = typename decltype(type)::type;
     return WonGrad<T>{map_of<const T>(grad_map), map_of<const uint8_t>(winners), s};
   });

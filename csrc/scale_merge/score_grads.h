@@ -75,22 +75,22 @@ struct WonGrad {
   }
 };
 
-// Fills the gradients of the scores `gathered`, in one launch if they have one layout. value_of(type, grad, s) is what
-// outputs pass back to scores[s].
-template <class ValueOf>
-void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores,
-                   const std::vector<int>& gathered, const ValueOf& value_of) {
+// Fills the gradients of the scores s for which gathers(s), in one launch if they have one layout. value_of(type, grad,
+// s) is what outputs pass back to scores[s].
+template <class ValueOf, class Gathers>
+void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores, const Gathers& gathers,
+                   const ValueOf& value_of) {
   dispatch(op, grad, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto gather = [&](auto layout) {
       constexpr bool kInterleaved = decltype(layout)::value;
       std::vector<Map<T>> maps;
       std::vector<int> index;
-      for (const int s : gathered) {
+      for (size_t s = 0; s < grad_scores.size(); ++s) {
         const Map<T> map = map_of<T>(grad_scores[s]);
-        if (is_interleaved(map) != kInterleaved) continue;
+        if (!gathers(s) || is_interleaved(map) != kInterleaved) continue;
         maps.push_back(map);
-        index.push_back(s);
+        index.push_back(static_cast<int>(s));
       }
       if (maps.empty()) return;
       const Tensor source = addressable(grad, kInterleaved);

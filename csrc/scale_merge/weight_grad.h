@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2
     const auto channels = static_cast<int>(a.grad.c);
 #pragma unroll 1
     for (int c = share; c < channels; c += a.group) {
-      // Where there is no second channel, the first one is read again, with a gradient of 0.
+      // Where there is no second channel, the first one is read again, and left out of the sums.
       const bool two = a.group > shares && c + shares < channels;
       const auto read = [&](const T* from, uint32_t second, Acc (&v)[K]) {
         v[0] = static_cast<Acc>(*from);
@@ -133,7 +133,9 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2
 #pragma unroll
         for (int s = 0; s < S; ++s) {
 #pragma unroll
-          for (int k = 0; k < K; ++k) sum[r][s] += g[k] * v[s][k];
+          for (int k = 0; k < K; ++k) {
+            if (k == 0 || two) sum[r][s] += g[k] * v[s][k];
+          }
           if (a.grad_maps[s]) {
             write(moved(a.grad_maps[s], copied + r * a.copied_row), a.second_copied, {w.w[s] * g[0], w.w[s] * g[1]});
           }

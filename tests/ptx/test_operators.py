@@ -137,6 +137,18 @@ def test_merge_with_everything_at_once(layout: torch.memory_format, ptx: Device)
     assert_close(*[[x.detach() for x in result] for result in results], torch.float64)
 
 
+@layouts
+def test_an_infinite_score_in_an_odd_number_of_channels(layout: torch.memory_format, ptx: Device) -> None:
+    """A thread takes two channels at once. One that is not there must not count as infinity times 0."""
+    scores = [torch.ones(1, 3, 2, 2).contiguous(memory_format=layout) for _ in range(2)]
+    scores[0][:, :, 0, 0] = torch.inf
+    logits = torch.zeros(1, 2, 2, 2, requires_grad=True)
+    with ops.use_backend("ptx"):
+        ops.scale_merge(scores, logits, (2, 2))[0].sum().backward()
+    assert logits.grad[0, 1, 0, 0] == -torch.inf
+    assert torch.isfinite(logits.grad[:, :, 0, 1:]).all() and torch.isfinite(logits.grad[:, :, 1]).all()
+
+
 @pytest.mark.long
 @every_operator
 def test_gradcheck_at_a_small_size(operator: str, ptx: Device, monkeypatch: pytest.MonkeyPatch) -> None:
