@@ -33,8 +33,8 @@ class Trained:
 
     def __init__(self, files: dict[str, Path], dtype: torch.dtype, together: int, updates: int, **how) -> None:
         items = read_list(files["train_list"], files["data_root"])
-        torch.manual_seed(8)
-        trainer = Trainer(FOUR.changed(average_loss=1), items, CPU, "fp32", seed=8, together=together, **how)
+        torch.manual_seed(2)
+        trainer = Trainer(FOUR.changed(average_loss=1), items, CPU, "fp32", seed=2, together=together, **how)
         load_init(trainer.model, files["init"], "fc8")
         trainer.model.to(dtype)
         self.losses = []
@@ -65,15 +65,15 @@ def test_passes_together_equal_passes_one_by_one_in_float64(files, together, caf
 
 
 def test_passes_together_equal_passes_one_by_one_in_float32(files):
-    """After 20 updates losses are within 1e-6 and weights within 2e-6, as no ReLU or max-pool unit of these nets and
-    pictures flips. Biases deviate most: they begin at 0, and oneDNN sums their gradients over the batch in float32.
+    """Within 1e-6 after 20 updates, as no ReLU or max-pool unit of these nets and pictures flips.
 
-    With seeds 1, 4, 5 and 6 one does: two values of a max-pooling window, or one near 0, change their order. The
-    weights then deviate by 1e-4 after that update, and by up to 0.14 after 20.
+    With seeds 0, 1, 5 and 9 one does: two values of a max-pooling window, or one near 0, change their order. The
+    weights then deviate by 1e-4 after that update, and by up to 0.14 after 20. With seeds 3, 4, 6 and 8 a layer's
+    biases, which begin at 0, deviate by 1e-6 to 1.3e-5: oneDNN sums their gradients over the batch in float32.
     """
     ours, theirs = (Trained(files, torch.float32, together, 20) for together in (4, 1))
     losses, weights = ours.deviations(theirs)
-    assert losses < 1e-6 and weights < 2e-6, (losses, weights)
+    assert losses < 1e-6 and weights < 1e-6, (losses, weights)
 
 
 def test_each_pass_has_the_mean_of_its_own_valid_pixels():
