@@ -37,11 +37,15 @@ __device__ SourceRows<Acc> source_rows(const Map<const T>& map, const Axis& axis
 template <class T, int V, int K>
 struct HeldRows {
   using Acc = acc_t<T>;
-  const T* base;  // the group's first channel and the tile's first column in row 0
-  uint32_t left[K], right;  // bytes from there; `right` from the left neighbour
+  const T* base;            // the left neighbour in row 0, in the first of the channels
+  uint32_t left[K], right;  // bytes from there to channel k, and from a left neighbour to the right one
   Acc left_share, right_share, upper[K][V], lower[K][V];
 
-  __device__ const T* at(int64_t row) const { return moved(base, row); }
+  __device__ const T* at(int64_t row) const {
+    const T* from = moved(base, row);
+    keep(from);
+    return from;
+  }
 
   __device__ void read(int64_t row, Acc (&v)[K][V]) const {
     const T* from = at(row);

@@ -10,13 +10,18 @@
 //   value(v, winner)        the result of the values v[s] of the resized maps, and the map that won
 #pragma once
 
+#include <cmath>
+
 #include "../support/launch.h"
 #include "held_rows.h"
 
 namespace a2s {
 
 constexpr int kTileRows = 32;           // at most
-constexpr int kPixelBytes = 14 * 1024;  // shared memory for the weights of a tile's pixels
+constexpr int kPixelBytes = 14 * 1024;  // shared memory for the weights of a tile's pixels, in channels_last
+constexpr int kTileBytes = 40 * 1024;   // shared memory for the weights and the results of a planar tile
+// Instructions that compute the weights of a pixel, and those of a thread before the first row of a column.
+constexpr double kPixelCost = 110, kPlaceCost = 240;
 
 template <class T, int S, class Op>
 struct ResizeArguments {
@@ -26,8 +31,9 @@ struct ResizeArguments {
   Map<T> out;
   Tiling tiling;
   Places places;
-  int group;                   // channels at once
-  int64_t next_row, next_slot;  // bytes from a value to that of the next row, and of the thread's next channel
+  int group;                        // channels at once
+  int64_t next_row, next_slot;      // bytes from a value to that of the next row, and of the thread's next channel
+  int64_t next_pixel, next_factor;  // bytes from a pixel's weights and factors to those of the next row
   Divisor by_width;
   Staging staging;
   // Only with Op::kWinner.
@@ -47,6 +53,7 @@ struct alignas(S > 2 ? 16 : S * sizeof(Acc)) PixelWeights {
 template <class T, int S, int V, int K, bool kInterleaved, class Op>
 __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsigned char* shared) {
   using Acc = acc_t<T>;
+  constexpr bool kStaged = V * sizeof(T) < kPackBytes;
   __shared__ SourceRows<Acc> sources[S][kTileRows];
   auto* const pixels = reinterpret_cast<PixelWeights<Acc, S>*>(shared);
   unsigned char* const staged = shared + a.pixels_bytes;
@@ -86,46 +93,49 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
       a.places.template split<kInterleaved>(i, x, slot);
       if (x >= tile.width || slot >= group) continue;
       const bool all = slot + (K - 1) * step < group;  // channels of the place are in the group
+      // Distance of channel k from the thread's first one.
+      const auto channel = [&](int k) { return k == 0 ? 0 : (min(slot + k * step, group - 1) - slot) * V; };
       HeldRows<T, V, K> map[S];
-      uint32_t factor[K];
 #pragma unroll
       for (int s = 0; s < S; ++s) {
         const Tap tap = tap_of(a.resize[s].x, tile.x + x);
-        map[s].base = base[s];
+        map[s].base = advanced(base[s], offset_in(a.maps[s], slot * V, tap.low - first_x[s]));
         map[s].right = offset_in(a.maps[s], 0, tap.high - tap.low);
         map[s].right_share = tap.lambda;
         map[s].left_share = 1 - map[s].right_share;
 #pragma unroll
-        for (int k = 0; k < K; ++k) {
-          map[s].left[k] = offset_in(a.maps[s], min(slot + k * step, group - 1) * V, tap.low - first_x[s]);
-        }
+        for (int k = 0; k < K; ++k) map[s].left[k] = offset_in(a.maps[s], channel(k), 0);
       }
-      [[maybe_unused]] const T* factor_row = nullptr;
+      [[maybe_unused]] const T* factor = nullptr;
+      [[maybe_unused]] uint32_t factor_of[K];
+      [[maybe_unused]] bool multiplied = false;
       if constexpr (Op::kFactor) {
-        if (a.op.factor.data) factor_row = row_of(a.op.factor, tile.n, c, tile.x, tile.y);
+        multiplied = a.op.factor.data != nullptr;
+        if (multiplied) factor = row_of(a.op.factor, tile.n, (c + slot) * V, tile.x + x, tile.y);
 #pragma unroll
-        for (int k = 0; k < K; ++k) factor[k] = offset_in(a.op.factor, min(slot + k * step, group - 1), x);
+        for (int k = 0; k < K; ++k) factor_of[k] = offset_in(a.op.factor, channel(k), 0);
       }
       [[maybe_unused]] const auto* weights = pixels + x;
       // Packs go to their places, other results to shared memory.
       unsigned char *to, *winner_to = nullptr;
-      if constexpr (V > 1) {
+      if constexpr (!kStaged) {
         to = reinterpret_cast<unsigned char*>(out + (slot * V + x * a.out.stride_w));
       } else {
         const auto staged_at = [&](const Staging& staging) {
-          return kInterleaved ? slot + x * staging.outer_pitch : x + slot * staging.outer_pitch;
+          return kInterleaved ? slot * V + x * staging.outer_pitch : x + slot * staging.outer_pitch;
         };
         to = staged + (Staging::start(out) + staged_at(a.staging)) * sizeof(T);
         if constexpr (Op::kWinner) winner_to = staged_winner + Staging::start(winner) + staged_at(a.winner_staging);
       }
+      const SourceRows<Acc>* const end = sources[0] + tile.rows;
 #pragma unroll 1
-      for (int r = 0; r < tile.rows; ++r) {
+      for (const SourceRows<Acc>* rows = sources[0]; rows != end; ++rows) {
         Acc result[K][V], v[Op::kWinner ? S : 1][K][V];
         PixelWeights<Acc, S> here;
         if constexpr (Op::kPixels) here = *weights;
 #pragma unroll
         for (int s = 0; s < S; ++s) {
-          const SourceRows<Acc>& source = sources[s][r];
+          const SourceRows<Acc>& source = rows[s * kTileRows];
           const auto add = [&](int k, int j, Acc first, Acc second) {
             if constexpr (Op::kWinner) v[s][k][j] = first + second;
             else if (s == 0) result[k][j] = first + second;
@@ -142,8 +152,8 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
               for (int j = 0; j < V; ++j) add(k, j, weight * copied[k][j], -Acc(0));
             }
           } else {
-            map[s].advance(source, source.step);
             const Acc above = weight * source.above, below = weight * source.below;
+            map[s].advance(source, source.step);
 #pragma unroll
             for (int k = 0; k < K; ++k) {
 #pragma unroll
@@ -163,8 +173,17 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
 #pragma unroll
             for (int j = 0; j < V; ++j) result[k][j] = a.op.finish(result[k][j]);
           }
-          if constexpr (Op::kFactor) {
-            if (factor_row) result[k][0] *= static_cast<Acc>(*advanced(factor_row, factor[k]));
+        }
+        if constexpr (Op::kFactor) {
+          if (multiplied) {
+#pragma unroll
+            for (int k = 0; k < K; ++k) {
+              Acc factors[V];
+              load_values<T, V>(advanced(factor, factor_of[k]), factors);
+#pragma unroll
+              for (int j = 0; j < V; ++j) result[k][j] *= factors[j];
+            }
+            factor = moved(factor, a.next_factor);
           }
         }
         const auto store = [&](int k) {
@@ -180,17 +199,14 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
             if (slot + k * step < group) store(k);
           }
         }
-        if constexpr (Op::kPixels) weights += a.tiling.width;
-        if constexpr (Op::kFactor) {
-          if (factor_row) factor_row += a.op.factor.stride_h;
-        }
+        if constexpr (Op::kPixels) weights = moved(weights, a.next_pixel);
         if constexpr (Op::kWinner) winner_to += a.winner_staging.row_pitch;
         to += a.next_row;
       }
     }
     __syncthreads();
-    const int outer = kInterleaved ? tile.width : group, inner = kInterleaved ? group : tile.width;
-    if constexpr (V == 1) a.staging.store(reinterpret_cast<const T*>(staged), out, tile.rows, outer, inner);
+    const int outer = kInterleaved ? tile.width : group, inner = kInterleaved ? group * V : tile.width;
+    if constexpr (kStaged) a.staging.store(reinterpret_cast<const T*>(staged), out, tile.rows, outer, inner);
     if constexpr (Op::kWinner) {
       a.winner_staging.store(reinterpret_cast<const uint8_t*>(staged_winner), winner, tile.rows, outer, inner);
     }
@@ -203,11 +219,11 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
 template <class T, int S, class Op>
 constexpr int kResizeBlocks = sizeof(T) == 8 || S == 4 ? 2 : 4;
 
-template <class T, int S, int K, bool kInterleaved, class Op>
+template <class T, int S, int V, int K, bool kInterleaved, class Op>
 __global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, S, Op>)
     resize(const __grid_constant__ ResizeArguments<T, S, Op> a) {
   extern __shared__ __align__(16) unsigned char shared[];
-  resize_tile<T, S, 1, K, kInterleaved>(a, blockIdx.x, shared);
+  resize_tile<T, S, V, K, kInterleaved>(a, blockIdx.x, shared);
 }
 
 // Several maps, each resized to a result of its own.
@@ -230,27 +246,48 @@ __global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, 1, Op>)
 template <int V, int K, bool kInterleaved, class T, int S, class Op>
 int plan_resize(ResizeArguments<T, S, Op>& a) {
   constexpr int pixel_bytes = Op::kPixels ? sizeof(PixelWeights<acc_t<T>, S>) : 0;
+  constexpr bool kStaged = V * sizeof(T) < kPackBytes;
   const Map<T>& out = a.out;
   const int64_t channels = out.c / V;
   int64_t limit = channels;
   for (int s = 0; s < S; ++s) limit = std::min(limit, std::max<int64_t>(1, channel_limit(a.maps[s]) / V));
-  if constexpr (Op::kFactor) limit = std::min(limit, channel_limit(a.op.factor));
+  if constexpr (Op::kFactor) limit = std::min(limit, std::max<int64_t>(1, channel_limit(a.op.factor) / V));
   int64_t rows = kTileRows;
   if (kInterleaved) {
-    const int64_t slots = balanced(ceil_div(limit, K), V > 1 ? 64 : kBlockThreads / 2);
+    const int64_t slots = balanced(ceil_div(limit, K), kStaged ? kBlockThreads / 2 : 64);
     a.places = Places(balanced(out.w, kBlockThreads / slots), slots, true);
   } else {
     a.places = Places::planar(balanced(out.w, Op::kPixels ? 256 : 2 * kBlockThreads + 64), ceil_div(limit, K));
   }
   a.group = static_cast<int>(std::min<int64_t>(K * a.places.slots, limit));
-  if (Op::kPixels) rows = std::clamp<int64_t>(kPixelBytes / (pixel_bytes * a.places.width), 1, rows);
-  int64_t at_once = ceil_div(channels, a.group) * a.group;
+  const int64_t groups = ceil_div(channels, a.group);
+  int64_t at_once = groups * a.group;
+  if (Op::kPixels && kInterleaved) {
+    rows = std::clamp<int64_t>(kPixelBytes / (pixel_bytes * a.places.width), 1, rows);
+  } else if (Op::kPixels) {
+    // The weights of a pixel serve the channels of a tile; what a thread prepares for a column serves its rows.
+    const int64_t tile_row = a.places.width * (pixel_bytes + a.group * static_cast<int64_t>(sizeof(T)));
+    const int64_t most = std::clamp<int64_t>(kTileBytes / tile_row, 1, rows);
+    double least = INFINITY;
+    for (int64_t r = 1; r <= most; ++r) {
+      const int64_t tiles = std::max<int64_t>(1, out.n * ceil_div(out.h, r) * ceil_div(out.w, a.places.width));
+      const int64_t parts = std::min(groups, ceil_div(kBlocksWanted, tiles)), part = groups / parts * a.group;
+      const double idle = std::max(1.0, kBlocksWanted / static_cast<double>(tiles * parts));
+      const double cost = idle * (kPixelCost / part + kPlaceCost / (K * balanced(out.h, r)));
+      if (cost < least) {
+        least = cost;
+        rows = r;
+        at_once = part;
+      }
+    }
+  }
   int bytes;
   const auto cut = [&] {
     a.tiling = Tiling(out.n, out.h, out.w, channels, rows, a.places.width, at_once);
-    bytes = a.pixels_bytes = a.tiling.rows * a.tiling.width * pixel_bytes;
-    if (V > 1) return;
-    const int outer = kInterleaved ? a.tiling.width : a.group, inner = kInterleaved ? a.group : a.tiling.width;
+    const int64_t packs = ceil_div(a.tiling.rows * a.tiling.width * pixel_bytes, kPackBytes);
+    bytes = a.pixels_bytes = static_cast<int>(packs * kPackBytes);
+    if (!kStaged) return;
+    const int outer = kInterleaved ? a.tiling.width : a.group, inner = kInterleaved ? a.group * V : a.tiling.width;
     a.staging = Staging(out, a.tiling.rows, outer, inner, kInterleaved);
     bytes += a.staged_bytes = a.staging.template bytes<T>();
     if constexpr (Op::kWinner) {
@@ -266,13 +303,10 @@ int plan_resize(ResizeArguments<T, S, Op>& a) {
   for (; a.tiling.blocks() < kBlocksWanted && rows > 2; cut()) --rows;
   a.by_width = Divisor(a.tiling.width);
   const int64_t slots = a.places.slots;
-  if (V > 1) {
-    a.next_row = bytes_between_rows(out);
-    a.next_slot = slots * V * sizeof(T);
-  } else {
-    a.next_row = a.staging.row_pitch * sizeof(T);
-    a.next_slot = (kInterleaved ? slots : slots * a.staging.outer_pitch) * sizeof(T);
-  }
+  a.next_row = kStaged ? a.staging.row_pitch * static_cast<int64_t>(sizeof(T)) : bytes_between_rows(out);
+  a.next_slot = (kInterleaved ? slots * V : slots * a.staging.outer_pitch) * sizeof(T);
+  a.next_pixel = a.tiling.width * pixel_bytes;
+  if constexpr (Op::kFactor) a.next_factor = bytes_between_rows(a.op.factor);
   if constexpr (Op::kWinner) {
     a.next_winner = static_cast<int>(kInterleaved ? slots : slots * a.winner_staging.outer_pitch);
   }
@@ -287,7 +321,6 @@ constexpr int kResizeChannels = V > 1 || sizeof(T) == 8 ? 1 : S == 1 ? 3 : 2;
 template <class T, int S, bool kInterleaved, class Op>
 void launch_resize(const Tensor& on, const ScaleSet<T, S>& scales, const Op& op, const Map<T>& out,
                    const Map<uint8_t>& winner) {
-  constexpr int K = kResizeChannels<T, S, 1>;
   ResizeArguments<T, S, Op> a{};
   for (int s = 0; s < S; ++s) {
     a.maps[s] = scales.map[s];
@@ -296,8 +329,19 @@ void launch_resize(const Tensor& on, const ScaleSet<T, S>& scales, const Op& op,
   a.op = op;
   a.out = out;
   a.winner = winner;
-  const int bytes = plan_resize<1, K, kInterleaved>(a);
-  launch(on, a.tiling.blocks(), a.places.threads(), bytes, resize<T, S, K, kInterleaved, Op>, a);
+  const auto run = [&](auto pack) {
+    constexpr int V = decltype(pack)::value, K = kResizeChannels<T, S, V>;
+    const int bytes = plan_resize<V, K, kInterleaved>(a);
+    launch(on, a.tiling.blocks(), a.places.threads(), bytes, resize<T, S, V, K, kInterleaved, Op>, a);
+  };
+  // Two adjacent channels of 16 bits are loaded and stored at once.
+  if constexpr (kInterleaved && sizeof(T) == 2 && !Op::kWinner) {
+    bool pairs = packs<2>(out);
+    for (int s = 0; s < S; ++s) pairs = pairs && packs<2>(a.maps[s]);
+    if constexpr (Op::kFactor) pairs = pairs && (!op.factor.data || packs<2>(op.factor));
+    if (pairs) return run(std::integral_constant<int, 2>{});
+  }
+  run(std::integral_constant<int, 1>{});
 }
 
 // The identity: a map resized by itself.

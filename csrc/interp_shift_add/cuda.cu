@@ -20,13 +20,6 @@ struct ShiftAddArguments {
 
 constexpr int kShiftAddRows = 8;
 
-// Keeps values in registers. The compiler would compute them again in each branch that uses them.
-__device__ inline void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
-__device__ inline void keep(float& v) { asm volatile("" : "+f"(v)); }
-__device__ inline void keep(double& v) { asm volatile("" : "+d"(v)); }
-template <class T>
-__device__ void keep(const T*& v) { asm volatile("" : "+l"(v)); }
-
 // A thread goes down a column, for K adjacent channels. The planes of each tap sample rows and columns of their own,
 // next to the thread's. The taps of a row of taps sample the same rows: of these, resized along x and summed over the
 // taps, two are held.

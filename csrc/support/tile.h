@@ -58,6 +58,13 @@ __device__ T* moved(T* row, int64_t bytes) {
   return reinterpret_cast<T*>(reinterpret_cast<Byte*>(row) + bytes);
 }
 
+// Keeps a value in a register. The compiler would compute it again where it is used.
+__device__ inline void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
+__device__ inline void keep(float& v) { asm volatile("" : "+f"(v)); }
+__device__ inline void keep(double& v) { asm volatile("" : "+d"(v)); }
+template <class T>
+__device__ void keep(const T*& v) { asm volatile("" : "+l"(v)); }
+
 // Channel c of column x in row y of image n.
 template <class T>
 __device__ const T* row_of(const Map<const T>& map, int n, int c, int x, int y) {

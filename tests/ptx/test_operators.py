@@ -122,19 +122,29 @@ def test_expanded_gradients(operator: str, layout: torch.memory_format, ptx: Dev
 
 
 @layouts
-def test_merge_with_everything_at_once(layout: torch.memory_format, ptx: Device) -> None:
+@pytest.mark.parametrize(("channels", "dtype"), [(5, torch.float64), (6, torch.bfloat16)], ids=["odd", "pairs"])
+def test_merge_with_everything_at_once(
+    channels: int, dtype: torch.dtype, layout: torch.memory_format, ptx: Device
+) -> None:
     """Weights of another grid, a recalibration, and gradients of both results."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(2, 5, 9, 7), (2, 5, 4, 5), (2, 5, 2, 3), (2, 3, 4, 3), (2, 5, 9, 7)]
-    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    grads = [torch.randn(2, c, 9, 7, generator=generator, dtype=torch.float64) for c in (5, 3)]
+    sizes = [(channels, 9, 7), (channels, 4, 5), (channels, 2, 3), (3, 4, 3), (channels, 9, 7)]
+    inputs = [torch.randn(2, *size, generator=generator, dtype=torch.float64).to(dtype) for size in sizes]
+    grads = [torch.randn(2, c, 9, 7, generator=generator, dtype=torch.float64).to(dtype) for c in (channels, 3)]
     results = []
-    for backend in ("ptx", "reference"):
-        leaves = [x.contiguous(memory_format=layout).requires_grad_() for x in inputs]
+    for backend, computed in (("ptx", dtype), ("reference", torch.float64)):
+        leaves = [x.to(computed).contiguous(memory_format=layout).requires_grad_() for x in inputs]
         with ops.use_backend(backend):
             outputs = ops.scale_merge(leaves[:3], leaves[3], (9, 7), recalibration=leaves[4])
-            results.append([*outputs, *torch.autograd.grad(outputs, leaves, grads)])
-    assert_close(*[[x.detach() for x in result] for result in results], torch.float64)
+            results.append([*outputs, *torch.autograd.grad(outputs, leaves, [x.to(computed) for x in grads])])
+    assert_close(*[[x.detach() for x in result] for result in results], dtype)
+
+
+@layouts
+def test_weights_that_fill_no_whole_packs(layout: torch.memory_format, ptx: Device) -> None:
+    """They precede the results of a tile in shared memory, which are stored as packs."""
+    inputs = make_inputs("scale_merge", "one-scale", torch.float32)
+    agrees("scale_merge", "one-scale", [x.contiguous(memory_format=layout) for x in inputs], torch.float32)
 
 
 @layouts
