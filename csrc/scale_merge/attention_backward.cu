@@ -88,11 +88,10 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
   });
   std::optional<Tensor> factor;
   if (recalibration) factor = addressable(*recalibration, is_channels_last(grad));
-  Tensor all_weights = addressable(weights, false);
-  gather_scores("scale_merge_backward", grad, grad_scores, gathers, [&](auto type, const Tensor& grad_map, int s) {
+  const Tensor all_weights = addressable(weights, false);
+  gather_scores("scale_merge_backward", grad, grad_scores, 1, gathers, [&](auto type, const Tensor& grad_map) {
     using T = typename decltype(type)::type;
-    return WeightedGrad<T>{map_of<const T>(grad_map), optional_map<T>(factor),
-                           map_of<const T>(torch::stable::narrow(all_weights, 1, s, 1))};
+    return WeightedGrad<T>{map_of<const T>(grad_map), optional_map<T>(factor), map_of<const T>(all_weights)};
   });
   return {grad_scores, grad_logits, grad_recalibration};
 }

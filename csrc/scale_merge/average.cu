@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "merge.h"
+#include "score_grads.h"
 
 namespace a2s {
 namespace {
@@ -25,7 +26,12 @@ Tensor scale_average(const std::vector<Tensor>& scores, int64_t height, int64_t 
 std::vector<Tensor> scale_average_backward(const Tensor& grad, const std::vector<Tensor>& scores, double factor) {
   check_average_backward("scale_average_backward", grad, scores);
   std::vector<Tensor> grad_scores = empty_grads(grad, scores);
-  interp_adjoint(std::vector<Tensor>(scores.size(), grad), grad_scores, factor);
+  const auto every_map = [](size_t) { return true; };
+  gather_scores("scale_average_backward", grad, grad_scores, static_cast<float>(factor), every_map,
+                [](auto type, const Tensor& grad_map) {
+                  using T = typename decltype(type)::type;
+                  return AverageGrad<T>{map_of<const T>(grad_map)};
+                });
   return grad_scores;
 }
 

@@ -27,9 +27,9 @@ std::vector<Tensor> scale_max_backward(const Tensor& grad, const Tensor& winner,
   std::vector<Tensor> grad_scores = empty_same_all(scores);
   const Tensor winners = addressable(winner, is_channels_last(grad));
   const auto every_map = [](size_t) { return true; };
-  gather_scores("scale_max_backward", grad, grad_scores, every_map, [&](auto type, const Tensor& grad_map, int s) {
+  gather_scores("scale_max_backward", grad, grad_scores, 1, every_map, [&](auto type, const Tensor& grad_map) {
     using T = typename decltype(type)::type;
-    return WonGrad<T>{map_of<const T>(grad_map), map_of<const uint8_t>(winners), s};
+    return WonGrad<T>{map_of<const T>(grad_map), map_of<const uint8_t>(winners)};
   });
   return grad_scores;
 }

@@ -1,7 +1,9 @@
-// What merged scores pass back to the maps that they were merged from, for the kernel that gathers it.
+// What merged scores pass back to the maps that they were merged from, for the kernels that gather it: for all maps or,
+// after of_map(s), for one.
 #pragma once
 
 #include "../interp/launch_gather.h"
+#include "gather_pair.h"
 #include "scale_merge.h"
 
 namespace a2s {
@@ -10,7 +12,7 @@ namespace a2s {
 template <class T>
 struct WeightedGrad {
   static constexpr bool kWeighted = true;
-  Map<const T> grad, recalibration, weights;  // `weights` of this map alone; data of `recalibration` is null if none
+  Map<const T> grad, recalibration, weights;  // data of `recalibration` is null if there is none
   int recalibrates = recalibration.data != nullptr;
   int64_t next_grad = bytes_between_rows(grad), next_recalibration = bytes_between_rows(recalibration);
   int64_t next_weight = bytes_between_rows(weights);
@@ -41,15 +43,20 @@ struct WeightedGrad {
     v[0] = static_cast<acc_t<T>>(*advanced(rows.grad, column.grad));
     if (recalibrates) v[0] *= static_cast<acc_t<T>>(*advanced(rows.recalibration, column.recalibration));
   }
+  WeightedGrad of_map(int s) const { return {grad, recalibration, channels_of(weights, s, 1)}; }
 };
 
 // Under max merging: grad where the map won.
 template <class T>
 struct WonGrad {
   static constexpr bool kWeighted = false;
+  struct Read {
+    acc_t<T> grad;
+    int winner;
+  };
   Map<const T> grad;
   Map<const uint8_t> winner;
-  int s;
+  int s = 0;  // of the only map
   int64_t next_grad = bytes_between_rows(grad), next_winner = bytes_between_rows(winner);
 
   struct Rows {
@@ -68,34 +75,65 @@ struct WonGrad {
     rows.winner = moved(rows.winner, next_winner);
   }
   __device__ Column column(int c, int, int x) const { return {offset_in(grad, c, x), offset_in(winner, c, x)}; }
+  __device__ Read read(const Rows& rows, const Column& column) const {
+    return {static_cast<acc_t<T>>(*advanced(rows.grad, column.grad)), *advanced(rows.winner, column.winner)};
+  }
+  __device__ static acc_t<T> passed(Read read, int s) { return grad_if_won(read.grad, read.winner, s); }
   template <int V>
   __device__ void load(const Rows& rows, const Column& column, acc_t<T> (&v)[V]) const {
-    const auto value = static_cast<acc_t<T>>(*advanced(rows.grad, column.grad));
-    v[0] = grad_if_won(value, *advanced(rows.winner, column.winner), s);
+    v[0] = passed(read(rows, column), s);
   }
+  WonGrad of_map(int map) const { return {grad, winner, map}; }
 };
 
-// Fills the gradients of the scores s for which gathers(s), in one launch if they have one layout. value_of(type, grad,
-// s) is what outputs pass back to scores[s].
-template <class ValueOf, class Gathers>
-void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores, const Gathers& gathers,
-                   const ValueOf& value_of) {
+// Under the average: grad.
+template <class T>
+struct AverageGrad : PlainGrad<T> {
+  using Read = acc_t<T>;
+
+  __device__ Read read(const T* row, uint32_t column) const { return static_cast<Read>(*advanced(row, column)); }
+  __device__ static Read passed(Read read, int) { return read; }
+  AverageGrad of_map(int) const { return *this; }
+};
+
+// Fills the gradients of the scores s for which gathers(s) with `scale` times what outputs pass back. Unless pixels
+// have weights, resized maps are gathered in pairs, each with a map that keeps its size; all others in one launch.
+// value_of(type, grad) is the Value.
+template <class Gathers, class ValueOf>
+void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores, float scale,
+                   const Gathers& gathers, const ValueOf& value_of) {
   dispatch(op, grad, [&](auto type) {
     using T = typename decltype(type)::type;
+    const int64_t height = grad.size(2), width = grad.size(3);
     const auto gather = [&](auto layout) {
       constexpr bool kInterleaved = decltype(layout)::value;
-      std::vector<Map<T>> maps;
-      std::vector<int> index;
-      for (size_t s = 0; s < grad_scores.size(); ++s) {
-        const Map<T> map = map_of<T>(grad_scores[s]);
-        if (!gathers(s) || is_interleaved(map) != kInterleaved) continue;
-        maps.push_back(map);
-        index.push_back(static_cast<int>(s));
+      std::vector<int> paired, copied, single;
+      const auto map = [&](int s) { return map_of<T>(grad_scores[s]); };
+      for (int s = 0; s < static_cast<int>(grad_scores.size()); ++s) {
+        if (!gathers(s) || is_interleaved(map(s)) != kInterleaved) continue;
+        const Resize resize(map(s).h, map(s).w, height, width);
+        (resize.copies ? copied : pairs(resize.y) && pairs(resize.x) ? paired : single).push_back(s);
       }
-      if (maps.empty()) return;
+      if (paired.empty() && copied.empty() && single.empty()) return;
       const Tensor source = addressable(grad, kInterleaved);
-      launch_gather<T, 1, kInterleaved>(grad, maps, grad.size(2), grad.size(3), 1,
-                                        [&](int k) { return value_of(type, source, index[k]); });
+      const auto value = value_of(type, source);
+      if constexpr (!decltype(value)::kWeighted) {
+        for (; paired.size() >= 2; paired.resize(paired.size() - 2)) {
+          const int index[2] = {paired[paired.size() - 2], paired.back()};
+          const Map<T> maps[2] = {map(index[0]), map(index[1])};
+          const int s = copied.empty() ? -1 : copied.back();
+          const Map<T> kept = s < 0 ? Map<T>{} : map(s);
+          if (s >= 0) copied.pop_back();
+          launch_gather_pair<T, kInterleaved>(grad, maps, index, kept, s, height, width, scale, value);
+        }
+      }
+      single.insert(single.end(), paired.begin(), paired.end());
+      single.insert(single.end(), copied.begin(), copied.end());
+      std::vector<Map<T>> maps;
+      for (const int s : single) maps.push_back(map(s));
+      if (maps.empty()) return;
+      launch_gather<T, 1, kInterleaved>(grad, maps, height, width, scale,
+                                        [&](int i) { return value.of_map(single[i]); });
     };
     gather(std::false_type{});
     gather(std::true_type{});
