@@ -87,7 +87,9 @@ def outputs_and_gradients(operator: str, grid: str, inputs: Sequence[Tensor]) ->
     outputs = function(*inputs, size=GRIDS[grid][0])
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
     generator = torch.Generator().manual_seed(2)
-    grads = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in outputs]
+    grads = [torch.empty_like(y) for y in outputs]  # in the layout of the outputs
+    for grad in grads:
+        grad.copy_(torch.randn(grad.shape, generator=generator, dtype=torch.float64))
     used = [x for x in inputs if operator != "scale_softmax" or x is inputs[-1]]
     return [y.detach() for y in outputs] + list(torch.autograd.grad(outputs, used, grads))
 
