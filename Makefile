@@ -62,7 +62,7 @@ sanitize: setup
 
 # Runs the tests that take several seconds each.
 long: setup
-	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest -m long --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest -m "long and not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Builds the sdist, and the wheel from it with the libraries of the checkout, and uses the wheel in a folder elsewhere.
 DIST := build/dist

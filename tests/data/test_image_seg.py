@@ -322,7 +322,6 @@ def test_workers_that_end_early_leave_no_files(items, tmp_path, monkeypatch):
     dataset = SegmentationDataset(items, num_classes=5, crop=33)
     with closing(loader(dataset, RandomStream(len(items), 4, seed=1), 0, 40, workers=2)) as batches:
         next(batches)
-        assert list(tmp_path.rglob("pymp-*"))  # the socket of a worker
     assert not list(tmp_path.iterdir())
 
 

@@ -96,6 +96,7 @@ def trained(data, tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_a_run_goes_through_the_commands(data, trained, tmp_path):
     images = ("--data-root", data["data_root"], "--list", data["val_list"], "--pad-to", 65)
     run("evaluate", "--model", trained, *images, "--json", tmp_path / "val.json")

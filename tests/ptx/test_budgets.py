@@ -10,6 +10,7 @@ from tests.ptx.report import measure
 ROWS = budgets.read()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "row", [pytest.param(r, id=r.command, marks=[] if r.always else pytest.mark.slow) for r in ROWS]
 )

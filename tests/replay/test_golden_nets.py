@@ -171,6 +171,7 @@ def winograds(monkeypatch) -> list[bool]:
     return taken
 
 
+@pytest.mark.long
 @over_dtypes
 @over_nets
 def test_with_winograd_for_every_3x3_convolution(name, dtype, check, winograds):

@@ -109,6 +109,7 @@ def limited(request, tmp_path) -> Callable[[int, bool], None]:
     return limit
 
 
+@pytest.mark.long
 def test_a_full_disk_is_told_and_survived(limited, run, tmp_path):
     """Earlier snapshots stay, training and its log go on, and once there is room so do the snapshots; then SIGTERM."""
     run = dataclasses.replace(run, out=tmp_path / "disk" / "run", keep=2)
