@@ -15,7 +15,7 @@ MANY_CHANNELS = 512
 from twice as many."""
 
 MANY_RESULTS = 2**20
-"""From so many values of the result on, a bias gradient of its own saves more than the call from Python takes."""
+"""Values of a result, at least, for which a separate sum of the bias gradient saves more than its Python call costs."""
 
 
 class Filters:
@@ -45,8 +45,8 @@ def conv2d(x: Tensor, weight: Tensor | Filters, bias: Tensor | None = None, dila
     algorithm (`ops/winograd.py`), with its gradients. Of any other the weight gradient of many channels is made by a
     matrix product for each tap, over the pixels whose tap lies in the image. oneDNN's own reads the padding, too, which
     is most of what a wide hole sees, and takes up to 6 times as long in float32 and 16 times in bfloat16. In float32
-    the bias gradient is summed on its own: oneDNN's weight gradient takes up to a quarter longer with it. Everything
-    else is torch's, and everything under use_backend("reference").
+    the bias gradient of a large result is summed on its own: oneDNN's weight gradient takes up to a quarter longer with
+    it. Everything else is torch's, and everything under use_backend("reference").
 
     Args:
         x: (N, C, H, W).
