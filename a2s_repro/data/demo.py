@@ -67,16 +67,14 @@ def _places(
     rng: np.random.Generator, height: int, width: int, radii: Sequence[float]
 ) -> list[tuple[np.ndarray, float]]:
     """Centres (x, y) and radii of discs that lie inside the picture and apart; one without a place is left out."""
-    placed: list[tuple[np.ndarray, float]] = []
     centres, reaches = np.empty((0, 2)), np.empty(0)
     for radius in radii:
         for _ in range(ATTEMPTS):
             centre = rng.uniform(radius, np.maximum((width - radius, height - radius), radius))
             if (np.hypot(*(centre - centres).T) > radius + reaches).all():
-                placed.append((centre, radius))
                 centres, reaches = np.vstack((centres, centre)), np.append(reaches, radius)
                 break
-    return placed
+    return list(zip(centres, reaches, strict=True))
 
 
 def draw_single(rng: np.random.Generator, side: int, radii: tuple[float, float]) -> tuple[np.ndarray, int]:
