@@ -18,7 +18,7 @@ struct Store {
   T* out;
   int64_t gap;
 
-  template <class W>
+  template <class W, size_t>
   auto pixel(int64_t x) const {
     return [to = out + x * gap](int64_t i, const auto& v) {
       __builtin_prefetch(to + i + kStorePrefetchBytes / sizeof(T), 1);
@@ -32,19 +32,19 @@ void resize_rows(const Tensor& x, const Tensor& y) {
   dispatch_cpu("interp", x, [&](auto type) {
     using T = typename decltype(type)::type;
     const Map<T> out = map_of<T>(y);
-    const ScaleSet<T, 1> scale_set({x}, out.h, out.w);
+    const std::vector<Tensor> maps{x};
     const bool interleaved = takes_interleaved(out);
     const Rows<T> rows(out, interleaved);
     for_each_part(rows.planes() * out.h, rows.values(), [&](int64_t begin, int64_t end) {
-      ScaleRows<T, 1> resized(scale_set, interleaved);
+      ScaleRows<T> resized(maps, out.h, out.w, interleaved);
       std::vector<T> buffer(interleaved ? 0 : out.w);
       for (int64_t r = begin; r < end; ++r) {
         const int64_t plane = r / out.h, i = r % out.h;
         if (interleaved) {
-          resized.row(plane, i, Store<T>{rows.start(plane, i), rows.gap()});
+          resized.template row<1>(plane, i, Store<T>{rows.start(plane, i), rows.gap()});
         } else {
           T* row = rows.in_place(plane, i, buffer.data());
-          resized.row(plane, i, Store<T>{row, 0});
+          resized.template row<1>(plane, i, Store<T>{row, 0});
           rows.store(plane, i, row);
         }
       }

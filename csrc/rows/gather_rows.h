@@ -22,17 +22,7 @@ struct AxisReaders {
   std::vector<Acc> weights;
   int64_t reach = 0;  // the largest number of readers of a pixel
 
-  explicit AxisReaders(const Axis& axis) {
-    for (int64_t i = 0; i < axis.in; ++i) {
-      int64_t first, last;
-      axis.readers(i, first, last);
-      while (first <= last && axis.template weight<Acc>(first, i) == 0) ++first;
-      while (first <= last && axis.template weight<Acc>(last, i) == 0) --last;
-      pixels.push_back({first, last + 1, weights.size()});
-      reach = std::max(reach, last + 1 - first);
-      for (int64_t o = first; o <= last; ++o) weights.push_back(axis.template weight<Acc>(o, i));
-    }
-  }
+  explicit AxisReaders(const Axis& axis);
 };
 
 // The readers of the pixels of a row, also in groups of eight pixels for planar rows.
@@ -42,26 +32,11 @@ struct ReaderColumns : AxisReaders<Acc> {
   using AxisReaders<Acc>::pixels, AxisReaders<Acc>::weights, AxisReaders<Acc>::reach;
 
   // The first reader of each pixel, counted from that of the first pixel of its group. Empty if one is 16 or further
-  // away.
+  // away, or if Acc has no lanes.
   std::vector<Index> group_first;
   std::vector<Acc> group_weights;  // (reach, in): the weight of reader r of pixel j at [r * in + j], 0 after its last
 
-  explicit ReaderColumns(const Axis& axis) : AxisReaders<Acc>(axis) {
-    for (int64_t j = 0; j < axis.in; ++j) {
-      const int64_t distance = pixels[j].first - pixels[j / kLanes * kLanes].first;
-      if (distance < 0 || distance >= 2 * kLanes) {
-        group_first.clear();
-        return;
-      }
-      group_first.push_back(static_cast<Index>(distance));
-    }
-    group_weights.resize(reach * axis.in);
-    for (int64_t j = 0; j < axis.in; ++j) {
-      for (int64_t x = pixels[j].first; x < pixels[j].end; ++x) {
-        group_weights[(x - pixels[j].first) * axis.in + j] = weights[pixels[j].weights + x - pixels[j].first];
-      }
-    }
-  }
+  explicit ReaderColumns(const Axis& axis);
 
   // The number of values that gather_columns may read beyond the end of a row.
   int64_t padding() const { return reach + 2 * kLanes; }
@@ -76,34 +51,7 @@ A2S_CLONES static void add_row(Acc weight, const Value value, int64_t width, Acc
 
 // Planar rows: out[j] = the weighted sum of the readers of pixel j in `row`, which has the padding of `columns`.
 template <class Acc>
-A2S_CLONES static void gather_columns(const ReaderColumns<Acc>& columns, const Acc* row, Acc* out) {
-  const auto width = static_cast<int64_t>(columns.pixels.size());
-  int64_t j = 0;
-#if defined(__GNUC__) && !defined(__clang__)
-  if (!columns.group_first.empty()) {
-    for (; j + kLanes <= width; j += kLanes) {
-      const auto lane = load_lanes(&columns.group_first[j]);
-      const Acc* first = row + columns.pixels[j].first;
-      const Acc* weight = &columns.group_weights[j];
-      Lanes<Acc> sum{};
-      for (int64_t r = 0; r < columns.reach; ++r) {
-        sum += load_lanes(weight + r * width) *
-               __builtin_shuffle(load_lanes(first + r), load_lanes(first + r + kLanes), lane);
-      }
-      store_values(out + j, sum);
-    }
-  }
-#endif
-  for (; j < width; ++j) {
-    const Readers& pixel = columns.pixels[j];
-    const Acc *weight = &columns.weights[pixel.weights], *read = row + pixel.first;
-    const auto term = [=](int64_t i, auto& terms) {
-      using V = std::decay_t<decltype(terms[0])>;
-      terms[0] = load_values<V>(weight + i) * load_values<V>(read + i);
-    };
-    out[j] = sums_of<Acc, 1>(pixel.end - pixel.first, term)[0];
-  }
-}
+void gather_columns(const ReaderColumns<Acc>& columns, const Acc* row, Acc* out);
 
 // Interleaved rows: adds row_weight times the weighted sum of each pixel's readers to `out`.
 template <class Acc, class Value>
@@ -138,9 +86,7 @@ A2S_CLONES static void copy_row(const Value value, int64_t width, int64_t channe
 template <class Acc>
 class GatheredRows {
  public:
-  GatheredRows(const Resize& resize, int64_t channels)
-      : resize_(resize), channels_(channels), rows_(resize.y), columns_(resize.x),
-        column_sum_(channels == 1 ? resize.x.out + columns_.padding() : 0) {}
+  GatheredRows(const Resize& resize, int64_t channels);
 
   // Sets `out` to row i of the map's gradient. value_of(y) returns row y of the result's gradient as a Value.
   template <class ValueOf>

@@ -58,14 +58,6 @@ struct BlendedRow {
   }
 };
 
-template <class T>
-A2S_CLONES static void blend(const Lerp<T> rows, int64_t count, acc_t<T>* out) {
-  for_each_value<acc_t<T>>(count, [&](int64_t i, auto kind) {
-    __builtin_prefetch(rows.high + i + kPrefetchBytes / sizeof(T));
-    store_values(out + i, rows.template at<decltype(kind)>(i));
-  });
-}
-
 // The rows of an interleaved map resized by Interp.
 template <class T>
 class InterleavedRows {
@@ -74,17 +66,7 @@ class InterleavedRows {
   static constexpr bool kBlends = !std::is_same_v<T, Acc>;
   using Row = std::conditional_t<kBlends, BlendedRow<Acc>, BilinearRow<Acc>>;
 
-  InterleavedRows(const Map<const T>& map, const Resize& resize)
-      : in_(map, true), resize_(resize), source_(in_.values()), blended_(kBlends ? in_.values() : 0),
-        zeros_(resize.copies ? map.c : 0) {
-    if (resize.copies) return;
-    for (int64_t x = 0; x < resize.x.out; ++x) {
-      const Tap tap = resize.x.tap(x);
-      if (runs_.empty() || tap.low > runs_.back().end) runs_.push_back({tap.low, tap.low});
-      runs_.back().end = tap.high + 1;
-      columns_.push_back(tap);
-    }
-  }
+  InterleavedRows(const Map<const T>& map, const Resize& resize);
 
   // Row y of the resized plane. Valid until the next call.
   Row row(int64_t plane, int64_t y) {
@@ -119,7 +101,7 @@ class InterleavedRows {
     const T* high = source(plane, tap.high);
     for (const Run& run : runs_) {
       const int64_t first = run.begin * in_.channels(), count = (run.end - run.begin) * in_.channels();
-      blend(Lerp<T>{low + first, high + first, static_cast<Acc>(tap.lambda)}, count, &blended_[first]);
+      lerp_row(Lerp<T>{low + first, high + first, static_cast<Acc>(tap.lambda)}, count, &blended_[first]);
     }
   }
 

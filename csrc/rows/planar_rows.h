@@ -10,7 +10,7 @@ namespace a2s {
 // Where the columns of a planar map resized along its width read their source row.
 template <class Acc>
 struct Columns {
-  using Index = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;  // the index type of a shuffle of Acc
+  using Index = int32_t;  // the index type of a shuffle of float
 
   // Eight adjacent columns. Their low neighbours are among the eight source values from `low`, the high ones among the
   // eight from `high`.
@@ -22,56 +22,16 @@ struct Columns {
   std::vector<Acc> lambda;
   // All columns in groups, the last group first. The last two may overlap; the one at the end of the row is then
   // written first, so that eight values which are loaded together later were stored together. Empty if eight adjacent
-  // source values do not hold the neighbours of a group.
+  // source values do not hold the neighbours of a group, or if Acc has no lanes.
   std::vector<Group> groups;
   std::vector<Index> group_low, group_high;  // each column's neighbours, counted from Group::low and Group::high
 
-  explicit Columns(const Axis& axis) : low(axis.out), high(axis.out), lambda(axis.out) {
-    for (int64_t x = 0; x < axis.out; ++x) {
-      const Tap tap = axis.tap(x);
-      low[x] = static_cast<Index>(tap.low);
-      high[x] = static_cast<Index>(tap.high);
-      lambda[x] = tap.lambda;
-    }
-    if (axis.in < kLanes || axis.out < kLanes) return;
-    const auto last_start = static_cast<Index>(axis.in - kLanes);
-    for (int64_t start = (axis.out - 1) / kLanes * kLanes; start >= 0; start -= kLanes) {
-      const int64_t first = std::min(start, axis.out - kLanes);
-      const Index from_low = std::min(low[first], last_start), from_high = std::min(high[first], last_start);
-      groups.push_back({static_cast<Index>(first), from_low, from_high});
-      for (int64_t x = first; x < first + kLanes; ++x) {
-        group_low.push_back(low[x] - from_low);
-        group_high.push_back(high[x] - from_high);
-        if (group_low.back() >= kLanes || group_high.back() >= kLanes) {
-          groups.clear();
-          return;
-        }
-      }
-    }
-  }
+  explicit Columns(const Axis& axis);
 };
 
 // Resizes the row `source` along its width.
 template <class From, class Acc>
-A2S_CLONES static void resize_width(const Columns<Acc>& columns, const From* source, Acc* out) {
-  const Acc* lambda = columns.lambda.data();
-#if defined(__GNUC__) && !defined(__clang__)
-  const auto *group_low = columns.group_low.data(), *group_high = columns.group_high.data();
-  for (const auto& group : columns.groups) {
-    const auto low = __builtin_shuffle(load_values<Lanes<Acc>>(source + group.low), load_lanes(group_low));
-    const auto high = __builtin_shuffle(load_values<Lanes<Acc>>(source + group.high), load_lanes(group_high));
-    store_values(out + group.first, lerp(low, high, load_lanes(lambda + group.first)));
-    group_low += kLanes;
-    group_high += kLanes;
-  }
-  if (!columns.groups.empty()) return;
-#endif
-  const auto width = static_cast<int64_t>(columns.low.size());
-  const auto *low = columns.low.data(), *high = columns.high.data();
-  for (int64_t x = 0; x < width; ++x) {
-    out[x] = lerp(static_cast<Acc>(source[low[x]]), static_cast<Acc>(source[high[x]]), lambda[x]);
-  }
-}
+void resize_width(const Columns<Acc>& columns, const From* source, Acc* out);
 
 // The rows of a planar map resized by Interp.
 template <class T>
@@ -79,9 +39,7 @@ class PlanarRows {
  public:
   using Acc = acc_t<T>;
 
-  PlanarRows(const Map<const T>& map, const Resize& resize)
-      : in_(map, false), taps_(resize.copies ? nullptr : std::make_shared<const Taps>(resize)), source_(map.w),
-        copied_(taps_ ? 0 : map.w), zeros_(taps_ ? 0 : map.w), resized_(taps_ ? resize.x.out : 0) {}
+  PlanarRows(const Map<const T>& map, const Resize& resize);
 
   // Row y of the resized plane. Valid until the next call.
   Lerp<Acc> row(int64_t plane, int64_t y) {
@@ -103,9 +61,7 @@ class PlanarRows {
     std::vector<Tap> rows;
     Columns<Acc> columns;
 
-    explicit Taps(const Resize& resize) : columns(resize.x) {
-      for (int64_t y = 0; y < resize.y.out; ++y) rows.push_back(resize.y.tap(y));
-    }
+    explicit Taps(const Resize& resize);
   };
 
   // On the first row of a plane, prefetches the start of the same row in the next plane.

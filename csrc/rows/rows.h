@@ -14,11 +14,11 @@
 //   Rows              reads and writes the rows of a map                   rows.h
 //   PlanarRows        the rows of a planar map resized by Interp           planar_rows.h
 //   InterleavedRows   the rows of an interleaved map resized by Interp     interleaved_rows.h
-//   ScaleRows         the rows of S maps, all resized to one size          scale_rows.h
+//   ScaleRows         the rows of several maps, all resized to one size    scale_rows.h
 //   GatheredRows      the rows of a map's gradient, by Interp's adjoint    gather_rows.h
 //
 // Forward, an operator shares the rows of its result among threads (for_each_part). For each row it calls
-// ScaleRows::row(plane, y, op), where `op` is the operator's own arithmetic. ScaleRows gets row y of every map from
+// ScaleRows::row<S>(plane, y, op), where `op` is the operator's own arithmetic. ScaleRows gets row y of every map from
 // PlanarRows or InterleavedRows. They do not compute that row; they return the source rows above and below it, and the
 // weights. ScaleRows then walks along the row. It interpolates the value v[s] of each map s and calls op(i, v) for
 // value i. The op combines the values and stores the result. So a resized map is never in memory.
@@ -41,8 +41,10 @@
 // and 0.5. GatheredRows adds them up to (1.5 1.5 1.5). Columns 0 and 1 were interpolated from column 0, with the same
 // weights. So the gradient of x[0, 0] is 1 * 1.5 + 0.5 * 1.5 = 2.25.
 //
-// For double, which serves to check gradients, there are no interleaved loops: the rows of interleaved maps are copied
-// and taken as planar. This halves what is compiled for double.
+// Two rules keep the compiler's work small. Only the loops along a row are compiled for each number of maps S; the code
+// around them takes S at run time. Double, which serves to check gradients, has no loops of its own: it takes one value
+// at a time, and the rows of interleaved maps are copied and taken as planar. rows.cpp holds the code that depends on
+// no operator.
 //
 // Sums are in acc_t: double for double, float for all other dtypes. Their order depends neither on the number of
 // threads nor on the processor, so the same inputs always give the same bits.
@@ -68,11 +70,9 @@ inline void prefetch(const void* memory, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += cache_line) __builtin_prefetch(static_cast<const char*>(memory) + i);
 }
 
+// to[i] = from[i]
 template <class From, class To>
-A2S_CLONES static void convert(const From* from, int64_t count, To* to) {
-  A2S_INDEPENDENT
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);
-}
+void convert(const From* from, int64_t count, To* to);
 
 // Whether interleaved maps have loops of their own.
 template <class T>
@@ -188,6 +188,10 @@ struct Lerp {
     return lerp(load_values<V>(low + i), load_values<V>(high + i), lambda);
   }
 };
+
+// out[i] = rows.at(i)
+template <class T>
+void lerp_row(const Lerp<T>& rows, int64_t count, acc_t<T>* out);
 
 // A cache of two adjacent rows of a plane. Consecutive rows of a result read the same source rows.
 template <class Acc>

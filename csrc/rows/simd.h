@@ -35,6 +35,10 @@ struct LanesOf {
 template <class Acc>
 using Lanes = typename LanesOf<Acc>::type;
 
+// Whether loops take eight numbers at once. Loops over double, which serves to check gradients, take one.
+template <class Acc>
+constexpr bool kHasLanes = !std::is_same_v<Acc, double>;
+
 // Eight adjacent T in memory, converted to Lanes<Acc> and back. Specialised for types that this loop converts slowly.
 template <class T>
 struct Octet {
@@ -92,13 +96,16 @@ void store_values(T* to, const V& values) {
 }
 
 // Calls body(i, V{}) for the numbers i < count: with V = Lanes<Acc> for numbers i .. i + 7, of which the last eight may
-// overlap those before them, or with V = Acc if there are fewer than eight. The body must not read what it writes.
+// overlap those before them, or with V = Acc if there are fewer than eight or Acc has no lanes. The body must not read
+// what it writes.
 template <class Acc, class Body>
 void for_each_value(int64_t count, const Body& body) {
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) body(i, Lanes<Acc>{});
-  if (i == count) return;
-  if (count > kLanes) return body(count - kLanes, Lanes<Acc>{});
+  if constexpr (kHasLanes<Acc>) {
+    for (; i + kLanes <= count; i += kLanes) body(i, Lanes<Acc>{});
+    if (i == count) return;
+    if (count > kLanes) return body(count - kLanes, Lanes<Acc>{});
+  }
   for (; i < count; ++i) body(i, Acc{});
 }
 
@@ -113,7 +120,7 @@ auto fold(const V& v, const Combine& combine) {
 template <class Acc, size_t K, class Term>
 std::array<Acc, K> sums_of(int64_t count, const Term& term) {
   std::array<Acc, K> sums{};
-  if (count < kLanes) {
+  if (count < kLanes || !kHasLanes<Acc>) {
     Acc terms[K];
     for (int64_t i = 0; i < count; ++i) {
       term(i, terms);
@@ -121,20 +128,22 @@ std::array<Acc, K> sums_of(int64_t count, const Term& term) {
     }
     return sums;
   }
-  Lanes<Acc> totals[K]{}, terms[K];
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    term(i, terms);
-    for (size_t k = 0; k < K; ++k) totals[k] += terms[k];
-  }
-  if (i < count) {  // the last eight, without those already added
-    constexpr Lanes<Acc> lane{0, 1, 2, 3, 4, 5, 6, 7};
-    const auto is_new = lane >= static_cast<Acc>(kLanes - (count - i));
-    term(count - kLanes, terms);
-    for (size_t k = 0; k < K; ++k) totals[k] += is_new ? terms[k] : Lanes<Acc>{};
-  }
-  for (size_t k = 0; k < K; ++k) {
-    sums[k] = fold(totals[k], [](Acc a, Acc b) { return a + b; });
+  if constexpr (kHasLanes<Acc>) {
+    Lanes<Acc> totals[K]{}, terms[K];
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      term(i, terms);
+      for (size_t k = 0; k < K; ++k) totals[k] += terms[k];
+    }
+    if (i < count) {  // the last eight, without those already added
+      constexpr Lanes<Acc> lane{0, 1, 2, 3, 4, 5, 6, 7};
+      const auto is_new = lane >= static_cast<Acc>(kLanes - (count - i));
+      term(count - kLanes, terms);
+      for (size_t k = 0; k < K; ++k) totals[k] += is_new ? terms[k] : Lanes<Acc>{};
+    }
+    for (size_t k = 0; k < K; ++k) {
+      sums[k] = fold(totals[k], [](Acc a, Acc b) { return a + b; });
+    }
   }
   return sums;
 }
@@ -144,24 +153,26 @@ std::array<Acc, K> sums_of(int64_t count, const Term& term) {
 // be `start` if count is a multiple of eight.
 template <class Acc, class Term>
 void sum_rows(int64_t terms, const Term& term, int64_t count, const Acc* start, Acc* out) {
-  const auto sum_vectors = [&](int64_t i, auto vectors) {
-    Lanes<Acc> sum[vectors];
-    for (int v = 0; v < vectors; ++v) sum[v] = start ? load_lanes(start + i + v * kLanes) : Lanes<Acc>{};
-    for (int64_t t = 0; t < terms; ++t) {
-      const auto [row, weight] = term(t);
-      for (int v = 0; v < vectors; ++v) sum[v] += weight * load_values<Lanes<Acc>>(row + i + v * kLanes);
-    }
-    for (int v = 0; v < vectors; ++v) store_values(out + i + v * kLanes, sum[v]);
-  };
   int64_t i = 0;
-  for (; i + 4 * kLanes <= count; i += 4 * kLanes) sum_vectors(i, std::integral_constant<int, 4>{});
-  const int64_t rest = (count - i) / kLanes;
-  if (rest == 3) sum_vectors(i, std::integral_constant<int, 3>{});
-  else if (rest == 2) sum_vectors(i, std::integral_constant<int, 2>{});
-  else if (rest == 1) sum_vectors(i, std::integral_constant<int, 1>{});
-  i += rest * kLanes;
-  if (i == count) return;
-  if (count > kLanes) return sum_vectors(count - kLanes, std::integral_constant<int, 1>{});
+  if constexpr (kHasLanes<Acc>) {
+    const auto sum_vectors = [&](int64_t first, auto vectors) {
+      Lanes<Acc> sum[vectors];
+      for (int v = 0; v < vectors; ++v) sum[v] = start ? load_lanes(start + first + v * kLanes) : Lanes<Acc>{};
+      for (int64_t t = 0; t < terms; ++t) {
+        const auto [row, weight] = term(t);
+        for (int v = 0; v < vectors; ++v) sum[v] += weight * load_values<Lanes<Acc>>(row + first + v * kLanes);
+      }
+      for (int v = 0; v < vectors; ++v) store_values(out + first + v * kLanes, sum[v]);
+    };
+    for (; i + 4 * kLanes <= count; i += 4 * kLanes) sum_vectors(i, std::integral_constant<int, 4>{});
+    const int64_t rest = (count - i) / kLanes;
+    if (rest == 3) sum_vectors(i, std::integral_constant<int, 3>{});
+    else if (rest == 2) sum_vectors(i, std::integral_constant<int, 2>{});
+    else if (rest == 1) sum_vectors(i, std::integral_constant<int, 1>{});
+    i += rest * kLanes;
+    if (i == count) return;
+    if (count > kLanes) return sum_vectors(count - kLanes, std::integral_constant<int, 1>{});
+  }
   for (; i < count; ++i) {
     Acc sum = start ? start[i] : Acc(0);
     for (int64_t t = 0; t < terms; ++t) {

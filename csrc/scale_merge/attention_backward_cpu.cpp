@@ -43,31 +43,32 @@ struct BackwardInputs {
 };
 
 // Takes row y of image n of the gradient of the weights on the merged grid, and the weights themselves.
-template <class T, int S>
-using TakeRow = std::function<void(int64_t n, int64_t y, const RowSet<acc_t<T>, S>& grad,
-                                   const RowSet<acc_t<T>, S>& weights)>;
+template <class Acc>
+using TakeRow = std::function<void(int64_t n, int64_t y, const RowSet<Acc>& grad, const RowSet<Acc>& weights)>;
 
 // Passes all rows of the weights' gradient to `take_row`, and fills the gradient of the recalibration if there is one.
-template <class T, int S>
-void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, const TakeRow<T, S>& take_row,
+template <class T>
+void weight_grad_rows(const BackwardInputs& m, const TakeRow<acc_t<T>>& take_row,
                       const std::vector<Tensor>& recalibration_grad) {
   using Acc = acc_t<T>;
   const bool interleaved = takes_interleaved(map_of<const T>(m.grad));
-  const int64_t height = m.grad.size(2), width = m.grad.size(3);
-  const ScaleChannels<const T, S> weight_rows(map_of<const T>(m.weights));
+  const int64_t height = m.grad.size(2), width = m.grad.size(3), count = m.weights.size(1);
+  const ScaleChannels<const T> weight_rows(map_of<const T>(m.weights));
   std::optional<Rows<T>> recalibration_grad_rows;
   if (m.recalibration) recalibration_grad_rows.emplace(map_of<T>(recalibration_grad[0]), interleaved);
-  std::optional<ScaleChannels<const T, S>> grad_weight_rows;
+  std::optional<ScaleChannels<const T>> grad_weight_rows;
   if (m.grad_weights) grad_weight_rows.emplace(map_of<const T>(*m.grad_weights));
   for_each_part(m.grad.size(0) * height, m.grad.size(1) * width, [&](int64_t begin, int64_t end) {
-    ScaleRows<T, S> scales(scale_set, interleaved);
+    ScaleRows<T> scales(m.scores, height, width, interleaved);
     GradRows<T> grads(m.grad, m.recalibration, interleaved);
-    const int64_t most = std::min(band_rows(2 * S * width), end - begin);
-    std::vector<Acc> band(most * S * width), weight_band(most * S * width);
+    const int64_t most = std::min(band_rows(2 * count * width), end - begin);
+    std::vector<Acc> band(most * count * width), weight_band(most * count * width);
     std::vector<T> buffer(recalibration_grad_rows ? recalibration_grad_rows->values() : 0);
     for_each_band(begin, end, height, most, [&](int64_t n, int64_t first, int64_t last) {
-      const auto sums_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
-      const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&weight_band[(y - first) * S * width], width); };
+      const auto sums_of = [&](int64_t y) { return RowSet<Acc>{&band[(y - first) * count * width], count, width}; };
+      const auto weights_of = [&](int64_t y) {
+        return RowSet<Acc>{&weight_band[(y - first) * count * width], count, width};
+      };
       for (int64_t y = first; y < last; ++y) weight_rows.load(n, y, weights_of(y));
       if (grad_weight_rows) {
         for (int64_t y = first; y < last; ++y) grad_weight_rows->load(n, y, sums_of(y));
@@ -83,7 +84,7 @@ void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, 
             continue;
           }
           T* out = recalibration_grad_rows->in_place(plane, y, buffer.data());
-          const RecalibratedGrad<T, S> recalibrated{grad, grads.recalibration(plane, y), out, weights_of(y)};
+          const RecalibratedGrad<T> recalibrated{grad, grads.recalibration(plane, y), out, weights_of(y)};
           add_products(scales, plane, y, recalibrated, sums_of(y));
           recalibration_grad_rows->store(plane, y, out);
         }
@@ -94,55 +95,54 @@ void weight_grad_rows(const BackwardInputs& m, const ScaleSet<T, S>& scale_set, 
 }
 
 // Fills `out` with the gradient of logits on a grid of their own, from that of the weights on the merged grid.
-template <class T, int S>
+template <class T>
 void logit_grad_rows(const BackwardInputs& m, const Tensor& weight_grad, const Map<T>& out) {
   using Acc = acc_t<T>;
-  const ScaleChannels<const T, S> logit_rows(map_of<const T>(m.logits));
+  const ScaleChannels<const T> logit_rows(map_of<const T>(m.logits));
   const Rows<const Acc> weight_grad_rows(map_of<const Acc>(weight_grad), false);
-  const ScaleChannels<T, S> out_rows(out);
+  const ScaleChannels<T> out_rows(out);
   const Resize resize(out.h, out.w, weight_grad.size(2), weight_grad.size(3));
-  for_each_part(out.n * out.h, S * weight_grad.size(3), [&](int64_t begin, int64_t end) {
+  for_each_part(out.n * out.h, out.c * weight_grad.size(3), [&](int64_t begin, int64_t end) {
     GatheredRows<Acc> gathered(resize, 1);
-    std::vector<Acc> weight_buffer(S * out.w), grad_buffer(S * out.w);
-    const RowSet<Acc, S> weights(weight_buffer.data(), out.w), grads(grad_buffer.data(), out.w);
+    std::vector<Acc> weight_buffer(out.c * out.w), grad_buffer(out.c * out.w);
+    const RowSet<Acc> weights{weight_buffer.data(), out.c, out.w}, grads{grad_buffer.data(), out.c, out.w};
     for (int64_t r = begin; r < end; ++r) {
       const int64_t n = r / out.h, i = r % out.h;
       logit_rows.load(n, i, weights);
-      softmax_row(weights, out.w);
-      for (int s = 0; s < S; ++s) {
+      softmax_row(weights);
+      for (int64_t s = 0; s < out.c; ++s) {
         const auto value_of = [&](int64_t y) {
-          return ScaledValue<Acc>{weight_grad_rows.start(n * S + s, y), 1};
+          return ScaledValue<Acc>{weight_grad_rows.start(n * out.c + s, y), 1};
         };
-        gathered.row(i, value_of, grads.row[s]);
+        gathered.row(i, value_of, grads.row(s));
       }
-      softmax_backward_row(grads, weights, out.w);
+      softmax_backward_row(grads, weights);
       out_rows.store(n, i, grads);
     }
   });
 }
 
 // Fills the gradient of the logits, and that of the recalibration if there is one.
-template <class T, int S>
+template <class T>
 void logit_and_recalibration_grads(const BackwardInputs& m, const Tensor& grad_logits,
                                    const std::vector<Tensor>& grad_recalibration) {
   using Acc = acc_t<T>;
-  using Set = RowSet<Acc, S>;
+  using Set = RowSet<Acc>;
   const int64_t height = m.grad.size(2), width = m.grad.size(3);
-  const ScaleSet<T, S> scale_set(m.scores, height, width);
   const Map<T> out = map_of<T>(grad_logits);
   if (out.h == height && out.w == width) {
-    const ScaleChannels<T, S> out_rows(out);
+    const ScaleChannels<T> out_rows(out);
     const auto take_row = [&](int64_t n, int64_t y, const Set& grad, const Set& weights) {
-      softmax_backward_row(grad, weights, width);
+      softmax_backward_row(grad, weights);
       out_rows.store(n, y, grad);
     };
-    weight_grad_rows<T, S>(m, scale_set, take_row, grad_recalibration);
+    weight_grad_rows<T>(m, take_row, grad_recalibration);
   } else {
     const Tensor weight_grad = empty_planes<Acc>(m.weights);
-    const ScaleChannels<Acc, S> weight_grad_out(map_of<Acc>(weight_grad));
+    const ScaleChannels<Acc> weight_grad_out(map_of<Acc>(weight_grad));
     const auto take_row = [&](int64_t n, int64_t y, const Set& grad, const Set&) { weight_grad_out.store(n, y, grad); };
-    weight_grad_rows<T, S>(m, scale_set, take_row, grad_recalibration);
-    logit_grad_rows<T, S>(m, weight_grad, out);
+    weight_grad_rows<T>(m, take_row, grad_recalibration);
+    logit_grad_rows<T>(m, weight_grad, out);
   }
 }
 
@@ -169,12 +169,9 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
   std::vector<Tensor> grad_scores = empty_same_all(scores), grad_recalibration;
   if (recalibration) grad_recalibration.push_back(empty_same(*recalibration));
   Tensor grad_logits = empty_same(logits);
-  dispatch_merge_cpu("scale_merge_backward", scores, [&](auto type, auto count) {
-    using T = typename decltype(type)::type;
-    logit_and_recalibration_grads<T, decltype(count)::value>(merge, grad_logits, grad_recalibration);
-  });
   dispatch_cpu("scale_merge_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
+    logit_and_recalibration_grads<T>(merge, grad_logits, grad_recalibration);
     for (size_t s = 0; s < scores.size(); ++s) {
       const Map<T> out = map_of<T>(grad_scores[s]);
       const auto scale = static_cast<int64_t>(s);

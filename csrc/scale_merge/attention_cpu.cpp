@@ -9,32 +9,30 @@ using namespace a2s;
 
 // The rows of the weights on the merged grid: the softmax of the logits there, or Interp of `coarse`, the softmax on
 // the logits' grid.
-template <class T, int S>
+template <class T>
 class WeightRows {
  public:
   using Acc = acc_t<T>;
 
   WeightRows(const Map<const T>& logits, const std::optional<Map<const Acc>>& coarse, const Resize& resize)
-      : logits_(logits), width_(resize.x.out) {
+      : logits_(logits) {
     if (coarse) coarse_.emplace(*coarse, resize);
   }
 
-  void fill(int64_t n, int64_t y, const RowSet<Acc, S>& weights) {
+  void fill(int64_t n, int64_t y, const RowSet<Acc>& weights) {
     if (coarse_) {
-      for (int s = 0; s < S; ++s) {
-        const ScaleRow<Acc, 1, Lerp<Acc>> row{{coarse_->row(n * S + s, y)}, nullptr, 1};
-        resize_row<false>(row, width_, AverageOp<Acc, 1>{1, weights.row[s]});
+      for (int64_t s = 0; s < weights.count; ++s) {
+        lerp_row(coarse_->row(n * weights.count + s, y), weights.width, weights.row(s));
       }
     } else {
       logits_.load(n, y, weights);
-      softmax_row(weights, width_);
+      softmax_row(weights);
     }
   }
 
  private:
-  ScaleChannels<const T, S> logits_;
+  ScaleChannels<const T> logits_;
   std::optional<PlanarRows<Acc>> coarse_;
-  int64_t width_;
 };
 
 // The results of a merge.
@@ -44,23 +42,23 @@ struct Merged {
 };
 
 // Merges all rows and stores the weights. make_weight_rows() is called for each part of the rows.
-template <class T, int S, class MakeWeightRows>
-void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weight_rows,
+template <class T, class MakeWeightRows>
+void merge_rows(const std::vector<Tensor>& scores, const MakeWeightRows& make_weight_rows,
                 const std::optional<Tensor>& recalibration, const Merged<T>& to) {
   using Acc = acc_t<T>;
-  const int64_t height = to.scores.h, width = to.scores.w;
+  const int64_t height = to.scores.h, width = to.scores.w, count = to.weights.c;
   const bool interleaved = takes_interleaved(to.scores);
   const Rows<T> out_rows(to.scores, interleaved);
-  const ScaleChannels<T, S> weight_rows(to.weights);
+  const ScaleChannels<T> weight_rows(to.weights);
   const auto recalibration_rows = optional_rows<T>(recalibration, interleaved);
   for_each_part(to.scores.n * height, to.scores.c * width, [&](int64_t begin, int64_t end) {
-    ScaleRows<T, S> scales(scale_set, interleaved);
+    ScaleRows<T> scales(scores, height, width, interleaved);
     auto merged_weights = make_weight_rows();
-    const int64_t most = std::min(band_rows(S * width), end - begin);
-    std::vector<Acc> band(most * S * width);
+    const int64_t most = std::min(band_rows(count * width), end - begin);
+    std::vector<Acc> band(most * count * width);
     std::vector<T> out_buffer(out_rows.values()), buffer(recalibration_rows ? recalibration_rows->values() : 0);
     for_each_band(begin, end, height, most, [&](int64_t n, int64_t first, int64_t last) {
-      const auto weights_of = [&](int64_t y) { return RowSet<Acc, S>(&band[(y - first) * S * width], width); };
+      const auto weights_of = [&](int64_t y) { return RowSet<Acc>{&band[(y - first) * count * width], count, width}; };
       for (int64_t y = first; y < last; ++y) {
         merged_weights.fill(n, y, weights_of(y));
         weight_rows.store(n, y, weights_of(y));
@@ -69,12 +67,8 @@ void merge_rows(const ScaleSet<T, S>& scale_set, const MakeWeightRows& make_weig
         const int64_t plane = n * out_rows.planes_per_image() + p;
         for (int64_t y = first; y < last; ++y) {
           T* out = out_rows.in_place(plane, y, out_buffer.data());
-          if (recalibration_rows) {
-            const T* factors = recalibration_rows->read(plane, y, buffer.data());
-            scales.row(plane, y, AttentionOp<true, T, S>{weights_of(y), factors, out});
-          } else {
-            scales.row(plane, y, AttentionOp<false, T, S>{weights_of(y), nullptr, out});
-          }
+          const T* factors = recalibration_rows ? recalibration_rows->read(plane, y, buffer.data()) : nullptr;
+          merge_row(scales, plane, y, AttentionOp<T>{weights_of(y), factors, out});
           out_rows.store(plane, y, out);
         }
       }
@@ -87,23 +81,21 @@ std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, co
   Tensor merged = empty_merged("scale_merge", scores, height, width);
   Tensor weights = empty_weights("scale_merge", scores, logits, height, width);
   check_recalibration("scale_merge", recalibration, merged);
-  dispatch_merge_cpu("scale_merge", scores, [&](auto type, auto count) {
+  dispatch_cpu("scale_merge", merged, [&](auto type) {
     using T = typename decltype(type)::type;
     using Acc = acc_t<T>;
-    constexpr int S = decltype(count)::value;
-    const ScaleSet<T, S> scale_set(scores, height, width);
     const Map<const T> logit_map = map_of<const T>(logits);
     const Resize weight_resize(logit_map.h, logit_map.w, height, width);
     std::optional<Tensor> coarse;
     std::optional<Map<const Acc>> coarse_map;
     if (!weight_resize.copies) {
       coarse = empty_planes<Acc>(logits);
-      softmax_rows<T, S>(logit_map, map_of<Acc>(*coarse));
+      softmax_rows(logit_map, map_of<Acc>(*coarse));
       coarse_map = map_of<const Acc>(*coarse);
     }
     const Merged<T> to{map_of<T>(merged), map_of<T>(weights)};
-    const auto weight_rows_of = [&] { return WeightRows<T, S>(logit_map, coarse_map, weight_resize); };
-    merge_rows(scale_set, weight_rows_of, recalibration, to);
+    const auto weight_rows_of = [&] { return WeightRows<T>(logit_map, coarse_map, weight_resize); };
+    merge_rows(scores, weight_rows_of, recalibration, to);
   });
   return {merged, weights};
 }

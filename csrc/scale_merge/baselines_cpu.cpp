@@ -8,23 +8,22 @@ namespace {
 using namespace a2s;
 
 // Merges all rows. op_of(out, winner) returns the op of resize_row that writes a row to `out`, and one of `winners`.
-template <class T, int S, class OpOf>
+template <class T, class OpOf>
 void merge_all_rows(const std::vector<Tensor>& scores, const Map<T>& merged,
                     const std::optional<Map<uint8_t>>& winners, const OpOf& op_of) {
-  const ScaleSet<T, S> scale_set(scores, merged.h, merged.w);
   const bool interleaved = takes_interleaved(merged);
   const Rows<T> rows(merged, interleaved);
   std::optional<Rows<uint8_t>> winner_rows;
   if (winners) winner_rows.emplace(*winners, interleaved);
   for_each_part(rows.planes() * merged.h, rows.values(), [&](int64_t begin, int64_t end) {
-    ScaleRows<T, S> scales(scale_set, interleaved);
+    ScaleRows<T> scales(scores, merged.h, merged.w, interleaved);
     std::vector<T> buffer(rows.values());
     std::vector<uint8_t> winner_buffer(winner_rows ? rows.values() : 0);
     for (int64_t r = begin; r < end; ++r) {
       const int64_t plane = r / merged.h, y = r % merged.h;
       T* out = rows.in_place(plane, y, buffer.data());
       uint8_t* winner = winner_rows ? winner_rows->in_place(plane, y, winner_buffer.data()) : nullptr;
-      scales.row(plane, y, op_of(out, winner));
+      merge_row(scales, plane, y, op_of(out, winner));
       rows.store(plane, y, out);
       if (winner_rows) winner_rows->store(plane, y, winner);
     }
@@ -33,11 +32,10 @@ void merge_all_rows(const std::vector<Tensor>& scores, const Map<T>& merged,
 
 Tensor scale_average_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width, double factor) {
   Tensor merged = empty_merged("scale_average", scores, height, width);
-  dispatch_merge_cpu("scale_average", scores, [&](auto type, auto count) {
+  dispatch_cpu("scale_average", merged, [&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr int S = decltype(count)::value;
-    merge_all_rows<T, S>(scores, map_of<T>(merged), std::nullopt, [&](T* out, uint8_t*) {
-      return AverageOp<T, S>{static_cast<float>(factor), out};
+    merge_all_rows(scores, map_of<T>(merged), std::nullopt, [&](T* out, uint8_t*) {
+      return AverageOp<T>{static_cast<float>(factor), out};
     });
   });
   return merged;
@@ -53,11 +51,10 @@ std::vector<Tensor> scale_average_backward_cpu(const Tensor& grad, const std::ve
 std::tuple<Tensor, Tensor> scale_max_cpu(const std::vector<Tensor>& scores, int64_t height, int64_t width) {
   Tensor merged = empty_merged("scale_max", scores, height, width);
   Tensor winner = empty_winner(merged);
-  dispatch_merge_cpu("scale_max", scores, [&](auto type, auto count) {
+  dispatch_cpu("scale_max", merged, [&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr int S = decltype(count)::value;
-    merge_all_rows<T, S>(scores, map_of<T>(merged), map_of<uint8_t>(winner), [](T* out, uint8_t* winner_row) {
-      return MaxOp<T, S>{out, winner_row};
+    merge_all_rows(scores, map_of<T>(merged), map_of<uint8_t>(winner), [](T* out, uint8_t* winner_row) {
+      return MaxOp<T>{out, winner_row};
     });
   });
   return {merged, winner};
