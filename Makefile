@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 	@test -x $(PY) || $(PYTHON) -m venv .venv || \
 	  { echo "make setup: '$(PYTHON) -m venv' failed: install Python's venv module (Debian: apt install python3-venv)."; exit 1; }
-	$(PY) -m pip install --quiet --no-compile "$(TORCH)" "setuptools>=77" cmake ninja pybind11
+	$(PY) -m pip install --quiet --no-compile "$(TORCH)" "setuptools>=77" cmake ninja
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m pip install --quiet --no-compile --no-build-isolation --editable ".[dev]" "$(TORCH)"
 	@rm -f .venv/.installed-* && touch $@
 	@$(PY) -m a2s_repro.info
@@ -54,7 +54,7 @@ sanitize: setup
 	@tar -c --exclude=lib --exclude=__pycache__ a2s_repro caffe_weights tests pyproject.toml | tar -x -C $(SANITIZED)/source
 	$(CONFIGURE) -B $(SANITIZED)/build -DA2S_OUTPUT_DIR=$(CURDIR)/$(SANITIZED)/source/a2s_repro/lib \
 	  -DA2S_CUDA=OFF -DA2S_SANITIZE=address,undefined,float-cast-overflow
-	$(CMAKE) --build $(SANITIZED)/build --target a2s_ops --target _crf
+	$(CMAKE) --build $(SANITIZED)/build --target a2s_ops --target a2s_crf
 	cd $(SANITIZED)/source && A2S_REQUIRE_NATIVE=1 LD_PRELOAD="$(PRELOAD)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  $(CURDIR)/$(PY) -m pytest --capture=sys -k "not [reference and not the_reference_can and not compil" \

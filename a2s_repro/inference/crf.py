@@ -3,10 +3,9 @@
 Parameters and protocol are the authors'. Commands: `a2s evaluate --crf` and `a2s crf-search`.
 """
 
+import ctypes
 import dataclasses
 import math
-import sysconfig
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -16,6 +15,8 @@ from a2s_repro.ops import _native
 
 MAX_LATTICE_PIXELS = 2**31 // 6
 """Maximum number of pixels: the native code indexes lattice vertices, at most six per pixel, with int32."""
+TOO_SMALL, OUT_OF_MEMORY = 1, 2
+"""Statuses of the native function: a standard deviation is too small for the image; memory ran out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +141,25 @@ def dense_crf(
         raise InputError(f"dense_crf: the image must have 1 to {MAX_LATTICE_PIXELS} pixels, not {image.shape[:2]}.")
     if not np.isfinite(scores).all():
         raise InputError("dense_crf: scores holds values that are not finite: check the net's weights.")
-    native = _module()
-    try:
-        return native.mean_field(image, scores, threads=threads, **dataclasses.asdict(crf))
-    except ValueError as error:
-        raise InputError(f"dense_crf: {error}: choose larger ones than {crf}.") from None
+    image, scores = np.ascontiguousarray(image), np.ascontiguousarray(scores)
+    marginals = np.empty_like(scores)
+    status = _library().a2s_mean_field(
+        image.ctypes.data,
+        scores.ctypes.data,
+        *image.shape[:2],
+        len(scores),
+        *dataclasses.astuple(crf),
+        min(threads, len(image)),
+        marginals.ctypes.data,
+    )
+    if status == TOO_SMALL:
+        raise InputError(
+            "dense_crf: the standard deviations are too small for an image of this size: "
+            f"choose larger ones than {crf}."
+        )
+    if status == OUT_OF_MEMORY:
+        raise MemoryError(f"dense_crf: there is no memory for an image of {image.shape[1]}x{image.shape[0]} pixels.")
+    return marginals
 
 
 def refine(image: np.ndarray, scores: np.ndarray, crf: CRF, *, threads: int | None = None) -> np.ndarray:
@@ -157,19 +172,21 @@ def refine(image: np.ndarray, scores: np.ndarray, crf: CRF, *, threads: int | No
     return dense_crf(image, scores, threads=threads, **dataclasses.asdict(crf)).argmax(0).astype(np.uint8)
 
 
-def _module() -> ModuleType:
+def _library() -> ctypes.CDLL:
+    """The native library (csrc/crf/library.cpp)."""
+    path = _native.LIBRARY_DIR / "liba2s_crf.so"
     try:
-        from a2s_repro.lib import _crf
-    except ImportError as error:
-        raise InputError(f"the dense CRF cannot run, because {_problem(error)}: {_native.REMEDY}.") from None
-    return _crf
-
-
-def _problem(error: ImportError) -> str:
-    """The reason why the CRF's module, which fits one version of Python, does not load."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    built = sorted(path.name.removeprefix("_crf") for path in _native.LIBRARY_DIR.glob("_crf.*"))
-    if built and suffix not in built:
-        return f"its native module was built for another Python ({', '.join(built)}; this one loads {suffix})"
-    left_out = _native.build_facts().get("dense_crf", "").partition("off: ")[2]
-    return left_out or f"its native module does not load ({error})"
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        problem = _native.load_problem(path, error)
+        raise InputError(f"the dense CRF cannot run, because {problem}: {_native.REMEDY}.") from None
+    library.a2s_mean_field.argtypes = [
+        *[ctypes.c_void_p] * 2,
+        *[ctypes.c_int64] * 2,
+        ctypes.c_int,
+        ctypes.c_int64,
+        *[ctypes.c_float] * 5,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    ]
+    return library

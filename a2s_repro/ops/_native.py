@@ -50,10 +50,15 @@ def _load(name: str) -> bool:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        left_out = build_facts().get("operators", "").removeprefix("off: ") or f"{path} was not built"
-        problems[name] = f"{path} does not load: {error}" if path.exists() else left_out
+        problems[name] = load_problem(path, error)
         return False
     return True
+
+
+def load_problem(path: Path, error: OSError) -> str:
+    """The reason why the library at `path` does not load."""
+    left_out = build_facts().get("operators", "").removeprefix("off: ") or f"{path} was not built"
+    return f"{path} does not load: {error}" if path.exists() else left_out
 
 
 def build_facts() -> dict[str, str]:

@@ -21,8 +21,8 @@ Lattice lattice_of(int64_t pixels, int channels, int threads, const Feature& fea
 
 }  // namespace
 
-void mean_field(const uint8_t* image, const float* scores, int64_t height, int64_t width, int classes, int iterations,
-                const Kernels& kernels, int threads, float* marginals) {
+void mean_field(const uint8_t* image, const float* scores, int64_t height, int64_t width, int classes,
+                int64_t iterations, const Kernels& kernels, int threads, float* marginals) {
   const int64_t pixels = height * width;
   const int channels = classes + 1;
 
@@ -45,7 +45,7 @@ void mean_field(const uint8_t* image, const float* scores, int64_t height, int64
                                 rgb[0] / kernels.bi_rgb_std, rgb[1] / kernels.bi_rgb_std, rgb[2] / kernels.bi_rgb_std};
   });
 
-  for (int iteration = 0; iteration < iterations; ++iteration) {
+  for (int64_t iteration = 0; iteration < iterations; ++iteration) {
     positions.filter(q, threads);
     bilateral.filter(q, threads);
     if (iteration == 0) {
