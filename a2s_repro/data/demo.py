@@ -67,14 +67,14 @@ def _places(
     rng: np.random.Generator, height: int, width: int, radii: Sequence[float]
 ) -> list[tuple[np.ndarray, float]]:
     """Centres (x, y) and radii of discs that lie inside the picture and apart; one without a place is left out."""
-    placed: list[tuple[np.ndarray, float]] = []
+    centres, reaches = np.empty((0, 2)), np.empty(0)
     for radius in radii:
         for _ in range(ATTEMPTS):
             centre = rng.uniform(radius, np.maximum((width - radius, height - radius), radius))
-            if all(np.hypot(*(centre - other)) > radius + its for other, its in placed):
-                placed.append((centre, radius))
+            if (np.hypot(*(centre - centres).T) > radius + reaches).all():
+                centres, reaches = np.vstack((centres, centre)), np.append(reaches, radius)
                 break
-    return placed
+    return list(zip(centres, reaches, strict=True))
 
 
 def draw_single(rng: np.random.Generator, side: int, radii: tuple[float, float]) -> tuple[np.ndarray, int]:
@@ -100,8 +100,8 @@ def _draw_object(
     picture, labels = (each[top : int(centre[1] + reach), left : int(centre[0] + reach)] for each in (picture, labels))
     height, width = labels.shape
     angle = rng.uniform(0, 2 * np.pi)
-    down, right = np.mgrid[: height * OVERSAMPLING, : width * OVERSAMPLING].astype(np.float32) / OVERSAMPLING
-    down, right = (down + top - centre[1]) / radius, (right + left - centre[0]) / radius
+    down, right = (np.arange(size * OVERSAMPLING, dtype=np.float32) / OVERSAMPLING for size in (height, width))
+    down, right = ((down + top - centre[1]) / radius)[:, None], (right + left - centre[0]) / radius
     x = np.cos(angle) * right + np.sin(angle) * down  # the object's own coordinates, in radii
     y = np.cos(angle) * down - np.sin(angle) * right
     inside, texture = _shape_and_texture(CLASSES[label], x, y)

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from a2s_repro.data.archives import PublishedFiles, source_files
 from a2s_repro.data.preparation import (
@@ -88,6 +87,8 @@ def part_labels(encoded: bytes, name: str) -> np.ndarray | None:
     ones, and the parts of other objects are painted as background. `encoded` is the .mat file's bytes; `name` stands
     for the file in error messages. Raises InputError for damaged files and unknown parts.
     """
+    from scipy.io import loadmat  # slow to import
+
     try:
         parts = [
             (int(thing["class_ind"].item()) == PERSON, part["part_name"].item(), part["mask"].astype(bool))

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from a2s_repro.data.archives import PublishedFiles, source_files
 from a2s_repro.data.images import IGNORE_LABEL, decode_label, read_label, write_label
@@ -134,6 +133,8 @@ def _refuse_object_numbers(paths: Iterable[Path]) -> None:
 
 def _decode_mat(encoded: bytes, name: str) -> np.ndarray:
     """GTcls.Segmentation of an SBD class file: (H, W) uint8, 0..20."""
+    from scipy.io import loadmat  # slow to import
+
     try:
         labels = loadmat(io.BytesIO(encoded))["GTcls"]["Segmentation"][0, 0]
     except Exception:  # scipy's reader raises many types for a damaged file

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from a2s_repro.data.images import IGNORE_LABEL
 from a2s_repro.runtime import distributed
@@ -35,6 +34,8 @@ class AttentionByDepth:
 
     def update(self, truth: np.ndarray, weights: np.ndarray) -> None:
         """Adds an image: labels (H, W) uint8, and attention weights (S, H, W)."""
+        from scipy import ndimage  # slow to import
+
         depths = np.zeros(truth.shape, np.int64)
         for label in np.setdiff1d(truth, self.excluded):
             inside = truth == label

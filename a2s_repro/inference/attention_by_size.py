@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from a2s_repro.data.images import IGNORE_LABEL
 from a2s_repro.runtime import distributed
@@ -33,6 +32,8 @@ class AttentionBySize:
 
     def update(self, truth: np.ndarray, weights: np.ndarray) -> None:
         """Adds an image: labels (H, W) uint8, 255 ignored, and attention weights (S, H, W)."""
+        from scipy import ndimage  # slow to import
+
         maps = weights.astype(np.float64)
         for label in np.setdiff1d(truth, [IGNORE_LABEL]):
             objects, count = ndimage.label(truth == label, structure=np.ones((3, 3)))
