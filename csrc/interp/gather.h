@@ -11,8 +11,6 @@
 //   rows(n, c, x, y)       pointers to channel c and column x in row y of its maps;  next(rows)   those of the next row
 //   column(c, first_x, x)  32-bit offsets of channel c and column first_x + x from rows at column first_x
 //   load(rows, column, v)  V adjacent channels
-// and, if kWeighted, a factor that all channels of a pixel share:
-//   pixel(x)               32-bit offset of a column's;  weight(rows, pixel)
 #pragma once
 
 #include "../support/launch.h"
@@ -91,6 +89,30 @@ __device__ inline int first_output(const Axis& axis, int i) {
   return o;
 }
 
+// Along x, the tables of a tile in shared memory, and their use. For inputs [first, first + count) and the one on each
+// side: the first output whose lower neighbour is the input or a later one, counted from output `origin`.
+__device__ inline void store_starts(const Axis& axis, int first, int count, int origin, int* starts) {
+  for (int k = threadIdx.x; k < count + 2; k += blockDim.x) starts[k] = first_output(axis, first - 1 + k) - origin;
+}
+
+// Of outputs [first, first + count): the weight of the higher neighbour, unless that is the lower one itself.
+__device__ inline void store_lambdas(const Axis& axis, int first, int count, float* lambdas) {
+  for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    const Tap tap = tap_of(axis, first + k);
+    lambdas[k] = tap.high == tap.low ? 0.f : tap.lambda;
+  }
+}
+
+// Calls body(weight) for each output in [begin, end) that reads an input: until `middle` as its higher neighbour.
+template <class Acc, class Body>
+__device__ void for_each_reader(const float* lambdas, int begin, int middle, int end, const Body& body) {
+#pragma unroll 1
+  for (int u = begin; u < end; ++u) {
+    const Acc lambda = lambdas[u];
+    body(u < middle ? lambda : 1 - lambda);
+  }
+}
+
 // The outputs [begin, end) whose lower neighbour is an input row, none for a row that a tile does not have. In output
 // o, the row below has weight slope * o - low.
 struct alignas(16) RowSpan {
@@ -126,9 +148,7 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
       const int r = static_cast<int>(threadIdx.x) - 1;
       spans[threadIdx.x] = row_span(axis_y, tile.y + r, r < tile.rows);
     }
-    for (int k = threadIdx.x; k < tile.width + 2; k += blockDim.x) {
-      column_start[k] = first_output(axis_x, tile.x - 1 + k);
-    }
+    store_starts(axis_x, tile.x, tile.width, 0, column_start);
   }
   const int slots = a.columns.slots;
   const auto row_distance = static_cast<ptrdiff_t>(kStaged ? a.staging.row_pitch : a.out.stride_h);
@@ -168,8 +188,6 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
           for (int k = 0; k < K; ++k) {
             at[k] = a.value.column(channel_of(slot, k) * V, tile.x - kHalo, x + 2 * kHalo - d);
           }
-          [[maybe_unused]] uint32_t pixel = 0;
-          if constexpr (Value::kWeighted) pixel = a.value.pixel(x);
           T* to = place(d, slot, x);
           const ptrdiff_t apart = place(d, slot + slots, x) - to;
 #pragma unroll 1
@@ -177,11 +195,6 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
             Acc v[K][V];
 #pragma unroll
             for (int k = 0; k < K; ++k) a.value.template load<V>(rows, at[k], v[k]);
-            if constexpr (Value::kWeighted) {
-              const Acc weight = a.value.weight(rows, pixel);
-#pragma unroll
-              for (int k = 0; k < K; ++k) v[k][0] *= weight;
-            }
             a.value.next(rows);
 #pragma unroll
             for (int k = 0; k < K; ++k) {
@@ -198,10 +211,7 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
       do {
         const int chunk = min(a.chunk, last_x - x), window = chunk + 2 * kHalo;
         last_chunk = x + chunk == last_x;
-        for (int k = threadIdx.x; k < chunk; k += blockDim.x) {
-          const Tap tap = tap_of(axis_x, x + k);
-          lambdas[k] = tap.high == tap.low ? 0.f : tap.lambda;
-        }
+        store_lambdas(axis_x, x, chunk, lambdas);
         // Along y.
         for (int i = threadIdx.x; i < a.columns.count(); i += blockDim.x) {
           int u, slot;
@@ -215,8 +225,6 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
 #pragma unroll
             for (int j = 0; j < V; ++j) carried[k][j] = 0;
           }
-          [[maybe_unused]] uint32_t pixel = 0;
-          if constexpr (Value::kWeighted) pixel = a.value.pixel(u);
           Acc* sums = partial + i * Sum::kColumn;
           int y = spans[0].begin;
           auto rows = a.value.rows(tile.n, c * V, x - kHalo, y);
@@ -235,13 +243,8 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
             }
 #pragma unroll 1
             for (; y < span.end; ++y) {
-              Acc below = exact_sub(exact_mul(span.slope, position), span.low), above = 1 - below;
+              const Acc below = exact_sub(exact_mul(span.slope, position), span.low), above = 1 - below;
               position += 1.f;
-              if constexpr (Value::kWeighted) {
-                const Acc weight = a.value.weight(rows, pixel);
-                above *= weight;
-                below *= weight;
-              }
               Acc v[K][V];
 #pragma unroll
               for (int k = 0; k < K; ++k) a.value.template load<V>(rows, at[k], v[k]);
@@ -298,9 +301,7 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
           const int step = (kInterleaved ? slots : 1) * Sum::kColumn;
           const int column = kInterleaved ? begin * slots + slot : slot * a.columns.width + begin;
           const Acc* sums = partial + (column * Sum::kColumn + of_slot);
-#pragma unroll 1
-          for (int k = begin; k < end; ++k) {
-            const Acc lambda = lambdas[k], weight = k < middle ? lambda : 1 - lambda;
+          for_each_reader<Acc>(lambdas, begin, middle, end, [&](Acc weight) {
 #pragma unroll
             for (int d = 0; d < kShifts; ++d) {
 #pragma unroll
@@ -312,7 +313,7 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
               }
             }
             sums += step;
-          }
+          });
 #pragma unroll
           for (int d = 0; d < kShifts; ++d) {
             if (last_chunk) {

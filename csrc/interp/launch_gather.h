@@ -95,7 +95,6 @@ void launch_gather(const Tensor& on, const std::vector<Map<T>>& maps, int64_t he
 // The gradient itself.
 template <class T>
 struct PlainGrad {
-  static constexpr bool kWeighted = false;
   Map<const T> grad;
   int64_t next_row = bytes_between_rows(grad);
 

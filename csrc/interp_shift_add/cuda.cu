@@ -161,7 +161,6 @@ Tensor interp_shift_add(const Tensor& planes, const Tensor& base) {
 // The gradient, shifted by `shift` rows and padded with zeros: outputs in row y pass back row y - shift.
 template <class T>
 struct ShiftedGrad {
-  static constexpr bool kWeighted = false;
   Map<const T> grad;
   int shift;
   int64_t next_row = bytes_between_rows(grad);
@@ -228,13 +227,10 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4)
     const int r = static_cast<int>(threadIdx.x) - 1;
     spans[threadIdx.x] = row_span(a.resize.y, tile.y + r, r < tile.rows);
   }
-  for (int k = threadIdx.x; k < tile.width + 2; k += blockDim.x) starts[k] = first_output(axis, tile.x - 1 + k);
+  store_starts(axis, tile.x, tile.width, 0, starts);
   __syncthreads();
   const int first = starts[0], outputs = starts[tile.width + 1] - first, columns = outputs + kTaps - 1;
-  for (int k = threadIdx.x; k < outputs; k += blockDim.x) {
-    const Tap tap = tap_of(axis, first + k);
-    lambdas[k] = tap.high == tap.low ? 0.f : tap.lambda;
-  }
+  store_lambdas(axis, first, outputs, lambdas);
 
   const auto height = static_cast<uint32_t>(a.grad.h), width = static_cast<uint32_t>(a.grad.w);
   for (int i = threadIdx.x; i < a.tiling.channels * a.window; i += blockDim.x) {
@@ -294,9 +290,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4)
       left[q] = from[q];
       here[q] = from[kTapColumn + q];
     }
-#pragma unroll 1
-    for (int s = begin; s < end; ++s) {
-      const Acc lambda = lambdas[s], weight = s < middle ? lambda : 1 - lambda;
+    for_each_reader<Acc>(lambdas, begin, middle, end, [&](Acc weight) {
 #pragma unroll
       for (int q = 0; q < kTapRowsAtOnce; ++q) {
         const Acc right = from[2 * kTapColumn + q];
@@ -307,7 +301,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4)
         here[q] = right;
       }
       from += kTapColumn;
-    }
+    });
     T* to = place_in(a.out, tile.n, tile.c + channel, tile.x + j, tile.y + row) + dy * kTaps * a.next_tap;
 #pragma unroll
     for (int q = 0; q < kTapRowsAtOnce; ++q, to += a.out.stride_h) {

@@ -9,6 +9,44 @@
 namespace a2s {
 namespace {
 
+// Cuts the maps into tiles and their channels into shares, those with which the busiest of an H100's 132 multiprocessors
+// takes the fewest cycles to issue its instructions and to move its sectors. Returns the number of shares.
+template <class T, int S>
+int64_t plan_weight_grad(WeightGradArguments<T, S>& a) {
+  constexpr int K = kWeightGradChannels;
+  const Map<const T>& grad = a.grad;
+  double least = INFINITY;
+  for (int64_t shares = 1; shares <= std::min<int64_t>(ceil_div(grad.c, K), 32); ++shares) {
+    const int64_t width = balanced(grad.w, std::min<int64_t>(kWeightGradPixels, kBlockThreads / shares));
+    const Places places(width, shares, a.interleaved);
+    for (int64_t rows = 1; rows <= kWeightGradRows; ++rows) {
+      const Tiling tiling(grad.n, grad.h, grad.w, 1, rows, width, 1);
+      const int64_t of_grad = a.recalibration.data ? 2 : 1;
+      double instructions = 15 + 95 * rows, loaded = of_grad * rows, stored = (of_grad - 1) * rows, stretches = loaded;
+      for (int s = 0; s < S; ++s) {
+        const Axis &y = a.resize[s].y, &x = a.resize[s].x;
+        const double read = a.resize[s].copies ? rows : 2 + (rows - 1) * y.ratio;  // rows of the map
+        if (a.grad_maps[s]) stored += rows;
+        if (!a.resize[s].copies) instructions += 21 * read;
+        loaded += read * x.ratio;
+        stretches += read;
+      }
+      const double issue = places.threads() / 128. * (400 + ceil_div(grad.c, K * shares) * instructions);
+      // Sectors that adjacent values fill, and one more for each stretch of them. Channels of a pixel are adjacent, but
+      // stored share by share.
+      const double more = a.interleaved ? stored * 32 / shares : (stretches + stored) * 32 / width;
+      const double sectors = grad.c * width * ((loaded + stored) * sizeof(T) + more) / 24;
+      const double cost = ceil_div(tiling.blocks(), 132) * (std::max(issue, sectors) + std::min(issue, sectors) / 4);
+      if (cost >= least) continue;
+      least = cost;
+      a.tiling = tiling;
+      a.places = places;
+      a.by_width = Divisor(tiling.width);
+    }
+  }
+  return a.places.slots;
+}
+
 template <class T>
 void launch_logit_grad(const Tensor& grad, const Tensor& logits, const Tensor& weight_grad, const Tensor& grad_logits) {
   const LogitGradArguments<T> a{map_of<const T>(logits), map_of<const acc_t<T>>(weight_grad),
@@ -59,11 +97,7 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
       a.grad_logits = map_of<T>(grad_logits);
     }
     a.interleaved = is_channels_last(grad);
-    int64_t shares = balanced(ceil_div(a.grad.c, kWeightGradChannels), a.interleaved ? 32 : kBlockThreads);
-    const int64_t pixels = a.interleaved ? kBlockThreads / shares : kWeightGradPixels;
-    a.tiling = Tiling(grad.size(0), height, width, 1, kWeightGradRows, std::min<int64_t>(pixels, kWeightGradPixels), 1);
-    shares = std::min<int64_t>(shares, kBlockThreads / a.tiling.width);
-    a.places = Places(a.tiling.width, shares, a.interleaved);
+    const int64_t shares = plan_weight_grad(a);
     int64_t limit = std::min({channel_limit(a.grad), channel_limit(a.recalibration),
                               channel_limit(a.grad_recalibration), channel_limit(a.copied)});
     for (int s = 0; s < S; ++s) limit = std::min(limit, channel_limit(a.maps[s]));
@@ -86,12 +120,9 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backwar
     launch(grad, a.tiling.blocks(), a.places.threads(), 0, weight_grad_kernel<T, S>, a);
     if (resized) launch_logit_grad<T>(grad, logits, *weight_grad, grad_logits);
   });
-  std::optional<Tensor> factor;
-  if (recalibration) factor = addressable(*recalibration, is_channels_last(grad));
-  const Tensor all_weights = addressable(weights, false);
-  gather_scores("scale_merge_backward", grad, grad_scores, 1, gathers, [&](auto type, const Tensor& grad_map) {
+  gather_scores("scale_merge_backward", grad, grad_scores, 1, gathers, [&](auto type) {
     using T = typename decltype(type)::type;
-    return WeightedGrad<T>{map_of<const T>(grad_map), optional_map<T>(factor), map_of<const T>(all_weights)};
+    return WeightedGrad<T>{map_of<const T>(grad), optional_map<T>(recalibration), map_of<const T>(weights)};
   });
   return {grad_scores, grad_logits, grad_recalibration};
 }

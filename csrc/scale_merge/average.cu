@@ -27,11 +27,10 @@ std::vector<Tensor> scale_average_backward(const Tensor& grad, const std::vector
   check_average_backward("scale_average_backward", grad, scores);
   std::vector<Tensor> grad_scores = empty_grads(grad, scores);
   const auto every_map = [](size_t) { return true; };
-  gather_scores("scale_average_backward", grad, grad_scores, static_cast<float>(factor), every_map,
-                [](auto type, const Tensor& grad_map) {
-                  using T = typename decltype(type)::type;
-                  return AverageGrad<T>{map_of<const T>(grad_map)};
-                });
+  gather_scores("scale_average_backward", grad, grad_scores, static_cast<float>(factor), every_map, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return AverageGrad<T>{map_of<const T>(grad)};
+  });
   return grad_scores;
 }
 

@@ -1,49 +1,56 @@
-// What merged scores pass back to the maps that they were merged from, for the kernels that gather it: for all maps or,
-// after of_map(s), for one.
+// What merged scores pass back to the maps that they were merged from, and the gradients of these maps.
 #pragma once
 
-#include "../interp/launch_gather.h"
 #include "gather_pair.h"
 #include "scale_merge.h"
 
 namespace a2s {
 
+// Of the channel c further.
+template <class T>
+__device__ uint32_t held_offset(const Map<const T>& map, int c) {
+  uint32_t offset = offset_in(map, c, 0);
+  keep(offset);
+  return offset;
+}
+
 // Under attention: recalibration * grad, with the weight of the map as the factor of a pixel.
 template <class T>
 struct WeightedGrad {
   static constexpr bool kWeighted = true;
-  Map<const T> grad, recalibration, weights;  // data of `recalibration` is null if there is none
-  int recalibrates = recalibration.data != nullptr;
-  int64_t next_grad = bytes_between_rows(grad), next_recalibration = bytes_between_rows(recalibration);
-  int64_t next_weight = bytes_between_rows(weights);
-
-  struct Rows {
-    const T *grad, *recalibration, *weight;
+  using Read = acc_t<T>;
+  struct Place {
+    const T *grad, *recalibration;
   };
-  struct Column {
+  struct Offsets {
     uint32_t grad, recalibration;
   };
+  Map<const T> grad, recalibration, weights;  // data of `recalibration` is null if there is none
+  int recalibrates = recalibration.data != nullptr;
+  int64_t grad_row = bytes_between_rows(grad), recalibration_row = bytes_between_rows(recalibration);
+  int64_t weight_row = bytes_between_rows(weights);
+
   int64_t channel_limit() const { return std::min(a2s::channel_limit(grad), a2s::channel_limit(recalibration)); }
-  __device__ Rows rows(int n, int c, int x, int y) const {
-    return {row_of(grad, n, c, x, y), recalibrates ? row_of(recalibration, n, c, x, y) : nullptr,
-            row_of(weights, n, 0, x, y)};
+  __device__ Place place(int n, int c, int x, int y) const {
+    return {row_of(grad, n, c, x, y), recalibrates ? row_of(recalibration, n, c, x, y) : nullptr};
   }
-  __device__ void next(Rows& rows) const {
-    rows.grad = moved(rows.grad, next_grad);
-    rows.weight = moved(rows.weight, next_weight);
-    if (recalibrates) rows.recalibration = moved(rows.recalibration, next_recalibration);
+  __device__ Offsets further(int c) const { return {held_offset(grad, c), held_offset(recalibration, c)}; }
+  __device__ void down(Place& place) const {
+    place.grad = moved(place.grad, grad_row);
+    if (recalibrates) place.recalibration = moved(place.recalibration, recalibration_row);
   }
-  __device__ Column column(int c, int, int x) const { return {offset_in(grad, c, x), offset_in(recalibration, c, x)}; }
-  __device__ uint32_t pixel(int x) const { return offset_in(weights, 0, x); }
-  __device__ acc_t<T> weight(const Rows& rows, uint32_t pixel) const {
-    return static_cast<acc_t<T>>(*advanced(rows.weight, pixel));
+  template <int K>
+  __device__ void read(const Place& place, const Offsets (&further)[K], Read (&v)[K]) const {
+#pragma unroll
+    for (int k = 0; k < K; ++k) v[k] = static_cast<Read>(*advanced(place.grad, further[k].grad));
+    if (!recalibrates) return;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      v[k] *= static_cast<Read>(*advanced(place.recalibration, further[k].recalibration));
+    }
   }
-  template <int V>
-  __device__ void load(const Rows& rows, const Column& column, acc_t<T> (&v)[V]) const {
-    v[0] = static_cast<acc_t<T>>(*advanced(rows.grad, column.grad));
-    if (recalibrates) v[0] *= static_cast<acc_t<T>>(*advanced(rows.recalibration, column.recalibration));
-  }
-  WeightedGrad of_map(int s) const { return {grad, recalibration, channels_of(weights, s, 1)}; }
+  __device__ static Read passed(Read read, int) { return read; }
+  __device__ const T* weight(int n, int s, int x, int y) const { return row_of(weights, n, s, x, y); }
 };
 
 // Under max merging: grad where the map won.
@@ -54,89 +61,151 @@ struct WonGrad {
     acc_t<T> grad;
     int winner;
   };
-  Map<const T> grad;
-  Map<const uint8_t> winner;
-  int s = 0;  // of the only map
-  int64_t next_grad = bytes_between_rows(grad), next_winner = bytes_between_rows(winner);
-
-  struct Rows {
+  struct Place {
     const T* grad;
     const uint8_t* winner;
   };
-  struct Column {
+  struct Offsets {
     uint32_t grad, winner;
   };
+  Map<const T> grad;
+  Map<const uint8_t> winner;
+  int64_t grad_row = bytes_between_rows(grad), winner_row = bytes_between_rows(winner);
+
   int64_t channel_limit() const { return std::min(a2s::channel_limit(grad), a2s::channel_limit(winner)); }
-  __device__ Rows rows(int n, int c, int x, int y) const {
+  __device__ Place place(int n, int c, int x, int y) const {
     return {row_of(grad, n, c, x, y), row_of(winner, n, c, x, y)};
   }
-  __device__ void next(Rows& rows) const {
-    rows.grad = moved(rows.grad, next_grad);
-    rows.winner = moved(rows.winner, next_winner);
+  __device__ Offsets further(int c) const { return {held_offset(grad, c), held_offset(winner, c)}; }
+  __device__ void down(Place& place) const {
+    place.grad = moved(place.grad, grad_row);
+    place.winner = moved(place.winner, winner_row);
   }
-  __device__ Column column(int c, int, int x) const { return {offset_in(grad, c, x), offset_in(winner, c, x)}; }
-  __device__ Read read(const Rows& rows, const Column& column) const {
-    return {static_cast<acc_t<T>>(*advanced(rows.grad, column.grad)), *advanced(rows.winner, column.winner)};
+  template <int K>
+  __device__ void read(const Place& place, const Offsets (&further)[K], Read (&v)[K]) const {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      v[k] = {static_cast<acc_t<T>>(*advanced(place.grad, further[k].grad)), *advanced(place.winner, further[k].winner)};
+    }
   }
   __device__ static acc_t<T> passed(Read read, int s) { return grad_if_won(read.grad, read.winner, s); }
-  template <int V>
-  __device__ void load(const Rows& rows, const Column& column, acc_t<T> (&v)[V]) const {
-    v[0] = passed(read(rows, column), s);
-  }
-  WonGrad of_map(int map) const { return {grad, winner, map}; }
 };
 
 // Under the average: grad.
 template <class T>
-struct AverageGrad : PlainGrad<T> {
+struct AverageGrad {
+  static constexpr bool kWeighted = false;
   using Read = acc_t<T>;
+  using Place = const T*;
+  using Offsets = uint32_t;
+  Map<const T> grad;
+  int64_t grad_row = bytes_between_rows(grad);
 
-  __device__ Read read(const T* row, uint32_t column) const { return static_cast<Read>(*advanced(row, column)); }
+  int64_t channel_limit() const { return a2s::channel_limit(grad); }
+  __device__ Place place(int n, int c, int x, int y) const { return row_of(grad, n, c, x, y); }
+  __device__ Offsets further(int c) const { return held_offset(grad, c); }
+  __device__ void down(Place& place) const { place = moved(place, grad_row); }
+  template <int K>
+  __device__ void read(Place place, const Offsets (&further)[K], Read (&v)[K]) const {
+#pragma unroll
+    for (int k = 0; k < K; ++k) v[k] = static_cast<Read>(*advanced(place, further[k]));
+  }
   __device__ static Read passed(Read read, int) { return read; }
-  AverageGrad of_map(int) const { return *this; }
 };
 
-// Fills the gradients of the scores s for which gathers(s) with `scale` times what outputs pass back. Unless pixels
-// have weights, resized maps are gathered in pairs, each with a map that keeps its size; all others in one launch.
-// value_of(type, grad) is the Value.
+// Stores what outputs pass to map s. Threads take adjacent pixels, or channels of a pixel.
+template <class T, class Value>
+struct PassArguments {
+  Value value;
+  int s;
+  Map<T> out;
+  Tiling tiling;
+  Places places;
+  bool interleaved;
+};
+
+template <class T, class Value>
+__global__ void __launch_bounds__(kBlockThreads) pass_back(const __grid_constant__ PassArguments<T, Value> a) {
+  const Tile tile = a.tiling.tile(blockIdx.x);
+  int inner = threadIdx.x;
+  const int outer = a.places.by_inner.split(inner);
+  const int column = a.interleaved ? outer : inner, channel = a.interleaved ? inner : outer;
+  if (column >= tile.width || channel >= tile.channels) return;
+  const int x = tile.x + column, c = tile.c + channel;
+  typename Value::Read read[1];
+  a.value.read(a.value.place(tile.n, c, x, tile.y), {a.value.further(0)}, read);
+  auto passed = a.value.passed(read[0], a.s);
+  if constexpr (Value::kWeighted) passed *= static_cast<acc_t<T>>(*a.value.weight(tile.n, a.s, x, tile.y));
+  *place_in(a.out, tile.n, c, x, tile.y) = static_cast<T>(passed);
+}
+
+template <class T, class Value>
+void launch_pass_back(const Tensor& on, const Value& value, int s, const Map<T>& out) {
+  PassArguments<T, Value> a{value, s, out};
+  a.interleaved = is_interleaved(out);
+  const int inner = balanced(a.interleaved ? out.c : out.w, kBlockThreads), outer = kBlockThreads / inner;
+  const int columns = a.interleaved ? outer : inner, channels = a.interleaved ? inner : outer;
+  a.tiling = Tiling(out.n, out.h, out.w, out.c, 1, columns, channels);
+  a.places = Places(columns, channels, a.interleaved);
+  launch(on, a.tiling.blocks(), kBlockThreads, 0, pass_back<T, Value>, a);
+}
+
+// Fills the gradients of the scores s for which gathers(s) with `scale` times what outputs pass back. Resized maps are
+// gathered in pairs, each with a map that keeps its size. What outputs pass to other maps is stored first: doubles, maps
+// that are larger than the outputs, and those that are far smaller. value_of(type) is the Value.
 template <class Gathers, class ValueOf>
 void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores, float scale,
                    const Gathers& gathers, const ValueOf& value_of) {
   dispatch(op, grad, [&](auto type) {
     using T = typename decltype(type)::type;
     const int64_t height = grad.size(2), width = grad.size(3);
+    const auto value = value_of(type);
+    using Value = std::decay_t<decltype(value)>;
+    constexpr bool kPassesGrad = std::is_same_v<Value, AverageGrad<T>>;
+    const auto map = [&](int s) { return map_of<T>(grad_scores[s]); };
+    std::vector<Tensor> passed, gathered;
     const auto gather = [&](auto layout) {
       constexpr bool kInterleaved = decltype(layout)::value;
       std::vector<int> paired, copied, single;
-      const auto map = [&](int s) { return map_of<T>(grad_scores[s]); };
       for (int s = 0; s < static_cast<int>(grad_scores.size()); ++s) {
         if (!gathers(s) || is_interleaved(map(s)) != kInterleaved) continue;
         const Resize resize(map(s).h, map(s).w, height, width);
-        (resize.copies ? copied : pairs(resize.y) && pairs(resize.x) ? paired : single).push_back(s);
+        const bool in_pairs = sizeof(T) < 8 && pairs(resize.y) && pairs(resize.x);
+        (resize.copies ? copied : in_pairs ? paired : single).push_back(s);
       }
-      if (paired.empty() && copied.empty() && single.empty()) return;
-      const Tensor source = addressable(grad, kInterleaved);
-      const auto value = value_of(type, source);
-      if constexpr (!decltype(value)::kWeighted) {
-        for (; paired.size() >= 2; paired.resize(paired.size() - 2)) {
-          const int index[2] = {paired[paired.size() - 2], paired.back()};
-          const Map<T> maps[2] = {map(index[0]), map(index[1])};
-          const int s = copied.empty() ? -1 : copied.back();
-          const Map<T> kept = s < 0 ? Map<T>{} : map(s);
-          if (s >= 0) copied.pop_back();
-          launch_gather_pair<T, kInterleaved>(grad, maps, index, kept, s, height, width, scale, value);
+      if constexpr (sizeof(T) < 8) {
+        while (!paired.empty()) {
+          std::vector<int> index;
+          std::vector<Map<T>> maps;
+          for (; !paired.empty() && index.size() < 2; paired.pop_back()) {
+            index.push_back(paired.back());
+            maps.push_back(map(paired.back()));
+          }
+          const bool copies = !Value::kWeighted && !copied.empty();
+          const int s = copies ? copied.back() : -1;
+          if (copies) copied.pop_back();
+          launch_gather_pair<T, kInterleaved>(grad, maps, index, copies ? map(s) : Map<T>{}, s, height, width, scale,
+                                              value);
         }
       }
-      single.insert(single.end(), paired.begin(), paired.end());
       single.insert(single.end(), copied.begin(), copied.end());
-      std::vector<Map<T>> maps;
-      for (const int s : single) maps.push_back(map(s));
-      if (maps.empty()) return;
-      launch_gather<T, 1, kInterleaved>(grad, maps, height, width, scale,
-                                        [&](int i) { return value.of_map(single[i]); });
+      for (const int s : single) {
+        const bool copies = map(s).h == height && map(s).w == width;
+        gathered.push_back(grad_scores[s]);
+        if constexpr (kPassesGrad) {
+          passed.push_back(grad);
+        } else {
+          passed.push_back(copies ? grad_scores[s] : empty_map(grad_scores[s], map(s).n, map(s).c, height, width));
+          launch_pass_back(grad, value, s, map_of<T>(passed.back()));
+          if (!copies) continue;
+          passed.pop_back();
+          gathered.pop_back();
+        }
+      }
     };
     gather(std::false_type{});
     gather(std::true_type{});
+    if (!passed.empty()) interp_adjoint(passed, gathered, scale);
   });
 }
 

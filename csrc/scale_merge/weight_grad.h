@@ -22,6 +22,7 @@ struct WeightGradArguments {
   Map<T> copied;
   Tiling tiling;
   Places places;  // slots are shares of the channels
+  Divisor by_width;
   bool interleaved;
   int group;  // channels at once, of all shares
   // Bytes from a channel to the second one at once, to that of the next group, and between rows.
@@ -30,7 +31,7 @@ struct WeightGradArguments {
   int64_t grad_row, recalibration_row, grad_recalibration_row, copied_row;
 };
 
-constexpr int kWeightGradPixels = 64, kWeightGradRows = 3, kWeightGradChannels = 2;
+constexpr int kWeightGradPixels = 144, kWeightGradRows = 3, kWeightGradChannels = 2;
 
 template <class T, int S>
 __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2 : 3)
@@ -45,9 +46,10 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2
     const int s = i / kRows, r = i % kRows;
     sources[s][r] = source_rows<T>(a.maps[s], a.resize[s].y, tile.y + min(r, tile.rows - 1), r == 0);
   }
-  for (int i = threadIdx.x; i < kRows * kWeightGradPixels; i += blockDim.x) {
-    const int r = i / kWeightGradPixels, x = i % kWeightGradPixels;
-    if (r >= tile.rows || x >= tile.width) continue;
+  for (int i = threadIdx.x; i < tile.rows * a.tiling.width; i += blockDim.x) {
+    int x = i;
+    const int r = a.by_width.split(x);
+    if (x >= tile.width) continue;
     PixelWeights<Acc, S> w{};
 #pragma unroll
     for (int s = 0; s < S; ++s) w.w[s] = static_cast<Acc>(a.weights.at(tile.n, s, tile.y + r, tile.x + x));
@@ -159,9 +161,10 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 1 : S == 4 ? 2
   __syncthreads();
 
   const int next_x = a.interleaved ? shares : 1, next_share = a.interleaved ? 1 : a.places.width;
-  for (int i = threadIdx.x; i < kRows * kWeightGradPixels; i += blockDim.x) {
-    const int r = i / kWeightGradPixels, x = i % kWeightGradPixels;
-    if (r >= tile.rows || x >= tile.width) continue;
+  for (int i = threadIdx.x; i < tile.rows * a.tiling.width; i += blockDim.x) {
+    int x = i;
+    const int r = a.by_width.split(x);
+    if (x >= tile.width) continue;
     Acc g[S], w[S];
 #pragma unroll
     for (int s = 0; s < S; ++s) {
