@@ -33,8 +33,8 @@ int64_t plan_weight_grad(WeightGradArguments<T, S>& a) {
       }
       const double issue = places.threads() / 128. * (400 + ceil_div(grad.c, K * shares) * instructions);
       // Sectors that adjacent values fill, and one more for each stretch of them. Channels of a pixel are adjacent, but
-      // stored share by share.
-      const double more = a.interleaved ? stored * 32 / shares : (stretches + stored) * 32 / width;
+      // stored share by share: in parts of a sector, which take twice as long.
+      const double more = a.interleaved ? stored * 64 / shares : (stretches + stored) * 32 / width;
       const double sectors = grad.c * width * ((loaded + stored) * sizeof(T) + more) / 24;
       const double cost = ceil_div(tiling.blocks(), 132) * (std::max(issue, sectors) + std::min(issue, sectors) / 4);
       if (cost >= least) continue;
