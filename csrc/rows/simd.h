@@ -109,6 +109,16 @@ void for_each_value(int64_t count, const Body& body) {
   for (; i < count; ++i) body(i, Acc{});
 }
 
+// The same without overlaps: with V = Acc for the numbers after the last eight. The body may read what it writes.
+template <class Acc, class Body>
+void for_each_value_once(int64_t count, const Body& body) {
+  int64_t i = 0;
+  if constexpr (kHasLanes<Acc>) {
+    for (; i + kLanes <= count; i += kLanes) body(i, Lanes<Acc>{});
+  }
+  for (; i < count; ++i) body(i, Acc{});
+}
+
 // All eight numbers combined to one.
 template <class V, class Combine>
 auto fold(const V& v, const Combine& combine) {

@@ -79,14 +79,10 @@ void weight_grad_rows(const BackwardInputs& m, const TakeRow<acc_t<T>>& take_row
         const int64_t plane = n * grads.planes_per_image() + p;
         for (int64_t y = first; y < last; ++y) {
           const T* grad = grads.grad(plane, y);
-          if (!recalibration_grad_rows) {
-            add_products(scales, plane, y, SumGrad<T>{grad}, sums_of(y));
-            continue;
-          }
-          T* out = recalibration_grad_rows->in_place(plane, y, buffer.data());
-          const RecalibratedGrad<T> recalibrated{grad, grads.recalibration(plane, y), out, weights_of(y)};
-          add_products(scales, plane, y, recalibrated, sums_of(y));
-          recalibration_grad_rows->store(plane, y, out);
+          T* out = recalibration_grad_rows ? recalibration_grad_rows->in_place(plane, y, buffer.data()) : nullptr;
+          const SumGrad<T> sum_grad{grad, grads.recalibration(plane, y), out, weights_of(y)};
+          add_products(scales, plane, y, sum_grad, sums_of(y));
+          if (out) recalibration_grad_rows->store(plane, y, out);
         }
       }
       for (int64_t y = first; y < last; ++y) take_row(n, y, sums_of(y), weights_of(y));

@@ -90,28 +90,19 @@ struct MaxOp {
   }
 };
 
-// Rows of the gradient of the weighted sum: at<W>(x, i, v) for value i, in pixel x. W and V as in weighted_sum.
-
+// A row of the gradient of the weighted sum. If the sum is recalibrated, at() also stores the gradient of the
+// recalibration.
 template <class T>
 struct SumGrad {
-  const T* grad;
-
-  template <class W, class V, size_t S>
-  V at(int64_t, int64_t i, const V (&)[S]) const {
-    return load_values<V>(grad + i);
-  }
-};
-
-// If the sum is recalibrated. Also stores the gradient of the recalibration.
-template <class T>
-struct RecalibratedGrad {
-  const T *grad, *recalibration;
+  const T *grad, *recalibration;  // recalibration and recalibration_grad may be null
   T* recalibration_grad;
   RowSet<acc_t<T>> weights;
 
+  // For value i, in pixel x. W and V as in weighted_sum.
   template <class W, class V, size_t S>
   V at(int64_t x, int64_t i, const V (&v)[S]) const {
     const V g = load_values<V>(grad + i);
+    if (!recalibration) return g;
     W w[S];
     weights.at(x, w);
     store_values(recalibration_grad + i, V(g * weighted_sum(w, v)));
@@ -120,23 +111,24 @@ struct RecalibratedGrad {
 };
 
 // sums[s][x] += grad * v[s], in an interleaved row summed over the channels of pixel x
-template <size_t S, bool FirstCopies, class T, class Grad>
-A2S_CLONES static void add_row_products(const ScaleRow<T, Lerp<acc_t<T>>>& row, int64_t width, const Grad grad,
+template <size_t S, bool FirstCopies, class T>
+A2S_CLONES static void add_row_products(const ScaleRow<T, Lerp<acc_t<T>>>& row, int64_t width, const SumGrad<T> grad,
                                         const RowSet<acc_t<T>> sums) {
-  using Acc = acc_t<T>;
   const RowValues<S, FirstCopies, T> values(row);
-  A2S_INDEPENDENT
-  for (int64_t x = 0; x < width; ++x) {
-    Acc v[S];
+  for_each_value_once<acc_t<T>>(width, [&](int64_t x, auto kind) {
+    using V = decltype(kind);
+    V v[S];
     values.at(x, v);
-    const Acc g = grad.template at<Acc>(x, x, v);
-    for (size_t s = 0; s < S; ++s) sums.row(s)[x] += g * v[s];
-  }
+    const V g = grad.template at<V>(x, x, v);
+    for (size_t s = 0; s < S; ++s) {
+      store_values(sums.row(s) + x, V(load_values<V>(sums.row(s) + x) + g * v[s]));
+    }
+  });
 }
 
-template <size_t S, bool FirstCopies, class T, class Grad>
+template <size_t S, bool FirstCopies, class T>
 A2S_CLONES static void add_row_products(const ScaleRow<T, typename InterleavedRows<T>::Row> row, int64_t width,
-                                        const Grad grad, const RowSet<acc_t<T>> sums) {
+                                        const SumGrad<T> grad, const RowSet<acc_t<T>> sums) {
   using Acc = acc_t<T>;
   const int64_t channels = row.channels;
   for (int64_t x = 0; x < width; ++x) {
@@ -152,8 +144,9 @@ A2S_CLONES static void add_row_products(const ScaleRow<T, typename InterleavedRo
 }
 
 // Adds grad times the values of scale s in row y of a plane to sums.row[s].
-template <class T, class Grad>
-void add_products(ScaleRows<T>& scales, int64_t plane, int64_t y, const Grad& grad, const RowSet<acc_t<T>>& sums) {
+template <class T>
+void add_products(ScaleRows<T>& scales, int64_t plane, int64_t y, const SumGrad<T>& grad,
+                  const RowSet<acc_t<T>>& sums) {
   dispatch_scales(scales.count(), [&](auto count) {
     scales.visit(plane, y, [&](auto first_copies, const auto& row, int64_t width) {
       add_row_products<decltype(count)::value, decltype(first_copies)::value>(row, width, grad, sums);
