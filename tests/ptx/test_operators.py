@@ -267,7 +267,7 @@ def test_empty_batches_launch_nothing(ptx: Device) -> None:
 @pytest.mark.slow
 def test_every_kernel_runs(ptx: Device) -> None:
     """Each instance in the library is reached by some dtype, layout, number of scales and width of channels."""
-    for grid in ("one-scale", "two-scales", "four-scales", "paper"):
+    for grid in ("one-scale", "two-scales", "four-scales", "shrinking", "paper"):
         for operator in OPERATORS:
             for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
                 for layout in LAYOUTS.values():
