@@ -41,11 +41,7 @@ struct HeldRows {
   uint32_t left[K], right;  // bytes from there to channel k, and from a left neighbour to the right one
   Acc left_share, right_share, upper[K][V], lower[K][V];
 
-  __device__ const T* at(int64_t row) const {
-    const T* from = moved(base, row);
-    keep(from);
-    return from;
-  }
+  __device__ const T* at(int64_t row) const { return moved(base, row); }
 
   __device__ void read(int64_t row, Acc (&v)[K][V]) const {
     const T* from = at(row);

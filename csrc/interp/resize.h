@@ -19,9 +19,11 @@ namespace a2s {
 
 constexpr int kTileRows = 32;           // at most
 constexpr int kPixelBytes = 14 * 1024;  // shared memory for the weights of a tile's pixels, in channels_last
-constexpr int kTileBytes = 40 * 1024;   // shared memory for the weights and the results of a planar tile
-// Instructions that compute the weights of a pixel, and those of a thread before the first row of a column.
-constexpr double kPixelCost = 110, kPlaceCost = 240;
+constexpr int kTileBytes = 36 * 1024;   // shared memory for the weights and the results of a planar tile
+// Instructions of a thread: for the weights of a pixel, before the first group of channels, for a group, for a row, and
+// for a channel of a row.
+constexpr double kPixelCost = 110, kPlaceCost = 180, kGroupCost = 200, kRowCost = 45, kChannelCost = 22;
+constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200
 
 template <class T, int S, class Op>
 struct ResizeArguments {
@@ -32,14 +34,16 @@ struct ResizeArguments {
   Tiling tiling;
   Places places;
   int group;                        // channels at once
-  int64_t next_row, next_slot;      // bytes from a value to that of the next row, and of the thread's next channel
+  int whole;                        // with fewer channels left, planar threads take one each
+  int64_t next_row;                 // bytes from a value of the result to that of the next row
   int64_t next_pixel, next_factor;  // bytes from a pixel's weights and factors to those of the next row
+  int64_t next_group[S], next_factor_group;  // bytes between groups of channels
+  uint32_t apart[S], factor_apart, to_apart, winner_apart;  // bytes between a thread's channels
   Divisor by_width;
   Staging staging;
   // Only with Op::kWinner.
   Map<uint8_t> winner;
   Staging winner_staging;
-  int next_winner;
   int pixels_bytes, staged_bytes;
 };
 
@@ -54,7 +58,7 @@ template <class T, int S, int V, int K, bool kInterleaved, class Op>
 __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsigned char* shared) {
   using Acc = acc_t<T>;
   constexpr bool kStaged = V * sizeof(T) < kPackBytes;
-  __shared__ SourceRows<Acc> sources[S][kTileRows];
+  __shared__ SourceRows<Acc> sources[kTileRows][S];
   auto* const pixels = reinterpret_cast<PixelWeights<Acc, S>*>(shared);
   unsigned char* const staged = shared + a.pixels_bytes;
   unsigned char* const staged_winner = staged + a.staged_bytes;
@@ -62,7 +66,7 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
   const Tile tile = a.tiling.tile(block);
   for (int i = threadIdx.x; i < S * kTileRows; i += blockDim.x) {
     const int s = i / kTileRows, r = i % kTileRows;
-    if (r < tile.rows) sources[s][r] = source_rows<T>(a.maps[s], a.resize[s].y, tile.y + r, r == 0);
+    if (r < tile.rows) sources[r][s] = source_rows<T>(a.maps[s], a.resize[s].y, tile.y + r, r == 0);
   }
   if constexpr (Op::kPixels) {
     for (int i = threadIdx.x; i < tile.rows * a.tiling.width; i += blockDim.x) {
@@ -72,48 +76,64 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
     }
   }
 
-  int first_x[S];
-  const T* base[S];  // the maps at the group's first channel and the tile's first column
+  // A thread with one place prepares it once for all groups. Several are left where tiles are wide rows of maps.
+  constexpr bool kOnePlace = Op::kPixels || kInterleaved;
+  const bool several = a.places.count() > static_cast<int>(blockDim.x);
+  int x, slot;
+  HeldRows<T, V, K> map[S];
+  [[maybe_unused]] const T* factor = nullptr;
+  [[maybe_unused]] bool multiplied = false;
+  if constexpr (Op::kFactor) multiplied = a.op.factor.data != nullptr;
+  const auto prepare = [&](int place, int c) {
+    a.places.template split<kInterleaved>(place, x, slot);
+    if (x >= tile.width || place >= a.places.count()) slot = INT32_MAX;
 #pragma unroll
-  for (int s = 0; s < S; ++s) {
-    first_x[s] = tap_of(a.resize[s].x, tile.x).low;
-    base[s] = row_of(a.maps[s], tile.n, tile.c * V, first_x[s], 0);
-  }
-  const int step = a.places.slots;
+    for (int s = 0; s < S; ++s) {
+      const Tap tap = tap_of(a.resize[s].x, tile.x + x);
+      map[s].base = advanced(row_of(a.maps[s], tile.n, c * V, 0, 0), offset_in(a.maps[s], slot * V, tap.low));
+      map[s].right = offset_in(a.maps[s], 0, tap.high - tap.low);
+      map[s].right_share = tap.lambda;
+    }
+    if constexpr (Op::kFactor) {
+      if (multiplied) factor = row_of(a.op.factor, tile.n, (c + slot) * V, tile.x + x, tile.y);
+    }
+  };
+  if constexpr (kOnePlace) prepare(threadIdx.x, tile.c);
 #pragma unroll 1
-  for (int c = tile.c; c < tile.c + tile.channels; c += a.group) {
-    const int group = min(a.group, tile.c + tile.channels - c);
+  for (int c = tile.c, group; c < tile.c + tile.channels; c += group) {
+    group = tile.c + tile.channels - c;
+    const bool whole = group >= a.whole;
+    group = whole ? a.group : kInterleaved ? group : min(group, a.places.slots);
     T* const out = place_in(a.out, tile.n, c * V, tile.x, tile.y);
     [[maybe_unused]] uint8_t* winner = nullptr;
     if constexpr (Op::kWinner) winner = place_in(a.winner, tile.n, c, tile.x, tile.y);
     __syncthreads();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < a.places.count(); i += blockDim.x) {
-      int x, slot;
-      a.places.template split<kInterleaved>(i, x, slot);
-      if (x >= tile.width || slot >= group) continue;
-      const bool all = slot + (K - 1) * step < group;  // channels of the place are in the group
-      // Distance of channel k from the thread's first one.
-      const auto channel = [&](int k) { return k == 0 ? 0 : (min(slot + k * step, group - 1) - slot) * V; };
-      HeldRows<T, V, K> map[S];
+    int place = threadIdx.x;
+    do {
+      if constexpr (!kOnePlace) {
+        if (c == tile.c || several) prepare(place, c);
+      }
+      if (slot >= group) continue;
+      // Bytes to the thread's other channels. In place of one beyond the group the one before comes again.
+      uint32_t to_of[K] = {};
+      [[maybe_unused]] uint32_t factor_of[K] = {}, winner_of[K] = {};
 #pragma unroll
       for (int s = 0; s < S; ++s) {
-        const Tap tap = tap_of(a.resize[s].x, tile.x + x);
-        map[s].base = advanced(base[s], offset_in(a.maps[s], slot * V, tap.low - first_x[s]));
-        map[s].right = offset_in(a.maps[s], 0, tap.high - tap.low);
-        map[s].right_share = tap.lambda;
         map[s].left_share = 1 - map[s].right_share;
-#pragma unroll
-        for (int k = 0; k < K; ++k) map[s].left[k] = offset_in(a.maps[s], channel(k), 0);
+        map[s].left[0] = 0;
       }
-      [[maybe_unused]] const T* factor = nullptr;
-      [[maybe_unused]] uint32_t factor_of[K];
-      [[maybe_unused]] bool multiplied = false;
-      if constexpr (Op::kFactor) {
-        multiplied = a.op.factor.data != nullptr;
-        if (multiplied) factor = row_of(a.op.factor, tile.n, (c + slot) * V, tile.x + x, tile.y);
 #pragma unroll
-        for (int k = 0; k < K; ++k) factor_of[k] = offset_in(a.op.factor, channel(k), 0);
+      for (int k = 1; k < K; ++k) {
+        const bool there = kInterleaved ? slot + k * a.places.slots < group : whole;
+#pragma unroll
+        for (int s = 0; s < S; ++s) {
+          map[s].left[k] = there ? k * a.apart[s] : map[s].left[k - 1];
+          if (kInterleaved || k == 1) keep(map[s].left[k]);
+          else map[s].left[k] = k * map[s].left[1];
+        }
+        if constexpr (Op::kFactor) factor_of[k] = there ? k * a.factor_apart : factor_of[k - 1];
+        to_of[k] = there || !kInterleaved ? k * a.to_apart : to_of[k - 1];
+        if constexpr (Op::kWinner) winner_of[k] = there || !kInterleaved ? k * a.winner_apart : winner_of[k - 1];
       }
       [[maybe_unused]] const auto* weights = pixels + x;
       // Packs go to their places, other results to shared memory.
@@ -127,15 +147,15 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
         to = staged + (Staging::start(out) + staged_at(a.staging)) * sizeof(T);
         if constexpr (Op::kWinner) winner_to = staged_winner + Staging::start(winner) + staged_at(a.winner_staging);
       }
-      const SourceRows<Acc>* const end = sources[0] + tile.rows;
+      const SourceRows<Acc>(*row)[S] = sources;
 #pragma unroll 1
-      for (const SourceRows<Acc>* rows = sources[0]; rows != end; ++rows) {
+      for (int left = tile.rows; left > 0; --left, ++row) {
         Acc result[K][V], v[Op::kWinner ? S : 1][K][V];
         PixelWeights<Acc, S> here;
         if constexpr (Op::kPixels) here = *weights;
 #pragma unroll
         for (int s = 0; s < S; ++s) {
-          const SourceRows<Acc>& source = rows[s * kTileRows];
+          const SourceRows<Acc>& source = (*row)[s];
           const auto add = [&](int k, int j, Acc first, Acc second) {
             if constexpr (Op::kWinner) v[s][k][j] = first + second;
             else if (s == 0) result[k][j] = first + second;
@@ -186,32 +206,28 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
             factor = moved(factor, a.next_factor);
           }
         }
-        const auto store = [&](int k) {
-          if constexpr (Op::kWinner) winner_to[k * a.next_winner] = static_cast<unsigned char>(won[k]);
-          store_values<T, V>(reinterpret_cast<T*>(to + k * a.next_slot), result[k]);
-        };
-        if (all) {
 #pragma unroll
-          for (int k = 0; k < K; ++k) store(k);
-        } else {
-#pragma unroll
-          for (int k = 0; k < K; ++k) {
-            if (slot + k * step < group) store(k);
-          }
+        for (int k = 0; k < K; ++k) {
+          store_values<T, V>(reinterpret_cast<T*>(to + to_of[k]), result[k]);
+          if constexpr (Op::kWinner) winner_to[winner_of[k]] = static_cast<unsigned char>(won[k]);
         }
         if constexpr (Op::kPixels) weights = moved(weights, a.next_pixel);
         if constexpr (Op::kWinner) winner_to += a.winner_staging.row_pitch;
         to += a.next_row;
       }
-    }
+#pragma unroll
+      for (int s = 0; s < S; ++s) map[s].base = moved(map[s].base, group == a.group ? a.next_group[s] : a.apart[s]);
+      if constexpr (Op::kFactor) {
+        const int64_t next = group == a.group ? a.next_factor_group : a.factor_apart;
+        if (multiplied) factor = moved(factor, next - tile.rows * a.next_factor);
+      }
+    } while (!kOnePlace && (place += blockDim.x) < a.places.count());
     __syncthreads();
     const int outer = kInterleaved ? tile.width : group, inner = kInterleaved ? group * V : tile.width;
     if constexpr (kStaged) a.staging.store(reinterpret_cast<const T*>(staged), out, tile.rows, outer, inner);
     if constexpr (Op::kWinner) {
       a.winner_staging.store(reinterpret_cast<const uint8_t*>(staged_winner), winner, tile.rows, outer, inner);
     }
-#pragma unroll
-    for (int s = 0; s < S; ++s) base[s] += a.group * V * a.maps[s].stride_c;
   }
 }
 
@@ -219,11 +235,11 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
 template <class T, int S, class Op>
 constexpr int kResizeBlocks = sizeof(T) == 8 || S == 4 ? 2 : 4;
 
-template <class T, int S, int V, int K, bool kInterleaved, class Op>
+template <class T, int S, int K, bool kInterleaved, class Op>
 __global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, S, Op>)
     resize(const __grid_constant__ ResizeArguments<T, S, Op> a) {
   extern __shared__ __align__(16) unsigned char shared[];
-  resize_tile<T, S, V, K, kInterleaved>(a, blockIdx.x, shared);
+  resize_tile<T, S, 1, K, kInterleaved>(a, blockIdx.x, shared);
 }
 
 // Several maps, each resized to a result of its own.
@@ -257,27 +273,35 @@ int plan_resize(ResizeArguments<T, S, Op>& a) {
     const int64_t slots = balanced(ceil_div(limit, K), kStaged ? kBlockThreads / 2 : 64);
     a.places = Places(balanced(out.w, kBlockThreads / slots), slots, true);
   } else {
-    a.places = Places::planar(balanced(out.w, Op::kPixels ? 256 : 2 * kBlockThreads + 64), ceil_div(limit, K));
+    const int width = balanced(out.w, Op::kPixels ? kBlockThreads : 2 * kBlockThreads + 64);
+    const int64_t slots = std::max<int64_t>(1, limit / K);
+    a.places = Places::planar(width, Op::kPixels ? std::min<int64_t>(slots, kBlockThreads / width) : slots);
   }
-  a.group = static_cast<int>(std::min<int64_t>(K * a.places.slots, limit));
+  a.group = a.whole = K * a.places.slots;
+  if (a.group > limit) {
+    a.group = static_cast<int>(kInterleaved ? limit : 1);
+    a.whole = INT32_MAX;
+  }
   const int64_t groups = ceil_div(channels, a.group);
   int64_t at_once = groups * a.group;
   if (Op::kPixels && kInterleaved) {
     rows = std::clamp<int64_t>(kPixelBytes / (pixel_bytes * a.places.width), 1, rows);
   } else if (Op::kPixels) {
-    // The weights of a pixel serve the channels of a tile; what a thread prepares for a column serves its rows.
+    // The weights of a pixel serve the channels of a tile, what a thread prepares its rows.
     const int64_t tile_row = a.places.width * (pixel_bytes + a.group * static_cast<int64_t>(sizeof(T)));
     const int64_t most = std::clamp<int64_t>(kTileBytes / tile_row, 1, rows);
     double least = INFINITY;
     for (int64_t r = 1; r <= most; ++r) {
       const int64_t tiles = std::max<int64_t>(1, out.n * ceil_div(out.h, r) * ceil_div(out.w, a.places.width));
-      const int64_t parts = std::min(groups, ceil_div(kBlocksWanted, tiles)), part = groups / parts * a.group;
-      const double idle = std::max(1.0, kBlocksWanted / static_cast<double>(tiles * parts));
-      const double cost = idle * (kPixelCost / part + kPlaceCost / (K * balanced(out.h, r)));
+      const int64_t part = groups / std::min(groups, ceil_div(kBlocksWanted, tiles));
+      const int64_t blocks = ceil_div(tiles * ceil_div(groups, part), kMultiprocessors) * kMultiprocessors;
+      const double pixels = kPixelCost / a.places.slots, values = kGroupCost / r + kRowCost + K * kChannelCost;
+      const double thread = kPlaceCost + balanced(out.h, r) * (part * values + pixels);
+      const double cost = std::max(kBlocksWanted, blocks) * thread;
       if (cost < least) {
         least = cost;
         rows = r;
-        at_once = part;
+        at_once = part * a.group;
       }
     }
   }
@@ -287,7 +311,8 @@ int plan_resize(ResizeArguments<T, S, Op>& a) {
     const int64_t packs = ceil_div(a.tiling.rows * a.tiling.width * pixel_bytes, kPackBytes);
     bytes = a.pixels_bytes = static_cast<int>(packs * kPackBytes);
     if (!kStaged) return;
-    const int outer = kInterleaved ? a.tiling.width : a.group, inner = kInterleaved ? a.group * V : a.tiling.width;
+    const int outer = kInterleaved ? a.tiling.width : K * a.places.slots;
+    const int inner = kInterleaved ? a.group * V : a.tiling.width;
     a.staging = Staging(out, a.tiling.rows, outer, inner, kInterleaved);
     bytes += a.staged_bytes = a.staging.template bytes<T>();
     if constexpr (Op::kWinner) {
@@ -302,20 +327,31 @@ int plan_resize(ResizeArguments<T, S, Op>& a) {
   for (; a.tiling.blocks() < wanted && at_once > a.group; cut()) at_once -= a.group;
   for (; a.tiling.blocks() < kBlocksWanted && rows > 2; cut()) --rows;
   a.by_width = Divisor(a.tiling.width);
-  const int64_t slots = a.places.slots;
   a.next_row = kStaged ? a.staging.row_pitch * static_cast<int64_t>(sizeof(T)) : bytes_between_rows(out);
-  a.next_slot = (kInterleaved ? slots * V : slots * a.staging.outer_pitch) * sizeof(T);
   a.next_pixel = a.tiling.width * pixel_bytes;
-  if constexpr (Op::kFactor) a.next_factor = bytes_between_rows(a.op.factor);
+  const int64_t slots = a.places.slots * V;
+  const auto bytes_of = [](const auto& map, int64_t channels) {
+    return channels * map.stride_c * static_cast<int64_t>(sizeof(T));
+  };
+  for (int s = 0; s < S; ++s) {
+    a.next_group[s] = bytes_of(a.maps[s], a.group * V);
+    a.apart[s] = static_cast<uint32_t>(bytes_of(a.maps[s], slots));
+  }
+  a.to_apart = static_cast<uint32_t>((kInterleaved ? slots : slots * a.staging.outer_pitch) * sizeof(T));
+  if constexpr (Op::kFactor) {
+    a.next_factor = bytes_between_rows(a.op.factor);
+    a.next_factor_group = bytes_of(a.op.factor, a.group * V);
+    a.factor_apart = static_cast<uint32_t>(bytes_of(a.op.factor, slots));
+  }
   if constexpr (Op::kWinner) {
-    a.next_winner = static_cast<int>(kInterleaved ? slots : slots * a.winner_staging.outer_pitch);
+    a.winner_apart = static_cast<uint32_t>(kInterleaved ? slots : slots * a.winner_staging.outer_pitch);
   }
   return bytes;
 }
 
 // Channels that a thread takes: as many as leave registers for four blocks on a multiprocessor.
-template <class T, int S, int V>
-constexpr int kResizeChannels = V > 1 || sizeof(T) == 8 ? 1 : S == 1 ? 3 : 2;
+template <class T, int V>
+constexpr int kResizeChannels = V > 1 || sizeof(T) == 8 ? 1 : 3;
 
 // Combines the resized maps into `out`, a fresh result.
 template <class T, int S, bool kInterleaved, class Op>
@@ -329,19 +365,9 @@ void launch_resize(const Tensor& on, const ScaleSet<T, S>& scales, const Op& op,
   a.op = op;
   a.out = out;
   a.winner = winner;
-  const auto run = [&](auto pack) {
-    constexpr int V = decltype(pack)::value, K = kResizeChannels<T, S, V>;
-    const int bytes = plan_resize<V, K, kInterleaved>(a);
-    launch(on, a.tiling.blocks(), a.places.threads(), bytes, resize<T, S, V, K, kInterleaved, Op>, a);
-  };
-  // Two adjacent channels of 16 bits are loaded and stored at once.
-  if constexpr (kInterleaved && sizeof(T) == 2 && !Op::kWinner) {
-    bool pairs = packs<2>(out);
-    for (int s = 0; s < S; ++s) pairs = pairs && packs<2>(a.maps[s]);
-    if constexpr (Op::kFactor) pairs = pairs && (!op.factor.data || packs<2>(op.factor));
-    if (pairs) return run(std::integral_constant<int, 2>{});
-  }
-  run(std::integral_constant<int, 1>{});
+  constexpr int K = kResizeChannels<T, 1>;
+  const int bytes = plan_resize<1, K, kInterleaved>(a);
+  launch(on, a.tiling.blocks(), a.places.threads(), bytes, resize<T, S, K, kInterleaved, Op>, a);
 }
 
 // The identity: a map resized by itself.
@@ -354,7 +380,7 @@ struct PlainResize {
 // Resizes maps[i] into out[i], all of one size, in one launch.
 template <class T, int V, bool kInterleaved>
 void launch_resize_parts(const Tensor& on, const std::vector<Map<const T>>& maps, const std::vector<Map<T>>& out) {
-  constexpr int K = kResizeChannels<T, 1, V>;
+  constexpr int K = kResizeChannels<T, V>;
   ResizePartsArguments<T, PlainResize<T>> a{};
   int bytes = 0, threads = 0;
   for (size_t s = 0; s < maps.size(); ++s) {

@@ -62,8 +62,13 @@ __device__ T* moved(T* row, int64_t bytes) {
 __device__ inline void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
 __device__ inline void keep(float& v) { asm volatile("" : "+f"(v)); }
 __device__ inline void keep(double& v) { asm volatile("" : "+d"(v)); }
+// A pointer to global memory, which the compiler would no longer know it to be.
 template <class T>
-__device__ void keep(const T*& v) { asm volatile("" : "+l"(v)); }
+__device__ void keep(const T*& v) {
+  size_t address = __cvta_generic_to_global(v);
+  asm volatile("" : "+l"(address));
+  v = static_cast<const T*>(__cvta_global_to_generic(address));
+}
 
 // Channel c of column x in row y of image n.
 template <class T>
@@ -225,10 +230,18 @@ struct Staging {
     outer_pitch = rows_near ? far_pitch : near_pitch;
     values = far * far_pitch + pack;
     by_near = Divisor(merged > 0 ? 1 : near);
-    // As many as a segment has packs, and no fewer than values outside of whole packs: 2 (pack - 1).
-    for (lane_bits = 5; lane_bits > 0; --lane_bits) {
-      const int half = 1 << (lane_bits - 1);
-      if (half < 2 * (pack - 1) || half * pack < inner * (merged > 0 ? near : 1)) break;
+    // No fewer than values outside of whole packs, and those that take the fewest instructions: about 60 to start a
+    // segment and 16 a pack.
+    const int64_t segments = int64_t{by_near.divisor} * (merged > 1 ? 1 : far);
+    const int64_t packs = ceil_div(inner * int64_t{merged > 0 ? near : 1}, pack);
+    int64_t least = INT64_MAX;
+    for (int bits = 5; 1 << bits >= 2 * (pack - 1); --bits) {
+      const int64_t rounds = ceil_div(segments, kBlockThreads >> bits);
+      const int64_t cost = rounds * (60 + 16 * ceil_div(packs, 1 << bits));
+      if (cost < least) {
+        least = cost;
+        lane_bits = bits;
+      }
     }
   }
 
@@ -248,33 +261,33 @@ struct Staging {
   // block, after a barrier. A group of lanes stores a segment, or all threads the only one.
   template <class T>
   __device__ void store(const T* staged, T* to, int rows, int outer, int inner) const {
-    constexpr unsigned pack = kPackBytes / sizeof(T);
     const int near = rows_near ? rows : outer, far = rows_near ? outer : rows;
-    const unsigned length = inner * (merged > 0 ? near : 1) * (merged > 1 ? far : 1);
-    const int first = start(to), segments = by_near.divisor * (merged > 1 ? 1 : far);
+    const int segments = by_near.divisor * (merged > 1 ? 1 : far);
     const bool together = segments == 1;
     const unsigned lanes = together ? blockDim.x : 1u << lane_bits;
     const unsigned lane = together ? threadIdx.x : threadIdx.x & (lanes - 1);
+    // From here on in bytes.
+    const unsigned length = inner * (merged > 0 ? near : 1) * (merged > 1 ? far : 1) * sizeof(T);
+    uint32_t first = start(to) * sizeof(T);
+    keep(first);
 #pragma unroll 1
     for (int segment = together ? 0 : threadIdx.x >> lane_bits; segment < segments;
          segment += together ? 1 : blockDim.x >> lane_bits) {
       int b = segment;
       const int a = by_near.split(b);
       if (merged == 0 && b >= near) continue;
-      const unsigned at = first + a * far_pitch + b * near_pitch;
-      const T* const from = staged + at;
-      T* const segment_to = to + (a * far_stride + int64_t{b} * near_stride);
+      const unsigned at = first + (a * far_pitch + b * near_pitch) * sizeof(T);
+      const auto* const from = reinterpret_cast<const unsigned char*>(staged) + at;
+      auto* const place = reinterpret_cast<unsigned char*>(to + a * far_stride) + unsigned(b * near_stride * sizeof(T));
       // Values before the first whole pack, and in whole packs. Fewer are left than a group has lanes.
-      const unsigned head = min(-at % pack, length), packed = (length - head) / pack * pack;
-      auto* const packs_to = reinterpret_cast<unsigned char*>(segment_to + head);
-      const auto* const packs_from = reinterpret_cast<const unsigned char*>(from + head);
-      const unsigned step = lanes * kPackBytes, end = packed * sizeof(T);
+      const unsigned head = min(-at % kPackBytes, length), packed = (length - head) / kPackBytes * kPackBytes;
 #pragma unroll 1
-      for (unsigned i = lane * kPackBytes; i < end; i += step) {
-        *reinterpret_cast<uint4*>(packs_to + i) = *reinterpret_cast<const uint4*>(packs_from + i);
+      for (unsigned i = head + lane * kPackBytes; i < head + packed; i += lanes * kPackBytes) {
+        *reinterpret_cast<uint4*>(place + i) = *reinterpret_cast<const uint4*>(from + i);
       }
-      const unsigned rest = lane < head ? lane : lane + packed;
-      if (rest < length) segment_to[rest] = from[rest];
+      unsigned rest = lane * sizeof(T);
+      if (rest >= head) rest += packed;
+      if (rest < length) *reinterpret_cast<T*>(place + rest) = *reinterpret_cast<const T*>(from + rest);
     }
   }
 #endif
