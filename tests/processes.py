@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure  # noqa: F401  (for the processes that draw)
+import scipy.ndimage  # noqa: F401  (for those that evaluate)
 import torch
 
 from a2s_repro.caffe.conversion import from_caffe, random_init
