@@ -24,9 +24,10 @@ BUILT_FROM = (
 USE = """
 import sys
 from pathlib import Path
+import numpy as np
 import a2s_repro
-from a2s_repro import commands, ops
-from a2s_repro.inference import crf
+from a2s_repro import commands
+from a2s_repro.inference import dense_crf
 from a2s_repro.ops import _native
 
 def a2s(words):
@@ -45,7 +46,7 @@ a2s(f"train --init init.pth --data-root data --train-list {lists}/train.txt --va
     " --scales 1 0.5 --width 0.03125 --max-iter 20 --crop 65 --batch-size 2 --iter-size 1 --workers 0")
 a2s("segment data/JPEGImages --model run/final.pth --out labels --pad-to 1")
 a2s("export run/final.pth net.caffemodel")
-crf._module()
+dense_crf(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 8, 8), np.float32))
 """
 
 
