@@ -102,7 +102,7 @@ demo: setup
 	$(PY) tools/make_demo_data.py $(DEMO)/data --num-train 200
 	$(PY) tools/convert_caffe.py tools/vgg16_shapes.caffemodel $(DEMO)/init.pth
 	$(DEMO_TRAIN) --recipe voc12/attention3_esupv --init $(DEMO)/init.pth --out $(DEMO)/run \
-	  --data-root $(DEMO)/data --train-list $(DEMO_LISTS)/train.txt --val-list $(DEMO_LISTS)/val.txt --validate-every 1000 \
+	  --data-root $(DEMO)/data --train-list $(DEMO_LISTS)/train.txt --val-list $(DEMO_LISTS)/val.txt --validate-every 1500 \
 	  --scales 1 0.5 --width 0.125 --crop 129 --batch-size 2 --iter-size 2 --base-lr 2e-3 --stepsize 2400 --max-iter 3000 \
 	  --test-crop 257 --cache
 	$(PY) tools/evaluate.py --model $(DEMO)/run/final.pth $(DEMO_VAL) --attention-by-size --out $(DEMO)
