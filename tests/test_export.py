@@ -258,6 +258,7 @@ def test_deviation_detects_wrong_scores_labels_and_weights(net):
     assert np.isnan(spoilt("scores", lambda scores: scores * np.nan))
 
 
+@pytest.mark.long
 def test_a_deviating_net_is_not_written(tmp_path):
     net = net_of("largefov")
     net.fc8.weight.data[0] = np.nan

@@ -111,6 +111,7 @@ def test_the_pages_show_the_newest_results(tmp_path: Path) -> None:
     assert [copy.read_text() for copy in copies] == [page.read_text() for page in PAGES]
 
 
+@pytest.mark.long
 def test_results_of_a_net_become_a_table(tmp_path: Path) -> None:
     """A thin net on small images: every version runs, and the authors' full-size times are left out."""
     sizes = ("--width", "0.03125", "--crop", "65", "--test-crop", "65", "--threads", "1", "--quick", "--workers", "0")

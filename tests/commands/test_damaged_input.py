@@ -229,6 +229,7 @@ print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0], file=s
 """
 
 
+@pytest.mark.long
 def test_three_gigabytes_of_zeros_take_neither_time_nor_memory(tmp_path):
     """In a process of its own, of whose peak memory importing torch takes most."""
     work = []
