@@ -19,7 +19,7 @@ struct Kernels {
 //
 // where j runs over all pixels, i included. The lattice computes the sums up to one factor, which cancels.
 // Throws std::invalid_argument if a standard deviation is too small for the image, and std::bad_alloc.
-void mean_field(const uint8_t* image, const float* scores, int64_t height, int64_t width, int classes, int64_t iterations,
-                const Kernels& kernels, int threads, float* marginals);
+void mean_field(const uint8_t* image, const float* scores, int64_t height, int64_t width, int classes,
+                int64_t iterations, const Kernels& kernels, int threads, float* marginals);
 
 }  // namespace a2s::crf
