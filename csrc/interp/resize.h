@@ -23,7 +23,6 @@ constexpr int kTileBytes = 36 * 1024;   // shared memory for the weights and the
 // Instructions of a thread: for the weights of a pixel, before the first group of channels, for a group, for a row, and
 // for a channel of a row.
 constexpr double kPixelCost = 110, kPlaceCost = 180, kGroupCost = 200, kRowCost = 45, kChannelCost = 22;
-constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200
 
 template <class T, int S, class Op>
 struct ResizeArguments {

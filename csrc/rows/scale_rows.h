@@ -64,8 +64,8 @@ class PixelValues {
   decltype(std::declval<Row>().at(0)) pixels_[S];
 };
 
-// Applies an operator's `op` to a row: op.pixel<W, S>(x)(i, v) for every value i of the row, or for eight at once, where
-// x is the pixel of value i and v[s] the value of map s. W is Acc, or Lanes<Acc> for eight pixels from x on.
+// Applies an operator's `op` to a row: op.pixel<W, S>(x)(i, v) for every value i of the row, or for eight at once,
+// where x is the pixel of value i and v[s] the value of map s. W is Acc, or Lanes<Acc> for eight pixels from x on.
 template <size_t S, bool FirstCopies, class T, class Op>
 A2S_CLONES static void resize_row(const ScaleRow<T, Lerp<acc_t<T>>>& row, int64_t width, const Op op) {
   const RowValues<S, FirstCopies, T> values(row);

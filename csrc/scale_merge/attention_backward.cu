@@ -9,8 +9,8 @@
 namespace a2s {
 namespace {
 
-// Cuts the maps into tiles and their channels into shares, those with which the busiest of an H100's 132 multiprocessors
-// takes the fewest cycles to issue its instructions and to move its sectors. Returns the number of shares.
+// Cuts the maps into tiles and their channels into shares, those with which the busiest multiprocessor takes the fewest
+// cycles to issue its instructions and to move its sectors. Returns the number of shares.
 template <class T, int S>
 int64_t plan_weight_grad(WeightGradArguments<T, S>& a) {
   constexpr int K = kWeightGradChannels;
@@ -36,7 +36,8 @@ int64_t plan_weight_grad(WeightGradArguments<T, S>& a) {
       // stored share by share: in parts of a sector, which take twice as long.
       const double more = a.interleaved ? stored * 64 / shares : (stretches + stored) * 32 / width;
       const double sectors = grad.c * width * ((loaded + stored) * sizeof(T) + more) / 24;
-      const double cost = ceil_div(tiling.blocks(), 132) * (std::max(issue, sectors) + std::min(issue, sectors) / 4);
+      const double block = std::max(issue, sectors) + std::min(issue, sectors) / 4;
+      const double cost = ceil_div(tiling.blocks(), kMultiprocessors) * block;
       if (cost >= least) continue;
       least = cost;
       a.tiling = tiling;

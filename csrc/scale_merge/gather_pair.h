@@ -296,8 +296,8 @@ void launch_gather_pair(const Tensor& on, const std::vector<Map<T>>& maps, const
   a.scale = scale;
   const Map<T>& out = maps[0];
   const auto window = [&](int64_t columns) { return columns == width ? width : std::min(width, columns + halo_x); };
-  // Of all numbers of slots and of strips of rows, those with which the busiest of an H100's 132 multiprocessors takes
-  // the fewest cycles to issue its instructions and to move its sectors.
+  // Of all numbers of slots and of strips of rows, those with which the busiest multiprocessor takes the fewest cycles
+  // to issue its instructions and to move its sectors.
   double least = INFINITY;
   const int64_t limit = std::min(out.c, value.channel_limit()), all_slots = ceil_div(limit, K);
   for (int64_t slots = 1; slots <= std::min<int64_t>(all_slots, 32); ++slots) {
@@ -315,7 +315,7 @@ void launch_gather_pair(const Tensor& on, const std::vector<Map<T>>& maps, const
       // Of each stretch of adjacent values, sectors beside those that it fills.
       const double stretch = (kInterleaved ? slots : columns) * sizeof(T);
       const double sectors = at_once * group * places.width * steps * sizeof(T) * (1 + 32 / stretch) * 1.8 / 24;
-      double cost = ceil_div(blocks, 132) * (issue + sectors);
+      double cost = ceil_div(blocks, kMultiprocessors) * (issue + sectors);
       if (blocks < kBlocksWanted) cost *= 1 + 0.2 * (kBlocksWanted - blocks) / kBlocksWanted;
       if (cost >= least) continue;
       least = cost;

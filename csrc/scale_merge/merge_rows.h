@@ -1,5 +1,5 @@
-// The merges' loops over one row: the ops that merge the resized rows of all scales, and the gradients that a row of the
-// merged scores passes back.
+// The merges' loops over one row: the ops that merge the resized rows of all scales, and the gradients that a row of
+// the merged scores passes back.
 #pragma once
 
 #include <vector>

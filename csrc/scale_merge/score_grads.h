@@ -85,7 +85,8 @@ struct WonGrad {
   __device__ void read(const Place& place, const Offsets (&further)[K], Read (&v)[K]) const {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      v[k] = {static_cast<acc_t<T>>(*advanced(place.grad, further[k].grad)), *advanced(place.winner, further[k].winner)};
+      v[k].grad = static_cast<acc_t<T>>(*advanced(place.grad, further[k].grad));
+      v[k].winner = *advanced(place.winner, further[k].winner);
     }
   }
   __device__ static acc_t<T> passed(Read read, int s) { return grad_if_won(read.grad, read.winner, s); }
@@ -151,8 +152,8 @@ void launch_pass_back(const Tensor& on, const Value& value, int s, const Map<T>&
 }
 
 // Fills the gradients of the scores s for which gathers(s) with `scale` times what outputs pass back. Resized maps are
-// gathered in pairs, each with a map that keeps its size. What outputs pass to other maps is stored first: doubles, maps
-// that are larger than the outputs, and those that are far smaller. value_of(type) is the Value.
+// gathered in pairs, each with a map that keeps its size. What outputs pass to other maps is stored first: doubles,
+// maps that are larger than the outputs, and those that are far smaller. value_of(type) is the Value.
 template <class Gathers, class ValueOf>
 void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores, float scale,
                    const Gathers& gathers, const ValueOf& value_of) {
@@ -190,17 +191,16 @@ void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>
       }
       single.insert(single.end(), copied.begin(), copied.end());
       for (const int s : single) {
-        const bool copies = map(s).h == height && map(s).w == width;
-        gathered.push_back(grad_scores[s]);
         if constexpr (kPassesGrad) {
           passed.push_back(grad);
+        } else if (map(s).h == height && map(s).w == width) {
+          launch_pass_back(grad, value, s, map(s));
+          continue;
         } else {
-          passed.push_back(copies ? grad_scores[s] : empty_map(grad_scores[s], map(s).n, map(s).c, height, width));
+          passed.push_back(empty_map(grad_scores[s], map(s).n, map(s).c, height, width));
           launch_pass_back(grad, value, s, map_of<T>(passed.back()));
-          if (!copies) continue;
-          passed.pop_back();
-          gathered.pop_back();
         }
+        gathered.push_back(grad_scores[s]);
       }
     };
     gather(std::false_type{});

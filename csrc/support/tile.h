@@ -12,7 +12,8 @@ namespace a2s {
 
 constexpr int kBlockThreads = 256;  // at most
 constexpr int kMaxSharedBytes = 42 * 1024;  // beside small tables: a block has 48 KiB unless it requests more
-constexpr int64_t kBlocksWanted = 480;      // nearly four for each of an H100's 132 multiprocessors
+constexpr int64_t kMultiprocessors = 132;   // of an H100 or H200
+constexpr int64_t kBlocksWanted = 480;      // nearly four for each of them
 
 // Division of numbers below 2^31 by a divisor that is known at launch: a multiplication and a shift.
 struct Divisor {
