@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.sgd import sgd
 
 from a2s_repro.errors import InputError, check_known
 
@@ -151,28 +152,30 @@ class CaffeSGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         clipping = self._clipping()
-        updates = []
-        for group in self.param_groups:
+        moved_copies: list[tuple[nn.Parameter, torch.Tensor]] = []
+        for group in sorted(self.param_groups, key=lambda group: group["owner"]):  # copies first
             if group["lr_mult"] == 0:
                 continue
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            gradients = [weight.grad for weight in weights]
+            if clipping is not None and group["owner"]:
+                gradients = [gradient * clipping for gradient in gradients]
+            histories = [self._history(weight) for weight in weights]
             # The gradient is iter_size times g, so the rate is divided by iter_size and the decay multiplied by it.
             rate = group["lr"] * group["lr_mult"] / group["iter_size"]
             decay = group["weight_decay"] * group["decay_mult"] * group["shared_by"] * group["iter_size"]
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                gradient = weight.grad * clipping if clipping is not None and group["owner"] else weight.grad
-                history = self._history(weight)
-                history.mul_(group["momentum"]).add_(gradient.add(weight, alpha=decay), alpha=rate)
-                updates.append((weight, history))
-        for weight, history in updates:  # after all histories are updated, because copies share the weight's storage
+            if group["owner"]:
+                _update(weights, gradients, histories, rate, group["momentum"], decay)
+            else:  # the histories alone: all slots read the weights before the update
+                _update([weight.clone() for weight in weights], gradients, histories, rate, group["momentum"], decay)
+                moved_copies += zip(weights, histories, strict=True)
+        for weight, history in moved_copies:
             weight.sub_(history)
         return loss
 
     def _history(self, weight: nn.Parameter) -> torch.Tensor:
         state = self.state[weight]
-        if not state:
-            state[self.HISTORY] = torch.zeros_like(weight)
+        state[self.HISTORY] = _laid_out_as(weight, state[self.HISTORY]) if state else torch.zeros_like(weight)
         return state[self.HISTORY]
 
     def _clipping(self) -> torch.Tensor | None:
@@ -182,6 +185,44 @@ class CaffeSGD(torch.optim.Optimizer):
         owners = [parameter for group in self.param_groups if group["owner"] for parameter in group["params"]]
         norm = nn.utils.get_total_norm([owner.grad for owner in owners if owner.grad is not None])
         return (self.clip_gradients / norm).clamp(max=1)
+
+
+def _update(
+    weights: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    histories: Sequence[torch.Tensor],
+    rate: float,
+    momentum: float,
+    decay: float,
+) -> None:
+    """h = momentum * h + rate * (g + decay * w); w = w - h, in place.
+
+    This is torch's rule at the learning rate 1, with Caffe's rate as 1 - dampening. torch's fused kernel passes through
+    memory once, from end to end, so it needs three tensors of one layout without gaps. On the CPU it is wrong for
+    dtypes of 16 bits up to torch 2.13 (pytorch/pytorch#191763).
+    """
+    gradients = [_laid_out_as(weight, gradient) for weight, gradient in zip(weights, gradients, strict=True)]
+    if momentum == 0:  # torch's rule would skip histories and dampening; 1 times a history of 0 is the same sum
+        for history in histories:
+            history.zero_()
+    sgd(
+        list(weights),
+        gradients,
+        list(histories),
+        fused=all(w.itemsize >= 4 and w.stride() == h.stride() for w, h in zip(weights, histories, strict=True)),
+        lr=1,
+        momentum=momentum or 1,
+        dampening=1 - rate,
+        weight_decay=decay,
+        nesterov=False,
+        maximize=False,
+    )
+
+
+def _laid_out_as(weight: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the weight's layout without gaps, which is that of `empty_like`; copied unless it has it."""
+    layout = torch.empty_like(weight, device="meta").stride()
+    return tensor if tensor.stride() == layout else torch.empty_like(weight).copy_(tensor)
 
 
 class TorchSGD(torch.optim.SGD):

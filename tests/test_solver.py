@@ -31,24 +31,56 @@ def test_the_rate_is_inside_the_history():
     assert updates([1, 1], [0.1, 0.01]) == pytest.approx([0.9, 0.9 - (0.9 * 0.1 + 0.01)])
 
 
-def test_the_memory_layout_of_weights_and_gradients_is_irrelevant() -> None:
-    """Results agree up to the rounding of a sum of three terms."""
+def in_layout(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """A copy in another memory layout; "with gaps" is every second value of a longer row."""
+    if layout == "with gaps":
+        return torch.stack((tensor, torch.full_like(tensor, torch.nan)), -1)[..., 0]
+    return tensor.clone(memory_format=getattr(torch, layout))
+
+
+LAYOUTS = ("contiguous_format", "channels_last", "with gaps")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("of_weight", LAYOUTS)
+@pytest.mark.parametrize("of_others", LAYOUTS)
+def test_weights_gradients_and_histories_of_any_layout_are_updated(of_weight, of_others, dtype):
+    """Two updates, against the rule in float64, within the rounding of 16 steps of the dtype.
+
+    The history of the first is stored in the gradients' layout, as a snapshot may have it.
+    """
     torch.manual_seed(0)
-    start, gradients = torch.randn(4, 5, 3, 3), torch.randn(3, 4, 5, 3, 3)
-    results = []
-    for layout, of_gradients in [
-        ("contiguous_format",) * 2,
-        ("channels_last",) * 2,
-        ("channels_last", "contiguous_format"),
-    ]:
-        weight = torch.nn.Parameter(start.clone(memory_format=getattr(torch, layout)))
-        solver = CaffeSGD([{"params": [weight]}], lr=0.1)
-        for gradient in gradients:
-            weight.grad = gradient.clone(memory_format=getattr(torch, of_gradients))
-            solver.step()
-        results.append(weight.detach())
-    for result in results[1:]:
-        assert torch.allclose(result, results[0], rtol=0, atol=1e-6)
+    start, *gradients = torch.randn(3, 4, 5, 3, 3, dtype=dtype)
+    weight = torch.nn.Parameter(in_layout(start, of_weight))
+    stride, solver = weight.stride(), CaffeSGD([{"params": [weight]}], lr=0.1, weight_decay=0.05)
+    w, h = start.double(), torch.zeros(4, 5, 3, 3, dtype=torch.float64)
+    for gradient in gradients:
+        weight.grad = in_layout(gradient, of_others)
+        solver.step()
+        solver.state[weight]["history"] = in_layout(solver.state[weight]["history"], of_others)
+        h = 0.9 * h + 0.1 * (gradient.double() + 0.05 * w)
+        w = w - h
+    tolerance = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(solver.state[weight]["history"].double(), h, rtol=0, atol=tolerance)
+    torch.testing.assert_close(weight.detach().double(), w, rtol=0, atol=tolerance)
+    assert weight.stride() == stride
+
+
+def test_an_expanded_gradient_is_that_of_every_element():
+    weight = torch.nn.Parameter(torch.ones(3, 4))
+    weight.grad = torch.ones(()).expand(3, 4)
+    CaffeSGD([{"params": [weight]}], lr=0.25, weight_decay=0).step()
+    assert torch.equal(weight, torch.full((3, 4), 0.75))
+
+
+def test_without_momentum_the_history_is_the_last_step():
+    weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    solver = CaffeSGD([{"params": [weight]}], momentum=0, weight_decay=0.5)
+    for rate, w, h in ((0.1, 0.75, 0.25), (0.2, 0.275, 0.475)):
+        weight.grad = torch.full_like(weight, 2)
+        solver.set_lr(rate)
+        solver.step()
+        assert (weight.item(), solver.state[weight]["history"].item()) == pytest.approx((w, h))
 
 
 def torch_updates(gradients: list[float], rates: list[float], **settings) -> list[float]:

@@ -14,9 +14,6 @@ MANY_CHANNELS = 512
 """From so many input channels on, products were faster than oneDNN's weight gradient; in bfloat16, without a wide hole,
 from twice as many."""
 
-MANY_RESULTS = 2**20
-"""Values of a result, at least, for which a separate sum of the bias gradient saves more than its Python call costs."""
-
 
 class Filters:
     """A convolution's weight (F, C, k, k), and what several convolutions by it share, made when it is first asked for.
@@ -45,8 +42,8 @@ def conv2d(x: Tensor, weight: Tensor | Filters, bias: Tensor | None = None, dila
     algorithm (`ops/winograd.py`), with its gradients. Of any other the weight gradient of many channels is made by a
     matrix product for each tap, over the pixels whose tap lies in the image. oneDNN's own reads the padding, too, which
     is most of what a wide hole sees, and takes up to 6 times as long in float32 and 16 times in bfloat16. In float32
-    the bias gradient of a large result is summed on its own: oneDNN's weight gradient takes up to a quarter longer with
-    it. Everything else is torch's, and everything under use_backend("reference").
+    the bias gradient is summed on its own: oneDNN's weight gradient takes up to a quarter longer with it, and sums it
+    otherwise than version 0.1. Everything else is torch's, and everything under use_backend("reference").
 
     Args:
         x: (N, C, H, W).
@@ -65,14 +62,15 @@ def conv2d(x: Tensor, weight: Tensor | Filters, bias: Tensor | None = None, dila
         dtype = product_dtype(x)
         if dtype == x.dtype and winograd.pays(x, weight, dilation):
             return winograd.convolve(x, filters.transformed, bias, dilation)
-        products = x.size(1) >= (2 * MANY_CHANNELS if dtype == torch.bfloat16 and dilation <= 2 else MANY_CHANNELS)
-        large = dtype == torch.float32 and x.numel() // x.size(1) * weight.size(0) >= MANY_RESULTS
-        if torch.is_grad_enabled() and weight.requires_grad and (products or large):
-            weight = filters.cast.contiguous(memory_format=torch.channels_last)
-            bias = None if bias is None else bias.to(dtype)
-            return call(_FORWARD, x.to(dtype), weight, bias, dilation, products)
-    weight = filters.cast if eager else weight
-    return F.conv2d(x, weight, bias, padding=dilation * (weight.size(2) // 2), dilation=dilation)
+        if torch.is_grad_enabled() and weight.requires_grad:
+            many_channels = 2 * MANY_CHANNELS if dtype == torch.bfloat16 and dilation <= 2 else MANY_CHANNELS
+            if x.size(1) >= many_channels:
+                weight = filters.cast.contiguous(memory_format=torch.channels_last)
+                bias = None if bias is None else bias.to(dtype)
+                return call(_FORWARD, x.to(dtype), weight, bias, dilation)
+            if dtype == torch.float32 and bias is not None and bias.requires_grad:
+                return _with_separate_bias_gradient(x, weight, bias, dilation)
+    return _convolved(x, filters.cast if eager else weight, bias, dilation)
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -89,35 +87,44 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if enabled else tensor.dtype
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, products: bool) -> Tensor:
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     return F.conv2d(x, weight, bias, padding=dilation * (weight.size(2) // 2), dilation=dilation)
 
 
+def _with_separate_bias_gradient(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+    """The convolution plus a zero that has the bias gradient: the sum of the result's gradient in channels_last."""
+    constant = bias.detach()
+    result = _convolved(x, weight, constant, dilation).add_((bias - constant)[:, None, None])
+    result.register_hook(_in_channels_last)
+    return result
+
+
+def _in_channels_last(grad: Tensor) -> Tensor:
+    return grad.contiguous(memory_format=torch.channels_last)
+
+
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, products: bool, of_x: bool, of_bias: bool
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, of_x: bool, of_bias: bool
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """The gradients of input, weight and bias. `products`: the weight's is made by matrix products."""
-    grad = grad.contiguous(memory_format=torch.channels_last)
+    """The gradients of input, weight and bias; the weight's by matrix products."""
+    grad = _in_channels_last(grad)
     holes, padding = [dilation] * 2, [dilation * (weight.size(2) // 2)] * 2
-    asked = [of_x, not products, False]
-    for_x, for_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1, 1], padding, holes, False, [0, 0], 1, asked
+    for_x, _, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], padding, holes, False, [0, 0], 1, [of_x, False, False]
     )
-    if products:
-        for_weight = _weight_gradient(grad, x, weight.size(2), dilation)
-    return for_x, for_weight, grad.sum((0, 2, 3)) if of_bias else None
+    return for_x, _weight_gradient(grad, x, weight.size(2), dilation), grad.sum((0, 2, 3)) if of_bias else None
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, _, ctx.dilation, ctx.products = inputs
+    x, weight, _, ctx.dilation = inputs
     ctx.save_for_backward(x, weight)
 
 
 @torch.autograd.function.once_differentiable
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     needed = dict(enumerate(ctx.needs_input_grad[2:]))  # of input, weight and bias
-    gradients = call(_BACKWARD, grad, *ctx.saved_tensors, ctx.dilation, ctx.products, needed[0], needed.get(2, False))
-    return *gradients, None, None
+    gradients = call(_BACKWARD, grad, *ctx.saved_tensors, ctx.dilation, needed[0], needed.get(2, False))
+    return *gradients, None
 
 
 _FORWARD = Rule("conv2d", _convolved, _setup_context, _backward, batched=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from a2s_repro.ops.conv2d import MANY_CHANNELS, MANY_RESULTS, conv2d
+from a2s_repro.ops.conv2d import MANY_CHANNELS, conv2d
 from tests.ops.test_winograd import with_gradients
 
 
@@ -55,17 +55,17 @@ def test_other_layouts_and_few_channels_in_bfloat16_are_torchs() -> None:
     assert all("_Conv2d" not in type(y.grad_fn).__name__ for y in (plain, few))
 
 
-def test_few_channels_equal_torch() -> None:
-    """Of a large result only the bias gradient is summed in another order: within 1e-5 of the largest value. A smaller
-    one is torch's."""
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_few_channels_have_a_bias_gradient_of_their_own(layout: torch.memory_format) -> None:
+    """It is the sum of the result's gradient in channels_last, whatever layout that has, to the bit: oneDNN's differs
+    in rounding, and a run of version 0.1 would end with other weights. Everything else is torch's."""
     torch.manual_seed(0)
+    x = torch.randn(2, 4, 33, 29).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight, bias = torch.randn(5, 4, 3, 3).requires_grad_(), torch.randn(5).requires_grad_()
-    large = torch.randn(2, 4, MANY_RESULTS // 1000, 101).contiguous(memory_format=torch.channels_last).requires_grad_()
-    ours = outcome(lambda *y: conv2d(*y), large, weight, bias)
-    theirs = outcome(lambda *y: F.conv2d(*y, padding=1), large, weight, bias)
-    assert "_Conv2d" in type(ours[0].grad_fn).__name__
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
-    small = conv2d(large[:1], weight, bias)
-    assert small.numel() < MANY_RESULTS <= ours[0].numel()
-    assert "_Conv2d" not in type(small.grad_fn).__name__
+    grad = torch.randn(2, 5, 33, 29).contiguous(memory_format=layout)
+    result, theirs = conv2d(x, weight, bias), F.conv2d(x, weight, bias, padding=1)
+    assert torch.equal(result, theirs)
+    of_x, of_weight, of_bias = torch.autograd.grad(result, (x, weight, bias), grad)
+    for ours, torchs in zip((of_x, of_weight), torch.autograd.grad(theirs, (x, weight), grad), strict=True):
+        assert torch.equal(ours, torchs)
+    assert torch.equal(of_bias, grad.contiguous(memory_format=torch.channels_last).sum((0, 2, 3)))
