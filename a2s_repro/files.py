@@ -9,22 +9,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from a2s_repro.errors import InputError
+from a2s_repro.errors import InputError, not_written
 
 PART = ".a2s_part."
 """Beginning of a temporary file's name. No other program's files are named so, and `remove_leftovers` removes them."""
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Makes a folder, and those above it. Raises InputError where nothing can be made, as in /proc."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise not_written(path, error) from error
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Writes a file atomically: yields a temporary path, which is flushed to disk and renamed to `path` on success.
 
-    The temporary file is in the folder of `path` and has its suffix. If the block raises, the temporary file is removed
-    and an existing `path` is unchanged.
+    The temporary file is in the folder of `path`, which is made if needed, and has its suffix. If the block raises, the
+    temporary file is removed and an existing `path` is unchanged.
+
+    Raises InputError where nothing can be made.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=PART, suffix=path.suffix, dir=path.parent)
+    make_folder(path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=PART, suffix=path.suffix, dir=path.parent)
+    except FileNotFoundError as error:
+        raise not_written(path, error) from error
+    except OSError as error:
+        error.filename = str(path)
+        raise
     os.close(handle)
     temporary = Path(name)
     try:

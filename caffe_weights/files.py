@@ -161,8 +161,11 @@ def _write(path: str | os.PathLike, *parts: Iterable[Message]) -> None:
     Only the message being written is held in memory twice.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".a2s_part.", suffix=path.suffix, dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".a2s_part.", suffix=path.suffix, dir=path.parent)
+    except FileNotFoundError as error:  # nothing can be made there, as in /proc
+        raise CaffeFileError(f"{path} cannot be written ({error.strerror}): give another path.") from error
     try:
         with open(handle, "wb") as file:
             for message in itertools.chain(*parts):

@@ -45,9 +45,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         status = NO_READER
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         status = INTERRUPTED
-        print("interrupted.", file=sys.stderr)
+        print(f"interrupted: {printable(error)}" if str(error) else "interrupted.", file=sys.stderr)
     except ToldElsewhere:
         status = WRONG_INPUT
     except ModuleNotFoundError as error:

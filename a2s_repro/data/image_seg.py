@@ -259,7 +259,7 @@ def loader(
     Raises:
         InputError: a bad file or a killed worker, when the batch is due.
     """
-    temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    sockets = tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if workers else contextlib.nullcontext()
     batches = DataLoader(
         _Reporting(dataset),
         batch_sampler=map(stream.batch, range(start, start + step * num_batches, step)),
@@ -267,12 +267,12 @@ def loader(
         multiprocessing_context="fork" if workers else None,  # shares the dataset's cache
         collate_fn=_collate,
         pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=functools.partial(_set_up_worker, temporary.name),
+        worker_init_fn=functools.partial(_set_up_worker, sockets.name) if workers else None,
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),
     )
     upload = Uploader(device)
-    with temporary, _iterating(batches) as decoded:
+    with sockets, _iterating(batches) as decoded:
         for k in range(num_batches):
             try:
                 batch = next(decoded)

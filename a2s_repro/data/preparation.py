@@ -17,7 +17,7 @@ from a2s_repro.data.archives import PublishedFiles, SourceFile, source_files
 from a2s_repro.data.images import jpeg_size, label_source, read_label, write_label
 from a2s_repro.data.lists import read_lines, write_lines
 from a2s_repro.errors import InputError
-from a2s_repro.files import replacing
+from a2s_repro.files import make_folder, replacing
 from a2s_repro.runtime.pools import processes
 from a2s_repro.runtime.progress import Progress
 
@@ -79,7 +79,7 @@ def place(file: SourceFile, target: Path) -> None:
     """
     if target.is_file() and _is_placed(file, target):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     if file.on_disk:
         target.unlink(missing_ok=True)
         target.symlink_to(file.on_disk.resolve())

@@ -155,7 +155,8 @@ class Work:
         A result counts if `source_record.RECORD` names the same file, with the same size, time of change and limit of
         frames; others are made again. A source that cannot be read is recorded as a problem, and the job continues.
         Several processes share the sources. Raises InputError if results cannot be written, if a result of that name
-        was made of another existing file, or if attention panels are requested from a net without attention.
+        was made of another existing file, or if attention panels are requested from a net without attention. Ctrl-C is
+        raised again with a sentence on the sources that are done.
         """
         if self.results.attention and self.segmenter.model.merge not in WEIGHING:
             raise InputError("the net has no attention weights to draw: leave out the attention panels.")
@@ -174,6 +175,13 @@ class Work:
                     self._video(source, record, outcome)
         except OSError as error:
             raise not_written(self.results.folder, error) from error
+        except KeyboardInterrupt:
+            done = outcome.skipped + outcome.done
+            process = f" of process {distributed.rank()}" if distributed.world_size() > 1 else ""
+            remedy = "; run the command again to go on with the others" if done < len(share) else ""
+            raise KeyboardInterrupt(
+                f"{done} of {len(share)} images and videos{process} are done and lie in {self.results.folder}{remedy}."
+            ) from None
         return outcome
 
     def _check_name(self, source: Source, record: SourceRecord) -> None:
@@ -256,7 +264,7 @@ class Work:
             with contextlib.closing(FrameReader(source.path)) as reader:
                 expected = min(filter(None, (reader.frames, self.max_frames)), default=None)
                 with _bar(source.name, "frame", expected) as bar:
-                    written, seconds = self._copy_video(source, reader, bar)
+                    written, seconds, interrupted = self._copy_video(source, reader, bar)
                 # Where frames have their own times, the header's number of frames is a guess from the duration.
                 if expected and seconds and reader.duration and written > 1:
                     step = seconds / (written - 1)
@@ -271,13 +279,14 @@ class Work:
             entry = self._entry(source, stamp)
             record.add(entry if complete else dataclasses.replace(entry, kinds=()))  # made and reported again
         outcome.done += 1
+        if interrupted:
+            raise KeyboardInterrupt
         if not complete:
             outcome.problems.append(f"{source.path}: only {written} of its {expected} frames could be decoded.")
 
-    def _copy_video(self, source: Source, reader: FrameReader, bar: Progress) -> tuple[int, float]:
-        """Writes the films; returns the number of frames read and the time of the last one in seconds.
-
-        Ctrl-C ends a camera's video, which is kept.
+    def _copy_video(self, source: Source, reader: FrameReader, bar: Progress) -> tuple[int, float, bool]:
+        """Writes the films; returns the number of frames read, the time of the last one in seconds, and whether it
+        was ended by Ctrl-C, as a camera's video can be.
         """
         times: dict[str, float | None] = {}
 
@@ -311,9 +320,7 @@ class Work:
                 interrupted = True
             if not written:
                 raise InputError(f"{source.path}: no frame can be decoded; replace the file.")
-        if interrupted:
-            raise KeyboardInterrupt
-        return written, seconds
+        return written, seconds, interrupted
 
     def _segmented(self, pictures: Iterator[Read]) -> Iterator[Segmented]:
         wanted = {"scores": self.results.scores or self.crf is not None}

@@ -5,7 +5,9 @@ Parameters and protocol are the authors'. Commands: `a2s evaluate --crf` and `a2
 
 import ctypes
 import dataclasses
+import functools
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -143,7 +145,7 @@ def dense_crf(
         raise InputError("dense_crf: scores holds values that are not finite: check the net's weights.")
     image, scores = np.ascontiguousarray(image), np.ascontiguousarray(scores)
     marginals = np.empty_like(scores)
-    status = _library().a2s_mean_field(
+    status = _library(_native.LIBRARY_DIR / "liba2s_crf.so").a2s_mean_field(
         image.ctypes.data,
         scores.ctypes.data,
         *image.shape[:2],
@@ -172,9 +174,9 @@ def refine(image: np.ndarray, scores: np.ndarray, crf: CRF, *, threads: int | No
     return dense_crf(image, scores, threads=threads, **dataclasses.asdict(crf)).argmax(0).astype(np.uint8)
 
 
-def _library() -> ctypes.CDLL:
-    """The native library (csrc/crf/library.cpp)."""
-    path = _native.LIBRARY_DIR / "liba2s_crf.so"
+@functools.cache
+def _library(path: Path) -> ctypes.CDLL:
+    """The native library (csrc/crf/library.cpp), opened once."""
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

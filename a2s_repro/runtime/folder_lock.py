@@ -7,8 +7,8 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from a2s_repro.errors import InputError
-from a2s_repro.files import is_at
+from a2s_repro.errors import InputError, not_written
+from a2s_repro.files import is_at, make_folder
 
 
 class FolderLock:
@@ -25,11 +25,17 @@ class FolderLock:
         self._made = False
 
     def acquire(self) -> None:
-        """Creates the folder if needed. Raises InputError, naming the process, if another one uses the folder."""
+        """Creates the folder if needed.
+
+        Raises InputError where nothing can be made, and, naming the process, if another one uses the folder.
+        """
         self._made = not self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         while self._file is None:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            try:
+                file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            except FileNotFoundError as error:
+                raise not_written(self.folder, error) from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -131,8 +131,27 @@ ENDS = [
         "error: runs is a file, where a folder is needed: give another path.\n",
     ),
     (KeyboardInterrupt(), 130, "interrupted.\n"),
+    (KeyboardInterrupt("2 of 3 are done."), 130, "interrupted: 2 of 3 are done.\n"),
     (ModuleNotFoundError(name="torch"), 2, f"error: torch is not installed for {sys.executable}: run `make setup`"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("make-demo-data /proc/x", "/proc/x/JPEGImages"),
+        ("make-init /proc/x/y.caffemodel --width 0.02", "/proc/x/y.caffemodel"),
+        ("make-init /proc/x.caffemodel --width 0.02", "/proc/x.caffemodel"),
+        ("recipes show voc12/largefov --json /proc/x.json", "/proc/x.json"),
+    ],
+)
+def test_an_output_that_cannot_be_made_is_named(words, named, capsys):
+    """In /proc no file can be made."""
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 2
+    told = f"error: {named} cannot be written (No such file or directory): give another path.\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize(("outcome", "status", "told"), ENDS, ids=lambda value: type(value).__name__)

@@ -317,6 +317,12 @@ def test_a_bad_file_raises_its_error_from_the_loader(tmp_path, workers):
     assert "\n" not in str(caught.value)
 
 
+def test_without_workers_no_temporary_folder_is_made(items, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    dataset = SegmentationDataset(items, num_classes=5, crop=33)
+    assert len(list(loader(dataset, RandomStream(len(items), 4, seed=1), 0, 2, workers=0))) == 2
+
+
 def test_workers_that_end_early_leave_no_files(items, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dataset = SegmentationDataset(items, num_classes=5, crop=33)

@@ -424,12 +424,35 @@ def test_ctrl_c_leaves_whole_files_and_exit_status_130(model_file: Path, tmp_pat
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
     done = running.finish()
-    assert done.returncode == 130 and done.stderr.endswith("interrupted.\n") and "Traceback" not in done.stderr
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    recorded = len((out / "sources.jsonl").read_text().splitlines())
+    assert done.stderr.splitlines()[-1] == (
+        f"interrupted: {recorded} of 300 images and videos are done and lie in {out}; "
+        "run the command again to go on with the others."
+    )
     labels = sorted(out.glob("labels/*"))
     assert 3 < len(labels) < 300
     for path in labels:
         Image.open(path).load()
     assert not [name for name in files(out) if "/." in name]
+
+
+def test_ctrl_c_ends_the_video_of_a_camera(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A film stands in for the camera."""
+    film = write_video(tmp_path / "film.mp4", 9)
+    monkeypatch.setattr("a2s_repro.inference.batch_job.FrameReader", lambda camera: FrameReader(film))
+
+    class Interrupted(Work):
+        def _draw(self, picture):
+            if picture[0].endswith("000003"):
+                raise KeyboardInterrupt
+            return super()._draw(picture)
+
+    segmenter = load(model_file)
+    segmenter.pad_to = 65
+    with pytest.raises(KeyboardInterrupt, match=r"^1 of 1 images and videos are done and lie in .*/out\.$"):
+        Interrupted(segmenter, Results(tmp_path / "out")).run(find_sources([0]))
+    assert len(read_video(tmp_path / "out/overlays/camera_0.mp4")) == 3
 
 
 def test_two_processes_share_a_folder(model_file: Path, tmp_path: Path) -> None:

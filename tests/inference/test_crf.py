@@ -1,12 +1,15 @@
 """The dense CRF against exact mean field and known properties."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from a2s_repro.errors import InputError
 from a2s_repro.inference.crf import CRF, PARAMETERS, dense_crf, refine
+from a2s_repro.ops import _native
 
 
 def scene(height: int, width: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -166,6 +169,15 @@ def test_parameters_are_parsed_from_words() -> None:
     }.items():
         with pytest.raises(InputError, match=sentence):
             CRF.parse([word])
+
+
+def test_the_native_library_is_opened_once(tmp_path, monkeypatch):
+    """A second call does not need the file."""
+    library = Path(shutil.copy(_native.LIBRARY_DIR / "liba2s_crf.so", tmp_path))
+    monkeypatch.setattr("a2s_repro.ops._native.LIBRARY_DIR", tmp_path)
+    first = dense_crf(IMAGE, SCORES)
+    library.unlink()
+    np.testing.assert_array_equal(dense_crf(IMAGE, SCORES), first)
 
 
 def test_a_missing_native_library_is_named(tmp_path, monkeypatch):

@@ -57,6 +57,12 @@ def test_forked_children_do_not_keep_the_lock(tmp_path: Path) -> None:
     os.waitpid(child, 0)
 
 
+@pytest.mark.parametrize("folder", ["/proc", "/proc/x"])
+def test_a_folder_that_holds_no_files_is_refused(folder: str) -> None:
+    with pytest.raises(InputError, match=rf"^{folder} cannot be written \(No such .*\): give another path"):
+        FolderLock(folder).acquire()
+
+
 def test_two_locks_of_one_process_exclude_each_other(tmp_path: Path) -> None:
     with FolderLock(tmp_path), pytest.raises(InputError, match="is in use"):
         FolderLock(tmp_path).acquire()
