@@ -4,8 +4,7 @@
 // The adjoint is separable. A block makes rows x columns of the gradient, group by group of its channels. A thread goes
 // down a column of outputs once, for K channels: the sums that a row passes to the two input rows around it are kept in
 // registers, and a finished sum goes to shared memory. From there it is gathered along x. Columns come in chunks, so
-// that any size fits. Several shifts along x share the sums along y: result d of kShifts gathers the values of column
-// x + kShifts / 2 - d in place of those of x.
+// that any size fits.
 //
 // The values that outputs pass back are a Value:
 //   rows(n, c, x, y)       pointers to channel c and column x in row y of its maps;  next(rows)   those of the next row
@@ -21,17 +20,17 @@ namespace a2s {
 // Rows of a tile, and those that a thread gathers along x at once. With packs a column takes V times the shared memory.
 template <int V>
 constexpr int kGatherRows = V > 1 ? 4 : 8;
-template <int V, int kShifts>
-constexpr int kRowsAtOnce = V == 1 ? kGatherRows<V> / (kShifts == 1 ? 1 : 2) : kShifts == 1 ? 2 : 1;
+template <int V>
+constexpr int kRowsAtOnce = V == 1 ? kGatherRows<V> : 2;
 
 // Sums in shared memory. A column and its K channels have a place of K x kGatherRows x V sums along y. The results of a
-// thread that gathers along x have one of kShifts x kRowsAtOnce x V. Distances between places are odd, in pieces of a
+// thread that gathers along x have one of kRowsAtOnce x V. Distances between places are odd, in pieces of a
 // value or, with packs, of 16 bytes, so that adjacent threads access different banks.
-template <class Acc, int V, int K, int kShifts>
+template <class Acc, int V, int K>
 struct Sums {
   static constexpr int kPiece = V == 1 ? 1 : 16 / sizeof(Acc);
   static constexpr int kColumn = (K * kGatherRows<V> * V / kPiece | 1) * kPiece;
-  static constexpr int kResult = (kShifts * kRowsAtOnce<V, kShifts> * V / kPiece | 1) * kPiece;
+  static constexpr int kResult = (kRowsAtOnce<V> * V / kPiece | 1) * kPiece;
 
   struct alignas(V == 1 ? sizeof(Acc) : 16) Piece {
     Acc v[kPiece];
@@ -63,7 +62,6 @@ struct GatherPart {
   acc_t<T> scale;
   Tiling tiling;
   Staging staging;
-  int64_t shift_stride;  // between the results of adjacent shifts
   int group;             // channels at once
   int chunk;             // output columns at once
   int partial_bytes, result_bytes, staged_bytes;
@@ -127,19 +125,19 @@ __device__ inline RowSpan row_span(const Axis& axis, int i, bool in_tile) {
   return {begin, end, border ? 0.f : axis.ratio, border ? 0.f : static_cast<float>(i)};
 }
 
-template <class T, int V, int K, int kShifts, bool kInterleaved, class Value>
+template <class T, int V, int K, bool kInterleaved, class Value>
 __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned char* shared) {
   using Acc = acc_t<T>;
-  using Sum = Sums<Acc, V, K, kShifts>;
+  using Sum = Sums<Acc, V, K>;
   __shared__ RowSpan spans[kGatherRows<V> + 1];
   // Where adjacent threads have adjacent channels, results go to their places, else to shared memory.
   constexpr bool kStaged = !kInterleaved;
-  constexpr int kHalo = kShifts / 2, kRows = kGatherRows<V>, kAtOnce = kRowsAtOnce<V, kShifts>;
+  constexpr int kRows = kGatherRows<V>, kAtOnce = kRowsAtOnce<V>;
   const Tile tile = a.tiling.tile(block);
   auto* const partial = reinterpret_cast<Acc*>(shared);
   auto* const result = reinterpret_cast<Acc*>(shared + a.partial_bytes);
-  unsigned char* const staging = shared + a.partial_bytes + a.result_bytes;
-  auto* const column_start = reinterpret_cast<int*>(staging + kShifts * a.staged_bytes);
+  auto* const staged = reinterpret_cast<T*>(shared + a.partial_bytes + a.result_bytes);
+  auto* const column_start = reinterpret_cast<int*>(reinterpret_cast<unsigned char*>(staged) + a.staged_bytes);
   auto* const lambdas = reinterpret_cast<float*>(column_start + 2 + a.tiling.width);
   const Axis& axis_y = a.resize.y;
   const Axis& axis_x = a.resize.x;
@@ -157,14 +155,12 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
   for (int c = tile.c; c < tile.c + tile.channels; c += a.group) {
     const int group = min(a.group, tile.c + tile.channels - c);
     T* const out = place_in(a.out, tile.n, c * V, tile.x, tile.y);
-    const auto result_of = [&](int shift) { return out + shift * a.shift_stride; };
-    const auto staged_of = [&](int shift) { return reinterpret_cast<T*>(staging + shift * a.staged_bytes); };
     // Where the result of a channel of the group and a column goes, in the tile's first row.
-    const auto place = [&](int shift, int channel, int x) {
+    const auto place = [&](int channel, int x) {
       if constexpr (kStaged) {
-        return staged_of(shift) + (Staging::start(result_of(shift)) + channel * a.staging.outer_pitch + x);
+        return staged + (Staging::start(out) + channel * a.staging.outer_pitch + x);
       } else {
-        return result_of(shift) + (x * a.out.stride_w + channel * V);
+        return out + (x * a.out.stride_w + channel * V);
       }
     };
     const auto write = [&](T* to, const Acc(&sum)[V]) {
@@ -180,28 +176,23 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
         int x, slot;
         a.columns.template split<kInterleaved>(i, x, slot);
         if (x >= tile.width || slot >= group) continue;
+        auto rows = a.value.rows(tile.n, c * V, tile.x, tile.y);
+        decltype(a.value.column(0, 0, 0)) at[K];
+#pragma unroll
+        for (int k = 0; k < K; ++k) at[k] = a.value.column(channel_of(slot, k) * V, tile.x, x);
+        T* to = place(slot, x);
+        const ptrdiff_t apart = place(slot + slots, x) - to;
 #pragma unroll 1
-        for (int d = 0; d < kShifts; ++d) {
-          auto rows = a.value.rows(tile.n, c * V, tile.x - kHalo, tile.y);
-          decltype(a.value.column(0, 0, 0)) at[K];
+        for (int r = 0; r < tile.rows; ++r) {
+          Acc v[K][V];
+#pragma unroll
+          for (int k = 0; k < K; ++k) a.value.template load<V>(rows, at[k], v[k]);
+          a.value.next(rows);
 #pragma unroll
           for (int k = 0; k < K; ++k) {
-            at[k] = a.value.column(channel_of(slot, k) * V, tile.x - kHalo, x + 2 * kHalo - d);
+            if (slot + k * slots < group) write(to + k * apart, v[k]);
           }
-          T* to = place(d, slot, x);
-          const ptrdiff_t apart = place(d, slot + slots, x) - to;
-#pragma unroll 1
-          for (int r = 0; r < tile.rows; ++r) {
-            Acc v[K][V];
-#pragma unroll
-            for (int k = 0; k < K; ++k) a.value.template load<V>(rows, at[k], v[k]);
-            a.value.next(rows);
-#pragma unroll
-            for (int k = 0; k < K; ++k) {
-              if (slot + k * slots < group) write(to + k * apart, v[k]);
-            }
-            to += row_distance;
-          }
+          to += row_distance;
         }
       }
     } else {
@@ -209,25 +200,25 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
       int x = column_start[0];
       bool first_chunk = true, last_chunk;
       do {
-        const int chunk = min(a.chunk, last_x - x), window = chunk + 2 * kHalo;
+        const int chunk = min(a.chunk, last_x - x);
         last_chunk = x + chunk == last_x;
         store_lambdas(axis_x, x, chunk, lambdas);
         // Along y.
         for (int i = threadIdx.x; i < a.columns.count(); i += blockDim.x) {
           int u, slot;
           a.columns.template split<kInterleaved>(i, u, slot);
-          if (u >= window || slot >= group) continue;
+          if (u >= chunk || slot >= group) continue;
           decltype(a.value.column(0, 0, 0)) at[K];
           Acc carried[K][V];
 #pragma unroll
           for (int k = 0; k < K; ++k) {
-            at[k] = a.value.column(channel_of(slot, k) * V, x - kHalo, u);
+            at[k] = a.value.column(channel_of(slot, k) * V, x, u);
 #pragma unroll
             for (int j = 0; j < V; ++j) carried[k][j] = 0;
           }
           Acc* sums = partial + i * Sum::kColumn;
           int y = spans[0].begin;
-          auto rows = a.value.rows(tile.n, c * V, x - kHalo, y);
+          auto rows = a.value.rows(tile.n, c * V, x, y);
           auto position = static_cast<float>(y);
 #pragma unroll 1
           for (int r = -1; r < kRows; ++r) {
@@ -282,13 +273,10 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
           const int end = min(column_start[j + 2] - x, chunk);
           if (begin >= end && !first_chunk && !last_chunk) continue;
           Acc* const kept = result + i * Sum::kResult;
-          Acc sum[kShifts][kAtOnce][V] = {};
+          Acc sum[kAtOnce][V] = {};
           if (!first_chunk) {
 #pragma unroll
-            for (int d = 0; d < kShifts; ++d) {
-#pragma unroll
-              for (int q = 0; q < kAtOnce; ++q) Sum::load(kept + (d * kAtOnce + q) * V, sum[d][q]);
-            }
+            for (int q = 0; q < kAtOnce; ++q) Sum::load(kept + q * V, sum[q]);
           }
           int slot = channel, of_slot = first_row * V;
 #pragma unroll
@@ -303,29 +291,23 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
           const Acc* sums = partial + (column * Sum::kColumn + of_slot);
           for_each_reader<Acc>(lambdas, begin, middle, end, [&](Acc weight) {
 #pragma unroll
-            for (int d = 0; d < kShifts; ++d) {
+            for (int q = 0; q < kAtOnce; ++q) {
+              Acc v[V];
+              Sum::load(sums + q * V, v);
 #pragma unroll
-              for (int q = 0; q < kAtOnce; ++q) {
-                Acc v[V];
-                Sum::load(sums + ((2 * kHalo - d) * step + q * V), v);
-#pragma unroll
-                for (int l = 0; l < V; ++l) sum[d][q][l] += weight * v[l];
-              }
+              for (int l = 0; l < V; ++l) sum[q][l] += weight * v[l];
             }
             sums += step;
           });
+          if (last_chunk) {
+            T* to = place(channel, j) + first_row * row_distance;
 #pragma unroll
-          for (int d = 0; d < kShifts; ++d) {
-            if (last_chunk) {
-              T* to = place(d, channel, j) + first_row * row_distance;
-#pragma unroll
-              for (int q = 0; q < kAtOnce; ++q, to += row_distance) {
-                if (first_row + q < tile.rows) write(to, sum[d][q]);
-              }
-            } else {
-#pragma unroll
-              for (int q = 0; q < kAtOnce; ++q) Sum::store(kept + (d * kAtOnce + q) * V, sum[d][q]);
+            for (int q = 0; q < kAtOnce; ++q, to += row_distance) {
+              if (first_row + q < tile.rows) write(to, sum[q]);
             }
+          } else {
+#pragma unroll
+            for (int q = 0; q < kAtOnce; ++q) Sum::store(kept + q * V, sum[q]);
           }
         }
         if (!last_chunk) __syncthreads();
@@ -335,8 +317,7 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
     }
     if constexpr (kStaged) {
       __syncthreads();
-#pragma unroll 1
-      for (int d = 0; d < kShifts; ++d) a.staging.store(staged_of(d), result_of(d), tile.rows, group, tile.width);
+      a.staging.store(staged, out, tile.rows, group, tile.width);
     }
   }
 }
@@ -344,13 +325,13 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
 template <int V>
 constexpr int kGatherThreads = V > 1 ? kBlockThreads / 2 : kBlockThreads;
 
-template <class T, int V, int K, int kShifts, bool kInterleaved, class Value>
+template <class T, int V, int K, bool kInterleaved, class Value>
 __global__ void __launch_bounds__(kGatherThreads<V>, V > 1 ? 6 : sizeof(T) == 8 ? 2 : 3)
     gather(const __grid_constant__ GatherArguments<T, Value> a) {
   extern __shared__ __align__(16) unsigned char shared[];
   int block = blockIdx.x;
   const int s = a.parts.part_of(block);
-  gather_part<T, V, K, kShifts, kInterleaved>(a.part[s], block, shared);
+  gather_part<T, V, K, kInterleaved>(a.part[s], block, shared);
 }
 
 }  // namespace a2s

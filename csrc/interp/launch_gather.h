@@ -10,10 +10,10 @@ namespace a2s {
 constexpr int kResultBytes = 9 * 1024;  // sums of a tile's results, where its columns come in chunks
 
 // Cuts the part into tiles for blocks of at most `threads`; returns the bytes of shared memory that they need.
-template <int V, int K, int kShifts, bool kInterleaved, class T, class Value>
+template <int V, int K, bool kInterleaved, class T, class Value>
 int plan_gather(GatherPart<T, Value>& a, int threads) {
-  using Sum = Sums<acc_t<T>, V, K, kShifts>;
-  constexpr int acc = sizeof(acc_t<T>), halo = kShifts / 2, kRows = kGatherRows<V>;
+  using Sum = Sums<acc_t<T>, V, K>;
+  constexpr int acc = sizeof(acc_t<T>), kRows = kGatherRows<V>;
   const Map<T>& out = a.out;
   const Axis& axis = a.resize.x;
   const int64_t channels = out.c / V, limit = std::min(channels, std::max<int64_t>(1, a.value.channel_limit() / V));
@@ -21,10 +21,10 @@ int plan_gather(GatherPart<T, Value>& a, int threads) {
   const auto window = [&](int64_t inputs) {
     if (a.resize.copies) return inputs;
     const double most = axis.ratio > 0 ? (inputs + 1) / static_cast<double>(axis.ratio) + 2 : axis.out;
-    return (most < axis.out ? static_cast<int64_t>(most) : axis.out) + 2 * halo;
+    return most < axis.out ? static_cast<int64_t>(most) : axis.out;
   };
   // Where not all columns that a tile gathers fit into shared memory, they come in chunks.
-  const int64_t all_slots = ceil_div(limit, K), sums = kResultBytes / (kRows * V * kShifts * acc);
+  const int64_t all_slots = ceil_div(limit, K), sums = kResultBytes / (kRows * V * acc);
   int64_t width = 1, slots;
   if (kInterleaved) {
     slots = balanced(all_slots, V > 1 ? 8 : 16);
@@ -40,7 +40,7 @@ int plan_gather(GatherPart<T, Value>& a, int threads) {
     int64_t most = 0;
     while (most < out.w && window(most + 1) <= threads) ++most;
     const bool whole = most >= std::min<int64_t>(out.w, sums / K);
-    const int64_t results = whole ? 17 * 1024 / (kRows * kShifts * sizeof(T)) : sums;
+    const int64_t results = whole ? 17 * 1024 / (kRows * sizeof(T)) : sums;
     width = balanced(out.w, whole ? std::min(results / K, most) : results / K);
     a.chunk = a.resize.copies ? width : balanced(window(width), threads);
     slots = Places::planar(a.chunk, std::clamp<int64_t>(results / (K * width), 1, all_slots)).slots;
@@ -54,42 +54,40 @@ int plan_gather(GatherPart<T, Value>& a, int threads) {
   for (; a.tiling.blocks() < kBlocksWanted && rows > 4; cut()) --rows;
   a.columns = Places(a.chunk, slots, kInterleaved);
   const bool in_chunks = a.chunk < window(width);
-  if (!a.resize.copies) a.chunk -= 2 * halo;
   a.by_inner = Divisor(kInterleaved ? a.group : a.tiling.width);
   a.by_inputs = Divisor(int64_t{a.tiling.width} * a.group);
   const auto bytes = [](int places, int values) { return (places * values * acc + 15) / 16 * 16; };
   if (!a.resize.copies) a.partial_bytes = bytes(a.columns.count(), Sum::kColumn);
   if (!a.resize.copies && in_chunks) {
-    a.result_bytes = bytes(a.tiling.width * a.group * (kRows / kRowsAtOnce<V, kShifts>), Sum::kResult);
+    a.result_bytes = bytes(a.tiling.width * a.group * (kRows / kRowsAtOnce<V>), Sum::kResult);
   }
   if (!kInterleaved) {
     a.staging = Staging(out, a.tiling.rows, a.group, a.tiling.width, false);
     a.staged_bytes = a.staging.template bytes<T>();
   }
-  return a.partial_bytes + a.result_bytes + kShifts * a.staged_bytes + 4 * (2 + a.tiling.width + a.chunk);
+  return a.partial_bytes + a.result_bytes + a.staged_bytes + 4 * (2 + a.tiling.width + a.chunk);
 }
 
 // Gathers up to kMaxScales maps of one layout from outputs of height x width; value_of(s) is the Value that those pass
-// back to map s. With several shifts a map's channels are those of the first shift, then those of the next.
-template <class T, int V, bool kInterleaved, int kShifts = 1, class ValueOf>
+// back to map s.
+template <class T, int V, bool kInterleaved, class ValueOf>
 void launch_gather(const Tensor& on, const std::vector<Map<T>>& maps, int64_t height, int64_t width, acc_t<T> scale,
                    const ValueOf& value_of) {
   using Value = decltype(value_of(0));
-  constexpr int K = V > 1 || sizeof(T) == 8 || kShifts > 1 ? 1 : 3, most = kGatherThreads<V>;
+  constexpr int K = V > 1 || sizeof(T) == 8 ? 1 : 3, most = kGatherThreads<V>;
   GatherArguments<T, Value> a{};
   int shared_bytes = 0, threads = 32;
   for (size_t s = 0; s < maps.size(); ++s) {
     auto& part = a.part[s];
-    part.out = channels_of(maps[s], 0, maps[s].c / kShifts);
-    part.shift_stride = part.out.c * part.out.stride_c;
+    part.out = maps[s];
     part.value = value_of(static_cast<int>(s));
     part.resize = Resize(part.out.h, part.out.w, height, width);
     part.scale = scale;
-    shared_bytes = std::max(shared_bytes, plan_gather<V, K, kShifts, kInterleaved>(part, most));
+    shared_bytes = std::max(shared_bytes, plan_gather<V, K, kInterleaved>(part, most));
     threads = std::max(threads, std::min(most, part.columns.threads()));
     a.parts.add(part.tiling.blocks());
   }
-  launch(on, a.parts.blocks, threads, shared_bytes, gather<T, V, K, kShifts, kInterleaved, Value>, a);
+  launch(on, a.parts.blocks, threads, shared_bytes, gather<T, V, K, kInterleaved, Value>, a);
 }
 
 // The gradient itself.

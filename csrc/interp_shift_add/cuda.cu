@@ -1,7 +1,7 @@
 // interp_shift_add and its adjoint on a GPU.
 #include <torch/csrc/stable/library.h>
 
-#include "../interp/launch_gather.h"
+#include "../interp/gather.h"
 #include "interp_shift_add.h"
 
 namespace a2s {
@@ -76,7 +76,7 @@ struct TapsAlongX {
 // The sum is separable. A thread first goes down a column of the planes, of which it holds the two rows around a result,
 // and sums the three taps along y, for each tap along x. These sums are then resized along x, from shared memory.
 template <class T, int V, bool kInterleaved>
-__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4)
+__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 5)
     shift_add(const __grid_constant__ ShiftAddArguments<T> a) {
   using Acc = acc_t<T>;
   constexpr bool kStaged = V == 1;
@@ -266,214 +266,170 @@ Tensor interp_shift_add(const Tensor& planes, const Tensor& base) {
   return y;
 }
 
-// The gradient, shifted by `shift` rows and padded with zeros: outputs in row y pass back row y - shift.
-template <class T>
-struct ShiftedGrad {
-  Map<const T> grad;
-  int shift;
-  int64_t next_row = bytes_between_rows(grad);
-
-  struct Rows {
-    const T* grad;
-    int y;
-  };
-  struct Column {
-    uint32_t offset;
-    bool inside;
-  };
-  int64_t channel_limit() const { return a2s::channel_limit(grad); }
-  __device__ Rows rows(int n, int c, int x, int y) const {
-    return {row_of(grad, n, c, x, y - shift), y - shift};
-  }
-  __device__ void next(Rows& rows) const {
-    rows.grad = moved(rows.grad, next_row);
-    ++rows.y;
-  }
-  __device__ Column column(int c, int first_x, int x) const {
-    return {offset_in(grad, c, x), static_cast<uint32_t>(first_x + x) < static_cast<uint32_t>(grad.w)};
-  }
-  template <int V>
-  __device__ void load(const Rows& rows, const Column& column, acc_t<T> (&v)[V]) const {
-    if (column.inside && static_cast<uint32_t>(rows.y) < static_cast<uint32_t>(grad.h)) {
-      load_values<T, V>(advanced(rows.grad, column.offset), v);
-    } else {
-#pragma unroll
-      for (int k = 0; k < V; ++k) v[k] = 0;
-    }
-  }
-};
-
-constexpr int kTapRows = 8, kTapRowsAtOnce = 4;  // rows of a tile of planes, and those that a thread gathers along x
-constexpr int kTapColumn = kTapRows + 1;         // an odd distance, so that adjacent threads access different banks
+constexpr int kTapRows = 8;
+constexpr int kTapThreads = 128;
+constexpr int kReaders = 4;  // outputs that read an input along x, of which a thread keeps the weights
 
 template <class T>
 struct GatherTapsArguments {
   Map<const T> grad;
   Map<T> out;  // planes of the first tap
-  int64_t next_tap;  // values between the planes of adjacent taps
+  int64_t next_tap, next_out_row;  // bytes between planes of adjacent taps, and between rows of the planes
+  int64_t next_column, next_row;   // and of the gradient
   Resize resize;  // of the forward pass
-  Tiling tiling;
-  int window;  // columns of the gradient around those of a tile, at most
-  Divisor by_window, by_width;
+  Tiling tiling;  // into groups of K channels
+  Places places;
 };
 
-// The adjoint in planar maps, separable like gather.h's. A thread goes down a column of the gradient once, for all rows
-// of taps: at row y of the resized planes, they pass back rows y + 1, y and y - 1 of the gradient. Along x, the three
-// taps of a row likewise share what is read.
-template <class T>
-__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4)
+// The adjoint, of all taps together. A thread goes down a column of the planes. In each row of the gradient it gathers
+// along x what the three taps of a row of taps read; of these sums it holds three rows, because at row y of the resized
+// planes the rows of taps pass back rows y + 1, y and y - 1 of the gradient.
+template <class T, int K, bool kInterleaved>
+__global__ void __launch_bounds__(kTapThreads, sizeof(T) == 8 || K > 1 ? 5 : 8)
     gather_taps(const __grid_constant__ GatherTapsArguments<T> a) {
   using Acc = acc_t<T>;
   __shared__ RowSpan spans[kTapRows + 1];
-  extern __shared__ __align__(16) unsigned char shared[];
-  auto* const sums = reinterpret_cast<Acc*>(shared);  // along y: [channel, row of taps, column, row]
-  auto* const starts = reinterpret_cast<int*>(sums + a.tiling.channels * kTaps * a.window * kTapColumn);
-  auto* const lambdas = reinterpret_cast<float*>(starts + a.tiling.width + 2);
+  __shared__ int starts[kTapThreads + 2];
   const Tile tile = a.tiling.tile(blockIdx.x);
   const Axis& axis = a.resize.x;
+  const auto height = static_cast<uint32_t>(a.grad.h);
+  const auto width = static_cast<int>(a.grad.w);
   if (threadIdx.x <= kTapRows) {
     const int r = static_cast<int>(threadIdx.x) - 1;
     spans[threadIdx.x] = row_span(a.resize.y, tile.y + r, r < tile.rows);
   }
   store_starts(axis, tile.x, tile.width, 0, starts);
   __syncthreads();
-  const int first = starts[0], outputs = starts[tile.width + 1] - first, columns = outputs + kTaps - 1;
-  store_lambdas(axis, first, outputs, lambdas);
-
-  const auto height = static_cast<uint32_t>(a.grad.h), width = static_cast<uint32_t>(a.grad.w);
-  for (int i = threadIdx.x; i < a.tiling.channels * a.window; i += blockDim.x) {
-    int u = i;
-    const int channel = a.by_window.split(u), x = first - 1 + u;
-    if (u >= columns || channel >= tile.channels) continue;
-    const bool inside = static_cast<uint32_t>(x) < width;
-    const auto value = [&](const T* at, int y) {
-      return inside && static_cast<uint32_t>(y) < height ? static_cast<Acc>(*at) : Acc(0);
-    };
-    int y = spans[0].begin;
-    auto position = static_cast<float>(y);
-    const T* next = row_of(a.grad, tile.n, tile.c + channel, x, y + 1);
-    Acc v[kTaps] = {0, value(next - a.grad.stride_h, y), value(next - 2 * a.grad.stride_h, y - 1)};
-    Acc upper[kTaps], lower[kTaps] = {};
-    Acc* to = sums + (channel * kTaps * a.window + u) * kTapColumn;
-#pragma unroll 1
-    for (int r = -1; r < kTapRows; ++r) {
-      const RowSpan span = spans[r + 1];
+  int u, slot;
+  a.places.template split<kInterleaved>(threadIdx.x, u, slot);
+  if (u >= tile.width || slot >= tile.channels) return;
+  // Along x: readers, and columns of the gradient from the one before the first reader, which the taps beside it read.
+  const int c = (tile.c + slot) * K, begin = min(starts[u], width - 1), end = starts[u + 2];
+  const int middle = starts[u + 1], readers = end - begin, columns = min(end + 1, width) - (begin - 1);
+  const auto weight_of = [&](int i) -> Acc {
+    const Tap tap = tap_of(axis, begin + i);
+    const Acc lambda = tap.high == tap.low ? 0.f : tap.lambda;
+    return begin + i < middle ? lambda : 1 - lambda;
+  };
+  Acc weights[kReaders];
 #pragma unroll
-      for (int dy = 0; dy < kTaps; ++dy) {
-        upper[dy] = lower[dy];
-        lower[dy] = 0;
-      }
-#pragma unroll 1
-      for (; y < span.end; ++y) {
-        const Acc below = exact_sub(exact_mul(span.slope, position), span.low), above = 1 - below;
-        position += 1.f;
-        v[0] = value(next, y + 1);
-        next += a.grad.stride_h;
-#pragma unroll
-        for (int dy = 0; dy < kTaps; ++dy) {
-          upper[dy] += above * v[dy];
-          lower[dy] += below * v[dy];
-        }
-        v[2] = v[1];
-        v[1] = v[0];
-      }
-      if (r < 0) continue;
-#pragma unroll
-      for (int dy = 0; dy < kTaps; ++dy) to[dy * a.window * kTapColumn] = upper[dy];
-      ++to;
-    }
+  for (int i = 0; i < kReaders; ++i) {
+    weights[i] = i < readers ? weight_of(i) : 0;
+    keep(weights[i]);
   }
-  __syncthreads();
-  constexpr int kParts = kTapRows / kTapRowsAtOnce;
-  for (int i = threadIdx.x; i < a.tiling.channels * kTaps * kParts * a.tiling.width; i += blockDim.x) {
-    int j = i;
-    const int outer = a.by_width.split(j), row = outer % kParts * kTapRowsAtOnce, plane = outer / kParts;
-    const int channel = plane / kTaps, dy = plane % kTaps;
-    if (j >= tile.width || channel >= tile.channels || row >= tile.rows) continue;
-    const int begin = starts[j] - first, middle = starts[j + 1] - first, end = starts[j + 2] - first;
-    const Acc* from = sums + (plane * a.window + begin) * kTapColumn + row;
-    Acc sum[kTaps][kTapRowsAtOnce] = {}, left[kTapRowsAtOnce], here[kTapRowsAtOnce];
+  const auto gather_along_x = [&](const T* from, Acc (&sum)[kTaps][K]) {
+    Acc v[kTaps][K];  // of three columns, the last one first
+    const auto load = [&](bool there) {
 #pragma unroll
-    for (int q = 0; q < kTapRowsAtOnce; ++q) {
-      left[q] = from[q];
-      here[q] = from[kTapColumn + q];
-    }
-    for_each_reader<Acc>(lambdas, begin, middle, end, [&](Acc weight) {
-#pragma unroll
-      for (int q = 0; q < kTapRowsAtOnce; ++q) {
-        const Acc right = from[2 * kTapColumn + q];
-        sum[0][q] += weight * right;
-        sum[1][q] += weight * here[q];
-        sum[2][q] += weight * left[q];
-        left[q] = here[q];
-        here[q] = right;
+      for (int k = 0; k < K; ++k) {
+        v[2][k] = v[1][k];
+        v[1][k] = v[0][k];
+        v[0][k] = 0;
       }
-      from += kTapColumn;
-    });
-    T* to = place_in(a.out, tile.n, tile.c + channel, tile.x + j, tile.y + row) + dy * kTaps * a.next_tap;
+      if (there) load_values<T, K>(from, v[0]);
+      from = kInterleaved ? moved(from, a.next_column) : from + 1;
+    };
+    const auto add = [&](Acc weight) {
 #pragma unroll
-    for (int q = 0; q < kTapRowsAtOnce; ++q, to += a.out.stride_h) {
-      if (row + q >= tile.rows) break;
+      for (int dx = 0; dx < kTaps; ++dx) {
 #pragma unroll
-      for (int dx = 0; dx < kTaps; ++dx) to[dx * a.next_tap] = static_cast<T>(sum[dx][q]);
+        for (int k = 0; k < K; ++k) sum[dx][k] += weight * v[dx][k];
+      }
+    };
+    load(begin > 0);
+    load(true);
+#pragma unroll
+    for (int i = 0; i < kReaders; ++i) {
+      if (i > 1 && i >= readers) return;
+      load(i + 2 < columns);
+      add(weights[i]);
     }
+#pragma unroll 1
+    for (int i = kReaders; i < readers; ++i) {
+      load(i + 2 < columns);
+      add(weight_of(i));
+    }
+  };
+  int y = spans[0].begin;
+  const T* from = row_of(a.grad, tile.n, c, begin - 1, y - 1);
+  T* to = place_in(a.out, tile.n, c, tile.x + u, tile.y);
+  Acc v[kTaps][kTaps][K], upper[kTaps][kTaps][K], lower[kTaps][kTaps][K] = {};  // of v, what each row of taps reads
+  const auto take = [&](int row) {
+#pragma unroll
+    for (int dx = 0; dx < kTaps; ++dx) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        v[2][dx][k] = v[1][dx][k];
+        v[1][dx][k] = v[0][dx][k];
+        v[0][dx][k] = 0;
+      }
+    }
+    if (static_cast<uint32_t>(row) < height) gather_along_x(from, v[0]);
+    from = moved(from, a.next_row);
+  };
+  take(y - 1);
+  take(y);
+#pragma unroll 1
+  for (int r = -1; r < tile.rows; ++r) {
+    const RowSpan span = spans[r + 1];
+#pragma unroll
+    for (int i = 0; i < kTaps * kTaps * K; ++i) {
+      (&upper[0][0][0])[i] = (&lower[0][0][0])[i];
+      (&lower[0][0][0])[i] = 0;
+    }
+#pragma unroll 1
+    for (; y < span.end; ++y) {
+      const Acc below = exact_sub(exact_mul(span.slope, static_cast<float>(y)), span.low), above = 1 - below;
+      take(y + 1);
+#pragma unroll
+      for (int i = 0; i < kTaps * kTaps * K; ++i) {
+        (&upper[0][0][0])[i] += above * (&v[0][0][0])[i];
+        (&lower[0][0][0])[i] += below * (&v[0][0][0])[i];
+      }
+    }
+    if (r < 0) continue;
+    T* tap = to;
+#pragma unroll
+    for (int dy = 0; dy < kTaps; ++dy) {
+#pragma unroll
+      for (int dx = 0; dx < kTaps; ++dx, tap = moved(tap, a.next_tap)) store_values<T, K>(tap, upper[dy][dx]);
+    }
+    to = moved(to, a.next_out_row);
   }
 }
 
-// Launches gather_taps, unless an input column has more readers than a block holds.
-template <class T>
-bool launch_gather_taps(const Tensor& on, const Map<const T>& grad, const Map<T>& planes) {
-  constexpr int kThreads = kBlockThreads * 4 / sizeof(acc_t<T>);  // at most, by the shared memory for their sums
+template <class T, int K, bool kInterleaved>
+void launch_gather_taps(const Tensor& on, const Map<const T>& grad, const Map<T>& planes) {
   GatherTapsArguments<T> a{};
   a.grad = grad;
-  a.out = channels_of(planes, 0, grad.c);
-  a.next_tap = grad.c * planes.stride_c;
+  a.out = planes;
+  a.next_tap = grad.c * planes.stride_c * static_cast<int64_t>(sizeof(T));
+  a.next_column = grad.stride_w * static_cast<int64_t>(sizeof(T));
+  a.next_row = bytes_between_rows(grad);
+  a.next_out_row = bytes_between_rows(planes);
   a.resize = Resize(planes.h, planes.w, grad.h, grad.w);
-  const Axis& axis = a.resize.x;
-  // Columns of the gradient that `inputs` columns of the planes gather.
-  const auto window = [&](int64_t inputs) {
-    const double most = axis.ratio > 0 ? (inputs + 1) / static_cast<double>(axis.ratio) + 2 : axis.out;
-    return (most < axis.out ? static_cast<int64_t>(most) : axis.out) + kTaps - 1;
-  };
-  if (a.resize.copies || window(1) > kThreads) return false;
-  int64_t width = 1, rows = kTapRows;
-  while (width < planes.w && window(width + 1) <= kThreads) ++width;
-  width = balanced(planes.w, width);
-  a.window = static_cast<int>(window(width));
-  const int64_t channels = std::clamp<int64_t>(kThreads / a.window, 1, grad.c);
-  const auto cut = [&] { a.tiling = Tiling(planes.n, planes.h, planes.w, grad.c, rows, width, channels); };
+  const int64_t channels = grad.c / K;
+  int64_t slots = kInterleaved ? balanced(channels, 16) : 1, rows = kTapRows;
+  const int width = balanced(planes.w, kTapThreads / slots);
+  if (!kInterleaved) slots = std::min<int64_t>(channels, kTapThreads / width);
+  a.places = Places(width, slots, kInterleaved);
+  const auto cut = [&] { a.tiling = Tiling(planes.n, planes.h, planes.w, channels, rows, width, slots); };
   cut();
-  for (; a.tiling.blocks() < kBlocksWanted && rows > kTapRowsAtOnce; cut()) --rows;
-  a.by_window = Divisor(a.window);
-  a.by_width = Divisor(a.tiling.width);
-  const int64_t values = channels * kTaps * a.window * kTapColumn;
-  const auto bytes = static_cast<int>(values * sizeof(acc_t<T>) + 4 * (a.tiling.width + 2 + a.window));
-  const auto threads = static_cast<int>(ceil_div(channels * a.window, 32) * 32);
-  launch(on, a.tiling.blocks(), threads, bytes, gather_taps<T>, a);
-  return true;
+  for (; a.tiling.blocks() < kBlocksWanted * 3 / 2 && rows > 4; cut()) --rows;
+  launch(on, a.tiling.blocks(), a.places.threads(), 0, gather_taps<T, K, kInterleaved>, a);
 }
 
-// Otherwise each row of taps gathers the gradient shifted by its distance along y, at the three shifts along x.
 Tensor interp_shift_add_backward(const Tensor& grad, int64_t height, int64_t width) {
   Tensor grad_planes = empty_shift_add_backward(grad, height, width);
   dispatch("interp_shift_add_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    const Map<T> to = map_of<T>(grad_planes);
-    const Tensor source = addressable(grad, is_interleaved(to));
-    const Map<const T> from = map_of<const T>(source);
-    std::vector<Map<T>> rows_of_taps;
-    for (int dy = 0; dy < kTaps; ++dy) rows_of_taps.push_back(channels_of(to, dy * kTaps * from.c, kTaps * from.c));
-    const auto value_of = [&](int dy) { return ShiftedGrad<T>{from, dy - 1}; };
-    dispatch_layout(to, [&](auto layout) {
-      constexpr bool kInterleaved = decltype(layout)::value;
-      if constexpr (kInterleaved && kPack<T> > 1) {
-        if (packs<kPack<T>>(from) && packs<kPack<T>>(to)) {
-          return launch_gather<T, kPack<T>, true, kTaps>(grad, rows_of_taps, from.h, from.w, 1, value_of);
-        }
-      }
-      if (!kInterleaved && launch_gather_taps<T>(grad, from, to)) return;
-      launch_gather<T, 1, kInterleaved, kTaps>(grad, rows_of_taps, from.h, from.w, 1, value_of);
-    });
+    const auto from = map_of<const T>(grad);
+    const auto planes = map_of<T>(grad_planes);
+    if (!is_interleaved(planes) && from.stride_w == 1) return launch_gather_taps<T, 1, false>(grad, from, planes);
+    if constexpr (sizeof(T) == 2) {
+      if (packs<2>(from) && packs<2>(planes)) return launch_gather_taps<T, 2, true>(grad, from, planes);
+    }
+    launch_gather_taps<T, 1, true>(grad, from, planes);
   });
   return grad_planes;
 }
