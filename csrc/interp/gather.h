@@ -326,7 +326,7 @@ template <int V>
 constexpr int kGatherThreads = V > 1 ? kBlockThreads / 2 : kBlockThreads;
 
 template <class T, int V, int K, bool kInterleaved, class Value>
-__global__ void __launch_bounds__(kGatherThreads<V>, V > 1 ? 6 : sizeof(T) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kGatherThreads<V>, V > 1 ? 6 : sizeof(T) == 8 ? 2 : 4)
     gather(const __grid_constant__ GatherArguments<T, Value> a) {
   extern __shared__ __align__(16) unsigned char shared[];
   int block = blockIdx.x;
