@@ -14,9 +14,9 @@ struct ShiftAddArguments {
   Map<T> out;
   Resize resize;
   int64_t next_tap, next_row;  // bytes between the planes of adjacent taps, and between their rows
-  Tiling tiling;     // into groups of V channels
-  Places sources;    // columns of the planes and channels of a tile
-  Places results;    // columns of the result and groups of V channels
+  Tiling tiling;   // into groups of V channels
+  Places sources;  // columns of the planes and channels of a tile
+  Places results;  // columns of the result and groups of V channels
   Divisor by_results;
   bool pairs;  // a tile takes two columns of the planes for each tap, not all from the first to the last
   Staging staging;
