@@ -13,6 +13,7 @@
 #pragma once
 
 #include "../support/launch.h"
+#include "copy.h"
 #include "held_rows.h"
 
 namespace a2s {
@@ -58,6 +59,7 @@ template <class T, class Value>
 struct GatherPart {
   Value value;
   Map<T> out;
+  ImageCopy<T> copy;
   Resize resize;  // of the forward pass: from `out` to the outputs
   acc_t<T> scale;
   Tiling tiling;
@@ -331,7 +333,9 @@ __global__ void __launch_bounds__(kGatherThreads<V>, V > 1 ? 6 : sizeof(T) == 8 
   extern __shared__ __align__(16) unsigned char shared[];
   int block = blockIdx.x;
   const int s = a.parts.part_of(block);
-  gather_part<T, V, K, kInterleaved>(a.part[s], block, shared);
+  const auto& part = a.part[s];
+  if (part.copy.bytes > 0) return part.copy.run(block);
+  gather_part<T, V, K, kInterleaved>(part, block, shared);
 }
 
 }  // namespace a2s

@@ -83,6 +83,12 @@ void launch_gather(const Tensor& on, const std::vector<Map<T>>& maps, int64_t he
     part.value = value_of(static_cast<int>(s));
     part.resize = Resize(part.out.h, part.out.w, height, width);
     part.scale = scale;
+    if (part.resize.copies && scale == 1) part.copy = ImageCopy<T>(part.value.grad, part.out);
+    if (part.copy.bytes > 0) {
+      threads = std::max(threads, kCopyThreads);
+      a.parts.add(part.copy.blocks(part.out.n));
+      continue;
+    }
     shared_bytes = std::max(shared_bytes, plan_gather<V, K, kInterleaved>(part, most));
     threads = std::max(threads, std::min(most, part.columns.threads()));
     a.parts.add(part.tiling.blocks());

@@ -13,6 +13,7 @@
 #include <cmath>
 
 #include "../support/launch.h"
+#include "copy.h"
 #include "held_rows.h"
 
 namespace a2s {
@@ -241,10 +242,15 @@ __global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, S, Op>)
   resize_tile<T, S, 1, K, kInterleaved>(a, blockIdx.x, shared);
 }
 
-// Several maps, each resized to a result of its own.
+// Several maps, each resized to a result of its own, or copied.
+template <class T, class Op>
+struct ResizePart : ResizeArguments<T, 1, Op> {
+  ImageCopy<T> copy;
+};
+
 template <class T, class Op>
 struct ResizePartsArguments {
-  ResizeArguments<T, 1, Op> part[kMaxScales];
+  ResizePart<T, Op> part[kMaxScales];
   Parts parts;
 };
 
@@ -254,7 +260,9 @@ __global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, 1, Op>)
   extern __shared__ __align__(16) unsigned char shared[];
   int block = blockIdx.x;
   const int s = a.parts.part_of(block);
-  resize_tile<T, 1, V, K, kInterleaved>(a.part[s], block, shared);
+  const auto& part = a.part[s];
+  if (part.copy.bytes > 0) return part.copy.run(block);
+  resize_tile<T, 1, V, K, kInterleaved, Op>(part, block, shared);
 }
 
 // Cuts the result into tiles; returns the bytes of shared memory that a block needs.
@@ -387,6 +395,12 @@ void launch_resize_parts(const Tensor& on, const std::vector<Map<const T>>& maps
     part.maps[0] = maps[s];
     part.out = out[s];
     part.resize[0] = Resize(maps[s].h, maps[s].w, out[s].h, out[s].w);
+    if (part.resize[0].copies) part.copy = ImageCopy<T>(maps[s], out[s]);
+    if (part.copy.bytes > 0) {
+      threads = std::max(threads, kCopyThreads);
+      a.parts.add(part.copy.blocks(out[s].n));
+      continue;
+    }
     bytes = std::max(bytes, plan_resize<V, K, kInterleaved>(part));
     threads = std::max(threads, part.places.threads());
     a.parts.add(part.tiling.blocks());

@@ -103,6 +103,19 @@ def test_maps_within_larger_storages(operator: str, place: Callable, layout: tor
 
 
 @layouts
+@pytest.mark.parametrize(("batch", "channels"), [(1, 5), (2, 8)], ids=["values beside packs", "two images"])
+def test_maps_that_keep_their_size_are_copied(
+    batch: int, channels: int, layout: torch.memory_format, ptx: Device
+) -> None:
+    """In packs, more of them than one block copies."""
+    x = torch.randn(batch, channels, 41, 43, dtype=torch.bfloat16).contiguous(memory_format=layout).requires_grad_()
+    y = ops.interp(x, (41, 43))
+    (grad,) = torch.autograd.grad(y, x, y.detach())
+    assert len(ptx.last.launches) == 1 and ptx.last.launches[0].launch.blocks > batch
+    assert torch.equal(y, x) and torch.equal(grad, x)
+
+
+@layouts
 @every_operator
 def test_expanded_gradients(operator: str, layout: torch.memory_format, ptx: Device) -> None:
     """As sum() and mean() over pixels pass back: strides of 0."""
