@@ -1,6 +1,7 @@
 // interp, its adjoint and interp_concat on a GPU.
 #include <torch/csrc/stable/library.h>
 
+#include "gather_columns.h"
 #include "launch_gather.h"
 #include "operators.h"
 #include "resize.h"
@@ -60,6 +61,9 @@ void interp_adjoint(const std::vector<Tensor>& grads, const std::vector<Tensor>&
   dispatch("interp_backward", grads[0], [&](auto type) {
     using T = typename decltype(type)::type;
     for_each_group<T>(grads, grads_in, [&](auto pack, auto layout, const auto& from, const auto& to) {
+      if constexpr (!decltype(layout)::value) {
+        if (launch_gather_columns<T>(grads[0], to, from, static_cast<float>(scale))) return;
+      }
       launch_gather<T, decltype(pack)::value, decltype(layout)::value>(
           grads[0], to, from[0].h, from[0].w, static_cast<float>(scale), [&](int i) { return PlainGrad<T>{from[i]}; });
     });

@@ -103,6 +103,21 @@ __device__ inline void store_lambdas(const Axis& axis, int first, int count, flo
   }
 }
 
+// Outputs that read an input, and how many of them a thread keeps the weights of.
+constexpr int kReaders = 4;
+
+struct Readers {
+  int begin, middle, end;  // until `middle` as the higher neighbour
+
+  // Of the input in one of these outputs.
+  template <class Acc>
+  __device__ Acc weight(const Axis& axis, int output) const {
+    const Tap tap = tap_of(axis, output);
+    const Acc lambda = tap.high == tap.low ? 0.f : tap.lambda;
+    return output < middle ? lambda : 1 - lambda;
+  }
+};
+
 // Calls body(weight) for each output in [begin, end) that reads an input: until `middle` as its higher neighbour.
 template <class Acc, class Body>
 __device__ void for_each_reader(const float* lambdas, int begin, int middle, int end, const Body& body) {

@@ -8,7 +8,6 @@ namespace a2s {
 
 constexpr int kTapRows = 8;
 constexpr int kTapThreads = 128;
-constexpr int kReaders = 4;  // outputs that read an input along x, of which a thread keeps the weights
 
 template <class T>
 struct GatherTapsArguments {
@@ -44,17 +43,13 @@ __global__ void __launch_bounds__(kTapThreads, sizeof(T) == 8 || K > 1 ? 5 : 8)
   a.places.template split<kInterleaved>(threadIdx.x, u, slot);
   if (u >= tile.width || slot >= tile.channels) return;
   // Along x: readers, and columns of the gradient from the one before the first reader, which the taps beside it read.
-  const int c = (tile.c + slot) * K, begin = min(starts[u], width - 1), end = starts[u + 2];
-  const int middle = starts[u + 1], readers = end - begin, columns = min(end + 1, width) - (begin - 1);
-  const auto weight_of = [&](int i) -> Acc {
-    const Tap tap = tap_of(axis, begin + i);
-    const Acc lambda = tap.high == tap.low ? 0.f : tap.lambda;
-    return begin + i < middle ? lambda : 1 - lambda;
-  };
+  const Readers of_input{starts[u], starts[u + 1], starts[u + 2]};
+  const int c = (tile.c + slot) * K, begin = min(of_input.begin, width - 1), readers = of_input.end - begin;
+  const int columns = min(of_input.end + 1, width) - (begin - 1);
   Acc weights[kReaders];
 #pragma unroll
   for (int i = 0; i < kReaders; ++i) {
-    weights[i] = i < readers ? weight_of(i) : 0;
+    weights[i] = i < readers ? of_input.template weight<Acc>(axis, begin + i) : 0;
     keep(weights[i]);
   }
   const auto gather_along_x = [&](const T* from, Acc* sum) {
@@ -87,7 +82,7 @@ __global__ void __launch_bounds__(kTapThreads, sizeof(T) == 8 || K > 1 ? 5 : 8)
 #pragma unroll 1
     for (int i = kReaders; i < readers; ++i) {
       load(i + 2 < columns);
-      add(weight_of(i));
+      add(of_input.template weight<Acc>(axis, begin + i));
     }
   };
   int y = spans[0].begin;
