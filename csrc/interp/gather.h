@@ -78,7 +78,7 @@ struct GatherArguments {
 };
 
 // The first output whose lower neighbour is `i` or a later input; axis.out if there is none.
-__device__ inline int first_output(const Axis& axis, int i) {
+A2S_HD int first_output(const Axis& axis, int i) {
   const auto out = static_cast<int>(axis.out);
   const auto low = [&](int o) { return static_cast<int>(exact_mul(axis.ratio, static_cast<float>(o))); };
   if (i <= 0) return 0;

@@ -68,6 +68,19 @@ struct HeldRows {
     read(rows.high, lower);
   }
 
+  // Goes one row down, where `base` is in the lower of the held rows. The last row is held twice.
+  __device__ void step_down(int& rows_below, int64_t next_row) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) upper[k][j] = lower[k][j];
+    }
+    if (rows_below == 0) return;
+    --rows_below;
+    base = moved(base, next_row);
+    read(0, lower);
+  }
+
   // A row of results where the map is not resized.
   __device__ void copy(const SourceRows<Acc>& rows, Acc (&v)[K][V]) const {
     const T* from = at(rows.low);

@@ -134,7 +134,7 @@ void logit_and_recalibration_grads(const BackwardInputs& m, const Tensor& grad_l
     };
     weight_grad_rows<T>(m, take_row, grad_recalibration);
   } else {
-    const Tensor weight_grad = empty_planes<Acc>(m.weights);
+    const Tensor weight_grad = empty_planes<Acc>(m.weights, m.weights.size(1));
     const ScaleChannels<Acc> weight_grad_out(map_of<Acc>(weight_grad));
     const auto take_row = [&](int64_t n, int64_t y, const Set& grad, const Set&) { weight_grad_out.store(n, y, grad); };
     weight_grad_rows<T>(m, take_row, grad_recalibration);

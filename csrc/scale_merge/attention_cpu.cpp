@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor> scale_merge_cpu(const std::vector<Tensor>& scores, co
     std::optional<Tensor> coarse;
     std::optional<Map<const Acc>> coarse_map;
     if (!weight_resize.copies) {
-      coarse = empty_planes<Acc>(logits);
+      coarse = empty_planes<Acc>(logits, logits.size(1));
       softmax_rows(logit_map, map_of<Acc>(*coarse));
       coarse_map = map_of<const Acc>(*coarse);
     }

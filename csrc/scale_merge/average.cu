@@ -26,10 +26,10 @@ Tensor scale_average(const std::vector<Tensor>& scores, int64_t height, int64_t 
 std::vector<Tensor> scale_average_backward(const Tensor& grad, const std::vector<Tensor>& scores, double factor) {
   check_average_backward("scale_average_backward", grad, scores);
   std::vector<Tensor> grad_scores = empty_grads(grad, scores);
-  const auto every_map = [](size_t) { return true; };
-  gather_scores("scale_average_backward", grad, grad_scores, static_cast<float>(factor), every_map, [&](auto type) {
+  dispatch("scale_average_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    return AverageGrad<T>{map_of<const T>(grad)};
+    gather_scores<T>(grad, grad_scores, static_cast<float>(factor), AverageGrad<T>{map_of<const T>(grad)},
+                     NoScores<T>{});
   });
   return grad_scores;
 }

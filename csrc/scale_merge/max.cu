@@ -25,10 +25,10 @@ std::tuple<Tensor, Tensor> scale_max(const std::vector<Tensor>& scores, int64_t 
 std::vector<Tensor> scale_max_backward(const Tensor& grad, const Tensor& winner, const std::vector<Tensor>& scores) {
   check_max_backward("scale_max_backward", grad, winner, scores);
   std::vector<Tensor> grad_scores = empty_same_all(scores);
-  const auto every_map = [](size_t) { return true; };
-  gather_scores("scale_max_backward", grad, grad_scores, 1, every_map, [&](auto type) {
+  dispatch("scale_max_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    return WonGrad<T>{map_of<const T>(grad), map_of<const uint8_t>(winner)};
+    gather_scores<T>(grad, grad_scores, 1, WonGrad<T>{map_of<const T>(grad), map_of<const uint8_t>(winner)},
+                     NoScores<T>{});
   });
   return grad_scores;
 }

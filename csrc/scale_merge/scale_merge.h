@@ -209,10 +209,10 @@ inline Tensor empty_weights(const char* op, const std::vector<Tensor>& scores, c
   return empty_map(logits, logits.size(0), logits.size(1), height, width);
 }
 
-// An uninitialised contiguous map of dtype Acc with the shape of `like`, for intermediate results.
+// An uninitialised contiguous map of dtype Acc for intermediate results, in size like `like` but for its channels.
 template <class Acc>
-Tensor empty_planes(const Tensor& like) {
-  const std::array<int64_t, 4> size{like.size(0), like.size(1), like.size(2), like.size(3)};
+Tensor empty_planes(const Tensor& like, int64_t channels) {
+  const std::array<int64_t, 4> size{like.size(0), channels, like.size(2), like.size(3)};
   return torch::stable::empty({size.data(), size.size()},
                               std::is_same_v<Acc, double> ? ScalarType::Double : ScalarType::Float, std::nullopt,
                               like.device());

@@ -1,62 +1,33 @@
 // What merged scores pass back to the maps that they were merged from, and the gradients of these maps.
 #pragma once
 
-#include "gather_pair.h"
+#include "launch_gather_pair.h"
 #include "scale_merge.h"
 
 namespace a2s {
 
-// Of the channel c further.
+// Under the average: grad.
 template <class T>
-__device__ uint32_t held_offset(const Map<const T>& map, int c) {
-  uint32_t offset = offset_in(map, c, 0);
-  keep(offset);
-  return offset;
-}
-
-// Under attention: recalibration * grad, with the weight of the map as the factor of a pixel.
-template <class T>
-struct WeightedGrad {
-  static constexpr bool kWeighted = true;
+struct AverageGrad {
+  static constexpr bool kAttention = false;
   using Read = acc_t<T>;
-  struct Place {
-    const T *grad, *recalibration;
-  };
-  struct Offsets {
-    uint32_t grad, recalibration;
-  };
-  Map<const T> grad, recalibration, weights;  // data of `recalibration` is null if there is none
-  int recalibrates = recalibration.data != nullptr;
-  int64_t grad_row = bytes_between_rows(grad), recalibration_row = bytes_between_rows(recalibration);
-  int64_t weight_row = bytes_between_rows(weights);
+  using Place = const T*;
+  Map<const T> grad;
+  int64_t grad_row = bytes_between_rows(grad);
+  uint32_t grad_apart = 0;
 
-  int64_t channel_limit() const { return std::min(a2s::channel_limit(grad), a2s::channel_limit(recalibration)); }
-  __device__ Place place(int n, int c, int x, int y) const {
-    return {row_of(grad, n, c, x, y), recalibrates ? row_of(recalibration, n, c, x, y) : nullptr};
-  }
-  __device__ Offsets further(int c) const { return {held_offset(grad, c), held_offset(recalibration, c)}; }
-  __device__ void down(Place& place) const {
-    place.grad = moved(place.grad, grad_row);
-    if (recalibrates) place.recalibration = moved(place.recalibration, recalibration_row);
-  }
-  template <int K>
-  __device__ void read(const Place& place, const Offsets (&further)[K], Read (&v)[K]) const {
-#pragma unroll
-    for (int k = 0; k < K; ++k) v[k] = static_cast<Read>(*advanced(place.grad, further[k].grad));
-    if (!recalibrates) return;
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      v[k] *= static_cast<Read>(*advanced(place.recalibration, further[k].recalibration));
-    }
-  }
-  __device__ static Read passed(Read read, int) { return read; }
-  __device__ const T* weight(int n, int s, int x, int y) const { return row_of(weights, n, s, x, y); }
+  int64_t channel_limit() const { return a2s::channel_limit(grad); }
+  void spread(int slots) { grad_apart = bytes_apart(grad, slots); }
+  __device__ Place place(int n, int c, int x, int y) const { return row_of(grad, n, c, x, y); }
+  __device__ void down(Place& place) const { place = moved(place, grad_row); }
+  __device__ Read read(Place place, int k) const { return static_cast<Read>(*advanced(place, k * grad_apart)); }
+  __device__ static acc_t<T> passed(Read read, int) { return read; }
 };
 
 // Under max merging: grad where the map won.
 template <class T>
 struct WonGrad {
-  static constexpr bool kWeighted = false;
+  static constexpr bool kAttention = false;
   struct Read {
     acc_t<T> grad;
     int winner;
@@ -65,53 +36,68 @@ struct WonGrad {
     const T* grad;
     const uint8_t* winner;
   };
-  struct Offsets {
-    uint32_t grad, winner;
-  };
   Map<const T> grad;
   Map<const uint8_t> winner;
   int64_t grad_row = bytes_between_rows(grad), winner_row = bytes_between_rows(winner);
+  uint32_t grad_apart = 0, winner_apart = 0;
 
   int64_t channel_limit() const { return std::min(a2s::channel_limit(grad), a2s::channel_limit(winner)); }
+  void spread(int slots) {
+    grad_apart = bytes_apart(grad, slots);
+    winner_apart = bytes_apart(winner, slots);
+  }
   __device__ Place place(int n, int c, int x, int y) const {
     return {row_of(grad, n, c, x, y), row_of(winner, n, c, x, y)};
   }
-  __device__ Offsets further(int c) const { return {held_offset(grad, c), held_offset(winner, c)}; }
   __device__ void down(Place& place) const {
     place.grad = moved(place.grad, grad_row);
     place.winner = moved(place.winner, winner_row);
   }
-  template <int K>
-  __device__ void read(const Place& place, const Offsets (&further)[K], Read (&v)[K]) const {
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      v[k].grad = static_cast<acc_t<T>>(*advanced(place.grad, further[k].grad));
-      v[k].winner = *advanced(place.winner, further[k].winner);
-    }
+  __device__ Read read(const Place& place, int k) const {
+    return {static_cast<acc_t<T>>(*advanced(place.grad, k * grad_apart)), *advanced(place.winner, k * winner_apart)};
   }
   __device__ static acc_t<T> passed(Read read, int s) { return grad_if_won(read.grad, read.winner, s); }
 };
 
-// Under the average: grad.
-template <class T>
-struct AverageGrad {
-  static constexpr bool kWeighted = false;
-  using Read = acc_t<T>;
-  using Place = const T*;
-  using Offsets = uint32_t;
-  Map<const T> grad;
-  int64_t grad_row = bytes_between_rows(grad);
+// Under attention: recalibration * grad, with the weight of the map as the factor of a pixel.
+template <class T, bool kIsRecalibrated>
+struct AttentionGrad {
+  static constexpr bool kAttention = true, kRecalibrated = kIsRecalibrated;
+  struct Read {
+    acc_t<T> grad, passed;
+  };
+  struct Place {
+    const T *grad, *recalibration;
+  };
+  Map<const T> grad, recalibration, weights;
+  Map<T> grad_recalibration;
+  int64_t grad_row = bytes_between_rows(grad), recalibration_row = bytes_between_rows(recalibration);
+  int64_t grad_recalibration_row = bytes_between_rows(grad_recalibration), weight_row = bytes_between_rows(weights);
+  uint32_t grad_apart = 0, recalibration_apart = 0, grad_recalibration_apart = 0;
 
-  int64_t channel_limit() const { return a2s::channel_limit(grad); }
-  __device__ Place place(int n, int c, int x, int y) const { return row_of(grad, n, c, x, y); }
-  __device__ Offsets further(int c) const { return held_offset(grad, c); }
-  __device__ void down(Place& place) const { place = moved(place, grad_row); }
-  template <int K>
-  __device__ void read(Place place, const Offsets (&further)[K], Read (&v)[K]) const {
-#pragma unroll
-    for (int k = 0; k < K; ++k) v[k] = static_cast<Read>(*advanced(place, further[k]));
+  int64_t channel_limit() const {
+    const int64_t limit = std::min(a2s::channel_limit(grad), a2s::channel_limit(recalibration));
+    return std::min(limit, a2s::channel_limit(grad_recalibration));
   }
-  __device__ static Read passed(Read read, int) { return read; }
+  void spread(int slots) {
+    grad_apart = bytes_apart(grad, slots);
+    recalibration_apart = bytes_apart(recalibration, slots);
+    grad_recalibration_apart = bytes_apart(grad_recalibration, slots);
+  }
+  __device__ Place place(int n, int c, int x, int y) const {
+    return {row_of(grad, n, c, x, y), kRecalibrated ? row_of(recalibration, n, c, x, y) : nullptr};
+  }
+  __device__ void down(Place& place) const {
+    place.grad = moved(place.grad, grad_row);
+    if (kRecalibrated) place.recalibration = moved(place.recalibration, recalibration_row);
+  }
+  __device__ Read read(const Place& place, int k) const {
+    const auto value = static_cast<acc_t<T>>(*advanced(place.grad, k * grad_apart));
+    if (!kRecalibrated) return {value, value};
+    return {value, value * static_cast<acc_t<T>>(*advanced(place.recalibration, k * recalibration_apart))};
+  }
+  __device__ static acc_t<T> passed(Read read, int) { return read.passed; }
+  __device__ const T* weight(int n, int s, int x, int y) const { return row_of(weights, n, s, x, y); }
 };
 
 // Stores what outputs pass to map s. Threads take adjacent pixels, or channels of a pixel.
@@ -133,10 +119,8 @@ __global__ void __launch_bounds__(kBlockThreads) pass_back(const __grid_constant
   const int column = a.interleaved ? outer : inner, channel = a.interleaved ? inner : outer;
   if (column >= tile.width || channel >= tile.channels) return;
   const int x = tile.x + column, c = tile.c + channel;
-  typename Value::Read read[1];
-  a.value.read(a.value.place(tile.n, c, x, tile.y), {a.value.further(0)}, read);
-  auto passed = a.value.passed(read[0], a.s);
-  if constexpr (Value::kWeighted) passed *= static_cast<acc_t<T>>(*a.value.weight(tile.n, a.s, x, tile.y));
+  auto passed = a.value.passed(a.value.read(a.value.place(tile.n, c, x, tile.y), 0), a.s);
+  if constexpr (Value::kAttention) passed *= static_cast<acc_t<T>>(*a.value.weight(tile.n, a.s, x, tile.y));
   *place_in(a.out, tile.n, c, x, tile.y) = static_cast<T>(passed);
 }
 
@@ -151,62 +135,89 @@ void launch_pass_back(const Tensor& on, const Value& value, int s, const Map<T>&
   launch(on, a.tiling.blocks(), kBlockThreads, 0, pass_back<T, Value>, a);
 }
 
-// Fills the gradients of the scores s for which gathers(s) with `scale` times what outputs pass back. Resized maps are
-// gathered in pairs, each with a map that keeps its size. What outputs pass to other maps is stored first: doubles,
-// maps that are larger than the outputs, and those that are far smaller. value_of(type) is the Value.
-template <class Gathers, class ValueOf>
-void gather_scores(const char* op, const Tensor& grad, const std::vector<Tensor>& grad_scores, float scale,
-                   const Gathers& gathers, const ValueOf& value_of) {
-  dispatch(op, grad, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const int64_t height = grad.size(2), width = grad.size(3);
-    const auto value = value_of(type);
-    using Value = std::decay_t<decltype(value)>;
-    constexpr bool kPassesGrad = std::is_same_v<Value, AverageGrad<T>>;
-    const auto map = [&](int s) { return map_of<T>(grad_scores[s]); };
-    std::vector<Tensor> passed, gathered;
-    const auto gather = [&](auto layout) {
-      constexpr bool kInterleaved = decltype(layout)::value;
-      std::vector<int> paired, copied, single;
-      for (int s = 0; s < static_cast<int>(grad_scores.size()); ++s) {
-        if (!gathers(s) || is_interleaved(map(s)) != kInterleaved) continue;
-        const Resize resize(map(s).h, map(s).w, height, width);
-        const bool in_pairs = sizeof(T) < 8 && pairs(resize.y) && pairs(resize.x);
-        (resize.copies ? copied : in_pairs ? paired : single).push_back(s);
-      }
-      if constexpr (sizeof(T) < 8) {
-        while (!paired.empty()) {
-          std::vector<int> index;
-          std::vector<Map<T>> maps;
-          for (; !paired.empty() && index.size() < 2; paired.pop_back()) {
-            index.push_back(paired.back());
-            maps.push_back(map(paired.back()));
-          }
-          const bool copies = !Value::kWeighted && !copied.empty();
-          const int s = copies ? copied.back() : -1;
-          if (copies) copied.pop_back();
-          launch_gather_pair<T, kInterleaved>(grad, maps, index, copies ? map(s) : Map<T>{}, s, height, width, scale,
-                                              value);
+// The scores of merges that do not read them in their backward pass.
+template <class T>
+struct NoScores {
+  Map<const T> map(int) const { return {}; }
+  std::nullptr_t dots_of(const std::vector<PairedMap<T>>&, const OwnMap<T>&) { return nullptr; }
+  void add_plain(const std::vector<int>&) {}
+};
+
+// Fills the gradients of the scores with `scale` times what outputs pass back. Resized maps are gathered in pairs, each
+// with a map that keeps its size. What outputs pass to other maps is stored first: doubles, maps that are larger than
+// the outputs, and those that are far smaller. Under attention `scores` gets the dot products with grad.
+template <class T, class Value, class Scores>
+void gather_scores(const Tensor& grad, const std::vector<Tensor>& grad_scores, float scale, const Value& value,
+                   Scores&& scores) {
+  const int64_t height = grad.size(2), width = grad.size(3);
+  const auto map = [&](int s) { return map_of<T>(grad_scores[s]); };
+  struct Maps {
+    std::vector<int> resized, own;
+  };
+  Maps planar, interleaved;
+  std::vector<int> plain;
+  for (int s = 0; s < static_cast<int>(grad_scores.size()); ++s) {
+    const Resize resize(map(s).h, map(s).w, height, width);
+    Maps& maps = is_interleaved(map(s)) ? interleaved : planar;
+    if (sizeof(T) == 8 || !pairs(resize.y) || !pairs(resize.x)) plain.push_back(s);
+    else (resize.copies ? maps.own : maps.resized).push_back(s);
+  }
+  const auto all_plain = [&](Maps& maps) {
+    for (auto* of : {&maps.resized, &maps.own}) {
+      plain.insert(plain.end(), of->begin(), of->end());
+      of->clear();
+    }
+  };
+  if constexpr (Value::kAttention) {
+    // The gradient of the recalibration takes all maps at once.
+    const Maps& maps = planar.resized.empty() ? interleaved : planar;
+    const bool one_launch = plain.empty() && maps.resized.size() <= 2 && maps.own.size() <= 1 &&
+                            maps.resized.size() + maps.own.size() == grad_scores.size();
+    if (Value::kRecalibrated && !one_launch) {
+      all_plain(planar);
+      all_plain(interleaved);
+    }
+  }
+  const auto gather = [&](auto layout, Maps& maps) {
+    if constexpr (sizeof(T) < 8) {
+      while (!maps.resized.empty()) {
+        std::vector<PairedMap<T>> pair;
+        for (; !maps.resized.empty() && pair.size() < 2; maps.resized.pop_back()) {
+          const int s = maps.resized.back();
+          pair.push_back({map(s), {}, s});
+          pair.back().scores = scores.map(s);
         }
-      }
-      single.insert(single.end(), copied.begin(), copied.end());
-      for (const int s : single) {
-        if constexpr (kPassesGrad) {
-          passed.push_back(grad);
-        } else if (map(s).h == height && map(s).w == width) {
-          launch_pass_back(grad, value, s, map(s));
-          continue;
-        } else {
-          passed.push_back(empty_map(grad_scores[s], map(s).n, map(s).c, height, width));
-          launch_pass_back(grad, value, s, map_of<T>(passed.back()));
+        OwnMap<T> own{};
+        if (!maps.own.empty()) {
+          own.s = maps.own.back();
+          own.out = map(own.s);
+          own.scores = scores.map(own.s);
+          maps.own.pop_back();
         }
-        gathered.push_back(grad_scores[s]);
+        launch_gather_pair<T, decltype(layout)::value>(grad, pair, own, height, width, scale, value,
+                                                       scores.dots_of(pair, own));
       }
-    };
-    gather(std::false_type{});
-    gather(std::true_type{});
-    if (!passed.empty()) interp_adjoint(passed, gathered, scale);
-  });
+    }
+    all_plain(maps);
+  };
+  gather(std::false_type{}, planar);
+  gather(std::true_type{}, interleaved);
+  if (plain.empty()) return;
+  scores.add_plain(plain);
+  std::vector<Tensor> passed, gathered;
+  for (const int s : plain) {
+    if constexpr (std::is_same_v<Value, AverageGrad<T>>) {
+      passed.push_back(grad);
+    } else if (map(s).h == height && map(s).w == width) {
+      launch_pass_back(grad, value, s, map(s));
+      continue;
+    } else {
+      passed.push_back(empty_map(grad_scores[s], map(s).n, map(s).c, height, width));
+      launch_pass_back(grad, value, s, map_of<T>(passed.back()));
+    }
+    gathered.push_back(grad_scores[s]);
+  }
+  if (!passed.empty()) interp_adjoint(passed, gathered, scale);
 }
 
 }  // namespace a2s

@@ -94,6 +94,12 @@ int64_t bytes_between_rows(const Map<T>& map) {
   return map.stride_h * static_cast<int64_t>(sizeof(T));
 }
 
+// Distance in bytes of channels that are `count` apart.
+template <class T>
+uint32_t bytes_apart(const Map<T>& map, int64_t count) {
+  return static_cast<uint32_t>(count * map.stride_c * static_cast<int64_t>(sizeof(T)));
+}
+
 // How many channels keep the offsets into `map` within 32 bits.
 template <class T>
 int64_t channel_limit(const Map<T>& map) {

@@ -143,6 +143,8 @@ class Device:
             )
             blocks = self.sample(launch) if self.sample else None
             launch.run(blocks)
+            if blocks is not None:
+                self.call.memory.assume_written()
             self.call.launches.append(Ran(program, launch, blocks))
         except BaseException as error:
             self.call.fault = error

@@ -162,6 +162,12 @@ class GlobalMemory:
             self.marks.view(UNSIGNED[width])[at // width] &= ~REPEATED[width][THIS_LAUNCH]
         self._fresh = []
 
+    def assume_written(self) -> None:
+        """Takes all results as written, after a launch of which only some blocks were run."""
+        for allocation in self.allocations:
+            if allocation.marks & WRITABLE:
+                allocation.marks |= WRITTEN
+
     def load(self, access: Access) -> list[np.ndarray]:
         """The values of each lane, as unsigned integers.
 
