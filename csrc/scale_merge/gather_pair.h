@@ -104,10 +104,9 @@ constexpr int kPairThreads = Value::kAttention ? 256 : 224;
 template <class Value>
 constexpr int kPairBlocks = Value::kAttention ? 2 : 4;
 constexpr int kPairChannels = 3;
-// Of these, how many a thread gathers along x. Adjacent threads take adjacent slots; if they took a channel each, the
-// stores would fill sectors of interleaved maps better, which matters where instructions are not what takes longest.
-template <class T, bool kInterleaved, class Value>
-constexpr int kPairGathered = kInterleaved && sizeof(T) == 4 && !Value::kAttention ? 1 : kPairChannels;
+// Of these, how many a thread gathers along x: all save instructions, one fills sectors of interleaved maps better.
+template <bool kInterleaved, class Value>
+constexpr int kPairGathered = kInterleaved && !Value::kAttention ? 1 : kPairChannels;
 // Distances between the sums of adjacent threads, and between the dot products of a pixel: odd, so that they are in
 // different banks.
 constexpr int kPairPitch = kPairChannels * kFinishedRows | 1, kDotPitch = kBlockThreads | 1;
@@ -115,7 +114,7 @@ constexpr int kPairPitch = kPairChannels * kFinishedRows | 1, kDotPitch = kBlock
 template <class T, bool kInterleaved, class Value>
 __global__ void __launch_bounds__(kPairThreads<Value>, kPairBlocks<Value>)
     gather_pair(const __grid_constant__ GatherPairArguments<T, Value> a) {
-  constexpr int K = kPairChannels, kGathered = kPairGathered<T, kInterleaved, Value>;
+  constexpr int K = kPairChannels, kGathered = kPairGathered<kInterleaved, Value>;
   extern __shared__ __align__(16) unsigned char shared[];
   // Not in registers, which the sums need.
   __shared__ Span inputs_x[2], inputs_y[2], x, y;
@@ -230,8 +229,8 @@ __global__ void __launch_bounds__(kPairThreads<Value>, kPairBlocks<Value>)
     }
     __syncthreads();
     int kept[2] = {first_row[0], first_row[1]};  // finished rows in shared memory
-    float* const own_sums = sums_of(0) + static_cast<int>(threadIdx.x) * kPairPitch;
-    const int next_sums = a.next_sums / static_cast<int>(sizeof(float));
+    uint32_t sums_at = a.sums_at + (1 + threadIdx.x * kPairPitch) * sizeof(float);  // the thread's, of the first map
+    keep(sums_at);
     [[maybe_unused]] int dot_rows = 0;           // of dot products there
     [[maybe_unused]] float *dots_to = tile_dots, *dot = dots + threadIdx.x;
     bool full = false;
@@ -310,7 +309,7 @@ __global__ void __launch_bounds__(kPairThreads<Value>, kPairBlocks<Value>)
       for (int s = 0; s < 2; ++s) {
         if (!signbit(now.below[s])) continue;
         // Rows before the tile's first go where nothing is kept, or where the next row overwrites them.
-        float* const sums = own_sums + (max(kept[s], -1) + s * next_sums);
+        float* const sums = reinterpret_cast<float*>(shared + (sums_at + s * a.next_sums)) + max(kept[s], -1);
 #pragma unroll
         for (int k = 0; k < K; ++k) {
           sums[k * kFinishedRows] = upper[s][k];
@@ -347,7 +346,6 @@ __global__ void __launch_bounds__(kPairThreads<Value>, kPairBlocks<Value>)
       }
       typename Value::Read read[K] = {};
       each_channel([&](int k) { read[k] = a.value.read(from, k); });
-      a.value.down(from);
       float above[2], below[2];
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
@@ -413,6 +411,8 @@ __global__ void __launch_bounds__(kPairThreads<Value>, kPairBlocks<Value>)
           full = ++dot_rows == kDotRows;
         }
       }
+      __syncwarp();  // else threads that own no output would run ahead until the next barrier
+      a.value.down(from);
       if constexpr (Value::kAttention) weight = moved(weight, a.value.weight_row);
     }
   }

@@ -87,7 +87,7 @@ void launch_gather_pair(const Tensor& on, const std::vector<PairedMap<T>>& maps,
     for (int64_t x = 0; x < width && s < maps.size(); x += a.tiling.width) {
       map.columns = std::max(map.columns, inputs_of(map.resize.x, x, a.tiling.width).count());
     }
-    constexpr int of_slot = K / kPairGathered<T, kInterleaved, Value>;
+    constexpr int of_slot = K / kPairGathered<kInterleaved, Value>;
     map.by_inner = Divisor(kInterleaved ? slots * of_slot : std::max(1, map.columns));
     map.next_out = bytes_between_rows(map.out);
     map.out_apart = bytes_apart(map.out, slots);
