@@ -300,15 +300,17 @@ int plan_resize(ResizeArguments<T, S, Op>& a) {
     double least = INFINITY;
     for (int64_t r = 1; r <= most; ++r) {
       const int64_t tiles = std::max<int64_t>(1, out.n * ceil_div(out.h, r) * ceil_div(out.w, a.places.width));
-      const int64_t part = groups / std::min(groups, ceil_div(kBlocksWanted, tiles));
-      const int64_t blocks = ceil_div(tiles * ceil_div(groups, part), kMultiprocessors) * kMultiprocessors;
-      const double pixels = kPixelCost / a.places.slots, values = kGroupCost / r + kRowCost + K * kChannelCost;
-      const double thread = kPlaceCost + balanced(out.h, r) * (part * values + pixels);
-      const double cost = std::max(kBlocksWanted, blocks) * thread;
-      if (cost < least) {
-        least = cost;
-        rows = r;
-        at_once = part * a.group;
+      const int64_t wanted = std::min(groups, ceil_div(kBlocksWanted, tiles));
+      for (const int64_t part : {groups / wanted, ceil_div(groups, wanted)}) {
+        const int64_t blocks = ceil_div(tiles * ceil_div(groups, part), kMultiprocessors) * kMultiprocessors;
+        const double pixels = kPixelCost / a.places.slots, values = kGroupCost / r + kRowCost + K * kChannelCost;
+        const double thread = kPlaceCost + balanced(out.h, r) * (part * values + pixels);
+        const double cost = std::max(kBlocksWanted, blocks) * thread;
+        if (cost < least) {
+          least = cost;
+          rows = r;
+          at_once = part * a.group;
+        }
       }
     }
   }
