@@ -20,8 +20,9 @@ struct ImageCopy {
   ImageCopy() = default;
   ImageCopy(const Map<const T>& source, const Map<T>& out)
       : from(source.data), to(out.data), from_next(source.stride_n), to_next(out.stride_n) {
-    const bool planar = is_dense(source, 1, source.w, source.h * source.w) && is_dense(out, 1, out.w, out.h * out.w);
-    const bool interleaved = is_dense(source, source.c, source.w * source.c, 1) && is_dense(out, out.c, out.w * out.c, 1);
+    const int64_t row = out.w * out.c;
+    const bool planar = is_dense(source, 1, out.w, out.h * out.w) && is_dense(out, 1, out.w, out.h * out.w);
+    const bool interleaved = is_dense(source, out.c, row, 1) && is_dense(out, out.c, row, 1);
     if ((planar || interleaved) && starts_packs(source) && starts_packs(out)) bytes = out.c * out.h * out.w * sizeof(T);
     chunks = Divisor(std::max<int64_t>(1, ceil_div(bytes, kChunk)));
   }

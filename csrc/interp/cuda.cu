@@ -64,8 +64,7 @@ void interp_adjoint(const std::vector<Tensor>& grads, const std::vector<Tensor>&
       if constexpr (!decltype(layout)::value) {
         if (launch_gather_columns<T>(grads[0], to, from, static_cast<float>(scale))) return;
       }
-      launch_gather<T, decltype(pack)::value, decltype(layout)::value>(
-          grads[0], to, from[0].h, from[0].w, static_cast<float>(scale), [&](int i) { return PlainGrad<T>{from[i]}; });
+      launch_gather<T, decltype(pack)::value, decltype(layout)::value>(grads[0], to, from, static_cast<float>(scale));
     });
   });
 }

@@ -1,15 +1,10 @@
 // The CUDA kernel of Interp's adjoint, for several maps in one launch. Element (i, j) of a map's gradient is the sum
-// over the outputs (y, x) that read it of their weight times the value that they pass back.
+// over the outputs (y, x) that read it of their weight times their gradient.
 //
 // The adjoint is separable. A block makes rows x columns of the gradient, group by group of its channels. A thread goes
 // down a column of outputs once, for K channels: the sums that a row passes to the two input rows around it are kept in
 // registers, and a finished sum goes to shared memory. From there it is gathered along x. Columns come in chunks, so
 // that any size fits.
-//
-// The values that outputs pass back are a Value:
-//   rows(n, c, x, y)       pointers to channel c and column x in row y of its maps;  next(rows)   those of the next row
-//   column(c, first_x, x)  32-bit offsets of channel c and column first_x + x from rows at column first_x
-//   load(rows, column, v)  V adjacent channels
 #pragma once
 
 #include "../support/launch.h"
@@ -55,10 +50,11 @@ struct Sums {
   }
 };
 
-template <class T, class Value>
+template <class T>
 struct GatherPart {
-  Value value;
+  Map<const T> grad;
   Map<T> out;
+  int64_t next_row;  // bytes between rows of `grad`
   ImageCopy<T> copy;
   Resize resize;  // of the forward pass: from `out` to the outputs
   acc_t<T> scale;
@@ -71,9 +67,9 @@ struct GatherPart {
   Divisor by_inner, by_inputs;  // of the inputs that are gathered along x
 };
 
-template <class T, class Value>
+template <class T>
 struct GatherArguments {
-  GatherPart<T, Value> part[kMaxScales];
+  GatherPart<T> part[kMaxScales];
   Parts parts;
 };
 
@@ -142,8 +138,8 @@ __device__ inline RowSpan row_span(const Axis& axis, int i, bool in_tile) {
   return {begin, end, border ? 0.f : axis.ratio, border ? 0.f : static_cast<float>(i)};
 }
 
-template <class T, int V, int K, bool kInterleaved, class Value>
-__device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned char* shared) {
+template <class T, int V, int K, bool kInterleaved>
+__device__ void gather_part(const GatherPart<T>& a, int block, unsigned char* shared) {
   using Acc = acc_t<T>;
   using Sum = Sums<Acc, V, K>;
   __shared__ RowSpan spans[kGatherRows<V> + 1];
@@ -193,18 +189,18 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
         int x, slot;
         a.columns.template split<kInterleaved>(i, x, slot);
         if (x >= tile.width || slot >= group) continue;
-        auto rows = a.value.rows(tile.n, c * V, tile.x, tile.y);
-        decltype(a.value.column(0, 0, 0)) at[K];
+        const T* row = row_of(a.grad, tile.n, c * V, tile.x, tile.y);
+        uint32_t at[K];
 #pragma unroll
-        for (int k = 0; k < K; ++k) at[k] = a.value.column(channel_of(slot, k) * V, tile.x, x);
+        for (int k = 0; k < K; ++k) at[k] = offset_in(a.grad, channel_of(slot, k) * V, x);
         T* to = place(slot, x);
         const ptrdiff_t apart = place(slot + slots, x) - to;
 #pragma unroll 1
         for (int r = 0; r < tile.rows; ++r) {
           Acc v[K][V];
 #pragma unroll
-          for (int k = 0; k < K; ++k) a.value.template load<V>(rows, at[k], v[k]);
-          a.value.next(rows);
+          for (int k = 0; k < K; ++k) load_values<T, V>(advanced(row, at[k]), v[k]);
+          row = moved(row, a.next_row);
 #pragma unroll
           for (int k = 0; k < K; ++k) {
             if (slot + k * slots < group) write(to + k * apart, v[k]);
@@ -225,17 +221,17 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
           int u, slot;
           a.columns.template split<kInterleaved>(i, u, slot);
           if (u >= chunk || slot >= group) continue;
-          decltype(a.value.column(0, 0, 0)) at[K];
+          uint32_t at[K];
           Acc carried[K][V];
 #pragma unroll
           for (int k = 0; k < K; ++k) {
-            at[k] = a.value.column(channel_of(slot, k) * V, x, u);
+            at[k] = offset_in(a.grad, channel_of(slot, k) * V, u);
 #pragma unroll
             for (int j = 0; j < V; ++j) carried[k][j] = 0;
           }
           Acc* sums = partial + i * Sum::kColumn;
           int y = spans[0].begin;
-          auto rows = a.value.rows(tile.n, c * V, x, y);
+          const T* row = row_of(a.grad, tile.n, c * V, x, y);
           auto position = static_cast<float>(y);
 #pragma unroll 1
           for (int r = -1; r < kRows; ++r) {
@@ -255,8 +251,8 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
               position += 1.f;
               Acc v[K][V];
 #pragma unroll
-              for (int k = 0; k < K; ++k) a.value.template load<V>(rows, at[k], v[k]);
-              a.value.next(rows);
+              for (int k = 0; k < K; ++k) load_values<T, V>(advanced(row, at[k]), v[k]);
+              row = moved(row, a.next_row);
 #pragma unroll
               for (int k = 0; k < K; ++k) {
 #pragma unroll
@@ -342,9 +338,9 @@ __device__ void gather_part(const GatherPart<T, Value>& a, int block, unsigned c
 template <int V>
 constexpr int kGatherThreads = V > 1 ? kBlockThreads / 2 : kBlockThreads;
 
-template <class T, int V, int K, bool kInterleaved, class Value>
+template <class T, int V, int K, bool kInterleaved>
 __global__ void __launch_bounds__(kGatherThreads<V>, V > 1 ? 6 : sizeof(T) == 8 ? 2 : 4)
-    gather(const __grid_constant__ GatherArguments<T, Value> a) {
+    gather(const __grid_constant__ GatherArguments<T> a) {
   extern __shared__ __align__(16) unsigned char shared[];
   int block = blockIdx.x;
   const int s = a.parts.part_of(block);

@@ -1,6 +1,6 @@
-// The CUDA kernel of Interp's adjoint in planar maps, for inputs that few outputs read along x, as where a map of 31
-// pixels was resized to 41. A thread goes down a column of the gradient's inputs, for K channels: it gathers each row of
-// the outputs' gradient along x and sums in registers what the row passes to the two input rows around it.
+// The CUDA kernel of Interp's adjoint in planar maps, where few outputs read an input along x, as from 41 pixels back to
+// 31. A thread goes down a column of inputs, for K channels: it gathers each row of the gradient along x, and sums in
+// registers what the row passes to the two rows of inputs around it.
 #pragma once
 
 #include "gather.h"
@@ -19,7 +19,7 @@ struct GatherColumnsPart {
   Tiling tiling;
   Places places;
   Staging staging;
-  int64_t next_row, next_channel;  // bytes between rows of the outputs' gradient, and between a thread's channels
+  int64_t next_row, next_channel;  // bytes between rows of `grad`, and between a thread's channels
 };
 
 template <class T>

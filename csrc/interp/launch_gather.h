@@ -1,4 +1,4 @@
-// Launching Interp's adjoint on a GPU: how maps are cut into tiles, and the gradient as what outputs pass back.
+// Launching Interp's adjoint on a GPU: how maps are cut into tiles.
 #pragma once
 
 #include <vector>
@@ -10,13 +10,13 @@ namespace a2s {
 constexpr int kResultBytes = 9 * 1024;  // sums of a tile's results, where its columns come in chunks
 
 // Cuts the part into tiles for blocks of at most `threads`; returns the bytes of shared memory that they need.
-template <int V, int K, bool kInterleaved, class T, class Value>
-int plan_gather(GatherPart<T, Value>& a, int threads) {
+template <int V, int K, bool kInterleaved, class T>
+int plan_gather(GatherPart<T>& a, int threads) {
   using Sum = Sums<acc_t<T>, V, K>;
   constexpr int acc = sizeof(acc_t<T>), kRows = kGatherRows<V>;
   const Map<T>& out = a.out;
   const Axis& axis = a.resize.x;
-  const int64_t channels = out.c / V, limit = std::min(channels, std::max<int64_t>(1, a.value.channel_limit() / V));
+  const int64_t channels = out.c / V, limit = std::min(channels, std::max<int64_t>(1, channel_limit(a.grad) / V));
   // Columns of outputs that `inputs` columns gather.
   const auto window = [&](int64_t inputs) {
     if (a.resize.copies) return inputs;
@@ -68,22 +68,21 @@ int plan_gather(GatherPart<T, Value>& a, int threads) {
   return a.partial_bytes + a.result_bytes + a.staged_bytes + 4 * (2 + a.tiling.width + a.chunk);
 }
 
-// Gathers up to kMaxScales maps of one layout from outputs of height x width; value_of(s) is the Value that those pass
-// back to map s.
-template <class T, int V, bool kInterleaved, class ValueOf>
-void launch_gather(const Tensor& on, const std::vector<Map<T>>& maps, int64_t height, int64_t width, acc_t<T> scale,
-                   const ValueOf& value_of) {
-  using Value = decltype(value_of(0));
+// Gathers up to kMaxScales maps of one layout, `scale` times.
+template <class T, int V, bool kInterleaved>
+void launch_gather(const Tensor& on, const std::vector<Map<T>>& maps, const std::vector<Map<const T>>& grads,
+                   acc_t<T> scale) {
   constexpr int K = V > 1 || sizeof(T) == 8 ? 1 : 3, most = kGatherThreads<V>;
-  GatherArguments<T, Value> a{};
+  GatherArguments<T> a{};
   int shared_bytes = 0, threads = 32;
   for (size_t s = 0; s < maps.size(); ++s) {
     auto& part = a.part[s];
     part.out = maps[s];
-    part.value = value_of(static_cast<int>(s));
-    part.resize = Resize(part.out.h, part.out.w, height, width);
+    part.grad = grads[s];
+    part.next_row = bytes_between_rows(part.grad);
+    part.resize = Resize(part.out.h, part.out.w, part.grad.h, part.grad.w);
     part.scale = scale;
-    if (part.resize.copies && scale == 1) part.copy = ImageCopy<T>(part.value.grad, part.out);
+    if (part.resize.copies && scale == 1) part.copy = ImageCopy<T>(part.grad, part.out);
     if (part.copy.bytes > 0) {
       threads = std::max(threads, kCopyThreads);
       a.parts.add(part.copy.blocks(part.out.n));
@@ -93,23 +92,7 @@ void launch_gather(const Tensor& on, const std::vector<Map<T>>& maps, int64_t he
     threads = std::max(threads, std::min(most, part.columns.threads()));
     a.parts.add(part.tiling.blocks());
   }
-  launch(on, a.parts.blocks, threads, shared_bytes, gather<T, V, K, kInterleaved, Value>, a);
+  launch(on, a.parts.blocks, threads, shared_bytes, gather<T, V, K, kInterleaved>, a);
 }
-
-// The gradient itself.
-template <class T>
-struct PlainGrad {
-  Map<const T> grad;
-  int64_t next_row = bytes_between_rows(grad);
-
-  int64_t channel_limit() const { return a2s::channel_limit(grad); }
-  __device__ const T* rows(int n, int c, int x, int y) const { return row_of(grad, n, c, x, y); }
-  __device__ void next(const T*& row) const { row = moved(row, next_row); }
-  __device__ uint32_t column(int c, int, int x) const { return offset_in(grad, c, x); }
-  template <int V>
-  __device__ void load(const T* row, uint32_t column, acc_t<T> (&v)[V]) const {
-    load_values<T, V>(advanced(row, column), v);
-  }
-};
 
 }  // namespace a2s
