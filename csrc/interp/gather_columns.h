@@ -1,6 +1,6 @@
 // The CUDA kernel of Interp's adjoint in planar maps, where few outputs read an input along x, as from 41 pixels back
-// to 31. A thread goes down a column of inputs, for K channels: it gathers each row of the gradient along x, and sums in
-// registers what the row passes to the two rows of inputs around it.
+// to 31. A thread goes down a column of inputs, for K channels: it gathers each row of the gradient along x, and sums
+// in registers what the row passes to the two rows of inputs around it.
 #pragma once
 
 #include "gather.h"
