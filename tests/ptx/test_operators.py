@@ -115,6 +115,20 @@ def test_maps_that_keep_their_size_are_copied(
     assert torch.equal(y, x) and torch.equal(grad, x)
 
 
+@pytest.mark.parametrize("channels", [15, 21, 26])
+def test_a_last_group_of_fewer_channels_than_threads(channels: int, ptx: Device) -> None:
+    """In the merges' backward pass threads then lie idle. They must not store what others store."""
+    sizes = [(9, 70), (7, 50), (5, 30)]
+    scores = [torch.randn(1, channels, *size).contiguous(memory_format=torch.channels_last) for size in sizes]
+    results = []
+    for backend in ("ptx", "reference"):
+        inputs = [score.requires_grad_() for score in scores]
+        with ops.use_backend(backend):
+            merged = ops.scale_average(inputs, size=sizes[0])
+            results.append(torch.autograd.grad(merged, inputs, merged.detach().cos()))
+    assert_close(*results, torch.float32)
+
+
 @layouts
 @every_operator
 def test_expanded_gradients(operator: str, layout: torch.memory_format, ptx: Device) -> None:
