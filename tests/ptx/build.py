@@ -34,7 +34,7 @@ def missing() -> str | None:
     """What a checkout lacks for running the kernels, or None."""
     if nvcc() is None:
         return "nvcc was not found: put it on PATH or set CUDA_HOME"
-    if not OBJECTS.exists():
+    if not OBJECTS.exists() or "a2s_ops_cuda" not in (CMAKE / "build.ninja").read_text():  # objects can be left over
         return "build/ has no CUDA library: run `make setup A2S_CUDA=ON`"
     return None
 
