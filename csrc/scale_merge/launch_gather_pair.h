@@ -15,8 +15,8 @@ inline bool pairs(const Axis& axis) {
 }
 
 // Gathers one or two maps that are resized, and one that is not if the data of `own` is not null. `maps` and `own` have
-// `out`, their number among the scores and, under attention, the scores; dots_of(tiles) then allocates dot products for
-// so many tiles of an image's channels.
+// `out`, their number among the scores and, under attention, the scores; dots_of(tiles) then allocates dot products, for
+// that number of tiles into which an image's channels are cut.
 template <class T, bool kInterleaved, class Value, class DotsOf>
 void launch_gather_pair(const Tensor& on, const std::vector<PairedMap<T>>& maps, const OwnMap<T>& own, int64_t height,
                         int64_t width, float scale, const Value& value, const DotsOf& dots_of) {
@@ -44,7 +44,8 @@ void launch_gather_pair(const Tensor& on, const std::vector<PairedMap<T>>& maps,
     return most;
   };
   const auto window_x = [&](int64_t columns) { return window(a.maps[0].resize.x, a.maps[1].resize.x, columns); };
-  const int64_t halo_x = 2 * static_cast<int64_t>(longest_x) + 1;  // about as many outputs beside a tile as it reads
+  // Outputs beside a tile that it reads; rounding can add to them.
+  const int64_t halo_x = 2 * static_cast<int64_t>(longest_x) + 1;
   const Map<T>& out = maps[0].out;
   // Of all numbers of slots and of strips of rows, those with which the busiest multiprocessor takes the fewest cycles
   // to issue its instructions and to move its sectors.
@@ -53,11 +54,13 @@ void launch_gather_pair(const Tensor& on, const std::vector<PairedMap<T>>& maps,
   const int64_t all_slots = ceil_div(limit, K);
   for (int64_t slots = 1; slots <= std::min<int64_t>(all_slots, 32); ++slots) {
     const int64_t most = kPairThreads<Value> / slots;
-    const int64_t columns = most >= width ? width : most <= halo_x ? 0 : int64_t{balanced(width, most - halo_x)};
+    int64_t columns = most >= width ? width : most <= halo_x ? 0 : int64_t{balanced(width, most - halo_x)};
     if (columns == 0) break;
+    int64_t read = window_x(columns);
+    for (; read > most && columns > 1; read = window_x(columns)) columns = balanced(width, columns - 1);
+    if (read > most) continue;
     const int64_t group = std::min(K * slots, limit), groups = ceil_div(out.c, group);
-    const Places places(window_x(columns), slots, kInterleaved);
-    if (places.count() > kPairThreads<Value>) continue;
+    const Places places(read, slots, kInterleaved);
     for (int64_t strips = ceil_div(height, kOutputRows); strips <= ceil_div(height, 8); ++strips) {
       const int64_t rows = ceil_div(height, strips), tiles = out.n * ceil_div(width, columns) * ceil_div(height, rows);
       const int64_t at_once = std::clamp<int64_t>(tiles * groups / kBlocksWanted, 1, groups);
