@@ -65,10 +65,16 @@ __device__ inline void keep(float& v) { asm volatile("" : "+f"(v)); }
 __device__ inline void keep(double& v) { asm volatile("" : "+d"(v)); }
 // A pointer to global memory, which the compiler would no longer know it to be.
 template <class T>
-__device__ void keep(const T*& v) {
+__device__ void keep(T*& v) {
   size_t address = __cvta_generic_to_global(v);
   asm volatile("" : "+l"(address));
-  v = static_cast<const T*>(__cvta_global_to_generic(address));
+  v = static_cast<T*>(__cvta_global_to_generic(address));
+}
+
+// What lies at an address in shared memory.
+template <class T>
+__device__ const T* in_shared(uint32_t address) {
+  return static_cast<const T*>(__cvta_shared_to_generic(address));
 }
 
 // Channel c of column x in row y of image n.
@@ -271,30 +277,35 @@ struct Staging {
     const int near = rows_near ? rows : outer, far = rows_near ? outer : rows;
     const int segments = by_near.divisor * (merged > 1 ? 1 : far);
     const bool together = segments == 1;
-    const unsigned lanes = together ? blockDim.x : 1u << lane_bits;
-    const unsigned lane = together ? threadIdx.x : threadIdx.x & (lanes - 1);
-    // From here on in bytes.
-    const unsigned length = inner * (merged > 0 ? near : 1) * (merged > 1 ? far : 1) * sizeof(T);
-    uint32_t first = start(to) * sizeof(T);
+    const uint32_t lanes = together ? blockDim.x : 1u << lane_bits;
+    const uint32_t lane = together ? threadIdx.x : threadIdx.x & (lanes - 1);
+    // From here on addresses in shared memory, and lengths in bytes.
+    const uint32_t length = inner * (merged > 0 ? near : 1) * (merged > 1 ? far : 1) * sizeof(T);
+    uint32_t first = static_cast<uint32_t>(__cvta_generic_to_shared(staged + start(to)));
+    uint32_t step = lanes * kPackBytes;
     keep(first);
+    keep(step);
 #pragma unroll 1
     for (int segment = together ? 0 : threadIdx.x >> lane_bits; segment < segments;
          segment += together ? 1 : blockDim.x >> lane_bits) {
       int b = segment;
       const int a = by_near.split(b);
       if (merged == 0 && b >= near) continue;
-      const unsigned at = first + (a * far_pitch + b * near_pitch) * sizeof(T);
-      const auto* const from = reinterpret_cast<const unsigned char*>(staged) + at;
-      auto* const place = reinterpret_cast<unsigned char*>(to + a * far_stride) + unsigned(b * near_stride * sizeof(T));
+      const uint32_t from = first + (a * far_pitch + b * near_pitch) * sizeof(T);
+      auto* place = reinterpret_cast<unsigned char*>(to + a * far_stride) + unsigned(b * near_stride * sizeof(T));
+      keep(place);
       // Values before the first whole pack, and in whole packs. Fewer are left than a group has lanes.
-      const unsigned head = min(-at % kPackBytes, length), packed = (length - head) / kPackBytes * kPackBytes;
-#pragma unroll 1
-      for (unsigned i = head + lane * kPackBytes; i < head + packed; i += lanes * kPackBytes) {
-        *reinterpret_cast<uint4*>(place + i) = *reinterpret_cast<const uint4*>(from + i);
-      }
-      unsigned rest = lane * sizeof(T);
+      const uint32_t head = min(-from % kPackBytes, length), packed = (length - head) / kPackBytes * kPackBytes;
+      uint32_t rest = lane * sizeof(T);
       if (rest >= head) rest += packed;
-      if (rest < length) *reinterpret_cast<T*>(place + rest) = *reinterpret_cast<const T*>(from + rest);
+      if (rest < length) *reinterpret_cast<T*>(place + rest) = *in_shared<T>(from + rest);
+      uint32_t end = from + head + packed;
+      keep(end);
+      place += head + lane * kPackBytes;
+#pragma unroll 1
+      for (uint32_t at = from + head + lane * kPackBytes; at < end; at += step, place += step) {
+        *reinterpret_cast<uint4*>(place) = *in_shared<uint4>(at);
+      }
     }
   }
 #endif
