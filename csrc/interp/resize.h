@@ -82,8 +82,11 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
   int x, slot;
   HeldRows<T, V, K> map[S];
   [[maybe_unused]] const T* factor = nullptr;
-  [[maybe_unused]] bool multiplied = false;
-  if constexpr (Op::kFactor) multiplied = a.op.factor.data != nullptr;
+  [[maybe_unused]] uint32_t multiplied = 0;
+  if constexpr (Op::kFactor) {
+    multiplied = a.op.factor.data != nullptr;
+    keep(multiplied);  // each row would compare the pointer
+  }
   const auto prepare = [&](int place, int c) {
     a.places.template split<kInterleaved>(place, x, slot);
     if (x >= tile.width || place >= a.places.count()) slot = INT32_MAX;
@@ -99,14 +102,14 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
     }
   };
   if constexpr (kOnePlace) prepare(threadIdx.x, tile.c);
+  T* out = place_in(a.out, tile.n, tile.c * V, tile.x, tile.y);
+  [[maybe_unused]] uint8_t* winner = nullptr;
+  if constexpr (Op::kWinner) winner = place_in(a.winner, tile.n, tile.c, tile.x, tile.y);
 #pragma unroll 1
   for (int c = tile.c, group; c < tile.c + tile.channels; c += group) {
     group = tile.c + tile.channels - c;
     const bool whole = group >= a.whole;
     group = whole ? a.group : kInterleaved ? group : min(group, a.places.slots);
-    T* const out = place_in(a.out, tile.n, c * V, tile.x, tile.y);
-    [[maybe_unused]] uint8_t* winner = nullptr;
-    if constexpr (Op::kWinner) winner = place_in(a.winner, tile.n, c, tile.x, tile.y);
     __syncthreads();
     int place = threadIdx.x;
     do {
@@ -227,16 +230,23 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
     if constexpr (kStaged) a.staging.store(reinterpret_cast<const T*>(staged), out, tile.rows, outer, inner);
     if constexpr (Op::kWinner) {
       a.winner_staging.store(reinterpret_cast<const uint8_t*>(staged_winner), winner, tile.rows, outer, inner);
+      winner += group * a.winner.stride_c;
     }
+    out += group * V * a.out.stride_c;
   }
 }
 
-// Blocks that a multiprocessor should hold, which bounds a thread's registers: the most with which no kernel spills.
-template <class T, int S, class Op>
-constexpr int kResizeBlocks = sizeof(T) == 8 || S == 4 ? 2 : 4;
+// Threads of a block at most, and such blocks that a multiprocessor should hold, which bounds a thread's registers: the
+// most with which no kernel spills. Where a thread has one place, larger blocks leave fewer threads idle.
+template <class T, int S>
+constexpr bool kManyRegisters = sizeof(T) == 8 || S == 4;
+template <class T, int S, bool kInterleaved, class Op>
+constexpr int kResizeThreads = Op::kPixels && !kInterleaved && !kManyRegisters<T, S> ? 384 : kBlockThreads;
+template <class T, int S, bool kInterleaved, class Op>
+constexpr int kResizeBlocks = kManyRegisters<T, S> ? 2 : kResizeThreads<T, S, kInterleaved, Op> > kBlockThreads ? 3 : 4;
 
 template <class T, int S, int K, bool kInterleaved, class Op>
-__global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, S, Op>)
+__global__ void __launch_bounds__(kResizeThreads<T, S, kInterleaved, Op>, kResizeBlocks<T, S, kInterleaved, Op>)
     resize(const __grid_constant__ ResizeArguments<T, S, Op> a) {
   extern __shared__ __align__(16) unsigned char shared[];
   resize_tile<T, S, 1, K, kInterleaved>(a, blockIdx.x, shared);
@@ -255,7 +265,7 @@ struct ResizePartsArguments {
 };
 
 template <class T, int V, int K, bool kInterleaved, class Op>
-__global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, 1, Op>)
+__global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, 1, kInterleaved, Op>)
     resize_parts(const __grid_constant__ ResizePartsArguments<T, Op> a) {
   extern __shared__ __align__(16) unsigned char shared[];
   int block = blockIdx.x;
@@ -263,6 +273,25 @@ __global__ void __launch_bounds__(kBlockThreads, kResizeBlocks<T, 1, Op>)
   const auto& part = a.part[s];
   if (part.copy.bytes > 0) return part.copy.run(block);
   resize_tile<T, 1, V, K, kInterleaved, Op>(part, block, shared);
+}
+
+// Groups that planar threads with K channels each make of all channels; of fewer than a group they take one each.
+template <int K>
+int64_t planar_groups(int64_t channels, int64_t slots) {
+  return channels / (K * slots) + ceil_div(channels % (K * slots), slots);
+}
+
+// In planar tiles of `width` columns, for threads with one place: the slots, up to `most`, with which all groups take
+// the fewest threads.
+template <int K>
+Places merge_places(int64_t width, int64_t channels, int64_t most, int most_threads) {
+  Places best(width, 1, false, most_threads);
+  const auto cost = [&](const Places& places) { return places.threads() * planar_groups<K>(channels, places.slots); };
+  for (int64_t slots = 2; slots <= std::min(most, most_threads / width); ++slots) {
+    const Places other(width, slots, false, most_threads);
+    if (cost(other) <= cost(best)) best = other;
+  }
+  return best;
 }
 
 // Cuts the result into tiles; returns the bytes of shared memory that a block needs.
@@ -282,7 +311,8 @@ int plan_resize(ResizeArguments<T, S, Op>& a) {
   } else {
     const int width = balanced(out.w, Op::kPixels ? kBlockThreads : 2 * kBlockThreads + 64);
     const int64_t slots = std::max<int64_t>(1, limit / K);
-    a.places = Places::planar(width, Op::kPixels ? std::min<int64_t>(slots, kBlockThreads / width) : slots);
+    a.places = Op::kPixels ? merge_places<K>(width, channels, slots, kResizeThreads<T, S, false, Op>)
+                           : Places::planar(width, slots);
   }
   a.group = a.whole = K * a.places.slots;
   if (a.group > limit) {
@@ -290,6 +320,7 @@ int plan_resize(ResizeArguments<T, S, Op>& a) {
     a.whole = INT32_MAX;
   }
   const int64_t groups = ceil_div(channels, a.group);
+  const int64_t blocks_wanted = kBlocksWanted * kBlockThreads / std::max(kBlockThreads, a.places.threads());
   int64_t at_once = groups * a.group;
   if (Op::kPixels && kInterleaved) {
     rows = std::clamp<int64_t>(kPixelBytes / (pixel_bytes * a.places.width), 1, rows);
@@ -297,15 +328,21 @@ int plan_resize(ResizeArguments<T, S, Op>& a) {
     // The weights of a pixel serve the channels of a tile, what a thread prepares its rows.
     const int64_t tile_row = a.places.width * (pixel_bytes + a.group * static_cast<int64_t>(sizeof(T)));
     const int64_t most = std::clamp<int64_t>(kTileBytes / tile_row, 1, rows);
+    const double row = kRowCost + K * kChannelCost;
     double least = INFINITY;
     for (int64_t r = 1; r <= most; ++r) {
-      const int64_t tiles = std::max<int64_t>(1, out.n * ceil_div(out.h, r) * ceil_div(out.w, a.places.width));
-      const int64_t wanted = std::min(groups, ceil_div(kBlocksWanted, tiles));
+      const int64_t strips = ceil_div(out.h, r);
+      const int64_t tiles = std::max<int64_t>(1, out.n * strips * ceil_div(out.w, a.places.width));
+      const int64_t wanted = std::min(groups, ceil_div(blocks_wanted, tiles));
       for (const int64_t part : {groups / wanted, ceil_div(groups, wanted)}) {
-        const int64_t blocks = ceil_div(tiles * ceil_div(groups, part), kMultiprocessors) * kMultiprocessors;
-        const double pixels = kPixelCost / a.places.slots, values = kGroupCost / r + kRowCost + K * kChannelCost;
-        const double thread = kPlaceCost + balanced(out.h, r) * (part * values + pixels);
-        const double cost = std::max(kBlocksWanted, blocks) * thread;
+        const int64_t parts = ceil_div(groups, part);
+        const int64_t blocks = ceil_div(tiles * parts, kMultiprocessors) * kMultiprocessors;
+        // Of a thread, on average.
+        const double rows_down = static_cast<double>(out.h) / strips;
+        const double its_groups = static_cast<double>(planar_groups<K>(channels, a.places.slots)) / parts;
+        const double thread =
+            kPlaceCost + its_groups * kGroupCost + rows_down * (its_groups * row + kPixelCost / a.places.slots);
+        const double cost = std::max(blocks_wanted, blocks) * thread;
         if (cost < least) {
           least = cost;
           rows = r;
@@ -332,9 +369,9 @@ int plan_resize(ResizeArguments<T, S, Op>& a) {
   cut();
   for (; bytes > kMaxSharedBytes && rows > 1; cut()) --rows;
   // Without pixels to compute, blocks may have few channels: more blocks are spread more evenly.
-  const int64_t wanted = (Op::kPixels ? 1 : 4) * kBlocksWanted;
+  const int64_t wanted = (Op::kPixels ? 1 : 4) * blocks_wanted;
   for (; a.tiling.blocks() < wanted && at_once > a.group; cut()) at_once -= a.group;
-  for (; a.tiling.blocks() < kBlocksWanted && rows > 2; cut()) --rows;
+  for (; a.tiling.blocks() < blocks_wanted && rows > 2; cut()) --rows;
   a.by_width = Divisor(a.tiling.width);
   a.next_row = kStaged ? a.staging.row_pitch * static_cast<int64_t>(sizeof(T)) : bytes_between_rows(out);
   a.next_pixel = a.tiling.width * pixel_bytes;

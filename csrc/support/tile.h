@@ -177,11 +177,13 @@ struct Tiling {
 // group, `slots` apart; adjacent threads take adjacent inner columns, and all threads take as many places.
 struct Places {
   int width, slots;
+  int most_threads;
   Divisor by_inner;
 
   Places() = default;
-  Places(int64_t width, int64_t slots, bool interleaved)
-      : width(static_cast<int>(width)), slots(static_cast<int>(slots)), by_inner(interleaved ? slots : width) {}
+  Places(int64_t width, int64_t slots, bool interleaved, int most_threads = kBlockThreads)
+      : width(static_cast<int>(width)), slots(static_cast<int>(slots)), most_threads(most_threads),
+        by_inner(interleaved ? slots : width) {}
 
   // In tiles of `width` columns of planar maps: the slots, up to `most`, that leave the fewest threads idle.
   static Places planar(int64_t width, int64_t most) {
@@ -195,7 +197,7 @@ struct Places {
 
   A2S_HD int count() const { return width * slots; }
   int threads() const {
-    const int64_t rounds = ceil_div(count(), kBlockThreads);
+    const int64_t rounds = ceil_div(count(), most_threads);
     return static_cast<int>(ceil_div(count(), 32 * rounds) * 32);
   }
   double busy() const { return count() / static_cast<double>(ceil_div(count(), threads()) * threads()); }
