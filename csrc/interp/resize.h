@@ -102,14 +102,17 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
     }
   };
   if constexpr (kOnePlace) prepare(threadIdx.x, tile.c);
+  // In planar merges, of many groups, it moves on from one to the next.
+  constexpr bool kMovesOn = Op::kPixels && !kInterleaved;
   T* out = place_in(a.out, tile.n, tile.c * V, tile.x, tile.y);
-  [[maybe_unused]] uint8_t* winner = nullptr;
-  if constexpr (Op::kWinner) winner = place_in(a.winner, tile.n, tile.c, tile.x, tile.y);
 #pragma unroll 1
   for (int c = tile.c, group; c < tile.c + tile.channels; c += group) {
     group = tile.c + tile.channels - c;
     const bool whole = group >= a.whole;
     group = whole ? a.group : kInterleaved ? group : min(group, a.places.slots);
+    if constexpr (!kMovesOn) out = place_in(a.out, tile.n, c * V, tile.x, tile.y);
+    [[maybe_unused]] uint8_t* winner = nullptr;
+    if constexpr (Op::kWinner) winner = place_in(a.winner, tile.n, c, tile.x, tile.y);
     __syncthreads();
     int place = threadIdx.x;
     do {
@@ -230,9 +233,8 @@ __device__ void resize_tile(const ResizeArguments<T, S, Op>& a, int block, unsig
     if constexpr (kStaged) a.staging.store(reinterpret_cast<const T*>(staged), out, tile.rows, outer, inner);
     if constexpr (Op::kWinner) {
       a.winner_staging.store(reinterpret_cast<const uint8_t*>(staged_winner), winner, tile.rows, outer, inner);
-      winner += group * a.winner.stride_c;
     }
-    out += group * V * a.out.stride_c;
+    if constexpr (kMovesOn) out += group * a.out.stride_c;
   }
 }
 
