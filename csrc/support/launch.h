@@ -40,6 +40,12 @@ struct Parts {
 #endif
 };
 
+constexpr int kUnrequestedSharedBytes = 48 * 1024;  // that a block can have without a request
+
+inline void check_launch(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string("a2s: CUDA launch: ") + cudaGetErrorString(status));
+}
+
 // Runs `kernel` on the current stream of the device of `on`.
 template <class... Parameters, class... Arguments>
 void launch(const Tensor& on, int64_t blocks, int threads, int shared_bytes, void (*kernel)(Parameters...),
@@ -49,9 +55,11 @@ void launch(const Tensor& on, int64_t blocks, int threads, int shared_bytes, voi
   const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  if (shared_bytes > kUnrequestedSharedBytes) {
+    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  }
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess) throw std::runtime_error(std::string("a2s: CUDA launch: ") + cudaGetErrorString(status));
+  check_launch(cudaGetLastError());
 }
 
 }  // namespace a2s

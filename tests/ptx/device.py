@@ -93,6 +93,7 @@ class Device:
             ctypes.POINTER(ctypes.c_uint),
             ctypes.POINTER(ctypes.c_uint),
             ctypes.c_size_t,
+            ctypes.c_size_t,
             ctypes.POINTER(ctypes.c_void_p),
         )
         self._callback = kind(self._launch)
@@ -122,7 +123,7 @@ class Device:
             self.programs[name] = translate(module[name])
         return self.programs[name]
 
-    def _launch(self, name: bytes, grid: Any, block: Any, shared: int, arguments: Any) -> int:
+    def _launch(self, name: bytes, grid: Any, block: Any, shared: int, requested: int, arguments: Any) -> int:
         try:
             program = self.program(name.decode())
             values = bytearray(program.kernel.parameter_bytes)
@@ -135,7 +136,7 @@ class Device:
                 program,
                 tuple(grid[:3]),
                 tuple(block[:3]),
-                shared,
+                (shared, requested),
                 bytes(values),
                 self.call.memory,
                 counts,

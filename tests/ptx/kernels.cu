@@ -127,6 +127,14 @@ __global__ void dynamic_transpose(const float* x, float* y) {
   y[first + row * side + column] = tile[column * side + row];
 }
 
+// Needs `bytes` of shared memory, of which it uses the last.
+__global__ void much_shared(float* y, int bytes) {
+  extern __shared__ float memory[];
+  const int at = bytes / 4 - 1 - threadIdx.x;
+  memory[at] = threadIdx.x;
+  y[threadIdx.x] = memory[at];
+}
+
 // Each of a warp's lanes writes and reads a word `stride` words from its neighbour's.
 __global__ void strided_shared(float* y, int stride) {
   __shared__ float values[32 * 33];
@@ -280,6 +288,11 @@ HOST run_divergence(const int* x, int* y, int n) { divergence<<<(n + 95) / 96, 9
 HOST run_warp_exchange(const int* x, int* y) { warp_exchange<<<1, 64>>>(x, y); }
 HOST run_dynamic_transpose(const float* x, float* y) {
   dynamic_transpose<<<dim3(1, 2, 3), dim3(12, 12), 12 * 12 * sizeof(float)>>>(x, y);
+}
+
+HOST run_much_shared(float* y, int bytes, int requested) {
+  cudaFuncSetAttribute(much_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, requested);
+  much_shared<<<1, 32, bytes>>>(y, bytes);
 }
 
 HOST run_strided_shared(float* y, int stride) { strided_shared<<<1, 32>>>(y, stride); }

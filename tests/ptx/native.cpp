@@ -21,8 +21,9 @@ struct Configuration {
   cudaStream_t stream;
 };
 
-// Returns 0, or nonzero where the kernel was stopped.
-using Launch = int (*)(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared, void** arguments);
+// Returns 0, or nonzero where the kernel was stopped. `requested`: dynamic shared memory that it may have.
+using Launch = int (*)(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared, size_t requested,
+                       void** arguments);
 
 Launch launch = nullptr;
 cudaError_t last_error = cudaSuccess;
@@ -33,6 +34,8 @@ std::unordered_map<const void*, std::string>& kernels() {
   return names;
 }
 
+std::unordered_map<const void*, size_t> requested_shared;
+
 }  // namespace
 
 EXPORTED void ptx_on_launch(Launch callback) { launch = callback; }
@@ -40,7 +43,8 @@ EXPORTED void ptx_on_launch(Launch callback) { launch = callback; }
 EXPORTED cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared,
                                       cudaStream_t) {
   const unsigned grid_size[3] = {grid.x, grid.y, grid.z}, block_size[3] = {block.x, block.y, block.z};
-  const bool stopped = !launch || launch(kernels().at(kernel).c_str(), grid_size, block_size, shared, arguments) != 0;
+  const bool stopped = !launch || launch(kernels().at(kernel).c_str(), grid_size, block_size, shared,
+                                          requested_shared[kernel], arguments) != 0;
   last_error = stopped ? cudaErrorLaunchFailure : cudaSuccess;
   return last_error;
 }
@@ -94,7 +98,10 @@ EXPORTED cudaError_t cudaPeekAtLastError() { return last_error; }
 EXPORTED const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "the PTX interpreter stopped the kernel";
 }
-EXPORTED cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+EXPORTED cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) requested_shared[kernel] = value;
+  return cudaSuccess;
+}
 EXPORTED cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;

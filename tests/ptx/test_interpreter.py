@@ -210,6 +210,15 @@ def test_misaligned_accesses(kernels: Device) -> None:
     stops(kernels, "misaligned_shared", r"ld\.volatile\.shared\.f64.*misaligned: address", [], [room()])
 
 
+def test_more_shared_memory_than_a_block_may_have(kernels: Device) -> None:
+    given, kib = torch.empty(32), 1024
+    launch(kernels, "much_shared", [], [given], 48 * kib, 0)
+    stops(kernels, "much_shared", "50176 bytes of shared memory, over 48 KiB", [], [given], 49 * kib, 0)
+    launch(kernels, "much_shared", [], [given], 99 * kib, 99 * kib)
+    assert given.tolist() == list(range(32))
+    stops(kernels, "much_shared", "102400 bytes of shared memory, over 99 KiB", [], [given], 100 * kib, 100 * kib)
+
+
 def test_reads_past_the_end(kernels: Device) -> None:
     launch(kernels, "copy", [values(40)], [room(40)], 40)
     stops(kernels, "copy", "out of range: .* 0 bytes past the end of argument 0", [values(40)], [room(41)], 41)
