@@ -34,7 +34,8 @@ __device__ SourceRows<Acc> source_rows(const Map<const T>& map, const Axis& axis
 }
 
 // K channels of a column of a map, V adjacent ones each, of which the rows around a result are held, resized along x.
-template <class T, int V, int K>
+// If kBeside, the right neighbour is the next value in memory.
+template <class T, int V, int K, bool kBeside = false>
 struct HeldRows {
   using Acc = acc_t<T>;
   const T* base;            // the left neighbour in row 0, in the first of the channels
@@ -50,7 +51,7 @@ struct HeldRows {
       Acc l[V], r[V];
       const T* value = advanced(from, left[k]);
       load_values<T, V>(value, l);
-      load_values<T, V>(advanced(value, right), r);
+      load_values<T, V>(kBeside ? value + 1 : advanced(value, right), r);
 #pragma unroll
       for (int j = 0; j < V; ++j) v[k][j] = left_share * l[j] + right_share * r[j];
     }

@@ -98,7 +98,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   Acc sums[kMaxScales] = {};
 #pragma unroll 1
   for (int c = 0; c < static_cast<int>(a.value.grad.c); ++c) {
-    const auto read = a.value.read(a.value.place(n, c, x, y), 0);
+    typename Value::Read read[1];
+    a.value.read(a.value.place(n, c, x, y), read);
     Acc merged = 0;
 #pragma unroll
     for (int i = 0; i < kMaxScales; ++i) {
@@ -110,10 +111,10 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         return lerp(left, right, static_cast<Acc>(at.x.lambda));
       };
       const Acc score = lerp(row(at.y.low), row(at.y.high), static_cast<Acc>(at.y.lambda));
-      sums[i] += read.passed * score;
+      sums[i] += read[0].passed * score;
       if (Value::kRecalibrated) merged += static_cast<Acc>(*a.value.weight(n, a.number[i], x, y)) * score;
     }
-    if (Value::kRecalibrated) a.value.grad_recalibration.at(n, c, y, x) = static_cast<T>(read.grad * merged);
+    if (Value::kRecalibrated) a.value.grad_recalibration.at(n, c, y, x) = static_cast<T>(read[0].grad * merged);
   }
 #pragma unroll
   for (int i = 0; i < kMaxScales; ++i) {
@@ -128,9 +129,13 @@ class AttentionScores {
   using Acc = acc_t<T>;
 
   AttentionScores(const std::vector<Tensor>& scores, const Tensor& grad, const Value& value)
-      : scores_(addressable_all(scores, is_channels_last(grad))), grad_(grad), value_(value) {}
+      : grad_(grad), value_(value) {
+    for (const Tensor& score : scores) scores_.push_back(addressable(score, is_channels_last(score)));
+  }
 
   Map<const T> map(int s) const { return map_of<const T>(scores_[s]); }
+  // Whether neighbours lie where gather_pair expects them.
+  bool gathers(int s) const { return is_channels_last(scores_[s]) || map(s).stride_w == 1; }
 
   // Allocates the dot products of a launch of gather_pair.
   auto dots_of(const std::vector<PairedMap<T>>& pair, const OwnMap<T>& own) {

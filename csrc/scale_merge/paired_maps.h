@@ -20,17 +20,15 @@ struct PairedMap {
   int64_t next_scores;    // bytes between rows
 };
 
-// A map that keeps its size; its data is null if there is none.
+// A map that keeps its size.
 template <class T>
 struct OwnMap {
   Map<T> out;
-  int s;
-  uint32_t apart;    // bytes between a thread's channels
-  int64_t next_row;  // bytes between rows
+  int s;                    // its number among the scores; -1 if there is none
+  int64_t next_row, apart;  // bytes between rows, and between a thread's channels
   // Under attention.
   Map<const T> scores;
-  uint32_t scores_apart;
-  int64_t next_scores;
+  int64_t next_scores, scores_apart;
 };
 
 // Pixels [begin, end) along an axis.

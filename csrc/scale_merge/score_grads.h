@@ -14,13 +14,18 @@ struct AverageGrad {
   using Place = const T*;
   Map<const T> grad;
   int64_t grad_row = bytes_between_rows(grad);
-  uint32_t grad_apart = 0;
+  int64_t grad_apart = 0;
 
   int64_t channel_limit() const { return a2s::channel_limit(grad); }
   void spread(int slots) { grad_apart = bytes_apart(grad, slots); }
   __device__ Place place(int n, int c, int x, int y) const { return row_of(grad, n, c, x, y); }
-  __device__ void down(Place& place) const { place = moved(place, grad_row); }
-  __device__ Read read(Place place, int k) const { return static_cast<Read>(*advanced(place, k * grad_apart)); }
+  __device__ void next_row(Place& place) const { place = moved(place, grad_row); }
+  __device__ void next_channel(Place& place) const { place = moved(place, grad_apart); }
+  template <int V>
+  __device__ void read(Place place, Read (&values)[V]) const {
+    load_values<T, V>(place, values);
+  }
+  __device__ static void keep_place(Place& place) { keep(place); }
   __device__ static acc_t<T> passed(Read read, int) { return read; }
 };
 
@@ -39,7 +44,7 @@ struct WonGrad {
   Map<const T> grad;
   Map<const uint8_t> winner;
   int64_t grad_row = bytes_between_rows(grad), winner_row = bytes_between_rows(winner);
-  uint32_t grad_apart = 0, winner_apart = 0;
+  int64_t grad_apart = 0, winner_apart = 0;
 
   int64_t channel_limit() const { return std::min(a2s::channel_limit(grad), a2s::channel_limit(winner)); }
   void spread(int slots) {
@@ -49,14 +54,21 @@ struct WonGrad {
   __device__ Place place(int n, int c, int x, int y) const {
     return {row_of(grad, n, c, x, y), row_of(winner, n, c, x, y)};
   }
-  __device__ void down(Place& place) const {
-    place.grad = moved(place.grad, grad_row);
-    place.winner = moved(place.winner, winner_row);
+  __device__ void next_row(Place& place) const { move(place, grad_row, winner_row); }
+  __device__ void next_channel(Place& place) const { move(place, grad_apart, winner_apart); }
+  __device__ void read(const Place& place, Read (&values)[1]) const {
+    values[0] = {static_cast<acc_t<T>>(*place.grad), *place.winner};
   }
-  __device__ Read read(const Place& place, int k) const {
-    return {static_cast<acc_t<T>>(*advanced(place.grad, k * grad_apart)), *advanced(place.winner, k * winner_apart)};
+  __device__ static void keep_place(Place& place) {
+    keep(place.grad);
+    keep(place.winner);
   }
   __device__ static acc_t<T> passed(Read read, int s) { return grad_if_won(read.grad, read.winner, s); }
+
+ private:
+  __device__ static void move(Place& place, int64_t in_grad, int64_t in_winner) {
+    place = {moved(place.grad, in_grad), moved(place.winner, in_winner)};
+  }
 };
 
 // Under attention: recalibration * grad, with the weight of the map as the factor of a pixel.
@@ -73,7 +85,7 @@ struct AttentionGrad {
   Map<T> grad_recalibration;
   int64_t grad_row = bytes_between_rows(grad), recalibration_row = bytes_between_rows(recalibration);
   int64_t grad_recalibration_row = bytes_between_rows(grad_recalibration), weight_row = bytes_between_rows(weights);
-  uint32_t grad_apart = 0, recalibration_apart = 0, grad_recalibration_apart = 0;
+  int64_t grad_apart = 0, recalibration_apart = 0, grad_recalibration_apart = 0;
 
   int64_t channel_limit() const {
     const int64_t limit = std::min(a2s::channel_limit(grad), a2s::channel_limit(recalibration));
@@ -84,20 +96,37 @@ struct AttentionGrad {
     recalibration_apart = bytes_apart(recalibration, slots);
     grad_recalibration_apart = bytes_apart(grad_recalibration, slots);
   }
+  // Whether threads can take V adjacent channels at once.
+  template <int V>
+  bool packs() const {
+    const bool recalibrates = !kRecalibrated || (a2s::packs<V>(recalibration) && a2s::packs<V>(grad_recalibration));
+    return a2s::packs<V>(grad) && recalibrates;
+  }
   __device__ Place place(int n, int c, int x, int y) const {
     return {row_of(grad, n, c, x, y), kRecalibrated ? row_of(recalibration, n, c, x, y) : nullptr};
   }
-  __device__ void down(Place& place) const {
-    place.grad = moved(place.grad, grad_row);
-    if (kRecalibrated) place.recalibration = moved(place.recalibration, recalibration_row);
+  __device__ void next_row(Place& place) const { move(place, grad_row, recalibration_row); }
+  __device__ void next_channel(Place& place) const { move(place, grad_apart, recalibration_apart); }
+  template <int V>
+  __device__ void read(const Place& place, Read (&values)[V]) const {
+    acc_t<T> of_grad[V], factor[V];
+    load_values<T, V>(place.grad, of_grad);
+    if (kRecalibrated) load_values<T, V>(place.recalibration, factor);
+#pragma unroll
+    for (int j = 0; j < V; ++j) values[j] = {of_grad[j], kRecalibrated ? of_grad[j] * factor[j] : of_grad[j]};
   }
-  __device__ Read read(const Place& place, int k) const {
-    const auto value = static_cast<acc_t<T>>(*advanced(place.grad, k * grad_apart));
-    if (!kRecalibrated) return {value, value};
-    return {value, value * static_cast<acc_t<T>>(*advanced(place.recalibration, k * recalibration_apart))};
+  __device__ static void keep_place(Place& place) {
+    keep(place.grad);
+    if (kRecalibrated) keep(place.recalibration);
   }
   __device__ static acc_t<T> passed(Read read, int) { return read.passed; }
   __device__ const T* weight(int n, int s, int x, int y) const { return row_of(weights, n, s, x, y); }
+
+ private:
+  __device__ static void move(Place& place, int64_t in_grad, int64_t in_recalibration) {
+    place.grad = moved(place.grad, in_grad);
+    if (kRecalibrated) place.recalibration = moved(place.recalibration, in_recalibration);
+  }
 };
 
 // Stores what outputs pass to map s. Threads take adjacent pixels, or channels of a pixel.
@@ -119,7 +148,9 @@ __global__ void __launch_bounds__(kBlockThreads) pass_back(const __grid_constant
   const int column = a.interleaved ? outer : inner, channel = a.interleaved ? inner : outer;
   if (column >= tile.width || channel >= tile.channels) return;
   const int x = tile.x + column, c = tile.c + channel;
-  auto passed = a.value.passed(a.value.read(a.value.place(tile.n, c, x, tile.y), 0), a.s);
+  typename Value::Read read[1];
+  a.value.read(a.value.place(tile.n, c, x, tile.y), read);
+  auto passed = a.value.passed(read[0], a.s);
   if constexpr (Value::kAttention) passed *= static_cast<acc_t<T>>(*a.value.weight(tile.n, a.s, x, tile.y));
   *place_in(a.out, tile.n, c, x, tile.y) = static_cast<T>(passed);
 }
@@ -139,6 +170,7 @@ void launch_pass_back(const Tensor& on, const Value& value, int s, const Map<T>&
 template <class T>
 struct NoScores {
   Map<const T> map(int) const { return {}; }
+  bool gathers(int) const { return true; }
   std::nullptr_t dots_of(const std::vector<PairedMap<T>>&, const OwnMap<T>&) { return nullptr; }
   void add_plain(const std::vector<int>&) {}
 };
@@ -159,7 +191,7 @@ void gather_scores(const Tensor& grad, const std::vector<Tensor>& grad_scores, f
   for (int s = 0; s < static_cast<int>(grad_scores.size()); ++s) {
     const Resize resize(map(s).h, map(s).w, height, width);
     Maps& maps = is_interleaved(map(s)) ? interleaved : planar;
-    if (sizeof(T) == 8 || !pairs(resize.y) || !pairs(resize.x)) plain.push_back(s);
+    if (sizeof(T) == 8 || !pairs(resize) || !scores.gathers(s)) plain.push_back(s);
     else (resize.copies ? maps.own : maps.resized).push_back(s);
   }
   const auto all_plain = [&](Maps& maps) {
@@ -188,6 +220,7 @@ void gather_scores(const Tensor& grad, const std::vector<Tensor>& grad_scores, f
           pair.back().scores = scores.map(s);
         }
         OwnMap<T> own{};
+        own.s = -1;
         if (!maps.own.empty()) {
           own.s = maps.own.back();
           own.out = map(own.s);
