@@ -36,9 +36,9 @@ constexpr int kDotRows = 4;      // of dot products in shared memory
 struct alignas(16) OutputRow {
   float below[2];  // weight of the lower of the rows around it; negative, or -0, if the sums for the upper are finished
   uint32_t to;     // where those go: bytes from the thread's sums, 16 bits for each map, and kInTile
-  uint32_t rows;   // to take from shared memory, for each map, of dot products, and kLast: 8 bits each
+  uint32_t rows;   // to take from shared memory, for each map and of dot products, 8 bits each; kLast, kEmpty
 
-  static constexpr uint32_t kInTile = 1u << 31, kLast = 1u << 24;
+  static constexpr uint32_t kInTile = 1u << 31, kLast = 1u << 24, kEmpty = 1u << 25;  // empty: only finishes sums
   __device__ uint32_t place_of(int s) const { return s == 0 ? to & 0xffff : to >> 16 & 0x7fff; }
   __device__ int rows_of(int s) const { return rows >> 8 * s & 0xff; }
 };
@@ -119,23 +119,33 @@ __global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>
   __syncthreads();
   const int slots = a.places.slots;
   auto* const output_rows = reinterpret_cast<OutputRow*>(shared + a.rows_at);
-  // From the tile's first row of a map. A step after the last output finishes the map's last row.
-  const auto input_row = [&](int s, int o) {
-    const int end = inputs_y[s].end;
-    return (o == y.end ? end : min(tap_of(a.maps[s].resize.y, o).low, end)) - inputs_y[s].begin;
+  // The upper row of a map that an output reads, from the tile's first. A step after the last output finishes the map's
+  // last row, or two steps, where rounding made the last output read the row above.
+  const auto row_read = [&](int s, int o) {
+    return min(tap_of(a.maps[s].resize.y, o).low, inputs_y[s].end) - inputs_y[s].begin;
   };
-  for (int k = threadIdx.x; k <= y.count(); k += blockDim.x) {
+  bool two_steps = false;
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    two_steps |= a.maps[s].columns > 0 && inputs_y[s].count() - row_read(s, y.end - 1) > 1;
+  }
+  const int last_step = y.count() + two_steps;
+  const auto input_row = [&](int s, int step) {
+    if (step < y.count()) return row_read(s, y.begin + step);
+    return step == last_step ? inputs_y[s].count() : min(row_read(s, y.end - 1) + 1, inputs_y[s].count());
+  };
+  for (int k = threadIdx.x; k <= last_step; k += blockDim.x) {
     const int o = y.begin + k, above = o - tile.y;  // rows of the tile above it
-    const bool last = o == y.end;
+    const bool last = k == last_step;
     OutputRow row{};
     if (static_cast<unsigned>(above) < static_cast<unsigned>(tile.rows)) row.to = OutputRow::kInTile;
-    if (last) row.rows = OutputRow::kLast;
+    if (k >= y.count()) row.rows = last ? OutputRow::kLast : OutputRow::kEmpty;
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       if (a.maps[s].columns == 0) continue;
       const Tap tap = tap_of(a.maps[s].resize.y, o);
-      const int finished = input_row(s, o);
-      const bool finishes = k > 0 && finished > input_row(s, o - 1);
+      const int finished = input_row(s, k);
+      const bool finishes = k > 0 && finished > input_row(s, k - 1);
       row.below[s] = tap.low == tap.high ? 0.f : tap.lambda;
       if (finishes) row.below[s] = -row.below[s];
       // Rows of the tile are kept behind the first place, which gets the others.
@@ -369,6 +379,7 @@ __global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>
         if (threadIdx.x < 2 && now.rows_of(threadIdx.x) != 0) {
           results[threadIdx.x] += kRows * a.maps[threadIdx.x].next_out;
         }
+        if (now.rows & OutputRow::kEmpty) continue;
       }
       typename Value::Read read[K][V] = {};
       auto channel = from;

@@ -126,7 +126,7 @@ void launch_pair(const Tensor& on, const std::vector<PairedMap<T>>& maps, const 
     return std::pair{at, each};
   };
   const int64_t window_y = window(a.maps[0].resize.y, a.maps[1].resize.y, a.tiling.rows);
-  a.rows_at = take((window_y + 1) * sizeof(OutputRow), 1).first;
+  a.rows_at = take((window_y + 2) * sizeof(OutputRow), 1).first;
   std::tie(a.sums_at, a.next_sums) = take(int64_t{a.places.threads()} * kBytes, 2);
   const int64_t most_columns = std::max(a.maps[0].columns, a.maps[1].columns);
   for (const Axis* axis : {&a.maps[0].resize.x, &a.maps[1].resize.x}) {

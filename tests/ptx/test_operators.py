@@ -130,6 +130,21 @@ def test_a_last_group_of_fewer_channels_than_threads(channels: int, ptx: Device)
 
 
 @layouts
+def test_a_last_output_that_rounding_moves_off_the_last_row(layout: torch.memory_format, ptx: Device) -> None:
+    """Of 23 outputs of 14 rows the last lies at 12.999999: rows 12 and 13 are finished behind it."""
+    sizes = [(23, 9), (14, 5), (12, 6)]
+    results = []
+    for backend in ("ptx", "reference"):
+        torch.manual_seed(0)
+        scores = [torch.randn(2, 7, *size).contiguous(memory_format=layout).requires_grad_() for size in sizes]
+        logits = torch.randn(2, 3, *sizes[0]).contiguous(memory_format=layout).requires_grad_()
+        with ops.use_backend(backend):
+            merged, _ = ops.scale_merge(scores, logits, size=sizes[0])
+            results.append(torch.autograd.grad(merged, [*scores, logits], merged.detach().cos()))
+    assert_close(*results, torch.float32)
+
+
+@layouts
 @every_operator
 def test_expanded_gradients(operator: str, layout: torch.memory_format, ptx: Device) -> None:
     """As sum() and mean() over pixels pass back: strides of 0."""
