@@ -17,7 +17,8 @@ inline bool pairs(const Resize& resize) {
   return resize.copies || (fits(resize.y) && fits(resize.x) && resize.x.in > 1);
 }
 
-constexpr int kPairSharedBytes = 76 * 1024;  // beside small tables; an A100 has room for two blocks
+// Beside small tables. An A100 has room for two blocks, compute capabilities 8.6 and 8.9 for one.
+constexpr int kPairSharedBytes = 76 * 1024;
 
 // With K channels a thread, V adjacent ones each.
 template <class T, bool kInterleaved, int V, int K, class Value, class DotsOf>

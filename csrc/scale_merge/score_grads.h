@@ -177,7 +177,8 @@ struct NoScores {
 
 // Fills the gradients of the scores with `scale` times what outputs pass back. Resized maps are gathered in pairs, each
 // with a map that keeps its size. What outputs pass to other maps is stored first: doubles, maps that are larger than
-// the outputs, and those that are far smaller. Under attention `scores` gets the dot products with grad.
+// the outputs, those that are far smaller, and what `scores` cannot gather. Under attention `scores` gets the dot
+// products with grad.
 template <class T, class Value, class Scores>
 void gather_scores(const Tensor& grad, const std::vector<Tensor>& grad_scores, float scale, const Value& value,
                    Scores&& scores) {
