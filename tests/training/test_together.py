@@ -46,11 +46,14 @@ class Trained:
                 trainer.update()
         self.weights = trainer.model.state_dict()
 
-    def deviations(self, other: "Trained") -> tuple[float, float]:
-        """The largest relative deviation of a loss, and of a layer's weights or biases in Euclidean norm."""
+    def deviations(self, other: "Trained") -> tuple[float, float, float]:
+        """The largest relative deviation of a loss, and in Euclidean norm of a layer's weights, and of its biases."""
         ours, theirs = (torch.tensor(each.losses, dtype=torch.float64) for each in (self, other))
-        pairs = [(self.weights[name].double(), value.double()) for name, value in other.weights.items()]
-        return float((ours / theirs - 1).abs().max()), max(float((a - b).norm() / b.norm()) for a, b in pairs)
+        of = {"weight": [], "bias": []}
+        for name, value in other.weights.items():
+            difference = (self.weights[name].double() - value.double()).norm() / value.double().norm()
+            of[name.rpartition(".")[2]].append(float(difference))
+        return float((ours / theirs - 1).abs().max()), max(of["weight"]), max(of["bias"])
 
 
 @pytest.mark.parametrize(
@@ -60,20 +63,20 @@ class Trained:
 def test_passes_together_equal_passes_one_by_one_in_float64(files, together, caffe_streams):
     """Within 1e-9 after 20 updates: groups of three and one, of all four, of two. Only the order of sums differs."""
     ours, theirs = (Trained(files, torch.float64, count, 20, caffe_streams=caffe_streams) for count in (together, 1))
-    losses, weights = ours.deviations(theirs)
-    assert losses < 1e-9 and weights < 1e-9, (losses, weights)
+    assert max(ours.deviations(theirs)) < 1e-9, ours.deviations(theirs)
 
 
 def test_passes_together_equal_passes_one_by_one_in_float32(files):
-    """Within 1e-6 after 20 updates, as no ReLU or max-pool unit of these nets and pictures flips.
+    """Within 1e-6 after 20 updates, as no ReLU or max-pool unit of these nets and pictures flips; biases within 2e-5.
 
     With seeds 0, 1, 5 and 9 one does: two values of a max-pooling window, or one near 0, change their order. The
-    weights then deviate by 1e-4 after that update, and by up to 0.14 after 20. With seeds 3, 4, 6 and 8 a layer's
-    biases, which begin at 0, deviate by 1e-6 to 1.3e-5: oneDNN sums their gradients over the batch in float32.
+    weights then deviate by 1e-4 after that update, and by up to 0.14 after 20. Biases begin at 0 and oneDNN sums their
+    gradients over the batch in float32: some layer's deviate by 2e-6 with AVX-512, and by up to 1.3e-5 with seeds 3, 4,
+    6 and 8.
     """
     ours, theirs = (Trained(files, torch.float32, together, 20) for together in (4, 1))
-    losses, weights = ours.deviations(theirs)
-    assert losses < 1e-6 and weights < 1e-6, (losses, weights)
+    losses, weights, biases = ours.deviations(theirs)
+    assert losses < 1e-6 and weights < 1e-6 and biases < 2e-5, (losses, weights, biases)
 
 
 def test_each_pass_has_the_mean_of_its_own_valid_pixels():
