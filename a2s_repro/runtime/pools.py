@@ -1,5 +1,7 @@
 """Pools of threads and processes that end with the block, or with the process, that uses them."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import signal
@@ -7,9 +9,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,7 +30,7 @@ def usual_workers(device: torch.device) -> int:
 
 def ahead(
     function: Callable[[T], R], items: Iterable[T], pool: Executor, depth: int
-) -> Iterator[tuple[T, "Future[R]"]]:
+) -> Iterator[tuple[T, Future[R]]]:
     """Pairs of an item and the future of `function(item)`, in order; at most `depth` further items are submitted."""
     pending: deque[tuple[T, Future[R]]] = deque()
     for item in items:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 
@@ -23,6 +22,7 @@ from caffe_weights import (
     write_solverstate,
 )
 from caffe_weights.messages import BlobProto, NetParameter, UnpackedBlobProto
+from tests.limits import largest_file
 from tests.paths import GOLDEN
 
 NEW, V1 = GOLDEN / "nets/init_single.caffemodel", GOLDEN / "caffemodel/legacy_v1.caffemodel"
@@ -310,22 +310,11 @@ def test_unsupported_blobs_are_refused_and_nothing_is_written(tmp_path, net, v1,
 
 
 def test_a_full_disk_leaves_the_old_file_unchanged(tmp_path):
-    """A file-size limit simulates the full disk: either way a write fails halfway."""
     path = tmp_path / "net.caffemodel"
     path.write_bytes(NEW.read_bytes())
-    script = (
-        "import sys, numpy as np; from caffe_weights import *\n"
-        "net = CaffeNet('big', [Layer('fc6', 'Convolution', [np.ones(10**6, np.float32)])])\n"
-        "try: write_caffemodel(sys.argv[1], net)\n"
-        "except OSError as error: print(error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )
-    assert "File too large" in done.stdout, done.stderr
+    net = CaffeNet("big", [Layer("fc6", "Convolution", [np.ones(10**6, np.float32)])])
+    with largest_file(100_000), pytest.raises(OSError, match="File too large"):
+        write_caffemodel(path, net)
     assert path.read_bytes() == NEW.read_bytes() and os.listdir(tmp_path) == [path.name]
 
 
@@ -344,18 +333,9 @@ def test_a_planted_link_is_not_followed(tmp_path):
 
 
 def test_a_failed_write_names_the_file(tmp_path):
-    script = (
-        "import sys, numpy as np\n"
-        "from caffe_weights import CaffeNet, Layer, write_caffemodel\n"
-        "try: write_caffemodel(sys.argv[1], CaffeNet('', [Layer('fc6', '', [np.zeros(100_000, np.float32)])]))\n"
-        "except OSError as error: print(error.filename)"
-    )
     path = tmp_path / "net.caffemodel"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
-    )
-    assert done.stdout.strip() == str(path), done.stderr
+    net = CaffeNet("", [Layer("fc6", "", [np.zeros(100_000, np.float32)])])
+    with largest_file(1000), pytest.raises(OSError) as error:
+        write_caffemodel(path, net)
+    assert error.value.filename == str(path)
     assert os.listdir(tmp_path) == []

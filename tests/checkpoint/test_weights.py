@@ -2,9 +2,6 @@
 
 import json
 import os
-import resource
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +14,7 @@ from a2s_repro.errors import InputError
 from a2s_repro.models import ResNetDilated8
 from a2s_repro.models.resnet import load_resnet34
 from caffe_weights import CaffeFileError, read_caffemodel, read_solverstate
+from tests.limits import largest_file
 
 META = {
     "pool5a": True,
@@ -128,24 +126,13 @@ def test_a_missing_file_is_named(tmp_path, suffix):
 
 @both_formats
 def test_a_full_disk_leaves_the_old_file_unchanged(tmp_path, suffix):
-    """A file-size limit simulates the full disk: either way a write fails halfway."""
+    """Either way a write fails halfway, and one line says so."""
     path = tmp_path / f"net{suffix}"
     save_weights(path, some_weights(), META)
     before = path.read_bytes()
-    script = (
-        "import sys, torch\n"
-        "from a2s_repro.checkpoint import save_weights\n"
-        "from a2s_repro.errors import InputError\n"
-        "try: save_weights(sys.argv[1], {'fc6.weight': torch.zeros(1_000_000)}, {})\n"
-        "except InputError as error: print(error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )
-    assert "cannot be written" in done.stdout and done.stdout.count("\n") == 1, done.stderr
+    with largest_file(100_000), pytest.raises(InputError, match="cannot be written") as error:
+        save_weights(path, {"fc6.weight": torch.zeros(1_000_000)}, {})
+    assert "\n" not in str(error.value)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
 
