@@ -27,6 +27,10 @@ $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 	@rm -f .venv/.installed-* && touch $@
 	@$(PY) -m a2s_repro.info
 
+# Tests with several threads share the cores with other processes: a thread that waits for another sleeps, instead of
+# spinning on the core that the other needs.
+test long sanitize: export OMP_WAIT_POLICY = PASSIVE
+
 test: setup
 	A2S_REQUIRE_NATIVE=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
