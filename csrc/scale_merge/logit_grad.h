@@ -15,62 +15,122 @@ struct WeightGrad {
   int64_t stride_n, stride_part;
 };
 
-// A thread owns a pixel of the logits' grid: Interp's adjoint of the weights' gradient, then through the softmax.
-template <class T>
-struct LogitGradArguments {
-  Map<const T> from;          // the weights if they have the grid of the logits, else the logits
-  Map<const T> grad_weights;  // its data is null if there is none
-  WeightGrad<acc_t<T>> weight_grad[kMaxScales];
-  Resize resize;
-  Map<T> grad_logits;
-  Tiling tiling;  // without channels
+constexpr int kPixelThreads = 64;
+constexpr int64_t kPixelBlocksWanted = 16 * kMultiprocessors;
+
+// The pixels of a map, whose images are cut into strips of rows. A thread takes a column of a strip. Columns follow one
+// another across the ends of rows, which need not fill warps.
+struct PixelColumns {
+  uint32_t count;
+  int height, rows;  // of the map, and of a strip at most
+  Divisor width, strips;
+
+  struct Column {
+    int n, x, y, end;  // rows [y, end)
+  };
+
+  PixelColumns() = default;
+  PixelColumns(const Tensor& map, int64_t rows)
+      : height(static_cast<int>(map.size(2))), rows(static_cast<int>(rows)), width(map.size(3)),
+        strips(ceil_div(height, rows)) {
+    const int64_t columns = map.size(0) * strips.divisor * width.divisor;
+    check_blocks(columns);
+    count = static_cast<uint32_t>(columns);
+  }
+
+  int64_t blocks() const { return ceil_div(count, kPixelThreads); }
+
+#if defined(__CUDACC__)
+  // That of the calling thread; false if there is none.
+  __device__ bool take(Column& column) const {
+    const uint32_t i = blockIdx.x * kPixelThreads + threadIdx.x;
+    if (i >= count) return false;
+    int x = static_cast<int>(i), strip = width.split(x);
+    const int n = strips.split(strip), y = strip * rows;
+    column = {n, x, y, min(y + rows, height)};
+    return true;
+  }
+#endif
 };
 
+// A map with a channel for each scale.
 template <class T>
-__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 2 : 4)
+struct ScalesMap : Map<T> {
+  int64_t next_row, next_scale;  // in bytes
+
+  ScalesMap() = default;
+  explicit ScalesMap(const Map<T>& map)
+      : Map<T>(map), next_row(bytes_between_rows(map)), next_scale(map.stride_c * static_cast<int64_t>(sizeof(T))) {}
+};
+
+// All on the grid of the logits.
+template <class T>
+struct LogitGradArguments {
+  ScalesMap<const T> from;  // the weights, or the logits if the weights are not on this grid
+  bool from_weights;
+  ScalesMap<const T> grad_weights;  // its data is null if there is none
+  ScalesMap<T> grad_logits;
+  WeightGrad<acc_t<T>> weight_grad[kMaxScales];
+  int64_t next_sum;  // bytes between rows of these
+  PixelColumns columns;
+};
+
+constexpr int kLogitRows = 4;  // that a thread takes at most
+
+// From the gradient of the weights through the softmax. A thread goes down a column of pixels.
+template <class T>
+__global__ void __launch_bounds__(kPixelThreads, sizeof(T) == 8 ? 8 : 16)
     logit_grad(const __grid_constant__ LogitGradArguments<T> a) {
   using Acc = acc_t<T>;
-  const Tile tile = a.tiling.tile(blockIdx.x);
-  const int x = tile.x + threadIdx.x, y = tile.y;
-  if (static_cast<int>(threadIdx.x) >= tile.width) return;
+  PixelColumns::Column at;
+  if (!a.columns.take(at)) return;
   const auto scales = static_cast<int>(a.from.c);
-  Acc w[kMaxScales], g[kMaxScales] = {};
-  const auto add = [&](int v, int u, Acc weight) {
-    const T* given = row_of(a.grad_weights, tile.n, 0, u, v);
-#pragma unroll
-    for (int s = 0; s < kMaxScales; ++s) {
-      if (s >= scales) break;
-      const WeightGrad<Acc>& of = a.weight_grad[s];
-      const Acc* part = of.data + (tile.n * of.stride_n + v * a.resize.x.out + u);
-      Acc sum = a.grad_weights.data ? static_cast<Acc>(given[s * a.grad_weights.stride_c]) : Acc(0);
-#pragma unroll 1
-      for (int i = of.parts; i > 0; --i, part += of.stride_part) sum += *part;
-      g[s] += weight * sum;
-    }
-  };
-  if (a.resize.copies) {
-    add(y, x, 1);
-  } else {
-    int64_t y_first, y_last, x_first, x_last;
-    a.resize.y.readers(y, y_first, y_last);
-    a.resize.x.readers(x, x_first, x_last);
-    for (int64_t v = y_first; v <= y_last; ++v) {
-      const Acc weight_y = a.resize.y.template weight<Acc>(v, y);
-      for (int64_t u = x_first; u <= x_last; ++u) add(v, u, weight_y * a.resize.x.template weight<Acc>(u, x));
-    }
-  }
   // Scales that are not there have weight 0.
-  const T* from = row_of(a.from, tile.n, 0, x, y);
+  Acc absent = a.from_weights ? Acc(0) : -INFINITY;
+  keep(absent);
+  const T* from = row_of(a.from, at.n, 0, at.x, at.y);
+  const T* given = a.grad_weights.data ? row_of(a.grad_weights, at.n, 0, at.x, at.y) : nullptr;
+  T* to = place_in(a.grad_logits, at.n, 0, at.x, at.y);
+  const Acc* sums[kMaxScales];
 #pragma unroll
-  for (int s = 0; s < kMaxScales; ++s, from += a.from.stride_c) {
-    w[s] = s < scales ? static_cast<Acc>(*from) : a.resize.copies ? Acc(0) : -INFINITY;
+  for (int s = 0; s < kMaxScales; ++s) {
+    if (s >= scales) break;
+    const WeightGrad<Acc>& of = a.weight_grad[s];
+    sums[s] = moved(of.data + (at.n * of.stride_n + at.x), at.y * a.next_sum);
   }
-  if (!a.resize.copies) softmax(w);
-  softmax_backward(g, w);
-  T* to = place_in(a.grad_logits, tile.n, 0, x, y);
+#pragma unroll 1
+  for (int y = at.y; y < at.end; ++y) {
+    Acc w[kMaxScales], g[kMaxScales];
+    const T* from_scale = from;
 #pragma unroll
-  for (int s = 0; s < kMaxScales; ++s, to += a.grad_logits.stride_c) {
-    if (s < scales) *to = static_cast<T>(g[s]);
+    for (int s = 0; s < kMaxScales; ++s, from_scale = moved(from_scale, a.from.next_scale)) {
+      w[s] = absent;
+      g[s] = 0;
+      if (s >= scales) continue;
+      w[s] = static_cast<Acc>(*from_scale);
+      const Acc* part = sums[s];
+      g[s] = *part;
+#pragma unroll 4
+      for (int i = a.weight_grad[s].parts - 1; i > 0; --i) g[s] += *(part += a.weight_grad[s].stride_part);
+      sums[s] = moved(sums[s], a.next_sum);
+    }
+    if (given) {
+      const T* given_scale = given;
+#pragma unroll
+      for (int s = 0; s < kMaxScales; ++s, given_scale = moved(given_scale, a.grad_weights.next_scale)) {
+        if (s < scales) g[s] += static_cast<Acc>(*given_scale);
+      }
+      given = moved(given, a.grad_weights.next_row);
+    }
+    if (!a.from_weights) softmax(w);
+    softmax_backward(g, w);
+    T* to_scale = to;
+#pragma unroll
+    for (int s = 0; s < kMaxScales; ++s, to_scale = moved(to_scale, a.grad_logits.next_scale)) {
+      if (s < scales) *to_scale = static_cast<T>(g[s]);
+    }
+    from = moved(from, a.from.next_row);
+    to = moved(to, a.grad_logits.next_row);
   }
 }
 
@@ -85,16 +145,16 @@ struct PlainWeightGradArguments {
   Resize resize[kMaxScales];
   acc_t<T>* sums[kMaxScales];
   int64_t stride_n;  // of the sums
-  Tiling tiling;     // without channels
+  PixelColumns columns;
 };
 
 template <class T, class Value>
-__global__ void __launch_bounds__(kBlockThreads, 2)
+__global__ void __launch_bounds__(kPixelThreads, 8)
     plain_weight_grad(const __grid_constant__ PlainWeightGradArguments<T, Value> a) {
   using Acc = acc_t<T>;
-  const Tile tile = a.tiling.tile(blockIdx.x);
-  const int n = tile.n, x = tile.x + threadIdx.x, y = tile.y;
-  if (static_cast<int>(threadIdx.x) >= tile.width) return;
+  PixelColumns::Column at;
+  if (!a.columns.take(at)) return;
+  const int n = at.n, x = at.x, y = at.y;
   Acc sums[kMaxScales] = {};
 #pragma unroll 1
   for (int c = 0; c < static_cast<int>(a.value.grad.c); ++c) {
@@ -105,12 +165,12 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     for (int i = 0; i < kMaxScales; ++i) {
       if (i >= a.count) break;
       const Map<const T>& map = a.scores[i];
-      const PixelTaps at = taps_at(a.resize[i], y, x);
+      const PixelTaps taps = taps_at(a.resize[i], y, x);
       const auto row = [&](int v) {
-        const Acc left = map.at(n, c, v, at.x.low), right = map.at(n, c, v, at.x.high);
-        return lerp(left, right, static_cast<Acc>(at.x.lambda));
+        const Acc left = map.at(n, c, v, taps.x.low), right = map.at(n, c, v, taps.x.high);
+        return lerp(left, right, static_cast<Acc>(taps.x.lambda));
       };
-      const Acc score = lerp(row(at.y.low), row(at.y.high), static_cast<Acc>(at.y.lambda));
+      const Acc score = lerp(row(taps.y.low), row(taps.y.high), static_cast<Acc>(taps.y.lambda));
       sums[i] += read[0].passed * score;
       if (Value::kRecalibrated) merged += static_cast<Acc>(*a.value.weight(n, a.number[i], x, y)) * score;
     }
@@ -118,7 +178,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   }
 #pragma unroll
   for (int i = 0; i < kMaxScales; ++i) {
-    if (i < a.count) a.sums[i][n * a.stride_n + y * int64_t{a.tiling.all_width} + x] = sums[i];
+    if (i < a.count) a.sums[i][n * a.stride_n + y * a.value.grad.w + x] = sums[i];
   }
 }
 
@@ -163,26 +223,55 @@ class AttentionScores {
       a.sums[i] = sums + i * pixels();
       weight_grad_[s] = {a.sums[i], 1, a.stride_n, 0};
     }
-    launch_pixels(grad_, a, plain_weight_grad<T, Value>);
+    launch_pixels(grad_, a, plain_weight_grad<T, Value>, 1);
   }
 
   void launch_logit_grad(const Tensor& logits, const std::optional<Tensor>& grad_weights, const Tensor& grad_logits) {
-    LogitGradArguments<T> a{map_of<const T>(logits), optional_map<T>(grad_weights)};
+    LogitGradArguments<T> a{};
+    std::optional<Tensor> given = grad_weights;
+    a.from_weights = logits.size(2) == grad_.size(2) && logits.size(3) == grad_.size(3);
+    if (!a.from_weights) {
+      gather_weight_grad(logits);
+      if (grad_weights) {
+        given = empty_same(logits);
+        interp_adjoint({*grad_weights}, {*given});
+      }
+    }
+    a.from = ScalesMap<const T>(a.from_weights ? value_.weights : map_of<const T>(logits));
+    a.grad_weights = ScalesMap<const T>(optional_map<T>(given));
+    a.grad_logits = ScalesMap<T>(map_of<T>(grad_logits));
     std::copy_n(weight_grad_, kMaxScales, a.weight_grad);
-    a.resize = Resize(logits.size(2), logits.size(3), grad_.size(2), grad_.size(3));
-    if (a.resize.copies) a.from = value_.weights;
-    a.grad_logits = map_of<T>(grad_logits);
-    launch_pixels(logits, a, logit_grad<T>);
+    a.next_sum = logits.size(3) * static_cast<int64_t>(sizeof(Acc));
+    launch_pixels(logits, a, logit_grad<T>, kLogitRows);
   }
 
  private:
   int64_t pixels() const { return grad_.size(2) * grad_.size(3); }
 
-  // With a thread for each pixel of `on`.
+  // Brings the gradients of the weights to the grid of `logits`, by Interp's adjoint.
+  void gather_weight_grad(const Tensor& logits) {
+    const int64_t height = grad_.size(2), width = grad_.size(3);
+    std::vector<Tensor> from, to;
+    for (int s = 0; s < static_cast<int>(scores_.size()); ++s) {
+      WeightGrad<Acc>& of = weight_grad_[s];
+      const std::array<int64_t, 4> size{grad_.size(0), of.parts, height, width};
+      const std::array<int64_t, 4> stride{of.stride_n, of.stride_part, width, 1};
+      to.push_back(empty_planes<Acc>(logits, of.parts));
+      from.push_back(torch::stable::from_blob(of.data, {size.data(), size.size()}, {stride.data(), stride.size()},
+                                              grad_.device(), to.back().scalar_type()));
+      const int64_t pixels = logits.size(2) * logits.size(3);
+      of = {static_cast<Acc*>(to.back().data_ptr()), of.parts, of.parts * pixels, pixels};
+    }
+    interp_adjoint(from, to);
+    held_.insert(held_.end(), to.begin(), to.end());
+  }
+
+  // A thread takes up to `most_rows` of a column, fewer where blocks would be too few.
   template <class Arguments>
-  void launch_pixels(const Tensor& on, Arguments& a, void (*kernel)(Arguments)) {
-    a.tiling = Tiling(on.size(0), on.size(2), on.size(3), 1, 1, kBlockThreads, 1);
-    launch(on, a.tiling.blocks(), Places(a.tiling.width, 1, false).threads(), 0, kernel, a);
+  void launch_pixels(const Tensor& on, Arguments& a, void (*kernel)(Arguments), int64_t most_rows) {
+    const int64_t blocks = PixelColumns(on, 1).blocks();
+    a.columns = PixelColumns(on, std::clamp<int64_t>(blocks / kPixelBlocksWanted, 1, most_rows));
+    launch(on, a.columns.blocks(), kPixelThreads, 0, kernel, a);
   }
 
   Acc* allocate(int64_t planes) {
