@@ -34,8 +34,7 @@ __device__ SourceRows<Acc> source_rows(const Map<const T>& map, const Axis& axis
 }
 
 // K channels of a column of a map, V adjacent ones each, of which the rows around a result are held, resized along x.
-// If kBeside, the right neighbour is the next value in memory.
-template <class T, int V, int K, bool kBeside = false>
+template <class T, int V, int K>
 struct HeldRows {
   using Acc = acc_t<T>;
   const T* base;            // the left neighbour in row 0, in the first of the channels
@@ -51,7 +50,7 @@ struct HeldRows {
       Acc l[V], r[V];
       const T* value = advanced(from, left[k]);
       load_values<T, V>(value, l);
-      load_values<T, V>(kBeside ? value + 1 : advanced(value, right), r);
+      load_values<T, V>(advanced(value, right), r);
 #pragma unroll
       for (int j = 0; j < V; ++j) v[k][j] = left_share * l[j] + right_share * r[j];
     }
@@ -67,19 +66,6 @@ struct HeldRows {
       for (int j = 0; j < V; ++j) upper[k][j] = lower[k][j];
     }
     read(rows.high, lower);
-  }
-
-  // Goes one row down, where `base` is in the lower of the held rows. The last row is held twice.
-  __device__ void step_down(int& rows_below, int64_t next_row) {
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) upper[k][j] = lower[k][j];
-    }
-    if (rows_below == 0) return;
-    --rows_below;
-    base = moved(base, next_row);
-    read(0, lower);
   }
 
   // A row of results where the map is not resized.

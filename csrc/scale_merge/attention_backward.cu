@@ -9,10 +9,11 @@ namespace a2s {
 namespace {
 
 std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> scale_merge_backward(
-    const Tensor& grad, const std::optional<Tensor>& grad_weights, const std::vector<Tensor>& scores,
+    const Tensor& grad_merged, const std::optional<Tensor>& grad_weights, const std::vector<Tensor>& scores,
     const Tensor& logits, const Tensor& weights, const std::optional<Tensor>& recalibration) {
-  check_merge_backward("scale_merge_backward", grad, grad_weights, scores, logits, weights);
-  check_recalibration("scale_merge_backward", recalibration, grad);
+  check_merge_backward("scale_merge_backward", grad_merged, grad_weights, scores, logits, weights);
+  check_recalibration("scale_merge_backward", recalibration, grad_merged);
+  const Tensor grad = with_channels_as_in(scores, grad_merged);
   std::vector<Tensor> grad_scores = empty_same_all(scores), grad_recalibration;
   Tensor grad_logits = empty_same(logits);
   if (recalibration) grad_recalibration.push_back(empty_same(*recalibration));

@@ -28,7 +28,8 @@ std::vector<Tensor> scale_average_backward(const Tensor& grad, const std::vector
   std::vector<Tensor> grad_scores = empty_grads(grad, scores);
   dispatch("scale_average_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    gather_scores<T>(grad, grad_scores, static_cast<float>(factor), AverageGrad<T>{map_of<const T>(grad)},
+    const Tensor passed = with_channels_as_in(scores, grad);
+    gather_scores<T>(passed, grad_scores, static_cast<float>(factor), AverageGrad<T>{map_of<const T>(passed)},
                      NoScores<T>{});
   });
   return grad_scores;

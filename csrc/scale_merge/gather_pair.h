@@ -9,11 +9,10 @@
 //
 // Under attention the thread also holds the two rows of scores of each map around an output, and sums grad * score over
 // its channels: its part of the gradient of the pixel's weights. The sums of the threads of a pixel are added up from
-// shared memory. What all channels of a tile share lies there, too: the weights of its pixels, what is to be done in a
-// row, and the outputs that read an input column.
+// shared memory.
 //
 // The values that outputs pass back are a Value:
-//   spread(channels)      called before the launch: a thread's groups of channels are that far apart
+//   spread(channels)      called before the launch: a thread's groups of channels are that far apart in planar maps
 //   place(n, c, x, y)     pointers to all that is read of an output;  keep_place(place)   keeps them in registers
 //   next_row(place)       moves them to the next row;  next_channel(place)   to the thread's next group of channels
 //   read(place, values)   what is read of V adjacent channels;  passed(value, s)   what goes to map s
@@ -22,65 +21,14 @@
 //   kRecalibrated, grad_recalibration, and in what is read `grad`, not recalibrated
 #pragma once
 
-#include "paired_maps.h"
+#include "pair_tile.h"
 
 namespace a2s {
 
-// Finished rows that a thread gathers along x at once. With one channel it has registers for more.
-template <bool kInterleaved, class Value>
-constexpr int kFinishedRows = kInterleaved && !Value::kAttention ? 8 : 4;
-constexpr int kOutputRows = 64;  // of a tile, at most
-constexpr int kDotRows = 4;      // of dot products in shared memory
-
-// How a row of outputs reads the two maps, and what is to be done before it.
-struct alignas(16) OutputRow {
-  float below[2];  // weight of the lower of the rows around it; negative, or -0, if the sums for the upper are finished
-  uint32_t to;     // where those go: bytes from the thread's sums, 16 bits for each map, and kInTile
-  uint32_t rows;   // to take from shared memory, for each map and of dot products, 8 bits each; kLast, kEmpty
-
-  static constexpr uint32_t kInTile = 1u << 31, kLast = 1u << 24, kEmpty = 1u << 25;  // empty: only finishes sums
-  __device__ uint32_t place_of(int s) const { return s == 0 ? to & 0xffff : to >> 16 & 0x7fff; }
-  __device__ int rows_of(int s) const { return rows >> 8 * s & 0xff; }
-};
-
-// An input column of a tile: its readers' sums, in bytes from those of the first column, and their number.
-struct alignas(8) InputColumn {
-  int first, readers;
-};
-
-// The weights of a pixel, in the two maps and the own one, and sums over a thread's channels of grad * score. A fourth
-// makes these 16 bytes, which are stored at once.
-struct Weights {
-  float of[3];
-};
-struct alignas(16) Dots {
-  float of[4];
-};
-
-template <class T, class Value>
-struct GatherPairArguments {
-  PairedMap<T> maps[2];
-  OwnMap<T> own;
-  Value value;
-  int64_t next_weight[3];  // bytes from a pixel's weight in the first map
-  float scale;
-  Tiling tiling;  // of the outputs
-  Places places;  // columns of outputs that a tile's pixels read, and slots of channels
-  int group;      // channels at once
-  int readers;    // of an input column, at most
-  // In shared memory: OutputRow; sums; InputColumn and the weights of its readers; Weights; Dots.
-  int rows_at, sums_at, next_sums, columns_at, next_columns, shares_at, next_shares, weights_at, dots_at;
-  int weights_row, dots_row;  // bytes between rows
-  // Only under attention.
-  float* dots;  // their sums over a group of channels, (N, groups, 3, H, W)
-  int groups;
-  Divisor by_group, by_width;
-};
-
-// Threads of a block, at most, and blocks of a multiprocessor: they leave a thread 72 registers, 128 for three channels
-// under attention, and 168 for more.
-template <int kChannels, class Value>
-constexpr int kPairThreads = !Value::kAttention ? 224 : kChannels > 3 ? 192 : 256;
+// Threads of a block, at most, and blocks of a multiprocessor: they leave a thread 72 registers; under attention 128 for
+// three channels, 96 if these are adjacent, and 168 for more.
+template <bool kBeside, int kChannels, class Value>
+constexpr int kPairThreads = !Value::kAttention ? 224 : kChannels > 3 ? 192 : kBeside ? 320 : 256;
 template <class Value>
 constexpr int kPairBlocks = Value::kAttention ? 2 : 4;
 // Of its K groups of channels, how many a thread gathers along x: all save instructions, one fills sectors of
@@ -93,140 +41,133 @@ constexpr int kPairPitch = kChannels * kFinishedRows<kInterleaved, Value> | 1;
 template <bool kInterleaved, int kChannels, class Value>
 constexpr int kSumBytes = kPairPitch<kInterleaved, kChannels, Value> * sizeof(float);
 
+// Whether a thread's channels are adjacent, so that their places are at fixed distances; else they are as many groups
+// apart as there are slots, so that adjacent threads fill sectors.
+template <class T, bool kInterleaved, int V>
+constexpr bool kAdjacent = kInterleaved && V * sizeof(T) == 2;
+
+// The place of a thread's next group of channels.
+template <bool kBeside, class T>
+__device__ T* next_channel(T* place, int64_t apart) {
+  return kBeside ? place + 1 : moved(place, apart);
+}
+
+// Three adjacent values of two bytes, in two stores: wherever they lie, either the first two or the last two are aligned
+// together.
+template <class T>
+__device__ void store_three(T* to, float first, float second, float third) {
+  static_assert(sizeof(T) == 2);
+  const auto a = static_cast<T>(first), b = static_cast<T>(second), c = static_cast<T>(third);
+  uint32_t behind = reinterpret_cast<uintptr_t>(to) % sizeof(uint32_t);  // bytes to the aligned two
+  keep(behind);  // else threads would branch
+  const Pack<T, 2> pair{behind ? b : a, behind ? c : b};
+  *reinterpret_cast<uint32_t*>(moved(to, behind)) = __builtin_bit_cast(uint32_t, pair);
+  *moved(to, 4 - 2 * static_cast<int>(behind)) = behind ? a : c;
+}
+
+// Of a map's scores, the two rows around an output, resized along x, in a thread's channels.
+template <class T, bool kInterleaved, bool kBeside, int V, int K>
+struct ScoreRows {
+  const T* next;    // the left neighbour in the row below the lower one
+  uint32_t right;   // bytes from there to the right neighbour, in interleaved maps
+  uint32_t to[K];   // bytes to a channel, if they are not beside; 0 for one that is not there
+  int rows_below;   // from the next one on, of those that outputs read
+  float left_share, right_share, upper[K][V], lower[K][V];
+
+  // Goes one row down. The last row is held twice.
+  template <class EachChannel>
+  __device__ void step_down(const PairedMap<T>& map, const EachChannel& each_channel) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) upper[k][j] = lower[k][j];
+    }
+    if (rows_below == 0) return;
+    --rows_below;
+    const auto read = [&](int k, const T* left, const T* right) {
+      float l[V], r[V];
+      load_values<T, V>(left, l);
+      load_values<T, V>(right, r);
+#pragma unroll
+      for (int j = 0; j < V; ++j) lower[k][j] = left_share * l[j] + right_share * r[j];
+    };
+    if constexpr (kBeside) {
+      const T* beside = advanced(next, right);
+      each_channel([&](int k) { read(k, next + k, beside + k); });
+    } else {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        const T* left = advanced(next, to[k]);
+        read(k, left, kInterleaved ? advanced(left, right) : left + 1);
+      }
+    }
+    next = moved(next, map.next_scores);
+  }
+};
+
 template <class T, bool kInterleaved, int V, int K, class Value>
-__global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>)
+__global__ void __launch_bounds__(kPairThreads<kAdjacent<T, kInterleaved, V>, K * V, Value>, kPairBlocks<Value>)
     gather_pair(const __grid_constant__ GatherPairArguments<T, Value> a) {
   constexpr int kGathered = kPairGathered<kInterleaved, K, Value>, kRows = kFinishedRows<kInterleaved, Value>;
   constexpr int kPitch = kPairPitch<kInterleaved, K * V, Value>, kBytes = kSumBytes<kInterleaved, K * V, Value>;
+  constexpr bool kBeside = kAdjacent<T, kInterleaved, V>;
   extern __shared__ __align__(16) unsigned char shared[];
-  // Not in registers, which the sums need.
-  __shared__ Span inputs_x[2], inputs_y[2], x, y;
-  __shared__ Tile tile;
-  __shared__ int64_t results[2];  // bytes to the first row that is not finished
-  [[maybe_unused]] __shared__ int first_row[2], score_rows[2];  // of scores that the outputs read, and others below it
-  if (threadIdx.x == 0) tile = a.tiling.tile(blockIdx.x);
-  __syncthreads();
-  if (threadIdx.x < 2) {
-    const int s = threadIdx.x;
-    const Resize& resize = a.maps[s].resize;
-    inputs_x[s] = inputs_of(resize.x, tile.x, tile.width);
-    inputs_y[s] = inputs_of(resize.y, tile.y, tile.rows);
-  }
-  if (threadIdx.x == 0) {
-    x = outputs_of(a.maps[0].resize.x, a.maps[1].resize.x, tile.x, tile.width);
-    y = outputs_of(a.maps[0].resize.y, a.maps[1].resize.y, tile.y, tile.rows);
-  }
-  __syncthreads();
+  __shared__ PairTile t;
+  find_pixels(a, t);
   const int slots = a.places.slots;
-  auto* const output_rows = reinterpret_cast<OutputRow*>(shared + a.rows_at);
-  // The upper row of a map that an output reads, from the tile's first. A step after the last output finishes the map's
-  // last row, or two steps, where rounding made the last output read the row above.
-  const auto row_read = [&](int s, int o) {
-    return min(tap_of(a.maps[s].resize.y, o).low, inputs_y[s].end) - inputs_y[s].begin;
-  };
-  bool two_steps = false;
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    two_steps |= a.maps[s].columns > 0 && inputs_y[s].count() - row_read(s, y.end - 1) > 1;
-  }
-  const int last_step = y.count() + two_steps;
-  const auto input_row = [&](int s, int step) {
-    if (step < y.count()) return row_read(s, y.begin + step);
-    return step == last_step ? inputs_y[s].count() : min(row_read(s, y.end - 1) + 1, inputs_y[s].count());
-  };
-  for (int k = threadIdx.x; k <= last_step; k += blockDim.x) {
-    const int o = y.begin + k, above = o - tile.y;  // rows of the tile above it
-    const bool last = k == last_step;
-    OutputRow row{};
-    if (static_cast<unsigned>(above) < static_cast<unsigned>(tile.rows)) row.to = OutputRow::kInTile;
-    if (k >= y.count()) row.rows = last ? OutputRow::kLast : OutputRow::kEmpty;
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      if (a.maps[s].columns == 0) continue;
-      const Tap tap = tap_of(a.maps[s].resize.y, o);
-      const int finished = input_row(s, k);
-      const bool finishes = k > 0 && finished > input_row(s, k - 1);
-      row.below[s] = tap.low == tap.high ? 0.f : tap.lambda;
-      if (finishes) row.below[s] = -row.below[s];
-      // Rows of the tile are kept behind the first place, which gets the others.
-      const int place = finished < 1 ? 0 : 1 + (finished - 1) % kRows;
-      row.to += (s * a.next_sums + place * static_cast<int>(sizeof(float))) << 16 * s;
-      const int kept = finished <= 0 ? 0 : finished % kRows;
-      if (finished > 0 && finishes && kept == 0) row.rows += kRows << 8 * s;
-      else if (last) row.rows += kept << 8 * s;
-    }
-    if (Value::kAttention && above > 0) {
-      const int kept = min(above, tile.rows) % kDotRows;
-      if (kept == 0 && above <= tile.rows) row.rows += kDotRows << 16;
-      else if (last) row.rows += kept << 16;
-    }
-    output_rows[k] = row;
-  }
-  if (Value::kAttention && threadIdx.x < 2) {
-    const Axis& axis = a.maps[threadIdx.x].resize.y;
-    const int first = tap_of(axis, y.begin).low, last = min(tap_of(axis, y.end - 1).low, inputs_y[threadIdx.x].end);
-    first_row[threadIdx.x] = first;
-    score_rows[threadIdx.x] = min(last + 1, static_cast<int>(axis.in) - 1) - first;
-  }
   const bool has_place = static_cast<int>(threadIdx.x) < a.places.count();
   int column, slot;
   a.places.template split<kInterleaved>(has_place ? threadIdx.x : a.places.count() - 1, column, slot);
-  if constexpr (Value::kAttention) {
-    const T* from = a.value.weight(tile.n, a.maps[0].s, x.begin + min(column, x.count() - 1), y.begin + slot);
-    uint32_t to = a.weights_at + slot * a.weights_row + column * sizeof(Weights);
-#pragma unroll 1
-    for (int k = has_place ? slot : y.count(); k < y.count(); k += slots, to += slots * a.weights_row) {
-      auto& weights = *reinterpret_cast<Weights*>(shared + to);
-#pragma unroll
-      for (int s = 0; s < 3; ++s) weights.of[s] = static_cast<float>(*moved(from, a.next_weight[s]));
-      from = moved(from, slots * a.value.weight_row);
-    }
-  }
+  auto* const output_rows = reinterpret_cast<OutputRow*>(shared + a.rows_at);
+  fill_rows<kRows>(a, t, output_rows);
+  if constexpr (Value::kAttention) fill_weights(a, t, column, has_place ? slot : t.y.count(), shared);
 #pragma unroll 1
   for (int s = 0; s < 2; ++s) {
-    const Axis& axis = a.maps[s].resize.x;
-    const Span inputs = inputs_x[s];
-    auto* const columns = reinterpret_cast<InputColumn*>(shared + (a.columns_at + s * a.next_columns));
-    for (int j = threadIdx.x; j < inputs.count(); j += blockDim.x) {
-      const int i = inputs.begin + j, end = first_output(axis, i + 1);
-      int begin = first_output(axis, i - 1);
-      if (begin < end && axis.weight<float>(begin, i) == 0) ++begin;
-      columns[j] = {(begin - x.begin) * (kInterleaved ? slots : 1) * kBytes, end - begin};
-      auto* share = reinterpret_cast<float*>(shared + (a.shares_at + s * a.next_shares)) + j * a.readers;
-      for (int u = begin; u < end; ++u) *share++ = axis.weight<float>(u, i);
-    }
+    fill_columns(a, t, s, (kInterleaved ? slots : 1) * kBytes, shared);
     // Rows that are not finished are gathered with the others, and left.
     auto* const sums = reinterpret_cast<float*>(shared + (a.sums_at + s * a.next_sums)) + threadIdx.x * kPitch;
 #pragma unroll
     for (int k = 0; k < kPitch; ++k) sums[k] = 0;
   }
 
+  const Tile& tile = t.tile;
+  const int channel = kBeside ? slot * K : slot;  // the thread's first one in a group
+  constexpr auto next = [](auto* place, int64_t apart) { return next_channel<kBeside>(place, apart); };
 #pragma unroll 1
   for (int c = tile.c; c < tile.c + tile.channels; c += a.group) {
     const int group = min(a.group, tile.c + tile.channels - c);
-    const int own_x = x.begin + column, in_x = min(own_x, x.end - 1), first = (c + min(slot, group - 1)) * V;
-    const bool owns = has_place && slot < group && own_x >= tile.x && own_x < tile.x + tile.width;
+    const int own_x = t.x.begin + column, in_x = min(own_x, t.x.end - 1), first = (c + min(channel, group - 1)) * V;
+    const bool owns = has_place && channel < group && own_x >= tile.x && own_x < tile.x + tile.width;
     const bool has_own = a.own.s >= 0;
     // Of the thread's channels, the last ones may not be in the group.
-    const bool whole = group == K * slots;
-    const auto each_channel = [&](const auto& body) {
+    const int apart = kBeside ? 1 : slots;
+    uint32_t whole = group == K * slots;
+    keep(whole);  // it would be computed each time
+    const auto each_from = [&](int channel, const auto& body) {
       if (whole) {
 #pragma unroll
         for (int k = 0; k < K; ++k) body(k);
       } else {
 #pragma unroll
         for (int k = 0; k < K; ++k) {
-          if (slot + k * slots < group) body(k);
+          if (channel + k * apart < group) body(k);
         }
       }
     };
+    const auto each_channel = [&](const auto& body) { each_from(channel, body); };
+    // Stores the values of channels that belong to a thread.
+    const auto store = [&](int channel, T* to, int64_t apart, const float (&values)[K][V]) {
+      each_from(channel, [&](int k) {
+        if (k > 0) to = next(to, apart);
+        store_values<T, V>(to, values[k]);
+      });
+    };
     __syncthreads();
-    auto from = a.value.place(tile.n, first, in_x, y.begin);
+    auto from = a.value.place(tile.n, first, in_x, t.y.begin);
     a.value.keep_place(from);
     T* to = place_in(a.own.out, tile.n, first, own_x, tile.y);
     float upper[2][K][V] = {}, lower[2][K][V] = {};
-    [[maybe_unused]] HeldRows<T, V, K, !kInterleaved> scores[2];
-    [[maybe_unused]] int rows_below[2];  // of scores, below the lower one that is held
+    [[maybe_unused]] ScoreRows<T, kInterleaved, kBeside, V, K> scores[2];
     [[maybe_unused]] const T* own_scores = nullptr;
     [[maybe_unused]] T* to_recalibration = nullptr;
     if constexpr (Value::kAttention) {
@@ -239,18 +180,22 @@ __global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>
       for (int s = 0; s < 2; ++s) {
         const PairedMap<T>& map = a.maps[s];
         const Tap tap = tap_of(map.resize.x, in_x);
-        auto& held = scores[s];
+        ScoreRows<T, kInterleaved, kBeside, V, K>& held = scores[s];
         // The last column has its left neighbour on the left, with no share.
         const bool last = tap.low == tap.high;
-        held.base = row_of(map.scores, tile.n, first, tap.low - last, first_row[s]);
+        held.next = row_of(map.scores, tile.n, first, tap.low - last, t.first_row[s]);
         held.right = offset_in(map.scores, 0, 1);
         held.right_share = last ? 1 : tap.lambda;
         held.left_share = 1 - held.right_share;
+        held.rows_below = t.score_rows[s] + 1;
 #pragma unroll
-        for (int k = 0; k < K; ++k) held.left[k] = slot + k * slots < group ? k * map.scores_apart : 0;
-        rows_below[s] = score_rows[s];
-        held.read(0, held.lower);
-        held.step_down(rows_below[s], map.next_scores);
+        for (int k = 0; k < K; ++k) {
+          held.to[k] = channel + k * apart < group ? k * map.scores_apart : 0;
+#pragma unroll
+          for (int j = 0; j < V; ++j) held.lower[k][j] = 0;
+        }
+        held.step_down(map, each_channel);
+        held.step_down(map, each_channel);
       }
     }
     // In shared memory.
@@ -266,27 +211,33 @@ __global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>
     if (threadIdx.x < 2) {
       const int s = threadIdx.x;
       const Map<T>& out = a.maps[s].out;
-      results[s] = reinterpret_cast<char*>(place_in(out, tile.n, c * V, inputs_x[s].begin, inputs_y[s].begin)) -
+      t.results[s] = reinterpret_cast<char*>(place_in(out, tile.n, c * V, t.inputs_x[s].begin, t.inputs_y[s].begin)) -
                    reinterpret_cast<char*>(out.data);
     }
     // Gathers the finished rows of a map along x.
     const auto gather_along_x = [&](int s, int rows) {
       const PairedMap<T>& map = a.maps[s];
       const auto* const columns = reinterpret_cast<const InputColumn*>(shared + (a.columns_at + s * a.next_columns));
-      const int count = inputs_x[s].count();
-      T* const out = moved(map.out.data, results[s]);
+      const int count = t.inputs_x[s].count();
+      T* const out = moved(map.out.data, t.results[s]);
       for (int i = threadIdx.x; i < map.columns * (slots * K / kGathered); i += blockDim.x) {
         int inner = i;
         const int outer = map.by_inner.split(inner);
-        const int j = kInterleaved ? outer : inner, channel = kInterleaved ? inner : outer;
+        const int j = kInterleaved ? outer : inner, item = kInterleaved ? inner : outer;
+        // Of which threads the sums are, and from which of its channels on.
+        int slot = item, k = 0;
+        if constexpr (kGathered == 1) {
+          slot = kBeside ? item / K : item - (item >= slots ? slots : 0) - (item >= 2 * slots ? slots : 0);
+          k = kBeside ? item % K : (item >= slots) + (item >= 2 * slots);
+          static_assert(K == 3);
+        }
+        const int channel = kBeside ? slot * K + k : item;
         if (j >= count || channel >= group) continue;
-        static_assert(kGathered == K || K == 3);
-        const int k = kGathered == K ? 0 : (channel >= slots) + (channel >= 2 * slots), of = channel - k * slots;
         const InputColumn column = columns[j];
         uint32_t share = a.shares_at + s * a.next_shares + j * a.readers * sizeof(float);
         uint32_t read = a.sums_at + s * a.next_sums + column.first +
-                        of * (kInterleaved ? 1 : a.places.width) * kBytes + (1 + k * V * kRows) * sizeof(float);
-        float sum[kGathered][kRows][V] = {};
+                        slot * (kInterleaved ? 1 : a.places.width) * kBytes + (1 + k * V * kRows) * sizeof(float);
+        float sum[kRows][kGathered][V] = {};
 #pragma unroll 1
         for (int left = column.readers; left > 0; --left) {
           const float weight = *reinterpret_cast<const float*>(shared + share);
@@ -296,7 +247,7 @@ __global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>
 #pragma unroll
             for (int q = 0; q < kRows; ++q) {
 #pragma unroll
-              for (int j = 0; j < V; ++j) sum[k][q][j] += weight * of_output[(k * V + j) * kRows + q];
+              for (int j = 0; j < V; ++j) sum[q][k][j] += weight * of_output[(k * V + j) * kRows + q];
             }
           }
           share += sizeof(float);
@@ -304,28 +255,37 @@ __global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>
         }
         T* to = out + (static_cast<uint32_t>(j) * static_cast<uint32_t>(map.out.stride_w) +
                        static_cast<uint32_t>(channel) * V * static_cast<uint32_t>(map.out.stride_c));
-        const auto store = [&](auto all_rows) {
+        const auto store_rows = [&](auto all_rows) {
 #pragma unroll
-          for (int k = 0; k < kGathered; ++k, to = moved(to, map.out_apart)) {
-            if (channel + k * slots >= group) break;
-            T* place = to;
+          for (int q = 0; q < kRows; ++q, to = moved(to, map.next_out)) {
+            if (!decltype(all_rows)::value && q >= rows) break;
+            if constexpr (!Value::kAttention) {
 #pragma unroll
-            for (int q = 0; q < kRows; ++q, place = moved(place, map.next_out)) {
-              if (!decltype(all_rows)::value && q >= rows) break;
-              if constexpr (!Value::kAttention) {
+              for (int k = 0; k < kGathered; ++k) {
 #pragma unroll
-                for (int j = 0; j < V; ++j) sum[k][q][j] *= a.scale;
+                for (int j = 0; j < V; ++j) sum[q][k][j] *= a.scale;
               }
-              store_values<T, V>(place, sum[k][q]);
             }
+            if constexpr (kGathered == 1) {
+              store_values<T, V>(to, sum[q][0]);
+              continue;
+            }
+            if constexpr (kBeside && kGathered == 3) {
+              if (whole) {
+                store_three(to, sum[q][0][0], sum[q][1][0], sum[q][2][0]);
+                continue;
+              }
+            }
+            if constexpr (kGathered == K) store(channel, to, map.out_apart, sum[q]);
           }
         };
-        rows == kRows ? store(std::true_type{}) : store(std::false_type{});
+        rows == kRows ? store_rows(std::true_type{}) : store_rows(std::false_type{});
       }
     };
     // Sums up the dot products of the threads that share a pixel.
     const auto add_dots = [&](int rows) {
-      const int first = tile.x - x.begin, distance = kInterleaved ? 1 : a.places.width;
+      const int first = tile.x - t.x.begin, distance = kInterleaved ? 1 : a.places.width;
+      const int sharing = kBeside ? (group + K - 1) / K : min(slots, group);
       const int64_t plane = int64_t{a.tiling.all_rows} * a.tiling.all_width;
       for (int i = threadIdx.x; i < rows * a.tiling.width; i += blockDim.x) {
         int u = i;
@@ -335,7 +295,7 @@ __global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>
         const Dots* dot = reinterpret_cast<const Dots*>(shared + (a.dots_at + r * a.dots_row)) + thread;
         Dots sum{};
 #pragma unroll 2
-        for (int k = min(slots, group); k > 0; --k, dot += distance) {
+        for (int k = sharing; k > 0; --k, dot += distance) {
           const Dots more = *dot;
 #pragma unroll
           for (int s = 0; s < 3; ++s) sum.of[s] += more.of[s];
@@ -362,7 +322,7 @@ __global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>
             lower[s][k][j] = 0;
           }
         }
-        if constexpr (Value::kAttention) scores[s].step_down(rows_below[s], a.maps[s].next_scores);
+        if constexpr (Value::kAttention) scores[s].step_down(a.maps[s], each_channel);
       }
       if (now.rows != 0) {
         __syncthreads();
@@ -377,15 +337,15 @@ __global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>
         if (now.rows & OutputRow::kLast) break;
         __syncthreads();
         if (threadIdx.x < 2 && now.rows_of(threadIdx.x) != 0) {
-          results[threadIdx.x] += kRows * a.maps[threadIdx.x].next_out;
+          t.results[threadIdx.x] += kRows * a.maps[threadIdx.x].next_out;
         }
         if (now.rows & OutputRow::kEmpty) continue;
       }
       typename Value::Read read[K][V] = {};
-      auto channel = from;
+      auto place = from;
       each_channel([&](int k) {
-        if (k > 0) a.value.next_channel(channel);
-        a.value.read(channel, read[k]);
+        if (k > 0) a.value.template next_channel<kBeside>(place);
+        a.value.read(place, read[k]);
       });
       [[maybe_unused]] Weights weights;
       if constexpr (Value::kAttention) weights = *reinterpret_cast<const Weights*>(shared + weights_at);
@@ -414,39 +374,38 @@ __global__ void __launch_bounds__(kPairThreads<K * V, Value>, kPairBlocks<Value>
               own_factor = weights.of[2];
               const T* score = own_scores;
               each_channel([&](int k) {
-                if (k > 0) score = moved(score, a.own.scores_apart);
+                if (k > 0) score = next(score, a.own.scores_apart);
                 load_values<T, V>(score, own[k]);
               });
               own_scores = moved(own_scores, a.own.next_scores);
             }
-            T* place = to;
-            each_channel([&](int k) {
-              if (k > 0) place = moved(place, a.own.apart);
-              float passed[V];
+            float passed[K][V];
 #pragma unroll
-              for (int j = 0; j < V; ++j) passed[j] = own_factor * a.value.passed(read[k][j], a.own.s);
-              store_values<T, V>(place, passed);
-            });
+            for (int k = 0; k < K; ++k) {
+#pragma unroll
+              for (int j = 0; j < V; ++j) passed[k][j] = own_factor * a.value.passed(read[k][j], a.own.s);
+            }
+            store(channel, to, a.own.apart, passed);
             to = moved(to, a.own.next_row);
           }
           if constexpr (Value::kAttention) {
             if constexpr (Value::kRecalibrated) {
-              T* place = to_recalibration;
-              each_channel([&](int k) {
-                float merged[V];
+              float merged[K][V];
+#pragma unroll
+              for (int k = 0; k < K; ++k) {
 #pragma unroll
                 for (int j = 0; j < V; ++j) {
-                  merged[j] = own_factor * own[k][j];
+                  float& sum = merged[k][j];
+                  sum = own_factor * own[k][j];
 #pragma unroll
                   for (int s = 0; s < 2; ++s) {
                     if (s == 1 && a.maps[1].columns == 0) continue;
-                    merged[j] += above[s] * scores[s].upper[k][j] + below[s] * scores[s].lower[k][j];
+                    sum += above[s] * scores[s].upper[k][j] + below[s] * scores[s].lower[k][j];
                   }
-                  merged[j] *= read[k][j].grad;
+                  sum *= read[k][j].grad;
                 }
-                if (k > 0) place = moved(place, a.value.grad_recalibration_apart);
-                store_values<T, V>(place, merged);
-              });
+              }
+              store(channel, to_recalibration, a.value.grad_recalibration_apart, merged);
               to_recalibration = moved(to_recalibration, a.value.grad_recalibration_row);
             }
             Dots here;

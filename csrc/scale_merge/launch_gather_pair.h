@@ -17,9 +17,6 @@ inline bool pairs(const Resize& resize) {
   return resize.copies || (fits(resize.y) && fits(resize.x) && resize.x.in > 1);
 }
 
-// Beside small tables. An A100 has room for two blocks, compute capabilities 8.6 and 8.9 for one.
-constexpr int kPairSharedBytes = 76 * 1024;
-
 // With K channels a thread, V adjacent ones each.
 template <class T, bool kInterleaved, int V, int K, class Value, class DotsOf>
 void launch_pair(const Tensor& on, const std::vector<PairedMap<T>>& maps, const OwnMap<T>& own, int64_t height,
@@ -59,15 +56,30 @@ void launch_pair(const Tensor& on, const std::vector<PairedMap<T>>& maps, const 
   // Shared memory of a thread, and of an output.
   constexpr int kBytes = kSumBytes<kInterleaved, K * V, Value>;
   constexpr int kThreadBytes = 2 * kBytes + (Value::kAttention ? kDotRows * sizeof(Dots) : 0);
+  constexpr int kThreads = kPairThreads<kAdjacent<T, kInterleaved, V>, K * V, Value>;
   constexpr int kPixelBytes = Value::kAttention ? sizeof(Weights) : 0;
+  constexpr int kAligned = 16 * 16;  // lost between the parts
+  const int64_t most_bytes = shared_bytes_of(on, kPairBlocks<Value>) - sizeof(PairTile) - kAligned;
+  for (const PairedMap<T>& map : a.maps) {
+    const Axis& axis = map.resize.x;
+    for (int i = 0; i < axis.in; ++i) {
+      a.readers = std::max(a.readers, first_output(axis, i + 1) - first_output(axis, i - 1));
+    }
+  }
   constexpr int64_t kWanted = kPairBlocks<Value> * kMultiprocessors;
   double least = INFINITY;
   const auto try_strips = [&](int64_t slots, int64_t columns, int64_t read) {
     const int64_t group = std::min(K * slots, limit), groups = ceil_div(channels, group);
-    const Places places(read, slots, kInterleaved);
+    const Places places(read, slots, kInterleaved, kThreads);
+    int64_t fixed = places.threads() * kThreadBytes;
+    for (const PairedMap<T>& map : a.maps) {
+      const auto inputs = static_cast<int64_t>(read / map.resize.x.inverse) + 2;
+      fixed += inputs * (sizeof(InputColumn) + a.readers * sizeof(float));
+    }
     for (int64_t strips = ceil_div(height, kOutputRows); strips <= ceil_div(height, 8); ++strips) {
       const int64_t rows = ceil_div(height, strips);
-      if (places.threads() * kThreadBytes + (rows + halo_y) * read * kPixelBytes > kPairSharedBytes) continue;
+      const int64_t row_bytes = sizeof(OutputRow) + read * kPixelBytes;
+      if (fixed + (rows + halo_y + 2) * row_bytes > most_bytes) continue;
       const int64_t tiles = out.n * ceil_div(width, columns) * ceil_div(height, rows);
       const int64_t at_once = std::clamp<int64_t>(tiles * groups / kWanted, 1, groups);
       const int64_t blocks = tiles * ceil_div(groups, at_once);
@@ -92,7 +104,7 @@ void launch_pair(const Tensor& on, const std::vector<PairedMap<T>>& maps, const 
   };
   const int64_t all_slots = ceil_div(limit, K);
   for (int64_t slots = 1; slots <= std::min<int64_t>(all_slots, 32); ++slots) {
-    const int64_t most = kPairThreads<K * V, Value> / slots;
+    const int64_t most = kThreads / slots;
     int64_t columns = most >= width ? width : most <= halo_x ? 0 : int64_t{balanced(width, most - halo_x)};
     if (columns == 0) break;
     int64_t read = window_x(columns);
@@ -100,7 +112,7 @@ void launch_pair(const Tensor& on, const std::vector<PairedMap<T>>& maps, const 
     if (read <= most) try_strips(slots, columns, read);
   }
   for (int64_t columns = width; least == INFINITY; columns = balanced(width, columns / 2)) {
-    if (const int64_t read = window_x(columns); read <= kPairThreads<K * V, Value>) try_strips(1, columns, read);
+    if (const int64_t read = window_x(columns); read <= kThreads) try_strips(1, columns, read);
   }
   const int slots = a.places.slots;
   for (size_t s = 0; s < 2; ++s) {
@@ -130,11 +142,6 @@ void launch_pair(const Tensor& on, const std::vector<PairedMap<T>>& maps, const 
   a.rows_at = take((window_y + 2) * sizeof(OutputRow), 1).first;
   std::tie(a.sums_at, a.next_sums) = take(int64_t{a.places.threads()} * kBytes, 2);
   const int64_t most_columns = std::max(a.maps[0].columns, a.maps[1].columns);
-  for (const Axis* axis : {&a.maps[0].resize.x, &a.maps[1].resize.x}) {
-    for (int i = 0; i < axis->in; ++i) {
-      a.readers = std::max(a.readers, first_output(*axis, i + 1) - first_output(*axis, i - 1));
-    }
-  }
   std::tie(a.columns_at, a.next_columns) = take(most_columns * sizeof(InputColumn), 2);
   std::tie(a.shares_at, a.next_shares) = take(most_columns * a.readers * sizeof(float), 2);
   if constexpr (Value::kAttention) {

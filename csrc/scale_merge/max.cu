@@ -27,7 +27,8 @@ std::vector<Tensor> scale_max_backward(const Tensor& grad, const Tensor& winner,
   std::vector<Tensor> grad_scores = empty_same_all(scores);
   dispatch("scale_max_backward", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    gather_scores<T>(grad, grad_scores, 1, WonGrad<T>{map_of<const T>(grad), map_of<const uint8_t>(winner)},
+    const Tensor passed = with_channels_as_in(scores, grad), won = with_channels_as_in(scores, winner);
+    gather_scores<T>(passed, grad_scores, 1, WonGrad<T>{map_of<const T>(passed), map_of<const uint8_t>(won)},
                      NoScores<T>{});
   });
   return grad_scores;

@@ -20,7 +20,10 @@ struct AverageGrad {
   void spread(int slots) { grad_apart = bytes_apart(grad, slots); }
   __device__ Place place(int n, int c, int x, int y) const { return row_of(grad, n, c, x, y); }
   __device__ void next_row(Place& place) const { place = moved(place, grad_row); }
-  __device__ void next_channel(Place& place) const { place = moved(place, grad_apart); }
+  template <bool kBeside>
+  __device__ void next_channel(Place& place) const {
+    place = a2s::next_channel<kBeside>(place, grad_apart);
+  }
   template <int V>
   __device__ void read(Place place, Read (&values)[V]) const {
     load_values<T, V>(place, values);
@@ -55,7 +58,11 @@ struct WonGrad {
     return {row_of(grad, n, c, x, y), row_of(winner, n, c, x, y)};
   }
   __device__ void next_row(Place& place) const { move(place, grad_row, winner_row); }
-  __device__ void next_channel(Place& place) const { move(place, grad_apart, winner_apart); }
+  template <bool kBeside>
+  __device__ void next_channel(Place& place) const {
+    place = {a2s::next_channel<kBeside>(place.grad, grad_apart),
+             a2s::next_channel<kBeside>(place.winner, winner_apart)};
+  }
   __device__ void read(const Place& place, Read (&values)[1]) const {
     values[0] = {static_cast<acc_t<T>>(*place.grad), *place.winner};
   }
@@ -106,7 +113,11 @@ struct AttentionGrad {
     return {row_of(grad, n, c, x, y), kRecalibrated ? row_of(recalibration, n, c, x, y) : nullptr};
   }
   __device__ void next_row(Place& place) const { move(place, grad_row, recalibration_row); }
-  __device__ void next_channel(Place& place) const { move(place, grad_apart, recalibration_apart); }
+  template <bool kBeside>
+  __device__ void next_channel(Place& place) const {
+    place.grad = a2s::next_channel<kBeside>(place.grad, grad_apart);
+    if (kRecalibrated) place.recalibration = a2s::next_channel<kBeside>(place.recalibration, recalibration_apart);
+  }
   template <int V>
   __device__ void read(const Place& place, Read (&values)[V]) const {
     acc_t<T> of_grad[V], factor[V];
@@ -128,6 +139,13 @@ struct AttentionGrad {
     if (kRecalibrated) place.recalibration = moved(place.recalibration, in_recalibration);
   }
 };
+
+// `map`, or a copy of it, in which the channels of a pixel are adjacent if they are in some of the scores.
+inline Tensor with_channels_as_in(const std::vector<Tensor>& scores, const Tensor& map) {
+  const bool interleaved = std::any_of(scores.begin(), scores.end(), is_channels_last);
+  if (!interleaved || map.stride(1) == 1 || map.numel() == 0) return map;
+  return torch::stable::contiguous(map, torch::headeronly::MemoryFormat::ChannelsLast);
+}
 
 // Stores what outputs pass to map s. Threads take adjacent pixels, or channels of a pixel.
 template <class T, class Value>
@@ -202,8 +220,8 @@ void gather_scores(const Tensor& grad, const std::vector<Tensor>& grad_scores, f
     }
   };
   if constexpr (Value::kAttention) {
-    // The gradient of the recalibration takes all maps at once.
-    const Maps& maps = planar.resized.empty() ? interleaved : planar;
+    // The gradient of the recalibration takes all maps at once, in its own layout.
+    const Maps& maps = is_interleaved(value.grad_recalibration) ? interleaved : planar;
     const bool one_launch = plain.empty() && maps.resized.size() <= 2 && maps.own.size() <= 1 &&
                             maps.resized.size() + maps.own.size() == grad_scores.size();
     if (Value::kRecalibrated && !one_launch) {

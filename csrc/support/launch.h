@@ -46,6 +46,18 @@ inline void check_launch(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("a2s: CUDA launch: ") + cudaGetErrorString(status));
 }
 
+// Shared memory that a block may request if a multiprocessor of the device of `on` is to hold `blocks` of them.
+inline int shared_bytes_of(const Tensor& on, int blocks) {
+  constexpr int kReserved = 1024;  // of each block
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int bytes = 0;
+    check_launch(cudaDeviceGetAttribute(&bytes, name, on.get_device_index()));
+    return bytes;
+  };
+  return std::min(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / blocks - kReserved,
+                  attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
 // Runs `kernel` on the current stream of the device of `on`.
 template <class... Parameters, class... Arguments>
 void launch(const Tensor& on, int64_t blocks, int threads, int shared_bytes, void (*kernel)(Parameters...),

@@ -61,6 +61,7 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = function(*args, **(kwargs or {}))
         name = function.name()
+        given = {tensor.untyped_storage().data_ptr() for tensor in tensors_of(args)}
         for tensor in tensors_of(result):
             if name.startswith("aten::empty"):
                 if 0 < tensor.untyped_storage().nbytes() < LARGE:
@@ -69,7 +70,7 @@ class Allocations(TorchDispatchMode):
                 self.call.memory.allow(
                     tensor, f"result {len(self.call.allocated)} {describe(tensor)}", READABLE | WRITABLE
                 )
-            elif not function.is_view:
+            elif tensor.untyped_storage().data_ptr() not in given:  # a copy, as contiguous() may return
                 self.call.memory.allow(tensor, f"{name} {describe(tensor)}", READABLE | WRITABLE | WRITTEN)
         return result
 

@@ -18,7 +18,7 @@ from tests.ptx.program import Block, Program
 from tests.ptx.shared import SharedMemory
 
 MAX_STEPS = 20_000_000
-MAX_SHARED_BYTES, MAX_REQUESTED_BYTES = 48 * 1024, 99 * 1024
+MAX_SHARED_BYTES, MAX_REQUESTED_BYTES = 48 * 1024, 227 * 1024
 """Of shared memory a block: without a request, and with one on every architecture that the kernels are made for."""
 """Of a block that does not request more."""
 

@@ -38,6 +38,9 @@ std::unordered_map<const void*, size_t> requested_shared;
 
 }  // namespace
 
+// Bytes, of an H200. A test may change it.
+EXPORTED int shared_per_multiprocessor = 228 * 1024;
+
 EXPORTED void ptx_on_launch(Launch callback) { launch = callback; }
 
 EXPORTED cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared,
@@ -107,7 +110,13 @@ EXPORTED cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 132 : attribute == cudaDevAttrWarpSize ? 32 : 0;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount: *value = 132; break;
+    case cudaDevAttrWarpSize: *value = 32; break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = shared_per_multiprocessor; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = shared_per_multiprocessor - 1024; break;
+    default: *value = 0;
+  }
   return cudaSuccess;
 }
 

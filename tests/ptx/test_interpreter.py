@@ -214,9 +214,9 @@ def test_more_shared_memory_than_a_block_may_have(kernels: Device) -> None:
     given, kib = torch.empty(32), 1024
     launch(kernels, "much_shared", [], [given], 48 * kib, 0)
     stops(kernels, "much_shared", "50176 bytes of shared memory, over 48 KiB", [], [given], 49 * kib, 0)
-    launch(kernels, "much_shared", [], [given], 99 * kib, 99 * kib)
+    launch(kernels, "much_shared", [], [given], 227 * kib, 227 * kib)
     assert given.tolist() == list(range(32))
-    stops(kernels, "much_shared", "102400 bytes of shared memory, over 99 KiB", [], [given], 100 * kib, 100 * kib)
+    stops(kernels, "much_shared", "233472 bytes of shared memory, over 227 KiB", [], [given], 228 * kib, 228 * kib)
 
 
 def test_reads_past_the_end(kernels: Device) -> None:

@@ -1,5 +1,6 @@
 """The operators' tests on the kernels as nvcc compiles them, and what only kernels can get wrong."""
 
+import ctypes
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -28,7 +29,7 @@ from tests.ops.test_operators import (  # noqa: F401
     test_segment_labels_the_largest_resized_score,
     test_shift_add_of_more_channels_than_are_worked_on_at_once,
 )
-from tests.ptx.device import Device
+from tests.ptx.device import Device, tensors_of
 from tests.ptx.predict import spread_sample
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -141,6 +142,43 @@ def test_a_last_output_that_rounding_moves_off_the_last_row(layout: torch.memory
         with ops.use_backend(backend):
             merged, _ = ops.scale_merge(scores, logits, size=sizes[0])
             results.append(torch.autograd.grad(merged, [*scores, logits], merged.detach().cos()))
+    assert_close(*results, torch.float32)
+
+
+@pytest.mark.parametrize("kib", [100, 164], ids=["compute capability 8.6", "compute capability 8.0"])
+@layouts
+def test_backward_passes_leave_room_for_their_blocks(
+    layout: torch.memory_format, kib: int, ptx: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kib`: shared memory of a multiprocessor. A block of each of two takes half of it, but for 1 KiB."""
+    monkeypatch.setattr(shared_per_multiprocessor(ptx), "value", kib * 1024)
+    sizes = [(40, 70), (30, 53), (20, 35)]
+    scores = [torch.randn(1, 12, *size).contiguous(memory_format=layout) for size in sizes]
+    logits = torch.randn(1, 3, *sizes[0]).contiguous(memory_format=layout)
+    arguments = [torch.randn(1, 12, *sizes[0]), None, scores, logits, logits.softmax(1), None]
+    computed = tensors_of(ptx.operator("scale_merge_backward", *arguments))
+    assert all(ran.launch.shared_bytes <= (kib // 2 - 1) * 1024 for ran in ptx.last.launches)
+    assert_close(computed, tensors_of(torch.ops.a2s.scale_merge_backward(*arguments)), torch.float32)
+
+
+def shared_per_multiprocessor(device: Device) -> ctypes.c_int:
+    return ctypes.c_int.in_dll(device.library, "shared_per_multiprocessor")
+
+
+@layouts
+@pytest.mark.parametrize("operator", ["scale_average", "scale_max", "scale_merge", "scale_merge_recalibrated"])
+def test_gradients_in_the_other_layout(operator: str, layout: torch.memory_format, ptx: Device) -> None:
+    function, _ = OPERATORS[operator]
+    other = torch.contiguous_format if layout == torch.channels_last else torch.channels_last
+    results = []
+    for backend in ("ptx", "reference"):
+        inputs = make_inputs(operator, "two-scales", torch.float32, channels=6)
+        inputs = [x.contiguous(memory_format=layout).requires_grad_() for x in inputs]
+        with ops.use_backend(backend):
+            outputs = function(*inputs, size=GRIDS["two-scales"][0])
+            merged = outputs[0] if isinstance(outputs, tuple) else outputs
+            grad = merged.detach().cos().contiguous(memory_format=other)
+            results.append(torch.autograd.grad(merged, inputs, grad))
     assert_close(*results, torch.float32)
 
 
