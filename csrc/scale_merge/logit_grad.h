@@ -227,6 +227,7 @@ class AttentionScores {
   }
 
   void launch_logit_grad(const Tensor& logits, const std::optional<Tensor>& grad_weights, const Tensor& grad_logits) {
+    if (logits.numel() == 0) return;
     LogitGradArguments<T> a{};
     std::optional<Tensor> given = grad_weights;
     a.from_weights = logits.size(2) == grad_.size(2) && logits.size(3) == grad_.size(3);

@@ -342,6 +342,10 @@ def test_empty_batches_launch_nothing(ptx: Device) -> None:
     for scores in (make_scores("two-scales", batch=0), [x[:0] for x in make_scores("two-scales")]):
         ops.scale_average(scores, (9, 13))
         assert not ptx.last.launches
+    weights, logits = scores[0].new_empty(0, 2, 9, 13), scores[0].new_empty(0, 2, 4, 4)
+    merged = scores[0].new_empty(0, scores[0].size(1), 9, 13)
+    ptx.operator("scale_merge_backward", merged, weights, scores[:2], logits, weights, None)
+    assert not ptx.last.launches
 
 
 @pytest.mark.slow
