@@ -205,7 +205,7 @@ class AttentionScores {
         weight_grad_[s] = {sums + plane * pixels(), static_cast<int>(tiles), 3 * tiles * pixels(), 3 * pixels()};
       };
       for (size_t i = 0; i < pair.size(); ++i) add(pair[i].s, static_cast<int64_t>(i));
-      if (own.out.data) add(own.s, 2);
+      if (own.s >= 0) add(own.s, 2);
       return sums;
     };
   }
@@ -227,7 +227,6 @@ class AttentionScores {
   }
 
   void launch_logit_grad(const Tensor& logits, const std::optional<Tensor>& grad_weights, const Tensor& grad_logits) {
-    if (logits.numel() == 0) return;
     LogitGradArguments<T> a{};
     std::optional<Tensor> given = grad_weights;
     a.from_weights = logits.size(2) == grad_.size(2) && logits.size(3) == grad_.size(3);
